@@ -1,0 +1,108 @@
+# Everything here works from a fresh clone with no environment active; `make` lists the targets.
+
+PYTHON  ?=
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.minserve-setup
+JOBS    ?= 2
+ARGS    ?=
+CHAPTER ?=
+# Remembered from the first setup, so that a refresh stays with the build the reader chose.
+TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup lab reset test test-fast lint types imports unit notebooks clean distclean
+
+# An environment that happens to be active must change nothing.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+
+# $(call stage,heading,command): a heading, the command, and how long it took.
+define stage
+@printf '\n== %s ==\n' '$(1)'; start=$$(date +%s); { $(2); }; code=$$?; \
+printf -- '-- %s: %d s\n' '$(1)' $$(( $$(date +%s) - start )); exit $$code
+endef
+
+help: ## list the targets
+	@echo 'usage: make <target>'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'settings:'
+	@echo '  TORCH=cpu     setup: the CPU build of torch, without gigabytes of CUDA libraries'
+	@echo '  PYTHON=...    setup: the Python to build .venv with (3.11, 3.12 or 3.13)'
+	@echo '  CHAPTER=00    reset: the chapter, by number'
+	@echo '  ARGS="..."    lab: passed to JupyterLab; unit and test-fast: passed to pytest'
+	@echo '  JOBS=2        unit and test-fast: processes'
+
+setup: ## make .venv with everything lab and test need; refresh it when the pins change
+	@want=$$(cat pyproject.toml constraints.txt | cksum); \
+	if [ -x $(BIN)/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$want" ]; then exit 0; fi; \
+	set -e; \
+	if [ ! -x $(BIN)/python ]; then \
+	  ok='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; python=; \
+	  for each in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	    if "$$each" -c "$$ok" 2>/dev/null; then python=$$each; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo 'minserve needs Python 3.11, 3.12 or 3.13, and none of these is one: $(or $(PYTHON),python3 python3.13 python3.12 python3.11).' >&2; \
+	    echo 'Install one, or name yours: make setup PYTHON=/path/to/python3.12' >&2; exit 1; \
+	  fi; \
+	  "$$python" -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo 'That Python cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv).' >&2; exit 1; }; \
+	fi; \
+	rm -f $(STAMP); \
+	if [ "$(TORCH)" = cpu ]; then \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt uv; \
+	  $(BIN)/uv pip install --python $(BIN)/python --torch-backend=cpu "$$(grep '^torch==' constraints.txt)"; \
+	elif [ -n "$(TORCH)" ]; then \
+	  echo 'TORCH=$(TORCH) is not known: leave it out for the ordinary build, or say TORCH=cpu.' >&2; exit 1; \
+	elif [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  echo 'No NVIDIA GPU seen. The ordinary torch for Linux may bring gigabytes of CUDA libraries;'; \
+	  echo 'to do without them, stop here and say: make setup TORCH=cpu'; \
+	fi; \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+	printf '%s' "$(TORCH)" > $(VENV)/.minserve-torch; \
+	echo "$$want" > $(STAMP); \
+	echo 'Ready: $(VENV)'
+
+lab: setup ## open JupyterLab on the start chapter, in your own copies under work/
+	@$(BIN)/python labs/open_lab.py $(if $(ARGS),-- $(ARGS))
+
+reset: setup ## take a fresh copy of one chapter (CHAPTER=00); yours is kept as a backup
+	@test -n '$(CHAPTER)' || { echo 'Which chapter? For example: make reset CHAPTER=00' >&2; exit 2; }
+	@$(BIN)/python labs/open_lab.py --copy-only --reset '$(CHAPTER)'
+
+test: setup lint types imports unit notebooks ## everything CI runs
+
+test-fast: setup ## lint, types, imports, and the tests not marked slow
+	@$(MAKE) --no-print-directory lint types imports
+	$(call stage,pytest (fast),$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(ARGS))
+
+lint: setup ## ruff: rules and format
+	$(call stage,ruff,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+
+types: setup ## mypy, strict on minserve/
+	$(call stage,mypy,$(BIN)/mypy)
+
+imports: setup ## import-linter: the rooms import one way
+	$(call stage,import-linter,$(BIN)/lint-imports --no-logo)
+
+unit: setup ## pytest over tests/
+	$(call stage,pytest,$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS))
+
+notebooks: setup ## run every chapter headless and compare the outputs tagged for it
+	$(call stage,notebooks,\
+	if [ -n "$$(find labs -name '*.ipynb' -not -path '*/.*')" ]; \
+	then MINSERVE_HEADLESS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 labs; \
+	else echo 'no notebooks yet'; fi)
+
+clean: ## remove caches and build products; .venv and work/ stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find minserve widgets tests labs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## clean, and remove .venv too; your copies in work/ stay
+	rm -rf $(VENV)
