@@ -1,0 +1,1 @@
+"""Attention over paged keys and values: the plan/run interface and its backends."""

@@ -1,0 +1,47 @@
+"""Attention as `plan(batch)` once per step, then `run(q, k, v, layer)` once per layer.
+
+Everything that depends on the batch alone (masks, splits, padded tables) is worked out in `plan`.
+A backend sees pages as tensors; who owns which page is not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from minserve.batch import ForwardBatch
+
+LayerCache = tuple[Tensor, Tensor]
+"""A layer's keys and values: `[num_blocks, num_kv_heads, block_size, head_dim]` each."""
+
+
+class AttentionPlan(Protocol):
+    """What a backend prepared for one batch."""
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Store `k` and `v` in the layer's pages and attend.
+
+        `q`: `[num_tokens, num_heads, head_dim]`; `k`, `v`: `[num_tokens, num_kv_heads, head_dim]`;
+        rows may be strided. Returns the output, shaped like `q` and contiguous, and the
+        log-sum-exp `[num_tokens, num_heads]` when asked for: with it, partial results over
+        disjoint keys can be merged.
+        """
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Makes plans. One per engine: it holds the engine's pages, never a global."""
+
+    name: str
+
+    def plan(self, batch: ForwardBatch) -> AttentionPlan:
+        """Prepare attention for one batch."""
+        ...
+
+
+Caches = Sequence[LayerCache]
+"""One `LayerCache` per decoder layer."""

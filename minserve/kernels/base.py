@@ -1,0 +1,80 @@
+"""The operators a decoder is made of, as one interface with several implementations.
+
+`reference.TorchOps` is plain torch, works everywhere, and is the oracle of every other one. Which
+implementation an engine uses is a field of its configuration; the model and the attention backends
+receive it as an argument. Knows nothing about requests, models or memory policy.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Ops(Protocol):
+    """Operators over rows of a ragged batch. Unless said otherwise a row is one token."""
+
+    name: str
+    """What `EngineConfig.kernels.backend` calls this implementation."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension, accumulated in at least
+        float32: `[rows, hidden]` (or `[rows, heads, head_dim]`, strided) -> same shape."""
+        ...
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`residual += x` in place, then `rms_norm(residual)`: `[rows, hidden]` each."""
+        ...
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """`silu(gate) * up` of `[rows, 2 * inner]` (gate first) -> `[rows, inner]`."""
+        ...
+
+    def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        """Rotate `x` in place: `[rows, heads, head_dim]`, rows may be strided, the last two
+        dimensions are contiguous. `cos_sin` is `[max_position, head_dim]`: cosines of the
+        `head_dim / 2` angles, then their sines; the halves of a head are the pairs (rotate-half,
+        as Hugging Face checkpoints have it). `positions` is int64 `[rows]`."""
+        ...
+
+    def store_kv(
+        self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+    ) -> None:
+        """Write each row's key and value into its slot of a layer's pages.
+
+        `k`, `v`: `[rows, num_kv_heads, head_dim]` (rows may be strided); `keys`, `values`:
+        `[num_blocks, num_kv_heads, block_size, head_dim]`; `slots`: int64 `[rows]`, where
+        `slot = block * block_size + offset`.
+        """
+        ...
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Causal attention of a ragged batch of queries over paged keys and values.
+
+        `q`: `[rows, num_heads, head_dim]` (rows may be strided); request r owns rows
+        `query_starts[r]` to `query_starts[r + 1]`, which are the last `query_lens[r]` of its
+        `kv_lens[r]` tokens. `block_tables`: int32 `[num_requests, max_blocks]`. With a `window`, a
+        query sees itself and the `window - 1` tokens before it. Grouped heads: query head h reads
+        KV head `h // (num_heads // num_kv_heads)`. Returns `[rows, num_heads, head_dim]` and, when
+        asked, the natural log-sum-exp of the scaled scores, float32 (float64 for float64 inputs)
+        `[rows, num_heads]`.
+        """
+        ...

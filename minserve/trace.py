@@ -1,0 +1,128 @@
+"""Everything a run tells: one `StepTrace` per engine step, collected in a `RunTrace`.
+
+Widgets, metrics, reports, recorded runs and calibration all read this one stream. Counters are
+always there; per-request detail is kept when asked for. Knows nothing about how steps are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """Arithmetic and memory traffic of one step, counted from shapes, not measured.
+
+    A multiply-add is 2 FLOPs. Bytes are the least a step must move: each weight once, each cached
+    key and value read once per request and layer, new ones written once.
+    """
+
+    linear_flops: int = 0
+    """Projections, feed-forwards and the unembedding."""
+    attention_flops: int = 0
+    """Scores and weighted sums over the context."""
+    weight_bytes: int = 0
+    kv_read_bytes: int = 0
+    kv_write_bytes: int = 0
+    activation_bytes: int = 0
+    """Residual stream, projections' inputs and outputs, logits: written and read once each."""
+
+    @property
+    def flops(self) -> int:
+        """All arithmetic."""
+        return self.linear_flops + self.attention_flops
+
+    @property
+    def bytes(self) -> int:
+        """All traffic."""
+        return (
+            self.weight_bytes + self.kv_read_bytes + self.kv_write_bytes + self.activation_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Seconds of one step by stage."""
+
+    schedule_s: float = 0.0
+    """Deciding who computes how many tokens, pages included."""
+    prepare_s: float = 0.0
+    """Building the batch's tensors."""
+    forward_s: float = 0.0
+    """Decoder layers (attention included) and logits."""
+    attention_s: float = 0.0
+    """Attention's part of `forward_s`; 0 on a GPU, where it is not timed apart."""
+    sample_s: float = 0.0
+    """Logits to tokens, the wait for the device included."""
+    commit_s: float = 0.0
+    """Tokens to requests: stop conditions, text, freed pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStep:
+    """What one step did for one request; kept when `TraceConfig.per_request` is on."""
+
+    request_id: str
+    sample_index: int
+    start: int
+    """Position of the first token computed."""
+    num_tokens: int
+    """Tokens computed."""
+    num_recomputed: int
+    """Of those, tokens that had been computed before (after preemption, or without a cache)."""
+    new_token_ids: tuple[int, ...]
+    """Tokens this step added to the request."""
+    blocks: tuple[int, ...] = ()
+    """Pages held during the step, when `TraceConfig.pages` is on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """One engine step: who computed what, what it held, what it cost."""
+
+    index: int
+    start_s: float
+    """Seconds of the engine's clock."""
+    end_s: float
+    stages: StageTimes
+    work: StepWork
+    num_waiting: int
+    """Requests waiting after scheduling, preempted ones included."""
+    num_running: int
+    """Requests holding a place after scheduling."""
+    num_scheduled: int
+    """Requests that computed something."""
+    num_prefill_tokens: int
+    """Tokens computed that are not the request's newest one: prompt or recomputation."""
+    num_decode_tokens: int
+    """Newest tokens computed: one per request that had caught up."""
+    num_recomputed_tokens: int
+    """Tokens computed that had been computed before."""
+    num_sampled_tokens: int
+    """Tokens added to requests."""
+    num_preempted: int
+    num_finished: int
+    num_aborted: int
+    """Requests aborted since the step before."""
+    blocks_total: int
+    blocks_used: int
+    """Pages owned by requests while the step ran."""
+    kv_tokens: int
+    """Tokens whose keys and values are kept when the step ends."""
+    kv_bytes_reserved: int
+    """Bytes of the whole pool."""
+    kv_bytes_allocated: int
+    """Bytes of the pages owned while the step ran."""
+    kv_bytes_used: int
+    """Bytes of the tokens kept when the step ends."""
+    requests: tuple[RequestStep, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from start to end."""
+        return self.end_s - self.start_s
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed."""
+        return self.num_prefill_tokens + self.num_decode_tokens
