@@ -1,0 +1,30 @@
+"""What every test relies on: no network, one torch thread a process, and GPU tests skipped."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch or transformers. Tests run side by side, one process a core; more
+# threads than cores would only make them wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+# The first example pays for imports and warm-up, so a deadline would only measure the machine.
+settings.register_profile("minserve", deadline=None)
+settings.load_profile("minserve")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; torch is asked only if a test needs the answer."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
