@@ -1,7 +1,7 @@
-"""Everything a run tells: one `StepTrace` per engine step, collected in a `RunTrace`.
+"""What one engine step tells: a `StepTrace`, with its counted work and its times by stage.
 
-Widgets, metrics, reports, recorded runs and calibration all read this one stream. Counters are
-always there; per-request detail is kept when asked for. Knows nothing about how steps are made.
+Counters are always there; per-request detail is kept when asked for. Knows nothing about how
+steps are made, nor how they are collected.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ class StepWork:
     @property
     def bytes(self) -> int:
         """All traffic."""
-        return (
-            self.weight_bytes + self.kv_read_bytes + self.kv_write_bytes + self.activation_bytes
-        )
+        return self.weight_bytes + self.kv_read_bytes + self.kv_write_bytes + self.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)

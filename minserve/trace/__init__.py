@@ -1,0 +1,25 @@
+"""Everything a run tells: one `StepTrace` per engine step, collected in a `RunTrace`.
+
+Widgets, metrics, reports, recorded runs and calibration all read this one stream. `step` has the
+records, `run` the bounded collection, `summary` the figures people quote, `export` and `chrome`
+the ways out. Knows nothing about how steps are made.
+"""
+
+from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader, TraceSnapshot
+from minserve.trace.step import RequestStep, StageTimes, StepTrace, StepWork
+from minserve.trace.summary import Distribution, RunSummary
+from minserve.trace.totals import RunTotals
+
+__all__ = [
+    "Distribution",
+    "FinishedRequest",
+    "RequestStep",
+    "RunSummary",
+    "RunTotals",
+    "RunTrace",
+    "StageTimes",
+    "StepTrace",
+    "StepWork",
+    "TraceHeader",
+    "TraceSnapshot",
+]

@@ -1,0 +1,207 @@
+"""`RunTrace`: the bounded record of a run, appended to by one engine, read by anyone meanwhile.
+
+The newest steps and finished requests are kept in rings; running totals count them all. Readers
+take a `TraceSnapshot` and work on that. Knows nothing about how steps are made or drawn.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from minserve.request import FinishReason, RequestMetrics
+from minserve.trace.step import StepTrace
+from minserve.trace.totals import RunTotals
+
+if TYPE_CHECKING:
+    import pandas
+
+    from minserve.trace.summary import RunSummary
+
+Provenance = Literal["measured", "modelled", "recorded"]
+
+
+@dataclass(frozen=True)
+class TraceHeader:
+    """Where a trace comes from. Values of `config` are JSON values (numbers, strings, None)."""
+
+    model: str = ""
+    """Name of the model, never a path of somebody's machine."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved configuration: dotted path -> value."""
+    device: str = ""
+    """The processor or GPU in words."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package -> version."""
+    date: str = ""
+    """ISO 8601 day or time of the run."""
+    provenance: Provenance = "measured"
+    """measured: timed on this machine; modelled: charged by a model of a device; recorded: read
+    back from a file of another machine's run."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """One sample that ended, and its timings."""
+
+    request_id: str
+    sample_index: int
+    finish_reason: FinishReason
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True)
+class TraceSnapshot:
+    """A consistent copy of a trace at one moment; nothing in it changes any more."""
+
+    header: TraceHeader
+    totals: RunTotals
+    steps: tuple[StepTrace, ...]
+    """Newest steps, oldest first."""
+    requests: tuple[FinishedRequest, ...]
+    """Newest finished requests, in the order they finished."""
+
+
+class RunTrace:
+    """The trace of one run: one writer (the engine), any number of readers, from any thread.
+
+    Keeps the newest `max_steps` steps and `max_requests` finished requests; `totals` count all.
+    """
+
+    def __init__(
+        self,
+        max_steps: int = 100_000,
+        max_requests: int = 100_000,
+        header: TraceHeader | None = None,
+    ) -> None:
+        if max_steps < 1 or max_requests < 1:
+            raise ValueError(
+                f"RunTrace(max_steps={max_steps}, max_requests={max_requests}): expected at least "
+                "1 each"
+            )
+        self.header = header if header is not None else TraceHeader()
+        self._steps: deque[StepTrace] = deque(maxlen=max_steps)
+        self._requests: deque[FinishedRequest] = deque(maxlen=max_requests)
+        self._totals = RunTotals()
+        # A deque must not be iterated while it grows; held for the copy, never for an export.
+        self._lock = threading.Lock()
+
+    def append(self, step: StepTrace) -> None:
+        """Add the newest step; the oldest one falls out when the ring is full."""
+        with self._lock:
+            self._steps.append(step)
+            self._totals.add_step(step)
+
+    def finish_request(
+        self,
+        request_id: str,
+        sample_index: int,
+        metrics: RequestMetrics,
+        finish_reason: FinishReason,
+    ) -> None:
+        """Add a sample that ended, for whatever reason."""
+        record = FinishedRequest(request_id, sample_index, finish_reason, metrics)
+        with self._lock:
+            self._requests.append(record)
+            self._totals.add_request(metrics)
+
+    @property
+    def max_steps(self) -> int:
+        """Most steps kept."""
+        return self._steps.maxlen or 0
+
+    @property
+    def max_requests(self) -> int:
+        """Most finished requests kept."""
+        return self._requests.maxlen or 0
+
+    @property
+    def steps(self) -> tuple[StepTrace, ...]:
+        """The kept steps, oldest first: a copy."""
+        with self._lock:
+            return tuple(self._steps)
+
+    @property
+    def requests(self) -> tuple[FinishedRequest, ...]:
+        """The kept finished requests, in the order they finished: a copy."""
+        with self._lock:
+            return tuple(self._requests)
+
+    @property
+    def totals(self) -> RunTotals:
+        """Sums and peaks over all steps so far: a copy."""
+        with self._lock:
+            return replace(self._totals)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def since(self, position: int) -> tuple[tuple[StepTrace, ...], int]:
+        """Steps appended after the first `position` ones, and the position to ask from next.
+
+        For live readers: starts at 0; steps that already fell out of the ring are skipped.
+        """
+        with self._lock:
+            appended = self._totals.steps
+            wanted = min(appended - position, len(self._steps))
+            newest: list[StepTrace] = []
+            for step in reversed(self._steps):
+                if len(newest) >= wanted:
+                    break
+                newest.append(step)
+        return tuple(reversed(newest)), appended
+
+    def snapshot(self) -> TraceSnapshot:
+        """Everything at one moment, for exports and figures."""
+        with self._lock:
+            return TraceSnapshot(
+                header=self.header,
+                totals=replace(self._totals),
+                steps=tuple(self._steps),
+                requests=tuple(self._requests),
+            )
+
+    def summary(self) -> RunSummary:
+        """The figures people quote: latencies, throughput, memory, preemptions."""
+        from minserve.trace.summary import summarize
+
+        return summarize(self.snapshot())
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The trace as JSON text, also written to `path` (compressed where it ends in .gz)."""
+        from minserve.trace import export
+
+        return export.to_json(self, path)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> RunTrace:
+        """A trace from JSON text or from a file written by `to_json`.
+
+        Raises TraceFormatError (a ValueError) for anything else, or a version not known here.
+        """
+        from minserve.trace import export
+
+        return export.from_json(source)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per kept step, all counters as columns. Raises ImportError without pandas."""
+        from minserve.trace import export
+
+        return export.steps_dataframe(self.snapshot())
+
+    def requests_dataframe(self) -> pandas.DataFrame:
+        """One row per kept finished request. Raises ImportError without pandas."""
+        from minserve.trace import export
+
+        return export.requests_dataframe(self.snapshot())
+
+    def to_chrome_trace(self, path: str | Path) -> None:
+        """Write a file that ui.perfetto.dev and chrome://tracing open."""
+        from minserve.trace import chrome
+
+        chrome.write(self.snapshot(), path)
