@@ -5,6 +5,7 @@ records, `run` the bounded collection, `summary` the figures people quote, `expo
 the ways out. Knows nothing about how steps are made.
 """
 
+from minserve.trace.export import TraceFormatError
 from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader, TraceSnapshot
 from minserve.trace.step import RequestStep, StageTimes, StepTrace, StepWork
 from minserve.trace.summary import Distribution, RunSummary
@@ -20,6 +21,7 @@ __all__ = [
     "StageTimes",
     "StepTrace",
     "StepWork",
+    "TraceFormatError",
     "TraceHeader",
     "TraceSnapshot",
 ]

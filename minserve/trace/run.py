@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -165,6 +165,20 @@ class RunTrace:
                 steps=tuple(self._steps),
                 requests=tuple(self._requests),
             )
+
+    def restore(
+        self,
+        totals: RunTotals,
+        steps: Iterable[StepTrace],
+        requests: Iterable[FinishedRequest],
+    ) -> None:
+        """Replace everything by what was recorded elsewhere; for readers of files."""
+        with self._lock:
+            self._totals = replace(totals)
+            self._steps.clear()
+            self._steps.extend(steps)
+            self._requests.clear()
+            self._requests.extend(requests)
 
     def summary(self) -> RunSummary:
         """The figures people quote: latencies, throughput, memory, preemptions."""

@@ -1,0 +1,210 @@
+"""A trace as JSON and as data frames.
+
+The JSON is a table: column names once, then a row per step, so that a hundred thousand steps stay
+readable in seconds. Floats are written so that they read back exactly.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minserve.request import RequestMetrics
+from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader, TraceSnapshot
+from minserve.trace.step import RequestStep, StageTimes, StepTrace, StepWork
+from minserve.trace.totals import RunTotals
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = "minserve.trace"
+VERSION = 1
+
+_NESTED = {"stages": StageTimes, "work": StepWork}
+_STEP_FIELDS = tuple(item.name for item in fields(StepTrace))
+_PLAIN = tuple(name for name in _STEP_FIELDS if name not in (*_NESTED, "requests"))
+_STAGES = tuple(item.name for item in fields(StageTimes))
+_WORK = tuple(item.name for item in fields(StepWork))
+_PART = tuple(item.name for item in fields(RequestStep))
+_METRICS = tuple(item.name for item in fields(RequestMetrics))
+
+STEP_COLUMNS = (*_PLAIN, *_STAGES, *_WORK)
+"""Columns of a step's row; what it did for each request is kept beside the table."""
+REQUEST_COLUMNS = ("request_id", "sample_index", "finish_reason", *_METRICS)
+
+
+class TraceFormatError(ValueError):
+    """Text that is not a trace this version of minserve can read. The message says why."""
+
+
+def step_row(step: StepTrace) -> list[Any]:
+    """The values of `STEP_COLUMNS` for one step."""
+    return [
+        *(getattr(step, name) for name in _PLAIN),
+        *(getattr(step.stages, name) for name in _STAGES),
+        *(getattr(step.work, name) for name in _WORK),
+    ]
+
+
+def request_row(request: FinishedRequest) -> list[Any]:
+    """The values of `REQUEST_COLUMNS` for one finished request."""
+    return [
+        request.request_id,
+        request.sample_index,
+        request.finish_reason,
+        *(getattr(request.metrics, name) for name in _METRICS),
+    ]
+
+
+def to_json(trace: RunTrace, path: str | Path | None = None) -> str:
+    """The trace as JSON text, also written to `path` (compressed where it ends in .gz)."""
+    snapshot = trace.snapshot()
+    header = asdict(snapshot.header)
+    text = json.dumps(
+        {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "header": header,
+            "max_steps": trace.max_steps,
+            "max_requests": trace.max_requests,
+            "totals": asdict(snapshot.totals),
+            "step_columns": STEP_COLUMNS,
+            "steps": [step_row(step) for step in snapshot.steps],
+            "detail_columns": _PART,
+            # Row of the step table -> what that step did for each request.
+            "detail": {
+                str(row): [[getattr(part, name) for name in _PART] for part in step.requests]
+                for row, step in enumerate(snapshot.steps)
+                if step.requests
+            },
+            "request_columns": REQUEST_COLUMNS,
+            "requests": [request_row(request) for request in snapshot.requests],
+        },
+        separators=(",", ":"),
+    )
+    if path is not None:
+        target = Path(path)
+        data = text.encode()
+        # A fixed time stamp: the same trace gives the same file.
+        target.write_bytes(gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
+    return text
+
+
+def from_json(source: str | Path) -> RunTrace:
+    """A trace from JSON text or from a file. Raises TraceFormatError for anything else."""
+    text = source if isinstance(source, str) and source.lstrip().startswith("{") else _read(source)
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TraceFormatError(
+            f"not a trace: the JSON breaks off or is damaged ({error})"
+        ) from None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise TraceFormatError(
+            f"not a minserve trace: expected a JSON object whose schema is {SCHEMA!r}; "
+            "RunTrace.to_json writes one"
+        )
+    if data.get("version") != VERSION:
+        raise TraceFormatError(
+            f"this trace has version {data.get('version')!r}, and this minserve reads version "
+            f"{VERSION}: record it again, or read it with the minserve that wrote it "
+            f"({data.get('header', {}).get('versions', {}).get('minserve', 'version not noted')})"
+        )
+    try:
+        return _build(data)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise TraceFormatError(
+            f"a trace of version {VERSION} with a missing or unknown part: {error!r}"
+        ) from None
+
+
+def _read(source: str | Path) -> str:
+    path = Path(source)
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+
+
+def _build(data: dict[str, Any]) -> RunTrace:
+    header = data["header"] | {"notes": tuple(data["header"]["notes"])}
+    trace = RunTrace(data["max_steps"], data["max_requests"], TraceHeader(**header))
+    columns, detail = data["step_columns"], data["detail"]
+    if set(columns) != set(STEP_COLUMNS):
+        raise KeyError(*sorted(set(columns) ^ set(STEP_COLUMNS)))
+    steps = []
+    for row, values in enumerate(data["steps"]):
+        cells = dict(zip(columns, values, strict=True))
+        steps.append(
+            StepTrace(
+                **{name: cells[name] for name in _PLAIN},
+                stages=StageTimes(**{name: cells[name] for name in _STAGES}),
+                work=StepWork(**{name: cells[name] for name in _WORK}),
+                requests=tuple(
+                    _part(data["detail_columns"], part) for part in detail.get(str(row), ())
+                ),
+            )
+        )
+    requests = []
+    for values in data["requests"]:
+        cells = dict(zip(data["request_columns"], values, strict=True))
+        metrics = RequestMetrics(**{name: cells[name] for name in _METRICS})
+        requests.append(
+            FinishedRequest(
+                cells["request_id"], cells["sample_index"], cells["finish_reason"], metrics
+            )
+        )
+    trace.restore(RunTotals(**data["totals"]), steps, requests)
+    return trace
+
+
+def _part(columns: list[str], values: list[Any]) -> RequestStep:
+    cells: dict[str, Any] = dict(zip(columns, values, strict=True))
+    cells["new_token_ids"] = tuple(cells["new_token_ids"])
+    cells["blocks"] = tuple(cells["blocks"])
+    return RequestStep(**cells)
+
+
+def steps_dataframe(snapshot: TraceSnapshot) -> pandas.DataFrame:
+    """One row per step; `attrs` carry where the run comes from."""
+    frame = _frame(STEP_COLUMNS, [step_row(step) for step in snapshot.steps], snapshot)
+    frame["duration_s"] = frame["end_s"] - frame["start_s"]
+    frame["num_tokens"] = frame["num_prefill_tokens"] + frame["num_decode_tokens"]
+    frame["flops"] = frame["linear_flops"] + frame["attention_flops"]
+    frame["bytes"] = frame[
+        ["weight_bytes", "kv_read_bytes", "kv_write_bytes", "activation_bytes"]
+    ].sum(axis=1)
+    return frame
+
+
+def requests_dataframe(snapshot: TraceSnapshot) -> pandas.DataFrame:
+    """One row per finished request, with its latencies in seconds."""
+    rows = [
+        [*request_row(request), *(getattr(request.metrics, name) for name in _LATENCIES)]
+        for request in snapshot.requests
+    ]
+    return _frame((*REQUEST_COLUMNS, *_LATENCIES), rows, snapshot)
+
+
+_LATENCIES = ("queue_s", "ttft_s", "tpot_s", "e2e_s")
+
+
+def _frame(
+    columns: Sequence[str], rows: list[list[Any]], snapshot: TraceSnapshot
+) -> pandas.DataFrame:
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError(
+            "a trace becomes a data frame with pandas, which is not installed: "
+            "pip install 'minserve[lab]'"
+        ) from None
+    frame = pandas.DataFrame(rows, columns=list(columns))
+    frame.attrs = {
+        "model": snapshot.header.model,
+        "device": snapshot.header.device,
+        "provenance": snapshot.header.provenance,
+    }
+    return frame
