@@ -1,0 +1,177 @@
+"""`Linear` owns a weight format: how a matrix is read, stored, cut for tensor parallelism, applied.
+
+Projections that read the same input are one `Linear` with several parts (q|k|v, gate|up): one
+matrix product instead of three. Nobody outside a format asks what it is; quantized formats are
+further classes with the same four methods. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from minserve.kernels.base import Ops
+
+ShardDim = Literal["output", "input"]
+"""Which side of the matrix is cut: rows of every part (column-parallel in Megatron-LM's words,
+arXiv 1909.08053), or columns, whose partial results the caller sums (row-parallel)."""
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """`[sum(parts), in_features]`, with a bias of `[sum(parts)]` or none."""
+
+    in_features: int
+    parts: tuple[int, ...]
+    """Output rows of each fused projection, in order."""
+    bias: bool = False
+
+    @property
+    def out_features(self) -> int:
+        """Output rows of all parts together."""
+        return sum(self.parts)
+
+    def shard(self, world: int, dim: ShardDim) -> LinearShape:
+        """The shape of one of `world` equal shards; ValueError when it does not divide."""
+        sizes = self.parts if dim == "output" else (self.in_features,)
+        if any(size % world for size in sizes):
+            raise ValueError(
+                f"a linear layer with {dim} sizes {sizes} cannot be cut into {world} equal "
+                "shards: choose a tensor-parallel size that divides all of them"
+            )
+        if dim == "output":
+            return LinearShape(
+                self.in_features, tuple(part // world for part in self.parts), self.bias
+            )
+        return LinearShape(self.in_features // world, self.parts, self.bias)
+
+
+class TensorSource(Protocol):
+    """The stored tensors of one projection, read when asked for."""
+
+    def read(self, suffix: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor `<projection>.<suffix>` in its stored number format; an error that names it
+        when it is missing or has another shape."""
+        ...
+
+
+class LinearWeight(Protocol):
+    """A loaded weight: read-only, shared freely between engines."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds, scales and packing included."""
+        ...
+
+    def apply(self, ops: Ops, x: Tensor) -> Tensor:
+        """`[rows, in_features]` -> `[rows, out_features]`."""
+        ...
+
+    def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> LinearWeight:
+        """The part of this weight, shaped `shape`, that `rank` of `world` keeps: a copy, so that
+        the whole can be freed."""
+        ...
+
+
+class WeightFormat(Protocol):
+    """How a kind of weight is read from a checkpoint."""
+
+    name: str
+
+    def load(
+        self,
+        shape: LinearShape,
+        sources: Sequence[TensorSource],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> LinearWeight:
+        """Read one source per part into one weight that computes in `dtype`."""
+        ...
+
+
+class DenseWeight:
+    """A plain matrix `[out_features, in_features]` and an optional bias `[out_features]`."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of matrix and bias."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def apply(self, ops: Ops, x: Tensor) -> Tensor:
+        """`x @ weight.T + bias`."""
+        return ops.linear(x, self.weight, self.bias)
+
+    def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> DenseWeight:
+        """Rank's rows of every part, or rank's columns."""
+        if dim == "input":
+            width = shape.in_features // world
+            weight = self.weight[:, rank * width : (rank + 1) * width].contiguous()
+            # The partial products are summed, so exactly one rank may add the bias.
+            keep = self.bias is not None and rank == 0
+            return DenseWeight(weight, self.bias if keep else None)
+
+        def rows(tensor: Tensor) -> Tensor:
+            pieces = tensor.split_with_sizes(shape.parts)
+            return torch.cat([piece.chunk(world)[rank] for piece in pieces])
+
+        return DenseWeight(rows(self.weight), None if self.bias is None else rows(self.bias))
+
+
+class DenseFormat:
+    """Unquantized weights: every part copied into its rows of one matrix."""
+
+    name = "dense"
+
+    def load(
+        self,
+        shape: LinearShape,
+        sources: Sequence[TensorSource],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> DenseWeight:
+        """Fill a preallocated matrix part by part: no second copy of a fused one ever exists."""
+        weight = torch.empty(shape.out_features, shape.in_features, dtype=dtype, device=device)
+        bias = torch.empty(shape.out_features, dtype=dtype, device=device) if shape.bias else None
+        start = 0
+        for rows, source in zip(shape.parts, sources, strict=True):
+            stop = start + rows
+            weight[start:stop].copy_(source.read("weight", (rows, shape.in_features)))
+            if bias is not None:
+                bias[start:stop].copy_(source.read("bias", (rows,)))
+            start = stop
+        return DenseWeight(weight, bias)
+
+
+class Linear:
+    """One (possibly fused) projection: its shape and its weight."""
+
+    __slots__ = ("apply", "shape", "weight")
+
+    def __init__(self, shape: LinearShape, weight: LinearWeight) -> None:
+        self.shape = shape
+        self.weight = weight
+        self.apply = weight.apply
+        """`apply(ops, x)`; held as an attribute to save one call per projection and step."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return self.weight.nbytes
+
+    def shard(self, rank: int, world: int, dim: ShardDim) -> Linear:
+        """This rank's share; ValueError when the sizes do not divide by `world`."""
+        smaller = self.shape.shard(world, dim)
+        weight = self.weight.shard(self.shape, rank, world, dim)
+        if dim == "input" and rank:
+            smaller = LinearShape(smaller.in_features, smaller.parts, bias=False)
+        return Linear(smaller, weight)

@@ -1,0 +1,29 @@
+"""Models: from a Hugging Face directory or hub name to a running decoder.
+
+`load_spec` says what a model is, `WeightStore.load` (or `load_weights`) reads its tensors, and
+`Decoder` runs them over a batch with one engine's operators and attention plan. Knows nothing about
+requests, pages, sampling or tokenizers.
+"""
+
+from minserve.models.checkpoint import load_weights
+from minserve.models.decoder import Decoder
+from minserve.models.errors import ModelError
+from minserve.models.families import FAMILIES
+from minserve.models.hub import load_generation_defaults, load_spec, resolve_model_dir
+from minserve.models.store import WeightStore, default_store
+from minserve.models.weights import DecoderWeights, LayerWeights, random_weights
+
+__all__ = [
+    "FAMILIES",
+    "Decoder",
+    "DecoderWeights",
+    "LayerWeights",
+    "ModelError",
+    "WeightStore",
+    "default_store",
+    "load_generation_defaults",
+    "load_spec",
+    "load_weights",
+    "random_weights",
+    "resolve_model_dir",
+]

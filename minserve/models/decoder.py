@@ -1,0 +1,126 @@
+"""The one decoder: Llama, Qwen2, Qwen3 and Mistral are values of `ModelSpec` that it runs.
+
+Its primitives are `embed`, `run_layers(start, stop)` and `head`. **Between layers `h` is always the
+whole residual stream**, with nothing pending beside it, so a forward pass may be cut at any layer:
+early exit and self-drafting put `head` on an inner `h`, pipelines send it to another process.
+Inside `run_layers` each residual addition is fused with the norm that follows; the last one is
+plain, which costs one small operator per call. Knows nothing about requests, sampling or pages.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from minserve.attention.base import AttentionPlan
+from minserve.batch import ForwardBatch
+from minserve.kernels.base import Ops
+from minserve.layers import AttentionMixer, GatedFeedForward, RMSNorm, rotary_table
+from minserve.models.weights import DecoderWeights
+from minserve.spec import ModelSpec
+
+
+class DecoderLayer:
+    """A mixer and a feed-forward, each behind its norm."""
+
+    __slots__ = ("feed_forward", "input_norm", "mixer", "ops", "post_norm")
+
+    def __init__(
+        self,
+        input_norm: RMSNorm,
+        mixer: AttentionMixer,
+        post_norm: RMSNorm,
+        feed_forward: GatedFeedForward,
+        ops: Ops,
+    ) -> None:
+        self.input_norm = input_norm
+        self.mixer = mixer
+        self.post_norm = post_norm
+        self.feed_forward = feed_forward
+        self.ops = ops
+
+    def forward(
+        self, pending: Tensor | None, residual: Tensor, plan: AttentionPlan, positions: Tensor
+    ) -> Tensor:
+        """Add `pending` (the previous layer's feed-forward output) and this layer's attention into
+        `residual` in place; return this layer's feed-forward output, still to be added."""
+        ops = self.ops
+        if pending is None:
+            x = self.input_norm.apply(ops, residual)
+        else:
+            x = self.input_norm.add_apply(ops, pending, residual)
+        x = self.mixer.forward(x, plan, positions)
+        x = self.post_norm.add_apply(ops, x, residual)
+        return self.feed_forward.forward(x)
+
+
+class Decoder:
+    """A model bound to one engine's operators. The weights stay shared and read-only."""
+
+    __slots__ = ("layers", "max_position", "ops", "spec", "weights")
+
+    def __init__(
+        self, spec: ModelSpec, weights: DecoderWeights, ops: Ops, max_position: int | None = None
+    ) -> None:
+        """`max_position`: longest sequence that will be run, in tokens (an engine's
+        `max_model_len`); None takes the checkpoint's. Larger positions are out of bounds."""
+        self.spec = spec
+        self.weights = weights
+        self.ops = ops
+        self.max_position = spec.max_position if max_position is None else max_position
+        embedding = weights.embedding.weight
+        tables: dict[int, Tensor] = {}
+        layers = []
+        for index, (layer, stored) in enumerate(zip(spec.layers, weights.layers, strict=True)):
+            head_dim = layer.mixer.head_dim
+            if head_dim not in tables:
+                tables[head_dim] = rotary_table(
+                    spec.rope, head_dim, self.max_position, embedding.dtype, embedding.device
+                )
+            mixer = AttentionMixer(
+                layer.mixer,
+                index,
+                stored.qkv,
+                stored.output,
+                stored.q_norm,
+                stored.k_norm,
+                tables[head_dim],
+                ops,
+            )
+            feed_forward = GatedFeedForward(stored.gate_up, stored.down, ops)
+            layers.append(
+                DecoderLayer(stored.input_norm, mixer, stored.post_norm, feed_forward, ops)
+            )
+        self.layers = tuple(layers)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 `[num_tokens]` -> the residual stream `[num_tokens, hidden_size]`, a new tensor."""
+        return self.weights.embedding.apply(token_ids)
+
+    def run_layers(
+        self,
+        h: Tensor,
+        plan: AttentionPlan,
+        positions: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Run layers `start` to `stop` (exclusive; None: to the last) over the residual stream.
+
+        `h` is `[num_tokens, hidden_size]` and is updated in place and returned: clone it first to
+        keep the stream as it was before these layers. `positions`: int64 `[num_tokens]`.
+        """
+        pending = None
+        for layer in self.layers[start:stop]:
+            pending = layer.forward(pending, h, plan, positions)
+        return h if pending is None else h.add_(pending)
+
+    def head(self, h: Tensor) -> Tensor:
+        """Rows of the residual stream `[rows, hidden_size]` -> logits `[rows, vocab_size]`: final
+        norm and unembedding. Callers select the rows they need and cut them into chunks: logits
+        are the largest activation there is."""
+        ops, weights = self.ops, self.weights
+        return weights.head.apply(ops, weights.final_norm.apply(ops, h))
+
+    def forward(self, batch: ForwardBatch, plan: AttentionPlan) -> Tensor:
+        """`embed` and all layers: the residual stream `[num_tokens, hidden_size]` of a batch."""
+        return self.run_layers(self.embed(batch.token_ids), plan, batch.positions)

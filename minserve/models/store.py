@@ -1,0 +1,65 @@
+"""Two engines on the same model hold one copy of its weights, for as long as either lives.
+
+Only weak references are kept: the store never prolongs the life of a weight, so it needs no limit,
+no eviction and no clean-up.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+
+from minserve.models.checkpoint import checkpoint_files, load_weights
+from minserve.models.hub import resolve_model_dir
+from minserve.models.weights import DecoderWeights
+from minserve.spec import ModelSpec
+
+_Key = tuple[Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device]
+
+
+class WeightStore:
+    """Weights by what they were loaded from: real path, sizes and times of the files, spec, number
+    format and device. A file that changes on disk is another model."""
+
+    def __init__(self) -> None:
+        self._live: WeakValueDictionary[_Key, DecoderWeights] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Distinct weights alive."""
+        return len(self._live)
+
+    def load(
+        self,
+        model: str | Path,
+        spec: ModelSpec,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
+    ) -> DecoderWeights:
+        """`load_weights`, or the copy that another engine already holds.
+
+        Two threads that ask for the same model at once get one copy: the second waits.
+        """
+        directory = resolve_model_dir(model).resolve()
+        where = torch.device(device)
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        stamps = []
+        for path in checkpoint_files(directory):
+            status = path.stat()
+            stamps.append((path.name, status.st_size, status.st_mtime_ns))
+        key = (directory, tuple(stamps), spec, dtype, where)
+        with self._lock:
+            weights = self._live.get(key)
+            if weights is None:
+                weights = load_weights(directory, spec, dtype, where, progress)
+                self._live[key] = weights
+            return weights
+
+
+default_store = WeightStore()
+"""The store that engines of one process share. It holds weak references only."""
