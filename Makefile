@@ -20,7 +20,9 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
-# $(call stage,heading,command): a heading, the command, and how long it took.
+# $(call heading,what) alone is for pytest, which ends with its own time;
+# $(call stage,what,command) is a heading, the command, and how long it took.
+heading = @printf '\n== %s ==\n' '$(1)'
 define stage
 @printf '\n== %s ==\n' '$(1)'; start=$$(date +%s); { $(2); }; code=$$?; \
 printf -- '-- %s: %d s\n' '$(1)' $$(( $$(date +%s) - start )); exit $$code
@@ -80,7 +82,8 @@ test: setup lint types imports unit notebooks ## everything CI runs
 
 test-fast: setup ## lint, types, imports, and the tests not marked slow
 	@$(MAKE) --no-print-directory lint types imports
-	$(call stage,pytest (fast),$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(ARGS))
+	$(call heading,pytest (fast))
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(call stage,ruff,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
@@ -92,13 +95,14 @@ imports: setup ## import-linter: the rooms import one way
 	$(call stage,import-linter,$(BIN)/lint-imports --no-logo)
 
 unit: setup ## pytest over tests/
-	$(call stage,pytest,$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS))
+	$(call heading,pytest)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 notebooks: setup ## run every chapter headless and compare the outputs tagged for it
-	$(call stage,notebooks,\
-	if [ -n "$$(find labs -name '*.ipynb' -not -path '*/.*')" ]; \
-	then MINSERVE_HEADLESS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 labs; \
-	else echo 'no notebooks yet'; fi)
+	$(call heading,notebooks)
+	@if [ -z "$$(find labs -name '*.ipynb' -not -path '*/.*')" ]; then echo 'no notebooks yet'; exit 0; fi; \
+	MINSERVE_HEADLESS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=120 labs
 
 clean: ## remove caches and build products; .venv and work/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
