@@ -32,54 +32,94 @@ class GroupTables:
 class SamplingBatch:
     """What the sampler needs for each of the `num_samples` rows whose next token is drawn.
 
-    Sparse parts are ragged triples `(row, token, value)` so that a batch in which nobody uses a
-    penalty or a bias carries empty tensors and pays nothing.
+    Per-row numbers are packed into one tensor, so that one copy moves them to a device; penalties
+    and biases are ragged lists of `(row, token)`, so that a batch in which nobody uses them
+    carries empty tensors and pays nothing. The integers beside the tensors say on the host which
+    parts are in use: reading them never waits for a device.
     """
 
-    temperature: Tensor
-    """float32 `[num_samples]`; 0 means greedy."""
-    top_k: Tensor
-    """int64 `[num_samples]`; 0 keeps the whole vocabulary."""
-    top_p: Tensor
-    """float32 `[num_samples]`; 1 keeps everything (nucleus sampling)."""
-    min_p: Tensor
-    """float32 `[num_samples]`; 0 keeps everything."""
-    repetition_penalty: Tensor
-    """float32 `[num_samples]`; 1 is off."""
-    presence_penalty: Tensor
-    """float32 `[num_samples]`; 0 is off."""
-    frequency_penalty: Tensor
-    """float32 `[num_samples]`; 0 is off."""
-    seeds: Tensor
-    """int64 `[num_samples]`: the request's seed."""
-    sample_indices: Tensor
-    """int64 `[num_samples]`: which of a request's n samples."""
-    positions: Tensor
-    """int64 `[num_samples]`: position of the token being drawn."""
-    history_rows: Tensor
-    """int64 `[num_history]`: sample row each history token belongs to (penalised rows only)."""
-    history_tokens: Tensor
-    """int64 `[num_history]`: tokens seen so far."""
-    history_is_output: Tensor
-    """bool `[num_history]`: generated (True) or from the prompt (False). Presence and frequency
-    count generated tokens only; repetition counts both."""
-    bias_rows: Tensor
-    """int64 `[num_biases]`."""
+    params: Tensor
+    """float64 `[8, num_samples]`; the properties below name its rows."""
+    history: Tensor
+    """int64 `[3, num_history]`: sample row, token, and how often that token was generated (0: it
+    stands in the prompt only). Each (row, token) occurs once; rows ascend; penalised rows only."""
     bias_tokens: Tensor
-    """int64 `[num_biases]`."""
+    """int64 `[2, num_biases]`: sample row and token. Each pair occurs once; rows ascend."""
     bias_values: Tensor
-    """float32 `[num_biases]`: added to the logit; -inf bans the token."""
+    """float64 `[num_biases]`: added to the logit; -inf bans the token."""
+    logprob_rows: Tensor
+    """int64 `[num_logprob_rows]`: rows whose log probabilities are reported, ascending."""
     num_logprobs: int
-    """Top alternatives to report per row: -1 none at all, 0 the drawn token's own logprob."""
-    all_greedy: bool
-    """True when every row has temperature 0."""
-    needs_filter: bool
-    """True when a sampled row uses top-k, top-p or min-p."""
+    """Top alternatives to report for those rows: 0 means the drawn token's own only."""
+    num_greedy: int
+    """Rows with temperature 0."""
+    max_top_k: int
+    """The largest top-k of a sampled row; 0 when none uses it."""
+    uses_top_p: bool
+    """True when a sampled row uses top-p."""
+    uses_min_p: bool
+    """True when a sampled row uses min-p."""
 
     @property
     def num_samples(self) -> int:
         """Rows to draw."""
-        return self.temperature.shape[0]
+        return self.params.shape[1]
+
+    @property
+    def temperature(self) -> Tensor:
+        """`[num_samples]`; 0 means greedy."""
+        return self.params[0]
+
+    @property
+    def top_k(self) -> Tensor:
+        """`[num_samples]`, whole numbers; 0 keeps the whole vocabulary."""
+        return self.params[1]
+
+    @property
+    def top_p(self) -> Tensor:
+        """`[num_samples]`; 1 keeps everything (nucleus sampling)."""
+        return self.params[2]
+
+    @property
+    def min_p(self) -> Tensor:
+        """`[num_samples]`; 0 keeps everything."""
+        return self.params[3]
+
+    @property
+    def repetition_penalty(self) -> Tensor:
+        """`[num_samples]`; 1 is off."""
+        return self.params[4]
+
+    @property
+    def presence_penalty(self) -> Tensor:
+        """`[num_samples]`; 0 is off."""
+        return self.params[5]
+
+    @property
+    def frequency_penalty(self) -> Tensor:
+        """`[num_samples]`; 0 is off."""
+        return self.params[6]
+
+    @property
+    def uniforms(self) -> Tensor:
+        """`[num_samples]` in [0, 1): the random number of each row, a pure function of the
+        request's seed, the sample's index and the position of the token being drawn."""
+        return self.params[7]
+
+    @property
+    def all_greedy(self) -> bool:
+        """True when every row has temperature 0."""
+        return self.num_greedy == self.num_samples
+
+    @property
+    def needs_filter(self) -> bool:
+        """True when a sampled row uses top-k, top-p or min-p."""
+        return self.max_top_k > 0 or self.uses_top_p or self.uses_min_p
+
+    @property
+    def edits_logits(self) -> bool:
+        """True when a row has a bias, a ban or a penalty."""
+        return self.history.shape[1] > 0 or self.bias_tokens.shape[1] > 0
 
 
 @dataclass(frozen=True)

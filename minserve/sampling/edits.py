@@ -1,0 +1,56 @@
+"""Biases, bans and penalties: everything that changes single logits, in place.
+
+All three are sparse: a gather, some arithmetic on the few logits concerned, a scatter. Each
+(row, token) occurs once, so nothing here depends on the order of a scatter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minserve.batch import SamplingBatch
+
+
+def edit_logits(scores: Tensor, batch: SamplingBatch, start: int, stop: int) -> None:
+    """Apply the edits of the batch's rows `start` to `stop` to their logits.
+
+    `scores`: float32 or float64 `[stop - start, vocab]`, changed in place. Biases come first, so
+    that a penalty sees the biased logit (as in transformers and vLLM).
+    """
+    bias = _within(batch.bias_tokens[0], batch, start, stop)
+    add_biases(scores, batch.bias_tokens[:, bias], batch.bias_values[bias], start)
+    part = _within(batch.history[0], batch, start, stop)
+    penalise(scores, batch.history[:, part], batch, start)
+
+
+def add_biases(scores: Tensor, tokens: Tensor, values: Tensor, start: int = 0) -> None:
+    """Add `values` `[n]` to the logits at `tokens` `[2, n]` (row, token)."""
+    if tokens.shape[1]:
+        scores[tokens[0] - start, tokens[1]] += values.to(scores.dtype)
+
+
+def penalise(scores: Tensor, history: Tensor, batch: SamplingBatch, start: int = 0) -> None:
+    """Make tokens seen before less likely.
+
+    Repetition (CTRL, Keskar et al., 1909.05858): divide a positive logit, multiply a negative one,
+    for every token of prompt and output. Then presence and frequency (OpenAI): subtract once, and
+    once per occurrence, for generated tokens only. `history` is `[3, n]` as in SamplingBatch.
+    """
+    if not history.shape[1]:
+        return
+    rows, tokens, counts = history
+    logits = scores[rows - start, tokens]
+    repetition = batch.repetition_penalty[rows].to(scores.dtype)
+    logits = torch.where(logits > 0, logits / repetition, logits * repetition)
+    presence = batch.presence_penalty[rows] * (counts > 0)
+    frequency = batch.frequency_penalty[rows] * counts
+    scores[rows - start, tokens] = logits - (presence + frequency).to(scores.dtype)
+
+
+def _within(rows: Tensor, batch: SamplingBatch, start: int, stop: int) -> slice:
+    """Where the ascending `rows` lie in `start` to `stop`."""
+    if start == 0 and stop == batch.num_samples:
+        return slice(None)
+    bounds = torch.searchsorted(rows, torch.tensor([start, stop], device=rows.device)).tolist()
+    return slice(*bounds)

@@ -1,0 +1,170 @@
+"""From the requests whose next token is drawn in this step to the tensors that say how.
+
+Runs on the host at every step, so it is written to cost tens of microseconds: Python touches each
+request once, the rest is a few numpy calls over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from operator import attrgetter
+
+import numpy as np
+import torch
+
+from minserve.batch import SamplingBatch
+from minserve.request import InvalidRequestError, Request, SamplingParams
+from minserve.sampling.history import token_counts
+from minserve.sampling.random import uniforms
+
+_ROW = attrgetter(
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_PLAIN_GREEDY = (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Refuse parameters that name tokens the model does not have, or push a logit to infinity.
+
+    To be called when a request arrives: an id out of range would otherwise fail (on a GPU: abort
+    the process) in the middle of a batch of other people's requests.
+
+    Raises InvalidRequestError.
+    """
+    named = {"logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
+    for name, tokens in named.items():
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequestError(
+                    f"SamplingParams.{name} names token {token}, and this model's tokens are 0 to "
+                    f"{vocab_size - 1}"
+                )
+    for token, value in params.logit_bias.items():
+        if value == float("inf"):
+            raise InvalidRequestError(
+                f"SamplingParams.logit_bias[{token}] is infinite: to force a token give it a large "
+                "finite bias such as 100 (minus infinity, to ban one, is fine)"
+            )
+
+
+def plan_sampling(
+    requests: Sequence[Request],
+    *,
+    eos_token_ids: Collection[int] = (),
+    positions: Sequence[int] | None = None,
+) -> SamplingBatch:
+    """How to draw the next token of each request, in this order; tensors on the CPU.
+
+    `eos_token_ids`: the model's, banned (like the request's own stop ids) until `min_tokens` are
+    generated; not under `ignore_eos`, where they end nothing. `positions`: the place in prompt
+    plus output of each token being drawn, `num_tokens` unless the caller has tokens in flight.
+    A request may occur several times at different positions. Token ids must be in range: see
+    `check_token_ids`.
+    """
+    params = [request.params for request in requests]
+    if positions is None:
+        positions = [len(request.token_ids) for request in requests]
+    num = len(params)
+    edited: list[int] = []
+    reported: list[int] = []
+    shared = True  # one SamplingParams object for all, as in an offline run
+    for index, each in enumerate(params):
+        if each is not params[0]:
+            shared = False
+        if each.min_tokens or each.logit_bias:
+            edited.append(index)
+        if each.logprobs is not None:
+            reported.append(index)
+
+    if num and shared:
+        rows = np.array([_ROW(params[0])]).repeat(num, axis=0)
+    else:
+        rows = np.array([_ROW(each) for each in params]).reshape(num, 7)
+    temperature = rows[:, 0]
+    sampled = temperature > 0.0
+    num_greedy = num - int(np.count_nonzero(sampled))
+    penalised = ((rows[:, 4] != 1.0) | (rows[:, 5:] != 0.0).any(axis=1)).nonzero()[0]
+    if num_greedy == num and not edited and not reported and not len(penalised):
+        return _plain_greedy(num)
+
+    packed = np.zeros((8, num))
+    packed[:7] = rows.T
+    if num_greedy < num:
+        seeds = [request.seed for request in requests]
+        packed[7] = uniforms(seeds, [request.sample_index for request in requests], positions)
+    bias_tokens, bias_values = _biases(requests, positions, edited, eos_token_ids)
+    return SamplingBatch(
+        params=torch.from_numpy(packed),
+        history=_history(requests, penalised.tolist()) if len(penalised) else _NO_HISTORY,
+        bias_tokens=bias_tokens,
+        bias_values=bias_values,
+        logprob_rows=torch.tensor(reported, dtype=torch.int64) if reported else _NO_ROWS,
+        num_logprobs=max((params[index].logprobs or 0 for index in reported), default=0),
+        num_greedy=num_greedy,
+        max_top_k=int((rows[:, 1] * sampled).max(initial=0.0)),
+        uses_top_p=bool((sampled & (rows[:, 2] < 1.0)).any()),
+        uses_min_p=bool((sampled & (rows[:, 3] > 0.0)).any()),
+    )
+
+
+_NO_ROWS = torch.zeros(0, dtype=torch.int64)
+_NO_HISTORY = torch.zeros(3, 0, dtype=torch.int64)
+_NO_BIAS = (torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64))
+
+
+@lru_cache(maxsize=1024)
+def _plain_greedy(num: int) -> SamplingBatch:
+    """The batch of `num` greedy rows and nothing else, which is the same at every step."""
+    return SamplingBatch(
+        params=torch.tensor(_PLAIN_GREEDY, dtype=torch.float64)[:, None].repeat(1, num),
+        history=_NO_HISTORY,
+        bias_tokens=_NO_BIAS[0],
+        bias_values=_NO_BIAS[1],
+        logprob_rows=_NO_ROWS,
+        num_logprobs=0,
+        num_greedy=num,
+        max_top_k=0,
+        uses_top_p=False,
+        uses_min_p=False,
+    )
+
+
+def _history(requests: Sequence[Request], penalised: list[int]) -> torch.Tensor:
+    """`SamplingBatch.history` of the penalised rows."""
+    parts = []
+    for row in penalised:
+        tokens, counts = token_counts(requests[row])
+        parts.append(np.stack([np.full(len(tokens), row, dtype=np.int64), tokens, counts]))
+    return torch.from_numpy(np.concatenate(parts, axis=1))
+
+
+def _biases(
+    requests: Sequence[Request],
+    positions: Sequence[int],
+    edited: list[int],
+    eos_token_ids: Collection[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`SamplingBatch.bias_tokens` and `bias_values`: logit biases, and bans for `min_tokens`."""
+    pairs: list[tuple[int, int]] = []
+    values: list[float] = []
+    for row in edited:
+        request = requests[row]
+        biases = dict(request.params.logit_bias)
+        if positions[row] - request.num_prompt_tokens < request.params.min_tokens:
+            enders = set(request.params.stop_token_ids)
+            if not request.params.ignore_eos:
+                enders.update(eos_token_ids)
+            biases.update(dict.fromkeys(enders, float("-inf")))
+        pairs.extend((row, token) for token in biases)
+        values.extend(biases.values())
+    if not pairs:
+        return _NO_BIAS
+    tokens = torch.tensor(pairs, dtype=torch.int64).T.contiguous()
+    return tokens, torch.tensor(values, dtype=torch.float64)

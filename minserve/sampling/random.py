@@ -1,0 +1,66 @@
+"""Random numbers that are a function of where they are used, not of when they are asked for.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds
+of multiply and exclusive-or turn a 128-bit counter and a 64-bit key into 128 random bits. The
+counter names the draw and the key is the seed, so there is no state to keep, save or share: the
+same token of the same sample gets the same number whatever else is in the batch, in any order,
+after a preemption, on any device. Computed on the host, in numpy: a handful of rows per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint32)
+_ROUNDS = 10
+# The key of round r is key + r * weyl, modulo 2**32: `[rounds, 2, 1]`.
+_KEY_STEPS = np.arange(_ROUNDS, dtype=np.uint32)[:, None, None] * _WEYL
+
+DRAW_STREAM = 0
+"""The stream of the ordinary draw; speculative verification takes others."""
+
+
+def philox4x32(
+    counter: npt.NDArray[np.uint32], key: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint32]:
+    """Ten rounds of Philox: uint32 counters `[4, n]` and keys `[2, n]` -> random words `[4, n]`."""
+    keys = key + _KEY_STEPS
+    multiplied, mixed = counter[0::2], counter[1::2]
+    for round_key in keys:
+        # A 32 x 32 bit product, then its two halves without shifting or masking.
+        halves = np.multiply(multiplied, _MULTIPLIERS, dtype=np.uint64).astype("<u8", copy=False)
+        words = halves.view("<u4").reshape(2, -1, 2)[::-1]
+        multiplied = words[:, :, 1] ^ mixed ^ round_key
+        mixed = words[:, :, 0]
+    result = np.empty(counter.shape, dtype=np.uint32)
+    result[0::2], result[1::2] = multiplied, mixed
+    return result
+
+
+def uniforms(
+    seeds: Sequence[int] | npt.NDArray[np.int64],
+    sample_indices: Sequence[int] | npt.NDArray[np.int64],
+    positions: Sequence[int] | npt.NDArray[np.int64],
+    stream: int = DRAW_STREAM,
+) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) with 53 random bits for each (seed, sample index, position, stream).
+
+    `seeds` are 64-bit integers, the others whole numbers below 2**32; all of length `[n]`.
+    Different streams are independent: whoever needs more than one number at a position (a
+    verifier: one to accept, one to redraw) takes a stream for each.
+    """
+    seed_words = np.asarray(seeds, dtype=np.int64).astype("<i8", copy=False).view("<u4")
+    counter = np.zeros((4, len(positions)), dtype=np.uint32)
+    counter[0] = positions
+    counter[1] = sample_indices
+    counter[2] = stream
+    words = philox4x32(counter, seed_words.reshape(-1, 2).T)
+    # The top 53 of 64 bits, as a double with that many digits holds them exactly.
+    high = (words[0] >> np.uint32(5)).astype(np.float64)
+    low = (words[1] >> np.uint32(6)).astype(np.float64)
+    result: npt.NDArray[np.float64] = (high * 67108864.0 + low) / 9007199254740992.0
+    return result
