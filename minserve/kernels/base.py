@@ -12,6 +12,22 @@ from typing import Protocol
 from torch import Tensor
 
 
+class PlannedAttention(Protocol):
+    """`Ops.paged_attention` with everything that depends on the batch alone already worked out."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend in one layer; arguments and results are those of `Ops.paged_attention`."""
+        ...
+
+
 class Ops(Protocol):
     """Operators over rows of a ragged batch. Unless said otherwise a row is one token."""
 
@@ -42,9 +58,7 @@ class Ops(Protocol):
         as Hugging Face checkpoints have it). `positions` is int64 `[rows]`."""
         ...
 
-    def store_kv(
-        self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor
-    ) -> None:
+    def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Write each row's key and value into its slot of a layer's pages.
 
         `k`, `v`: `[rows, num_kv_heads, head_dim]` (rows may be strided); `keys`, `values`:
@@ -77,4 +91,15 @@ class Ops(Protocol):
         asked, the natural log-sum-exp of the scaled scores, float32 (float64 for float64 inputs)
         `[rows, num_heads]`.
         """
+        ...
+
+    def plan_attention(
+        self,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+    ) -> PlannedAttention:
+        """`paged_attention` for all layers of one step: arguments as there, prepared once."""
         ...

@@ -1,0 +1,114 @@
+"""Attention over paged caches, on any implementation of the operators.
+
+Knows which pages belong to which layer and what each layer's mixer asks for; the arithmetic is
+`Ops.plan_attention`'s, and who owns a page is the memory room's.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from minserve.attention.base import Caches
+from minserve.batch import ForwardBatch
+from minserve.kernels.base import Ops, PlannedAttention
+from minserve.spec import ModelSpec
+
+
+class PagedAttention:
+    """The attention backend of an engine: its pages, and the operators that read them.
+
+    `caches` holds one `(keys, values)` per layer of `spec`, each `[num_blocks, num_kv_heads,
+    block_size, head_dim]`.
+    """
+
+    name = "paged"
+
+    def __init__(self, spec: ModelSpec, caches: Caches, ops: Ops) -> None:
+        if len(caches) != spec.num_layers:
+            raise ValueError(
+                f"{len(caches)} layer caches for a model of {spec.num_layers} layers: pass one "
+                "(keys, values) pair per layer"
+            )
+        self.spec = spec
+        self.caches = caches
+        self.ops = ops
+        self.group_of_layer = [0] * spec.num_layers
+        for index, group in enumerate(spec.cache_groups()):
+            for layer in group.layers:
+                self.group_of_layer[layer] = index
+        self.block_sizes = [
+            caches[group.layers[0]][0].shape[2] for group in spec.cache_groups() if group.layers
+        ]
+
+    def plan(self, batch: ForwardBatch) -> PagedAttentionPlan:
+        """Check the batch on the host and prepare it, once for all layers.
+
+        Raises ValueError for a request without rows, rows that reach before a request's first
+        token, and a context longer than its block table.
+        """
+        self._check(batch)
+        planned = [
+            self.ops.plan_attention(
+                tables.block_tables,
+                batch.query_starts,
+                batch.kv_lens,
+                batch.query_lens,
+                batch.context_lens,
+            )
+            for tables in batch.groups
+        ]
+        return PagedAttentionPlan(self, batch, planned)
+
+    def _check(self, batch: ForwardBatch) -> None:
+        if len(batch.groups) != len(self.block_sizes):
+            raise ValueError(
+                f"the batch has block tables for {len(batch.groups)} cache groups, and the model "
+                f"has {len(self.block_sizes)}"
+            )
+        query_lens, context_lens = batch.query_lens, batch.context_lens
+        if sum(query_lens) != batch.num_tokens or len(context_lens) != len(query_lens):
+            raise ValueError(
+                f"query_lens {query_lens} and context_lens {context_lens} do not describe a batch "
+                f"of {batch.num_tokens} rows"
+            )
+        if query_lens and min(query_lens) < 1:
+            # A full prefix hit must leave at least one token to compute: without a row there is
+            # no logit to sample from.
+            raise ValueError(
+                f"request {query_lens.index(min(query_lens))} of the batch has no rows to compute: "
+                "schedule at least one token of it, its last one on a full prefix hit"
+            )
+        room = min(
+            tables.block_tables.shape[1] * block_size
+            for tables, block_size in zip(batch.groups, self.block_sizes, strict=True)
+        )
+        for request, (rows, context) in enumerate(zip(query_lens, context_lens, strict=True)):
+            if rows > context or context > room:
+                what = (
+                    f"has {rows} rows but a context of only {context} tokens"
+                    if rows > context
+                    else f"attends to {context} tokens, and its block table holds {room}"
+                )
+                raise ValueError(f"request {request} of the batch {what}")
+
+
+class PagedAttentionPlan:
+    """One batch, ready for every layer."""
+
+    def __init__(
+        self, backend: PagedAttention, batch: ForwardBatch, planned: list[PlannedAttention]
+    ) -> None:
+        self._backend = backend
+        self._slots = [tables.slots for tables in batch.groups]
+        self._planned = planned
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `AttentionPlan.run`."""
+        backend = self._backend
+        group = backend.group_of_layer[layer]
+        keys, values = backend.caches[layer]
+        mixer = backend.spec.layers[layer].mixer
+        backend.ops.store_kv(k, v, keys, values, self._slots[group])
+        return self._planned[group](q, keys, values, mixer.scale, mixer.window, need_lse)

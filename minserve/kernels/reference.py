@@ -1,0 +1,90 @@
+"""The operators in plain torch: any device, any float type, and the oracle of every kernel.
+
+Sums are taken in at least float32, and in true float64 for float64 inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minserve.kernels.base import PlannedAttention
+from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
+
+
+class TorchOps:
+    """`Ops` in plain torch.
+
+    `use_sdpa` chooses how attention multiplies: True is torch's fused scaled_dot_product_attention,
+    False the written-out two products and a softmax, None the faster correct one of the two.
+    """
+
+    name = "torch"
+
+    def __init__(self, use_sdpa: bool | None = None) -> None:
+        self.use_sdpa = use_sdpa
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Ops.linear`."""
+        return F.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm`."""
+        wide = x.to(accumulation_dtype(x.dtype))
+        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (wide * inverse * weight).to(x.dtype)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.add_rms_norm`."""
+        residual.add_(x)
+        return self.rms_norm(residual, weight, eps)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.silu_and_mul`."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        """See `Ops.rotary_`."""
+        wide = x.to(torch.promote_types(accumulation_dtype(x.dtype), cos_sin.dtype))
+        cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+        first, second = wide.chunk(2, dim=-1)
+        x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+
+    def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """See `Ops.store_kv`."""
+        block_size = keys.shape[2]
+        blocks = slots // block_size
+        offsets = slots - blocks * block_size
+        keys[blocks, :, offsets] = k
+        values[blocks, :, offsets] = v
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        return planned(q, keys, values, scale, window, need_lse)
+
+    def plan_attention(
+        self,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+    ) -> PlannedAttention:
+        """See `Ops.plan_attention`; the device copies of the lengths are not needed here."""
+        return TorchPlannedAttention(block_tables, query_lens, context_lens, self.use_sdpa)

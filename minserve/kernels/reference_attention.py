@@ -1,0 +1,301 @@
+"""Paged attention in plain torch, over a ragged batch, without a Python loop over decode rows.
+
+The batch is cut into segments (a request's rows, long chunks in tiles) and segments of similar
+shape share a bucket. A bucket gathers its pages with one `index_select`, folds the query heads that
+share a KV head into extra query rows, so that keys and values are never expanded, and is then one
+batched attention with a mask. Padding to the longest of a bucket at most doubles its work.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERY_TILE = 128
+"""Query rows of one segment: a long chunk is cut, and each tile reads only the keys it can see."""
+GATHER_TOKENS = 1 << 15
+"""Keys gathered at once. At 8 KV heads of 128 in float32 that is 128 MiB each of K and V."""
+SCORE_ELEMENTS = 1 << 22
+"""Entries of a bucket's mask, and of its scores per KV head."""
+KEPT_MASK_ELEMENTS = 1 << 20
+"""A mask up to this size is kept from layer to layer; a larger one is made anew in each."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type sums over numbers of `dtype` are taken in: float64 for itself, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Geometry(NamedTuple):
+    """What a layer adds to the batch: layers that agree in it share index tensors."""
+
+    num_kv_heads: int
+    block_size: int
+    group_size: int
+    window: int | None
+
+
+class _Segment(NamedTuple):
+    """Rows of one request that are attended together, and the pages they read."""
+
+    request: int
+    row: int
+    """First row in the batch."""
+    num_rows: int
+    kv_len: int
+    """Keys the last row sees, itself included, counted from the request's first token."""
+    first_page: int
+    num_pages: int
+
+    @property
+    def row_class(self) -> int:
+        """Rows rounded up to a power of two, as its exponent: decode rows are class 0."""
+        return (self.num_rows - 1).bit_length()
+
+
+def _segments(
+    query_lens: tuple[int, ...], context_lens: tuple[int, ...], geometry: _Geometry
+) -> list[_Segment]:
+    """Cut every request's rows into tiles, each with the pages its rows can see."""
+    segments, row = [], 0
+    for request, (query_len, context_len) in enumerate(zip(query_lens, context_lens, strict=True)):
+        for start in range(0, query_len, QUERY_TILE):
+            num_rows = min(QUERY_TILE, query_len - start)
+            position = context_len - query_len + start
+            kv_len = position + num_rows
+            oldest = 0 if geometry.window is None else max(0, position - geometry.window + 1)
+            first_page = oldest // geometry.block_size
+            num_pages = -(-kv_len // geometry.block_size) - first_page
+            segments.append(_Segment(request, row + start, num_rows, kv_len, first_page, num_pages))
+        row += query_len
+    return segments
+
+
+def _most_keys(row_class: int, group_size: int) -> int:
+    """Keys, over all its segments, that a bucket of such rows may gather."""
+    return min(GATHER_TOKENS, SCORE_ELEMENTS // (group_size << row_class))
+
+
+def _group(segments: list[_Segment], geometry: _Geometry) -> list[list[_Segment]]:
+    """Group segments whose rows and keys differ at most twofold, within the memory bounds."""
+    longest_first = sorted(segments, key=lambda s: (s.row_class, -s.num_pages, s.row))
+    groups: list[list[_Segment]] = []
+    for segment in longest_first:
+        if groups:
+            head = groups[-1][0]
+            keys = (len(groups[-1]) + 1) * head.num_pages * geometry.block_size
+            if (
+                segment.row_class == head.row_class
+                and 2 * segment.num_pages >= head.num_pages
+                and keys <= _most_keys(head.row_class, geometry.group_size)
+            ):
+                groups[-1].append(segment)
+                continue
+        groups.append([segment])
+    # In batch order, so that a batch that is all one bucket needs no permutation.
+    return [sorted(group, key=lambda s: s.row) for group in groups]
+
+
+def _key_slices(group: list[_Segment], geometry: _Geometry) -> list[list[_Segment]]:
+    """The same rows over fewer keys at a time, when one segment alone exceeds the bounds."""
+    head = group[0]
+    most_pages = _most_keys(head.row_class, geometry.group_size) // geometry.block_size
+    most_pages = max(1, most_pages)
+    if len(group) > 1 or head.num_pages <= most_pages:
+        return [group]
+    return [
+        [
+            head._replace(
+                first_page=head.first_page + start,
+                num_pages=min(most_pages, head.num_pages - start),
+            )
+        ]
+        for start in range(0, head.num_pages, most_pages)
+    ]
+
+
+class _Bucket:
+    """One batched attention: `size` segments of `num_rows` rows over `num_keys` gathered keys."""
+
+    def __init__(
+        self, segments: list[_Segment], geometry: _Geometry, num_tokens: int, block_tables: Tensor
+    ) -> None:
+        device = block_tables.device
+        self.geometry = geometry
+        self.size = len(segments)
+        self.num_rows = max(segment.num_rows for segment in segments)
+        num_pages = max(segment.num_pages for segment in segments)
+        self.num_keys = num_pages * geometry.block_size
+        table = torch.tensor(segments, dtype=torch.int64)
+        request, row, length, kv_len, first_page = (column[:, None] for column in table.T[:5])
+
+        # A segment shorter than the bucket repeats its last row; the repeats are dropped later.
+        step = torch.arange(self.num_rows)
+        repeat = torch.minimum(step, length - 1)
+        rows, real = (row + repeat).flatten(), (step < length).flatten()
+        whole = rows.numel() == num_tokens and torch.equal(rows, torch.arange(num_tokens))
+        self.rows = None if whole else rows.to(device)
+        self.targets = None if whole else rows[real].to(device)
+        self.real = None if bool(real.all()) else real.nonzero().flatten().to(device)
+
+        page = (first_page + torch.arange(num_pages)).clamp_(max=block_tables.shape[1] - 1)
+        pages = block_tables[request.to(device), page.to(device)].long()
+        self.pages = pages[:, None, :]
+        self.heads = torch.arange(geometry.num_kv_heads, device=device)[:, None]
+        # The pages as rows of `[blocks * kv_heads]`: one index_select then yields contiguous
+        # `[size, kv_heads, keys, head_dim]`, without which batched products crawl on a CPU.
+        self.page_rows = (self.pages * geometry.num_kv_heads + self.heads).flatten()
+
+        # Whatever an earlier owner left past the end of a request, a NaN included, is zeroed.
+        key = first_page * geometry.block_size + torch.arange(self.num_keys)
+        past = (key >= kv_len)[:, None, :].expand(-1, geometry.num_kv_heads, -1)
+        self.tail = past.flatten().nonzero().flatten().to(device)
+        self.positions = (kv_len - length + repeat)[:, :, None].to(device)
+        self.key_positions = key[:, None, :].to(device)
+        self._mask: Tensor | None = None
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """`[size, 1, num_rows * group_size, num_keys]`: 0 where a row sees a key, else -inf."""
+        if self._mask is not None and self._mask.dtype == dtype:
+            return self._mask
+        hidden = self.key_positions > self.positions
+        if self.geometry.window is not None:
+            hidden |= self.key_positions <= self.positions - self.geometry.window
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        mask.masked_fill_(hidden, -math.inf)
+        mask = mask.repeat_interleave(self.geometry.group_size, dim=1)[:, None]
+        if mask.numel() <= KEPT_MASK_ELEMENTS:
+            self._mask = mask
+        return mask
+
+    def gather(self, cache: Tensor) -> Tensor:
+        """The bucket's keys or values: contiguous `[size, num_kv_heads, num_keys, head_dim]`."""
+        num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
+        if cache.stride(0) == num_kv_heads * cache.stride(1):
+            found = cache.flatten(0, 1).index_select(0, self.page_rows)
+        else:
+            found = cache[self.pages, self.heads]
+        found = found.view(-1, head_dim)
+        if self.tail.numel():
+            found.index_fill_(0, self.tail, 0)
+        return found.view(self.size, num_kv_heads, self.num_keys, head_dim)
+
+    def fold(self, q: Tensor) -> Tensor:
+        """`[tokens, heads, head_dim]` -> `[size, kv_heads, num_rows * group_size, head_dim]`."""
+        kv_heads, group_size = self.geometry.num_kv_heads, self.geometry.group_size
+        mine = q if self.rows is None else q.index_select(0, self.rows)
+        split = mine.reshape(self.size, self.num_rows, kv_heads, group_size, -1).transpose(1, 2)
+        return split.reshape(self.size, kv_heads, self.num_rows * group_size, -1)
+
+    def unfold(self, folded: Tensor) -> Tensor:
+        """The way back, without repeated rows: `[rows, num_heads, ...]`, rows as in `targets`."""
+        kv_heads, group_size = self.geometry.num_kv_heads, self.geometry.group_size
+        split = folded.reshape(self.size, kv_heads, self.num_rows, group_size, -1).transpose(1, 2)
+        rows = split.reshape(self.size * self.num_rows, kv_heads * group_size, -1)
+        return rows if self.real is None else rows.index_select(0, self.real)
+
+
+def _written_out(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention as two products and a softmax, and the log-sum-exp `[..., rows, 1]`.
+
+    Both results are in the type sums are taken in. A row that sees no key is all zeros.
+    """
+    wide = accumulation_dtype(q.dtype)
+    scores = torch.matmul(q.to(wide), k.to(wide).transpose(2, 3)).mul_(scale).add_(mask)
+    lse = scores.logsumexp(-1, keepdim=True)
+    weights = scores.sub_(lse.masked_fill(lse == -math.inf, 0.0)).exp_()
+    return torch.matmul(weights, v.to(wide)), lse
+
+
+class TorchPlannedAttention:
+    """`PlannedAttention` in plain torch. Index tensors are made at the first layer of a geometry.
+
+    `use_sdpa` True takes `scaled_dot_product_attention` where no log-sum-exp is wanted, False the
+    written-out form. None takes it for float32 and narrower types, where on a CPU it was one to
+    three times as fast at every shape tried; the written-out float64 is the oracle.
+    """
+
+    def __init__(
+        self,
+        block_tables: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        use_sdpa: bool | None = None,
+    ) -> None:
+        self.block_tables = block_tables
+        self.query_lens = query_lens
+        self.context_lens = context_lens
+        self.use_sdpa = use_sdpa
+        self._layouts: dict[_Geometry, list[list[_Bucket]]] = {}
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        geometry = _Geometry(keys.shape[1], keys.shape[2], q.shape[1] // keys.shape[1], window)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = q.new_empty(q.shape[:2], dtype=accumulation_dtype(q.dtype)) if need_lse else None
+        for slices in self._layout(geometry, q.shape[0]):
+            head, folded = slices[0], slices[0].fold(q)
+            part_out, part_lse = self._attend(
+                slices, folded, keys, values, scale, need_lse or len(slices) > 1
+            )
+            rows = head.unfold(part_out).to(q.dtype)
+            row_lse = None if lse is None or part_lse is None else head.unfold(part_lse)[..., 0]
+            if head.targets is None:
+                return rows.contiguous(), row_lse
+            out.index_copy_(0, head.targets, rows)
+            if lse is not None and row_lse is not None:
+                lse.index_copy_(0, head.targets, row_lse)
+        return out, lse
+
+    def _layout(self, geometry: _Geometry, num_tokens: int) -> list[list[_Bucket]]:
+        """Buckets of this geometry, each as the key slices it is attended in."""
+        layout = self._layouts.get(geometry)
+        if layout is None:
+            groups = _group(_segments(self.query_lens, self.context_lens, geometry), geometry)
+            layout = [
+                [_Bucket(part, geometry, num_tokens, self.block_tables) for part in slices]
+                for slices in (_key_slices(group, geometry) for group in groups)
+            ]
+            self._layouts[geometry] = layout
+        return layout
+
+    def _attend(
+        self,
+        slices: list[_Bucket],
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        need_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of folded rows `q`; slices of the keys are joined by their log-sum-exps."""
+        use_sdpa = q.dtype != torch.float64 if self.use_sdpa is None else self.use_sdpa
+        if use_sdpa and not need_lse:
+            (bucket,) = slices
+            k, v, mask = bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), None
+        parts = (
+            _written_out(q, bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype), scale)
+            for bucket in slices
+        )
+        out, lse = next(parts)
+        for part_out, part_lse in parts:
+            both = torch.logaddexp(lse, part_lse)
+            base = both.masked_fill(both == -math.inf, 0.0)
+            out = out * (lse - base).exp() + part_out * (part_lse - base).exp()
+            lse = both
+        return out, lse

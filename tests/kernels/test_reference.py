@@ -1,0 +1,116 @@
+"""The torch operators against their definitions in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from kernels.ragged import Shape, build, dense_attention, shapes, tolerance
+
+from minserve.kernels import reference_attention
+from minserve.kernels.reference import TorchOps
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("use_sdpa", [None, True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(shape=shapes())
+@settings(max_examples=12)
+def test_attention_is_its_definition(
+    dtype: torch.dtype, use_sdpa: bool | None, shape: Shape
+) -> None:
+    batch = build(shape, dtype)
+    expected, expected_lse = dense_attention(batch)
+    planned = TorchOps(use_sdpa).plan_attention(*batch.args())
+    for need_lse in (False, True):
+        out, lse = planned(batch.q, batch.keys, batch.values, batch.scale, shape.window, need_lse)
+        assert out.dtype == dtype and out.is_contiguous()
+        assert (out - expected).abs().max() < tolerance(dtype)
+        assert (lse is not None) == need_lse
+        if lse is not None:
+            assert (lse - expected_lse).abs().max() < max(tolerance(dtype), 1e-12)
+
+
+def test_attention_in_bounded_pieces_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Shape((300, 1, 70, 1), (300, 200, 290, 7), 4, 2, 2, 32, None, 0)
+    batch = build(shape, torch.float64)
+    expected, expected_lse = dense_attention(batch)
+    monkeypatch.setattr(reference_attention, "QUERY_TILE", 32)
+    monkeypatch.setattr(reference_attention, "GATHER_TOKENS", 64)
+    monkeypatch.setattr(reference_attention, "SCORE_ELEMENTS", 1024)
+    for window in (None, 50):
+        if window is not None:
+            shape = Shape((300, 1, 70, 1), (300, 200, 290, 7), 4, 2, 2, 32, window, 0)
+            batch = build(shape, torch.float64)
+            expected, expected_lse = dense_attention(batch)
+        planned = TorchOps().plan_attention(*batch.args())
+        out, lse = planned(batch.q, batch.keys, batch.values, batch.scale, window, True)
+        assert lse is not None
+        assert (out - expected).abs().max() < 1e-12
+        assert (lse - expected_lse).abs().max() < 1e-12
+
+
+def test_attention_reads_caches_of_any_stride() -> None:
+    shape = Shape((1, 9), (40, 33), 4, 2, 2, 16, None, 3)
+    batch = build(shape, torch.float64)
+    pool = torch.stack((batch.keys, batch.values), dim=1)
+    out, _ = TorchOps().plan_attention(*batch.args())(
+        batch.q, pool[:, 0], pool[:, 1], batch.scale, None
+    )
+    assert (out - dense_attention(batch)[0]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rms_norm_of_strided_heads(dtype: torch.dtype) -> None:
+    wide = torch.randn(5, 6, 16).to(dtype)
+    x, weight = wide[:, 1:4], torch.rand(16).to(dtype)
+    exact = x.double()
+    expected = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert (TorchOps().rms_norm(x, weight, 1e-5) - expected).abs().max() < tolerance(dtype)
+
+
+def test_add_rms_norm_updates_the_residual() -> None:
+    x, residual, weight = torch.randn(3, 8), torch.randn(3, 8), torch.rand(8)
+    total = x + residual
+    out = TorchOps().add_rms_norm(x, residual, weight, 1e-6)
+    assert torch.equal(residual, total)
+    assert torch.equal(out, TorchOps().rms_norm(total, weight, 1e-6))
+
+
+def test_silu_and_mul_takes_the_gate_first() -> None:
+    gate_up = torch.randn(4, 12, dtype=torch.float64)
+    gate, up = gate_up[:, :6], gate_up[:, 6:]
+    expected = gate / (1 + torch.exp(-gate)) * up
+    assert (TorchOps().silu_and_mul(gate_up) - expected).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rotary_turns_pairs_of_halves(dtype: torch.dtype) -> None:
+    angles = torch.outer(torch.arange(50.0), 0.3 ** torch.arange(4.0)).double()
+    table = torch.cat((angles.cos(), angles.sin()), -1)
+    cos_sin = table.to(torch.promote_types(torch.float32, dtype))
+    qkv = torch.randn(3, 5, 8).to(dtype)
+    before, positions = qkv.clone(), torch.tensor([0, 17, 49])
+    TorchOps().rotary_(qkv[:, 1:3], positions, cos_sin)
+    assert torch.equal(qkv[:, 0], before[:, 0]) and torch.equal(qkv[:, 3:], before[:, 3:])
+    for row, position in enumerate(positions.tolist()):
+        for pair in range(4):
+            cos, sin = table[position, pair], table[position, 4 + pair]
+            a, b = before[row, 1:3, pair].double(), before[row, 1:3, pair + 4].double()
+            assert (qkv[row, 1:3, pair] - (a * cos - b * sin)).abs().max() < tolerance(dtype)
+            assert (qkv[row, 1:3, pair + 4] - (b * cos + a * sin)).abs().max() < tolerance(dtype)
+
+
+def test_store_kv_writes_each_row_to_its_slot_and_nowhere_else() -> None:
+    keys, values = torch.full((2, 6, 3, 4, 8), math.nan)
+    qkv = torch.randn(4, 9, 8)
+    k, v = qkv[:, 3:6], qkv[:, 6:]
+    slots = torch.tensor([0, 23, 9, 10])
+    TorchOps().store_kv(k, v, keys, values, slots)
+    for row, slot in enumerate(slots.tolist()):
+        assert torch.equal(keys[slot // 4, :, slot % 4], k[row])
+        assert torch.equal(values[slot // 4, :, slot % 4], v[row])
+    assert keys.isnan().sum() == values.isnan().sum() == keys.numel() - k.numel()
