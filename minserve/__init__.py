@@ -1,3 +1,65 @@
 """minserve: a compact but complete LLM serving engine, made to be looked into."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from minserve.async_llm import AsyncLLM
+    from minserve.config import (
+        ConfigError,
+        EngineConfig,
+        KernelsConfig,
+        MemoryConfig,
+        SchedulingConfig,
+        TraceConfig,
+    )
+    from minserve.llm import LLM, StreamChunk
+    from minserve.request import InvalidRequestError, Output, SamplingParams
+    from minserve.trace import RunTrace
+
+_HOMES = {
+    "AsyncLLM": "async_llm",
+    "ConfigError": "config",
+    "EngineConfig": "config",
+    "InvalidRequestError": "request",
+    "KernelsConfig": "config",
+    "LLM": "llm",
+    "MemoryConfig": "config",
+    "Output": "request",
+    "RunTrace": "trace",
+    "SamplingParams": "request",
+    "SchedulingConfig": "config",
+    "StreamChunk": "llm",
+    "TraceConfig": "config",
+}
+
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "ConfigError",
+    "EngineConfig",
+    "InvalidRequestError",
+    "KernelsConfig",
+    "MemoryConfig",
+    "Output",
+    "RunTrace",
+    "SamplingParams",
+    "SchedulingConfig",
+    "StreamChunk",
+    "TraceConfig",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that `import minserve.trace` and `minserve --help` do not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minserve' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"minserve.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

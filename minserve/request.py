@@ -70,29 +70,65 @@ class SamplingParams:
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         checks: list[tuple[bool, str, object, str]] = [
-            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens,
-             "at least 1, or None"),
+            (
+                self.max_tokens is None or self.max_tokens >= 1,
+                "max_tokens",
+                self.max_tokens,
+                "at least 1, or None",
+            ),
             (self.min_tokens >= 0, "min_tokens", self.min_tokens, "at least 0"),
-            (0.0 <= self.temperature < float("inf"), "temperature", self.temperature,
-             "0 (greedy) or a positive number"),
+            (
+                0.0 <= self.temperature < float("inf"),
+                "temperature",
+                self.temperature,
+                "0 (greedy) or a positive number",
+            ),
             (self.top_k >= 0, "top_k", self.top_k, "0 (off) or at least 1"),
             (0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1"),
             (0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "between 0 and 1"),
-            (0.0 < self.repetition_penalty < float("inf"), "repetition_penalty",
-             self.repetition_penalty, "above 0 (1 is off)"),
-            (-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", self.presence_penalty,
-             "between -2 and 2"),
-            (-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", self.frequency_penalty,
-             "between -2 and 2"),
-            (all(isinstance(s, str) and s for s in self.stop), "stop", self.stop,
-             "non-empty strings"),
+            (
+                0.0 < self.repetition_penalty < float("inf"),
+                "repetition_penalty",
+                self.repetition_penalty,
+                "above 0 (1 is off)",
+            ),
+            (
+                -2.0 <= self.presence_penalty <= 2.0,
+                "presence_penalty",
+                self.presence_penalty,
+                "between -2 and 2",
+            ),
+            (
+                -2.0 <= self.frequency_penalty <= 2.0,
+                "frequency_penalty",
+                self.frequency_penalty,
+                "between -2 and 2",
+            ),
+            (
+                all(isinstance(s, str) and s for s in self.stop),
+                "stop",
+                self.stop,
+                "non-empty strings",
+            ),
             (self.n >= 1, "n", self.n, "at least 1"),
-            (self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed,
-             "a 64-bit integer or None"),
-            (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs,
-             "at least 0, or None"),
-            (self.prompt_logprobs is None or self.prompt_logprobs >= 0, "prompt_logprobs",
-             self.prompt_logprobs, "at least 0, or None"),
+            (
+                self.seed is None or -(2**63) <= self.seed < 2**63,
+                "seed",
+                self.seed,
+                "a 64-bit integer or None",
+            ),
+            (
+                self.logprobs is None or self.logprobs >= 0,
+                "logprobs",
+                self.logprobs,
+                "at least 0, or None",
+            ),
+            (
+                self.prompt_logprobs is None or self.prompt_logprobs >= 0,
+                "prompt_logprobs",
+                self.prompt_logprobs,
+                "at least 0, or None",
+            ),
         ]
         for valid, name, value, expected in checks:
             if not valid:
@@ -180,6 +216,8 @@ class Sample:
     """The stop token id or stop string that ended the text; None for an end-of-sequence token."""
     metrics: RequestMetrics
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    error: str | None = None
+    """Why the finish reason is "error", in a sentence."""
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -210,7 +248,7 @@ class Output:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """"stop", "length", "abort", "error", or None while streaming."""
+        """ "stop", "length", "abort", "error", or None while streaming."""
         return self.samples[0].finish_reason
 
     @property
@@ -264,6 +302,10 @@ class Request:
     first_token_s: float | None = None
     finished_s: float | None = None
     num_preemptions: int = 0
+    num_ever_computed: int = 0
+    """Most tokens that were ever computed: what lies below it and is computed again is waste."""
+    error: str | None = None
+    """Why the finish reason is "error", in a sentence."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:

@@ -1,21 +1,24 @@
 """`EngineConfig`: every switch of the engine, one field each, documented where it is declared.
 
-Frozen nested dataclasses; sections carry the names of the rooms. `resolve()` turns what was asked
-into what will run, or refuses it in a sentence. Command-line flags and the panels' controls are
-made from the fields' metadata, never restated. Knows nothing about how a switch is implemented.
+Frozen nested dataclasses; sections carry the names of the rooms. Command-line flags and the panels'
+controls are made from the fields' metadata, never restated. Knows nothing about how a switch is
+implemented.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 
+from minserve.config.knobs import ConfigError, Knob, Section, knob
 from minserve.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from minserve.config.resolve import ResolvedConfig
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -25,61 +28,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot work. The message names the fields and the way out."""
-
-
-def knob(
-    default: Any,
-    doc: str,
-    *,
-    trade_off: str,
-    unit: str = "",
-    survey: str = "",
-    choices: tuple[str, ...] = (),
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    """A documented configuration field: `survey` is the section of Miao et al. (2312.15234)."""
-    return field(
-        default=default,
-        metadata={
-            "doc": doc,
-            "trade_off": trade_off,
-            "unit": unit,
-            "survey": survey,
-            "choices": choices,
-            "at_least": at_least,
-            "at_most": at_most,
-        },
-    )
-
-
-class _Section:
-    """Checks every knob of a section against its own metadata when it is made."""
-
-    def __post_init__(self) -> None:
-        for item in fields(self):  # type: ignore[arg-type]
-            value, meta = getattr(self, item.name), item.metadata
-            if not meta or value is None:
-                continue
-            name = f"{type(self).__name__}.{item.name}={value!r}"
-            if meta["choices"] and value not in meta["choices"]:
-                raise ConfigError(f"{name}: expected one of {', '.join(meta['choices'])}")
-            low, high = meta["at_least"], meta["at_most"]
-            if low is not None or high is not None:
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise ConfigError(f"{name}: expected a number")
-                if low is not None and value < low or high is not None and value > high:
-                    bounds = [f"at least {low}"] * (low is not None)
-                    bounds += [f"at most {high}"] * (high is not None)
-                    raise ConfigError(f"{name}: expected {' and '.join(bounds)}")
-            if isinstance(item.default, bool) and not isinstance(value, bool):
-                raise ConfigError(f"{name}: expected True or False")
-
-
 @dataclass(frozen=True)
-class MemoryConfig(_Section):
+class MemoryConfig(Section):
     """Where keys and values live between steps."""
 
     kv_cache: bool = knob(
@@ -135,7 +85,7 @@ class MemoryConfig(_Section):
 
 
 @dataclass(frozen=True)
-class SchedulingConfig(_Section):
+class SchedulingConfig(Section):
     """Who computes how many tokens in the next step."""
 
     max_num_seqs: int = knob(
@@ -182,7 +132,7 @@ class SchedulingConfig(_Section):
 
 
 @dataclass(frozen=True)
-class KernelsConfig(_Section):
+class KernelsConfig(Section):
     """Which implementation of the operators runs."""
 
     backend: str = knob(
@@ -210,7 +160,7 @@ class KernelsConfig(_Section):
 
 
 @dataclass(frozen=True)
-class TraceConfig(_Section):
+class TraceConfig(Section):
     """What a run remembers of its steps."""
 
     max_steps: int = knob(
@@ -233,7 +183,7 @@ class TraceConfig(_Section):
 
 
 @dataclass(frozen=True)
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """The whole engine's configuration."""
 
     dtype: str = knob(
@@ -295,55 +245,9 @@ class EngineConfig(_Section):
 
         Raises ConfigError for a combination that cannot work, naming both fields and a way out.
         """
-        return _resolve(self, model, device)
+        from minserve.config.resolve import resolve
 
-
-@dataclass(frozen=True)
-class ResolvedConfig:
-    """The effective configuration. `notes` say which choices were made, in sentences."""
-
-    config: EngineConfig
-    model: ModelSpec
-    device: torch.device
-    dtype: torch.dtype
-    max_model_len: int
-    max_num_batched_tokens: int
-    notes: tuple[str, ...]
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes per number."""
-        return self.dtype.itemsize
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one page over all layers."""
-        return self.config.memory.block_size * self.model.kv_bytes_per_token(self.itemsize)
-
-    @property
-    def blocks_per_request(self) -> int:
-        """Pages of a request of `max_model_len` tokens."""
-        return -(-self.max_model_len // self.config.memory.block_size)
-
-
-@dataclass(frozen=True)
-class Knob:
-    """One field as the command line and the panels see it."""
-
-    path: str
-    type: type
-    optional: bool
-    default: Any
-    doc: str
-    trade_off: str
-    unit: str
-    survey: str
-    choices: tuple[str, ...]
-
-    @property
-    def flag(self) -> str:
-        """The command-line option: "--block-size"."""
-        return "--" + self.path.rsplit(".", 1)[-1].replace("_", "-")
+        return resolve(self, model, device)
 
 
 def describe() -> tuple[Knob, ...]:
@@ -381,137 +285,3 @@ def _locate(config: EngineConfig, path: str) -> tuple[Any, str]:
         raise ConfigError(f"EngineConfig has no field {path!r}{hint}")
     section, _, name = path.rpartition(".")
     return (getattr(config, section) if section else config), name
-
-
-def _pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"EngineConfig.device={name!r}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"EngineConfig.device={name!r}: torch {torch.__version__} sees no CUDA device; use "
-            "device='cpu', or install a CUDA build of torch on a machine with an NVIDIA GPU"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"EngineConfig.device={name!r}: this machine has {torch.cuda.device_count()} CUDA "
-            "device(s), numbered from 0"
-        )
-    return device
-
-
-def cpu_has_bfloat16() -> bool:
-    """True when the processor multiplies bfloat16 in hardware (AMX or AVX-512 BF16)."""
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool((probe and probe()) or (amx and amx()))
-
-
-def _pick_dtype(name: str, model: ModelSpec, device: torch.device) -> tuple[torch.dtype, list[str]]:
-    if name != "auto":
-        return DTYPES[name], []
-    wanted = DTYPES.get(model.dtype, torch.float32)
-    if device.type == "cuda":
-        if wanted is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
-            return torch.float16, [
-                "dtype: float16, because this GPU has no bfloat16 (the checkpoint's format)"
-            ]
-        return wanted, [f"dtype: {model.dtype}, the checkpoint's own"]
-    if wanted is torch.float16:
-        return torch.float32, ["dtype: float32, because CPUs are slow in float16"]
-    if wanted is torch.bfloat16 and not cpu_has_bfloat16():
-        return torch.float32, [
-            "dtype: float32, because this CPU has no bfloat16 instructions; the checkpoint's "
-            "bfloat16 values are represented exactly"
-        ]
-    return wanted, [f"dtype: {model.dtype}, the checkpoint's own"]
-
-
-def _resolve(
-    config: EngineConfig, model: ModelSpec, device: str | torch.device | None
-) -> ResolvedConfig:
-    target = _pick_device(config.device if device is None else str(device))
-    dtype, notes = _pick_dtype(config.dtype, model, target)
-    scheduling, memory = config.scheduling, config.memory
-    max_model_len = scheduling.max_model_len or model.max_position
-    if max_model_len > model.max_position:
-        raise ConfigError(
-            f"scheduling.max_model_len={max_model_len} is beyond the {model.max_position} "
-            "positions the model was made for: lower it, or give the model a rope scaling in its "
-            "config.json"
-        )
-    whole_prompts = not memory.kv_cache or not scheduling.enable_chunked_prefill
-    budget = scheduling.max_num_batched_tokens
-    if budget is None:
-        budget = max(512, scheduling.max_num_seqs)
-        if whole_prompts and budget < max_model_len:
-            budget = max_model_len
-            notes.append(
-                f"scheduling.max_num_batched_tokens: {budget}, so that a request of max_model_len "
-                "fits in one step"
-            )
-    if budget < scheduling.max_num_seqs:
-        raise ConfigError(
-            f"scheduling.max_num_batched_tokens={budget} is below scheduling.max_num_seqs="
-            f"{scheduling.max_num_seqs}: each running request needs a token of the budget; raise "
-            "the one or lower the other"
-        )
-    if whole_prompts and budget < max_model_len:
-        switch = (
-            "memory.kv_cache=False"
-            if not memory.kv_cache
-            else "scheduling.enable_chunked_prefill=False"
-        )
-        raise ConfigError(
-            f"{switch} needs a request's tokens in one step, but scheduling."
-            f"max_num_batched_tokens={budget} is below scheduling.max_model_len={max_model_len}: "
-            "raise the budget or lower max_model_len"
-        )
-    if config.kernels.backend == "native" and target.type != "cpu":
-        raise ConfigError(
-            f"kernels.backend='native' runs on a CPU only, and device is {str(target)!r}: use "
-            "kernels.backend='auto' or device='cpu'"
-        )
-    effective = config.with_values(
-        {
-            "device": str(target),
-            "dtype": str(dtype).removeprefix("torch."),
-            "scheduling.max_model_len": max_model_len,
-            "scheduling.max_num_batched_tokens": budget,
-        }
-    )
-    resolved = ResolvedConfig(
-        config=effective,
-        model=model,
-        device=target,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_num_batched_tokens=budget,
-        notes=tuple(notes),
-    )
-    kv_bytes = memory.kv_bytes
-    if kv_bytes is None and target.type == "cpu":
-        wanted = scheduling.max_num_seqs * resolved.blocks_per_request * resolved.block_bytes
-        kv_bytes = max(resolved.block_bytes, min(wanted, _memory_bytes() // 8))
-        effective = effective.with_values({"memory.kv_bytes": kv_bytes})
-        resolved = replace(resolved, config=effective)
-    if kv_bytes is not None and kv_bytes < resolved.block_bytes:
-        raise ConfigError(
-            f"memory.kv_bytes={kv_bytes} holds no page: one page of memory.block_size="
-            f"{memory.block_size} tokens takes {resolved.block_bytes} bytes in this model; raise "
-            "kv_bytes or lower block_size"
-        )
-    return resolved
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        # Windows has no sysconf; a modest pool is right for a laptop.
-        return 8 << 30

@@ -1,0 +1,168 @@
+"""From a model and a configuration to an engine that runs: the only place that knows all rooms.
+
+Loads weights (shared where the same model is loaded twice), sizes the page pool, picks kernels and
+puts runner, memory and scheduler together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minserve.attention import PagedAttention
+from minserve.clock import Clock, WallClock
+from minserve.config import ConfigError, EngineConfig, ResolvedConfig
+from minserve.engine import Engine
+from minserve.hardware import describe_device
+from minserve.kernels import select_ops
+from minserve.kernels.base import Ops
+from minserve.memory import KVCache, KVManager
+from minserve.models import (
+    Decoder,
+    DecoderWeights,
+    default_store,
+    load_generation_defaults,
+    load_spec,
+    resolve_model_dir,
+)
+from minserve.request import SamplingParams
+from minserve.runner import EagerRunner
+from minserve.tokenizer import Tokenizer
+from minserve.trace import RunTrace, TraceHeader
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model directory, read: everything but the weights' number format is settled."""
+
+    name: str
+    path: Path
+    config: ResolvedConfig
+    weights: DecoderWeights
+    tokenizer: Tokenizer | None
+    generation_defaults: Mapping[str, Any]
+
+    def default_sampling_params(self) -> SamplingParams:
+        """SamplingParams with what the model's generation_config.json recommends."""
+        defaults = self.generation_defaults
+        values: dict[str, Any] = {
+            name: defaults[name]
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            if defaults.get(name) is not None
+        }
+        if defaults.get("do_sample") is False:
+            values["temperature"] = 0.0
+        if defaults.get("max_new_tokens"):
+            values["max_tokens"] = defaults["max_new_tokens"]
+        return SamplingParams(**values)
+
+
+def find_model(model: str | Path) -> Path:
+    """The directory of "zoo/NAME", of a path, or of a name on the Hugging Face hub."""
+    name = str(model)
+    if name.startswith("zoo/") and not Path(name).is_dir():
+        path = ZOO / name.removeprefix("zoo/")
+        if not (path / "config.json").is_file():
+            known = sorted(f"zoo/{entry.parent.name}" for entry in ZOO.glob("*/config.json"))
+            raise FileNotFoundError(
+                f"there is no model {name!r} in the zoo; it has: {', '.join(known) or 'none'}"
+            )
+        return path
+    return resolve_model_dir(name)
+
+
+def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True) -> LoadedModel:
+    """Read a model directory. Raises a sentence for anything that cannot be served."""
+    path = find_model(model)
+    spec = load_spec(path)
+    resolved = config.resolve(spec)
+    if config.kernels.num_threads is not None:
+        torch.set_num_threads(config.kernels.num_threads)
+    name = str(model) if str(model).startswith("zoo/") else path.name
+    return LoadedModel(
+        name=name,
+        path=path,
+        config=resolved,
+        weights=default_store.load(path, spec, resolved.dtype, resolved.device, progress),
+        tokenizer=Tokenizer.from_dir(path),
+        generation_defaults=load_generation_defaults(path),
+    )
+
+
+def build_engine(loaded: LoadedModel, clock: Clock | None = None) -> Engine:
+    """An engine with its own page pool over the loaded model."""
+    config = loaded.config
+    clock = clock or WallClock()
+    ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
+    decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
+    config = dataclasses.replace(
+        config,
+        config=config.config.with_values({"kernels.backend": ops.name}),
+    )
+    num_blocks = _pool_blocks(config, decoder, ops)
+    block_size = config.config.memory.block_size
+    scheduling = config.config.scheduling
+    cache = KVCache(config.model, num_blocks, block_size, config.dtype, config.device)
+    memory = KVManager(num_blocks, block_size, scheduling.max_num_seqs, config.blocks_per_request)
+    attention = PagedAttention(config.model, cache.layers, ops)
+    runner = EagerRunner(
+        decoder, attention, config.device, clock, config.config.kernels.logits_chunk
+    )
+    return Engine(config, runner, memory, loaded.tokenizer, clock, new_trace(loaded.name, config))
+
+
+def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
+    """An empty trace that says where it comes from."""
+    packages = ("minserve", "torch", "transformers")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    header = TraceHeader(
+        model=model_name,
+        config=config.config.to_dict(),
+        device=describe_device(config.device),
+        versions=versions,
+        date=datetime.date.today().isoformat(),
+        notes=config.notes,
+    )
+    return RunTrace(config.config.trace.max_steps, header=header)
+
+
+def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
+    kv_bytes = config.config.memory.kv_bytes
+    if kv_bytes is None:
+        kv_bytes = _profile_gpu(config, decoder, ops)
+    blocks = kv_bytes // config.block_bytes
+    # More pages than all requests together can hold would never be used.
+    most = config.config.scheduling.max_num_seqs * config.blocks_per_request
+    return min(blocks, most)
+
+
+def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
+    """Bytes left for pages on a GPU after the largest batch the scheduler may ask for has run."""
+    from minserve.profiling import activation_peak_bytes
+
+    peak = activation_peak_bytes(config, decoder, ops)
+    free, total = torch.cuda.mem_get_info(config.device)
+    allowed = int(total * config.config.memory.gpu_memory_utilization)
+    used = total - free
+    kv_bytes = allowed - used - peak
+    if kv_bytes < config.block_bytes:
+        raise ConfigError(
+            f"memory.gpu_memory_utilization={config.config.memory.gpu_memory_utilization} allows "
+            f"{allowed} bytes; {used} are in use and the largest batch needs {peak} more, which "
+            "leaves no page: raise it, or lower scheduling.max_num_batched_tokens"
+        )
+    return kv_bytes

@@ -1,0 +1,179 @@
+"""What was asked -> what will run: `resolve()` fills in every "auto" and refuses the impossible.
+
+The whole compatibility table between fields is here; a combination that cannot work is refused in a
+sentence that names both fields and the way out.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from minserve.config.knobs import ConfigError
+from minserve.config.sections import DTYPES, EngineConfig
+from minserve.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """The effective configuration. `notes` say which choices were made, in sentences."""
+
+    config: EngineConfig
+    model: ModelSpec
+    device: torch.device
+    dtype: torch.dtype
+    max_model_len: int
+    max_num_batched_tokens: int
+    notes: tuple[str, ...]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per number."""
+        return self.dtype.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        return self.config.memory.block_size * self.model.kv_bytes_per_token(self.itemsize)
+
+    @property
+    def blocks_per_request(self) -> int:
+        """Pages of a request of `max_model_len` tokens."""
+        return -(-self.max_model_len // self.config.memory.block_size)
+
+
+def _pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"EngineConfig.device={name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"EngineConfig.device={name!r}: torch {torch.__version__} sees no CUDA device; use "
+            "device='cpu', or install a CUDA build of torch on a machine with an NVIDIA GPU"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"EngineConfig.device={name!r}: this machine has {torch.cuda.device_count()} CUDA "
+            "device(s), numbered from 0"
+        )
+    return device
+
+
+def cpu_has_bfloat16() -> bool:
+    """True when the processor multiplies bfloat16 in hardware (AMX or AVX-512 BF16)."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool((probe and probe()) or (amx and amx()))
+
+
+def _pick_dtype(name: str, model: ModelSpec, device: torch.device) -> tuple[torch.dtype, list[str]]:
+    if name != "auto":
+        return DTYPES[name], []
+    wanted = DTYPES.get(model.dtype, torch.float32)
+    if device.type == "cuda":
+        if wanted is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+            return torch.float16, [
+                "dtype: float16, because this GPU has no bfloat16 (the checkpoint's format)"
+            ]
+        return wanted, [f"dtype: {model.dtype}, the checkpoint's own"]
+    if wanted is torch.float16:
+        return torch.float32, ["dtype: float32, because CPUs are slow in float16"]
+    if wanted is torch.bfloat16 and not cpu_has_bfloat16():
+        return torch.float32, [
+            "dtype: float32, because this CPU has no bfloat16 instructions; the checkpoint's "
+            "bfloat16 values are represented exactly"
+        ]
+    return wanted, [f"dtype: {model.dtype}, the checkpoint's own"]
+
+
+def resolve(
+    config: EngineConfig, model: ModelSpec, device: str | torch.device | None = None
+) -> ResolvedConfig:
+    """What will run for this model on this device; see `EngineConfig.resolve`."""
+    target = _pick_device(config.device if device is None else str(device))
+    dtype, notes = _pick_dtype(config.dtype, model, target)
+    scheduling, memory = config.scheduling, config.memory
+    max_model_len = scheduling.max_model_len or model.max_position
+    if max_model_len > model.max_position:
+        raise ConfigError(
+            f"scheduling.max_model_len={max_model_len} is beyond the {model.max_position} "
+            "positions the model was made for: lower it, or give the model a rope scaling in its "
+            "config.json"
+        )
+    whole_prompts = not memory.kv_cache or not scheduling.enable_chunked_prefill
+    budget = scheduling.max_num_batched_tokens
+    if budget is None:
+        budget = max(512, scheduling.max_num_seqs)
+        if whole_prompts and budget < max_model_len:
+            budget = max_model_len
+            notes.append(
+                f"scheduling.max_num_batched_tokens: {budget}, so that a request of max_model_len "
+                "fits in one step"
+            )
+    if budget < scheduling.max_num_seqs:
+        raise ConfigError(
+            f"scheduling.max_num_batched_tokens={budget} is below scheduling.max_num_seqs="
+            f"{scheduling.max_num_seqs}: each running request needs a token of the budget; raise "
+            "the one or lower the other"
+        )
+    if whole_prompts and budget < max_model_len:
+        switch = (
+            "memory.kv_cache=False"
+            if not memory.kv_cache
+            else "scheduling.enable_chunked_prefill=False"
+        )
+        raise ConfigError(
+            f"{switch} needs a request's tokens in one step, but scheduling."
+            f"max_num_batched_tokens={budget} is below scheduling.max_model_len={max_model_len}: "
+            "raise the budget or lower max_model_len"
+        )
+    if config.kernels.backend == "native" and target.type != "cpu":
+        raise ConfigError(
+            f"kernels.backend='native' runs on a CPU only, and device is {str(target)!r}: use "
+            "kernels.backend='auto' or device='cpu'"
+        )
+    effective = config.with_values(
+        {
+            "device": str(target),
+            "dtype": str(dtype).removeprefix("torch."),
+            "scheduling.max_model_len": max_model_len,
+            "scheduling.max_num_batched_tokens": budget,
+        }
+    )
+    resolved = ResolvedConfig(
+        config=effective,
+        model=model,
+        device=target,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=budget,
+        notes=tuple(notes),
+    )
+    kv_bytes = memory.kv_bytes
+    if kv_bytes is None and target.type == "cpu":
+        wanted = scheduling.max_num_seqs * resolved.blocks_per_request * resolved.block_bytes
+        kv_bytes = max(resolved.block_bytes, min(wanted, _memory_bytes() // 8))
+        effective = effective.with_values({"memory.kv_bytes": kv_bytes})
+        resolved = replace(resolved, config=effective)
+    if kv_bytes is not None and kv_bytes < resolved.block_bytes:
+        raise ConfigError(
+            f"memory.kv_bytes={kv_bytes} holds no page: one page of memory.block_size="
+            f"{memory.block_size} tokens takes {resolved.block_bytes} bytes in this model; raise "
+            "kv_bytes or lower block_size"
+        )
+    return resolved
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        # Windows has no sysconf; a modest pool is right for a laptop.
+        return 8 << 30

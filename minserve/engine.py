@@ -1,0 +1,383 @@
+"""The engine: add, abort, `step() -> StepTrace`. The loop, and nothing but the loop.
+
+A step schedules, submits a batch to the runner, collects the oldest batch in flight and commits its
+tokens to their requests. Prints nothing and reads no clock but its own. Knows nothing about model
+files, threads or what a caller does with the text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minserve.admission import check_request
+from minserve.clock import Clock
+from minserve.config import ResolvedConfig
+from minserve.hardware import WorkCounter
+from minserve.memory import IntegrityError, KVManager
+from minserve.prepare import BatchBuilder, BuiltBatch
+from minserve.request import (
+    FinishReason,
+    InvalidRequestError,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+)
+from minserve.runner import Handle, Runner, StepResult
+from minserve.scheduling import Scheduler, StepPlan
+from minserve.tokenizer import TextStream, Tokenizer
+from minserve.trace import RequestStep, RunTrace, StageTimes, StepTrace, StepWork
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    """A step between submit and collect."""
+
+    plan: StepPlan
+    built: BuiltBatch
+    handle: Handle
+    start_s: float
+    schedule_s: float
+    prepare_s: float
+    work: StepWork
+    blocks_used: int
+
+
+class Engine:
+    """One model, one pool of pages, one batch at a time. Not thread-safe: see AsyncEngine."""
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        runner: Runner,
+        memory: KVManager,
+        tokenizer: Tokenizer | None,
+        clock: Clock,
+        trace: RunTrace,
+    ) -> None:
+        self.config = config
+        self.memory = memory
+        self.trace = trace
+        self.clock = clock
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._scheduler = Scheduler(config, memory)
+        groups = config.model.cache_groups()
+        self._builder = BatchBuilder(memory, len(groups), config.model.eos_token_ids)
+        self._counter = WorkCounter(config.model, config.itemsize)
+        self._token_bytes = config.model.kv_bytes_per_token(config.itemsize)
+        self._keep_cache = config.config.memory.kv_cache
+        self._check = config.config.memory.check_integrity
+        self._eos = frozenset(config.model.eos_token_ids)
+        self._in_flight: deque[_InFlight] = deque()
+        self._live: dict[str, list[Request]] = {}
+        self._texts: dict[Request, TextStream] = {}
+        self._updates: dict[Request, None] = {}
+        self._num_added = 0
+        self._num_steps = 0
+        self._num_aborted = 0
+
+    @property
+    def has_work(self) -> bool:
+        """True while a step would compute or collect something."""
+        scheduler = self._scheduler
+        return bool(scheduler.running or scheduler.waiting or self._in_flight)
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Longest prompt plus output this engine can serve: `max_model_len`, or the pool."""
+        pool_tokens = self.memory.capacity_tokens + 1  # the last token is drawn, never computed
+        return min(self.config.max_model_len, pool_tokens)
+
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        stream_text: bool = False,
+        arrival_s: float | None = None,
+    ) -> list[Request]:
+        """Queue a prompt; returns its `params.n` samples.
+
+        Raises InvalidRequestError when the request cannot be served, and changes nothing then.
+        """
+        prompt = list(prompt_token_ids)
+        if request_id in self._live:
+            raise InvalidRequestError(f"request {request_id}: one of this name is still running")
+        max_len = self.max_request_tokens
+        check_request(request_id, prompt, params, self.config, max_len, self._tokenizer is not None)
+        if params.max_tokens is not None:
+            max_len = min(max_len, len(prompt) + params.max_tokens)
+        seed = params.seed
+        if seed is None:
+            seed = self.config.config.seed + self._num_added
+        arrival = self.clock.now() if arrival_s is None else arrival_s
+        requests = [
+            Request(request_id, prompt, params, arrival, seed, index, max_len)
+            for index in range(params.n)
+        ]
+        self._num_added += 1
+        self._live[request_id] = list(requests)
+        for request in requests:
+            if params.prompt_logprobs is not None:
+                request.prompt_logprobs.append(None)
+            if self._tokenizer is not None and (stream_text or params.stop):
+                self._texts[request] = TextStream(self._tokenizer, params)
+            self._scheduler.add(request)
+        return requests
+
+    def abort(self, request_id: str) -> bool:
+        """End all samples of a request now; False when none of that name is live."""
+        requests = [r for r in self._live.get(request_id, ()) if not r.finished]
+        for request in requests:
+            self._finish(request, "abort")
+            self._num_aborted += 1
+        return bool(requests)
+
+    def abort_all(self) -> None:
+        """End every live request."""
+        for request_id in list(self._live):
+            self.abort(request_id)
+
+    def take_updates(self) -> list[Request]:
+        """Requests that got a token or finished since the last call, in order."""
+        updates = list(self._updates)
+        self._updates.clear()
+        return updates
+
+    def text_of(self, request: Request) -> str:
+        """The request's text so far; the empty string when the model has no tokenizer."""
+        if self._tokenizer is None:
+            return ""
+        stream = self._texts.get(request)
+        if stream is not None:
+            return stream.text
+        return self._tokenizer.decode(
+            request.output_token_ids, skip_special_tokens=request.params.skip_special_tokens
+        )
+
+    def forget(self, request: Request) -> None:
+        """Drop what the engine keeps about a finished request's text."""
+        self._texts.pop(request, None)
+
+    def step(self) -> StepTrace:
+        """Schedule, submit, collect the oldest batch, commit. Call only while `has_work`.
+
+        An exception of the runner ends the requests of that batch with reason "error", frees their
+        pages and travels to the caller; the engine stays usable.
+        """
+        start = self.clock.now()
+        plan = self._scheduler.schedule()
+        scheduled = self.clock.now()
+        if not plan.requests:
+            raise IntegrityError("requests wait, none runs, and none can be admitted")
+        try:
+            built = self._builder.build(plan)
+            work = self._counter.count(
+                built.batch.query_lens,
+                built.batch.context_lens,
+                len(built.sampled) + len(built.prompt_owners),
+            )
+            blocks_used = self.memory.pool.num_owned
+            prepared = self.clock.now()
+            handle = self._runner.submit(built.batch)
+        except Exception as error:
+            self._fail(plan, error)
+            raise
+        for request, count in zip(plan.requests, plan.num_tokens, strict=True):
+            request.num_inflight_tokens += count
+            if request.first_scheduled_s is None:
+                request.first_scheduled_s = start
+        self._in_flight.append(
+            _InFlight(
+                plan=plan,
+                built=built,
+                handle=handle,
+                start_s=start,
+                schedule_s=scheduled - start,
+                prepare_s=prepared - scheduled,
+                work=work,
+                blocks_used=blocks_used,
+            )
+        )
+        return self._collect()
+
+    def _collect(self) -> StepTrace:
+        flight = self._in_flight.popleft()
+        try:
+            result = self._runner.collect(flight.handle)
+        except Exception as error:
+            self._fail(flight.plan, error)
+            raise
+        now = self.clock.now()
+        counts = self._commit(flight, result, now)
+        if self._check:
+            self.memory.check()
+        use = self.memory.use()
+        trace = StepTrace(
+            index=self._num_steps,
+            start_s=flight.start_s,
+            end_s=self.clock.now(),
+            stages=StageTimes(
+                schedule_s=flight.schedule_s,
+                prepare_s=flight.prepare_s,
+                forward_s=result.forward_s,
+                attention_s=result.attention_s,
+                sample_s=result.sample_s,
+                commit_s=self.clock.now() - now,
+            ),
+            work=flight.work,
+            num_waiting=len(self._scheduler.waiting),
+            num_running=len(self._scheduler.running),
+            num_scheduled=len(flight.plan.requests),
+            num_prefill_tokens=sum(flight.plan.num_tokens) - counts.num_decode,
+            num_decode_tokens=counts.num_decode,
+            num_recomputed_tokens=counts.num_recomputed,
+            num_sampled_tokens=counts.num_sampled,
+            num_preempted=len(flight.plan.preempted),
+            num_finished=counts.num_finished,
+            num_aborted=self._num_aborted,
+            blocks_total=use.blocks_total,
+            blocks_used=flight.blocks_used,
+            kv_tokens=use.kv_tokens,
+            kv_bytes_reserved=use.blocks_total * self.config.block_bytes,
+            kv_bytes_allocated=flight.blocks_used * self.config.block_bytes,
+            kv_bytes_used=use.kv_tokens * self._token_bytes,
+            requests=tuple(counts.details),
+        )
+        self._num_steps += 1
+        self._num_aborted = 0
+        self.trace.append(trace)
+        return trace
+
+    def _commit(self, flight: _InFlight, result: StepResult, now: float) -> _CommitCounts:
+        counts = _CommitCounts(details=[])
+        detail = self.config.config.trace.per_request
+        pages = detail and self.config.config.trace.pages
+        spans: list[tuple[Request, int, int, int, tuple[int, ...]]] = []
+        for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
+            request.num_inflight_tokens -= count
+            if request.finished:
+                continue
+            start = request.num_computed_tokens
+            stop = start + count
+            recomputed = max(0, min(stop, request.num_ever_computed) - start)
+            if count == 1 and request.num_output_tokens and stop == request.num_tokens:
+                counts.num_decode += 1
+            counts.num_recomputed += recomputed
+            if detail:
+                blocks = self.memory.blocks_of(request) if pages else ()
+                spans.append((request, start, count, recomputed, blocks))
+            request.num_ever_computed = max(request.num_ever_computed, stop)
+            if self._keep_cache:
+                request.num_computed_tokens = stop
+                self.memory.commit(request, count)
+            else:
+                self.memory.forget(request)
+        for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
+            if not request.finished:
+                request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
+        for row, request in enumerate(flight.built.sampled):
+            if request.finished:
+                continue
+            self._append(request, result.token_ids[row], result.logprobs.get(row), now)
+            counts.num_sampled += 1
+            counts.num_finished += request.finished
+        drawn = set(flight.built.sampled) if detail else ()
+        for request, start, count, recomputed, blocks in spans:
+            new = (request.token_ids[-1],) if request in drawn and not request.error else ()
+            counts.details.append(
+                RequestStep(
+                    request.request_id,
+                    request.sample_index,
+                    start,
+                    count,
+                    recomputed,
+                    new,
+                    blocks,
+                )
+            )
+        return counts
+
+    def _append(
+        self, request: Request, token: int, logprobs: TokenLogprobs | None, now: float
+    ) -> None:
+        self._updates[request] = None
+        if token < 0:
+            request.error = (
+                f"request {request.request_id}: the model's logits at position "
+                f"{request.num_tokens} are not numbers; a larger number format "
+                "(EngineConfig.dtype) may help"
+            )
+            self._finish(request, "error")
+            return
+        if request.first_token_s is None:
+            request.first_token_s = now
+        request.token_ids.append(token)
+        if logprobs is not None:
+            request.logprobs.append(_limit(logprobs, request.params.logprobs or 0))
+        stream = self._texts.get(request)
+        if stream is not None:
+            stream.push((token,))
+        params, count = request.params, request.num_output_tokens
+        if count >= params.min_tokens:
+            if token in self._eos and not params.ignore_eos:
+                self._finish(request, "stop", now=now)
+                return
+            if token in params.stop_token_ids:
+                self._finish(request, "stop", token, now=now)
+                return
+            if stream is not None and stream.stopped_by is not None:
+                self._finish(request, "stop", stream.stopped_by, now=now)
+                return
+        if request.num_tokens >= request.max_len:
+            self._finish(request, "length", now=now)
+
+    def _finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        stop_reason: int | str | None = None,
+        *,
+        now: float | None = None,
+    ) -> None:
+        request.finish_reason = reason
+        request.stop_reason = stop_reason
+        request.finished_s = self.clock.now() if now is None else now
+        self._scheduler.remove(request)
+        stream = self._texts.get(request)
+        if stream is not None:
+            stream.finish()
+        siblings = self._live[request.request_id]
+        siblings.remove(request)
+        if not siblings:
+            del self._live[request.request_id]
+        self._updates[request] = None
+        self.trace.finish_request(
+            request.request_id, request.sample_index, request.metrics(), reason
+        )
+
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
+        for request in plan.requests:
+            if not request.finished:
+                request.num_inflight_tokens = 0
+                request.error = f"{type(error).__name__}: {error}"
+                self._finish(request, "error")
+
+
+@dataclass
+class _CommitCounts:
+    details: list[RequestStep]
+    num_decode: int = 0
+    num_recomputed: int = 0
+    num_sampled: int = 0
+    num_finished: int = 0
+
+
+def _limit(entry: TokenLogprobs, count: int) -> TokenLogprobs:
+    """The batch computes as many alternatives as its greediest request asked for."""
+    if len(entry.top) <= count:
+        return entry
+    return TokenLogprobs(entry.token_id, entry.logprob, entry.rank, entry.top[:count])

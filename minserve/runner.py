@@ -1,0 +1,177 @@
+"""Batches to tokens: `submit(batch)` starts a forward pass, `collect(handle)` waits for its tokens.
+
+Two calls rather than one, so that a device can work on one batch while the next is planned. Knows
+tensors only; requests, pages' owners and stop conditions are the engine's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minserve.attention.base import AttentionBackend, AttentionPlan
+from minserve.batch import ForwardBatch, to_device
+from minserve.clock import Clock
+from minserve.models import Decoder
+from minserve.request import TokenLogprobs
+from minserve.sampling import (
+    Logprobs,
+    SampledTokens,
+    Sampler,
+    prompt_logprobs,
+    to_token_logprobs,
+)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one forward pass gave, on the host."""
+
+    token_ids: list[int]
+    """One per sample row; -1 where a row's logits were no numbers."""
+    logprobs: dict[int, TokenLogprobs]
+    """By sample row, of the rows that asked for them."""
+    prompt_logprobs: list[TokenLogprobs]
+    """One per prompt row."""
+    forward_s: float
+    attention_s: float
+    sample_s: float
+
+
+class Handle(Protocol):
+    """A forward pass in flight."""
+
+
+class Runner(Protocol):
+    """Runs forward passes. Handles are collected in the order they were submitted."""
+
+    def submit(self, batch: ForwardBatch) -> Handle:
+        """Start the pass. The batch's tensors are on the CPU and not touched afterwards."""
+        ...
+
+    def collect(self, handle: Handle) -> StepResult:
+        """Wait for the pass and return its tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class _EagerHandle:
+    batch: ForwardBatch
+    sampled: SampledTokens | None
+    prompts: list[Logprobs]
+    forward_s: float
+    attention_s: float
+    sample_s: float
+
+
+class _TimedPlan:
+    """An attention plan that keeps its own time; on a GPU calls return early, so it is not used."""
+
+    def __init__(self, plan: AttentionPlan, clock: Clock) -> None:
+        self._plan, self._clock = plan, clock
+        self.elapsed_s = 0.0
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        start = self._clock.now()
+        result = self._plan.run(q, k, v, layer, need_lse)
+        self.elapsed_s += self._clock.now() - start
+        return result
+
+
+class EagerRunner:
+    """One operator after the other, in this process."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        attention: AttentionBackend,
+        device: torch.device,
+        clock: Clock,
+        logits_chunk: int,
+    ) -> None:
+        self._decoder = decoder
+        self._attention = attention
+        self._sampler = Sampler()
+        self._device = device
+        self._clock = clock
+        self._logits_chunk = logits_chunk
+
+    @torch.inference_mode()
+    def submit(self, batch: ForwardBatch) -> _EagerHandle:
+        """Run the pass; on a GPU this only queues it."""
+        start = self._clock.now()
+        if self._device.type != "cpu":
+            batch = to_device(batch, self._device)
+        plan = self._attention.plan(batch)
+        timed = _TimedPlan(plan, self._clock) if self._device.type == "cpu" else None
+        hidden = self._decoder.embed(batch.token_ids)
+        hidden = self._decoder.run_layers(
+            hidden, timed or plan, batch.positions, 0, self._decoder.spec.num_layers
+        )
+        prompts = self._prompt_logprobs(hidden, batch)
+        logits = self._sample_logits(hidden, batch.sample_rows)
+        middle = self._clock.now()
+        sampled = self._sampler.sample(logits, batch.sampling) if logits is not None else None
+        return _EagerHandle(
+            batch=batch,
+            sampled=sampled,
+            prompts=prompts,
+            forward_s=middle - start,
+            attention_s=timed.elapsed_s if timed else 0.0,
+            sample_s=self._clock.now() - middle,
+        )
+
+    def collect(self, handle: _EagerHandle) -> StepResult:
+        """Bring the tokens to the host."""
+        start = self._clock.now()
+        batch, sampled = handle.batch, handle.sampled
+        token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
+        logprobs: dict[int, TokenLogprobs] = {}
+        if sampled is not None and sampled.logprobs is not None:
+            rows = batch.sampling.logprob_rows.tolist()
+            tokens = [token_ids[row] for row in rows]
+            nums = [batch.sampling.num_logprobs] * len(rows)
+            entries = to_token_logprobs(sampled.logprobs, tokens, nums)
+            logprobs = dict(zip(rows, entries, strict=True))
+        prompts: list[TokenLogprobs] = []
+        for part, targets in zip(
+            handle.prompts, batch.prompt_targets.split(self._logits_chunk), strict=False
+        ):
+            ids = targets.tolist()
+            prompts += to_token_logprobs(part, ids, [batch.num_prompt_logprobs] * len(ids))
+        return StepResult(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=prompts,
+            forward_s=handle.forward_s,
+            attention_s=handle.attention_s,
+            sample_s=handle.sample_s + self._clock.now() - start,
+        )
+
+    def _sample_logits(self, hidden: Tensor, rows: Tensor) -> Tensor | None:
+        if not rows.numel():
+            return None
+        if rows.numel() == hidden.shape[0]:
+            return self._decoder.head(hidden)
+        return self._decoder.head(hidden.index_select(0, rows))
+
+    def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> list[Logprobs]:
+        """In chunks: the logits of a long prompt would take more memory than its KV cache."""
+        return [
+            prompt_logprobs(
+                self._decoder.head(hidden.index_select(0, rows)),
+                targets,
+                batch.num_prompt_logprobs,
+            )
+            for rows, targets in zip(
+                batch.prompt_rows.split(self._logits_chunk),
+                batch.prompt_targets.split(self._logits_chunk),
+                strict=True,
+            )
+            if rows.numel()
+        ]

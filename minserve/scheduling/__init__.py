@@ -1,0 +1,5 @@
+"""Request scheduling (Miao et al., section 4.2.4): who computes how many tokens next."""
+
+from minserve.scheduling.scheduler import Scheduler, StepPlan
+
+__all__ = ["Scheduler", "StepPlan"]

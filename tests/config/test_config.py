@@ -1,0 +1,140 @@
+"""Fields are documented, values checked, combinations resolved or refused in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minserve.config import (
+    ConfigError,
+    EngineConfig,
+    MemoryConfig,
+    SchedulingConfig,
+    describe,
+)
+from minserve.config import resolve as resolve_module
+from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+
+MODEL = ModelSpec(
+    family="llama",
+    vocab_size=100,
+    hidden_size=64,
+    layers=(LayerSpec(AttentionSpec(4, 2, 16), FeedForwardSpec(128)),) * 3,
+    norm_eps=1e-5,
+    rope=RopeSpec(),
+    max_position=1024,
+    tie_embeddings=True,
+    dtype="bfloat16",
+)
+
+
+def with_values(**values: object) -> EngineConfig:
+    return EngineConfig().with_values({path.replace("__", "."): v for path, v in values.items()})
+
+
+def test_every_field_is_documented_and_its_flag_is_its_own():
+    knobs = describe()
+    assert len({knob.flag for knob in knobs}) == len(knobs)
+    for knob in knobs:
+        assert knob.doc.endswith("."), knob.path
+        assert knob.trade_off, knob.path
+        assert knob.type in (int, float, bool, str), knob.path
+
+
+def test_dotted_paths_reach_every_field():
+    config = EngineConfig()
+    for knob in describe():
+        assert config.get(knob.path) == knob.default
+        assert config.with_values({knob.path: knob.default}) == config
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"no field 'memory.block_sise'; did you mean 'memory.bl"):
+        EngineConfig().with_values({"memory.block_sise": 8})
+    with pytest.raises(TypeError):
+        MemoryConfig(block_sise=8)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("memory.block_size", 0, "MemoryConfig.block_size=0: expected at least 1"),
+        ("memory.block_size", "16", "expected a number"),
+        ("memory.kv_cache", 1, "expected True or False"),
+        ("memory.watermark", 0.9, "at most 0.5"),
+        ("scheduling.max_num_seqs", -1, "expected at least 1"),
+        ("scheduling.victim", "first", "expected one of last, least_computed"),
+        ("dtype", "int8", "expected one of auto, float64"),
+        ("memory", SchedulingConfig(), "expected a MemoryConfig"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(path, value, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        if path == "memory":
+            EngineConfig(memory=value)
+        else:
+            EngineConfig().with_values({path: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"scheduling__max_model_len": 2048}, "max_model_len=2048 is beyond the 1024 positions"),
+        ({"scheduling__max_num_batched_tokens": 8}, "max_num_batched_tokens=8 is below scheduling"),
+        (
+            {"memory__kv_cache": False, "scheduling__max_num_batched_tokens": 512},
+            "memory.kv_cache=False needs a request's tokens in one step",
+        ),
+        (
+            {"scheduling__enable_chunked_prefill": False,
+             "scheduling__max_num_batched_tokens": 512},
+            "scheduling.enable_chunked_prefill=False needs a request's tokens in one step",
+        ),
+        ({"memory__kv_bytes": 100}, "memory.kv_bytes=100 holds no page"),
+        ({"device": "tpu"}, "device='tpu': expected auto, cpu, cuda"),
+    ],
+)  # fmt: skip
+def test_an_impossible_combination_is_refused_with_a_way_out(values, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        replace(with_values(), **{}).with_values(
+            {"device": "cpu", **{path.replace("__", "."): v for path, v in values.items()}}
+        ).resolve(MODEL)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_cuda_without_cuda_says_what_to_do():
+    with pytest.raises(ConfigError, match="sees no CUDA device; use device='cpu'"):
+        with_values(device="cuda").resolve(MODEL)
+
+
+def test_resolve_leaves_nothing_to_guess():
+    resolved = with_values(device="cpu", dtype="float32").resolve(MODEL)
+    assert resolved.dtype is torch.float32
+    assert resolved.max_model_len == 1024
+    assert resolved.max_num_batched_tokens == 512
+    assert resolved.config.memory.kv_bytes is not None
+    assert resolved.config.scheduling.max_model_len == 1024
+    assert resolved.block_bytes == 16 * 3 * 2 * 2 * 16 * 4
+    again = resolved.config.resolve(MODEL)
+    assert again.config == resolved.config
+
+
+def test_the_budget_grows_where_a_request_must_fit_in_one_step():
+    resolved = with_values(device="cpu", memory__kv_cache=False).resolve(MODEL)
+    assert resolved.max_num_batched_tokens == 1024
+    assert any("max_num_batched_tokens: 1024" in note for note in resolved.notes)
+
+
+@pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_dtype_on_a_cpu_depends_on_its_instructions(monkeypatch, has_bfloat16, dtype):
+    monkeypatch.setattr(resolve_module, "cpu_has_bfloat16", lambda: has_bfloat16)
+    resolved = with_values(device="cpu").resolve(MODEL)
+    assert resolved.config.dtype == dtype
+    assert any(note.startswith(f"dtype: {dtype}") for note in resolved.notes)
+
+
+def test_auto_dtype_never_is_float16_on_a_cpu():
+    resolved = with_values(device="cpu").resolve(replace(MODEL, dtype="float16"))
+    assert resolved.dtype is torch.float32

@@ -1,0 +1,139 @@
+"""A runner without a model: it stores tokens in slots and reads them back through block tables.
+
+The next token is a hash of the sequence it reads, so a wrong slot, a stale page or a shifted
+position changes the output; `oracle` says what the output has to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minserve.batch import ForwardBatch
+from minserve.clock import VirtualClock
+from minserve.config import EngineConfig
+from minserve.engine import Engine
+from minserve.memory import KVManager
+from minserve.request import TokenLogprobs
+from minserve.runner import StepResult
+from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.trace import RunTrace
+
+VOCAB = 97
+EOS = 0
+
+
+def tiny_spec(max_position: int = 128) -> ModelSpec:
+    """The smallest model the engine accepts; the fake runner never looks at it."""
+    return ModelSpec(
+        family="llama",
+        vocab_size=VOCAB,
+        hidden_size=16,
+        layers=(LayerSpec(AttentionSpec(2, 1, 8), FeedForwardSpec(16)),),
+        norm_eps=1e-5,
+        rope=RopeSpec(),
+        max_position=max_position,
+        tie_embeddings=True,
+        eos_token_ids=(EOS,),
+    )
+
+
+def next_token(sequence: Sequence[int]) -> int:
+    """A fixed pseudo-random token for each sequence; end-of-sequence about once in 97."""
+    digest = hashlib.blake2b(np.array(sequence, dtype=np.int64).tobytes(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % VOCAB
+
+
+def oracle(prompt: Sequence[int], max_tokens: int, ignore_eos: bool = False) -> list[int]:
+    """The tokens a request must produce."""
+    sequence = list(prompt)
+    while len(sequence) < len(prompt) + max_tokens:
+        sequence.append(next_token(sequence))
+        if sequence[-1] == EOS and not ignore_eos:
+            break
+    return sequence[len(prompt) :]
+
+
+@dataclass
+class _Echo:
+    token_ids: list[int]
+    targets: list[int]
+
+
+class EchoRunner:
+    """See the module. `fail_next` makes the next submit raise; `poison` makes rows invalid."""
+
+    def __init__(self, clock: VirtualClock, num_slots: int, block_size: int) -> None:
+        self._clock = clock
+        self._block_size = block_size
+        self._slots = np.full(num_slots, -1, dtype=np.int64)
+        self.fail_next = False
+        self.poison_token: int | None = None
+        self.batches: list[ForwardBatch] = []
+
+    def submit(self, batch: ForwardBatch) -> _Echo:
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the device is gone")
+        self.batches.append(batch)
+        self._clock.advance(0.001 * batch.num_tokens)
+        group = batch.groups[0]
+        slots = group.slots.numpy()
+        assert len(set(slots.tolist())) == len(slots), "two rows write to one slot"
+        self._slots[slots] = batch.token_ids.numpy()
+        starts = batch.query_starts.tolist()
+        sequences = []
+        for index, length in enumerate(batch.context_lens):
+            where = np.arange(length)
+            table = group.block_tables[index].numpy()
+            sequence = self._slots[
+                table[where // self._block_size] * self._block_size + where % self._block_size
+            ]
+            first = starts[index]
+            count = batch.query_lens[index]
+            assert batch.positions[first : first + count].tolist() == list(
+                range(length - count, length)
+            )
+            sequences.append(sequence)
+        owners = np.repeat(np.arange(batch.num_requests), batch.query_lens)
+        tokens = [next_token(sequences[owners[row]]) for row in batch.sample_rows.tolist()]
+        if self.poison_token is not None:
+            tokens = [-1 if token == self.poison_token else token for token in tokens]
+        return _Echo(tokens, batch.prompt_targets.tolist())
+
+    def collect(self, handle: _Echo) -> StepResult:
+        entries = [TokenLogprobs(token, -1.0, 1, ((token, -1.0),)) for token in handle.token_ids]
+        prompts = [TokenLogprobs(token, -1.0, 1, ((token, -1.0),)) for token in handle.targets]
+        return StepResult(handle.token_ids, dict(enumerate(entries)), prompts, 0.0, 0.0, 0.0)
+
+
+def make_engine(
+    config: EngineConfig | None = None, num_blocks: int = 32, max_position: int = 128
+) -> tuple[Engine, EchoRunner, VirtualClock]:
+    """An engine over the fake runner and a virtual clock."""
+    spec = tiny_spec(max_position)
+    resolved = (config or EngineConfig()).with_values({"device": "cpu"}).resolve(spec)
+    block_size = resolved.config.memory.block_size
+    clock = VirtualClock()
+    runner = EchoRunner(clock, num_blocks * block_size, block_size)
+    memory = KVManager(
+        num_blocks,
+        block_size,
+        resolved.config.scheduling.max_num_seqs,
+        resolved.blocks_per_request,
+    )
+    engine = Engine(resolved, runner, memory, None, clock, RunTrace())
+    return engine, runner, clock
+
+
+def run(engine: Engine) -> None:
+    """Step until nothing is left, checking pages after every step."""
+    for _ in range(100_000):
+        if not engine.has_work:
+            return
+        engine.step()
+        engine.memory.check()
+    raise AssertionError("the engine does not come to an end")

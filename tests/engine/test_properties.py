@@ -1,0 +1,142 @@
+"""Any sequence of engine operations: pages are conserved after every step, every accepted request
+ends with exactly one finish reason, and what was not aborted has the oracle's tokens."""
+
+from __future__ import annotations
+
+from engine.fakes import VOCAB, make_engine, oracle
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from minserve.config import EngineConfig
+from minserve.engine import Engine
+from minserve.request import InvalidRequestError, Request, SamplingParams
+
+EXAMPLES, STEPS = 120, 100
+
+operations = 0
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """One engine with a drawn configuration, driven by drawn operations."""
+
+    engine: Engine
+
+    @initialize(
+        block_size=st.sampled_from([1, 2, 5, 16]),
+        pool_tokens=st.integers(16, 120),
+        budget=st.sampled_from([4, 7, 32, 128]),
+        max_num_seqs=st.integers(1, 4),
+        watermark=st.sampled_from([0.0, 0.2]),
+        victim=st.sampled_from(["last", "least_computed"]),
+        mode=st.sampled_from(["chunked", "chunked", "whole", "no cache"]),
+    )
+    def start(self, block_size, pool_tokens, budget, max_num_seqs, watermark, victim, mode):
+        config = EngineConfig().with_values(
+            {
+                "memory.block_size": block_size,
+                "memory.watermark": watermark,
+                "memory.kv_cache": mode != "no cache",
+                "memory.check_integrity": True,
+                "scheduling.max_num_seqs": max_num_seqs,
+                "scheduling.max_num_batched_tokens": budget if mode == "chunked" else 64,
+                "scheduling.max_model_len": 64,
+                "scheduling.enable_chunked_prefill": mode != "whole",
+                "scheduling.victim": victim,
+            }
+        )
+        self.engine, self.runner, self.clock = make_engine(config, -(-pool_tokens // block_size))
+        self.requests: list[Request] = []
+        self.failed: set[Request] = set()
+
+    @rule(
+        length=st.integers(0, 70),
+        first=st.integers(1, VOCAB),
+        max_tokens=st.one_of(st.none(), st.integers(1, 40)),
+        ignore_eos=st.booleans(),
+        n=st.sampled_from([1, 1, 1, 3]),
+    )
+    def add(self, length, first, max_tokens, ignore_eos, n):
+        prompt = [(first + 11 * i) % (VOCAB + (first == 13)) for i in range(length)]
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos, n=n)
+        try:
+            self.requests += self.engine.add(f"r{len(self.requests)}", prompt, params)
+        except InvalidRequestError:
+            capacity = self.engine.max_request_tokens
+            wanted = length + (max_tokens or 1 if ignore_eos else 1)
+            assert not prompt or max(prompt) >= VOCAB or length >= 64 or wanted > capacity
+
+    @precondition(lambda self: self.engine.has_work)
+    @rule(times=st.integers(1, 5))
+    def step(self, times):
+        for _ in range(times):
+            if self.engine.has_work:
+                self.engine.step()
+
+    @precondition(lambda self: self.requests)
+    @rule(which=st.integers(0, 1000))
+    def abort(self, which):
+        self.engine.abort(self.requests[which % len(self.requests)].request_id)
+
+    @precondition(lambda self: self.engine.has_work)
+    @rule(doom=st.integers(0, 9))
+    def runner_fails_now_and_then(self, doom):
+        if doom:
+            return
+        self.runner.fail_next = True
+        try:
+            self.engine.step()
+        except RuntimeError:
+            self.failed |= {r for r in self.requests if r.finish_reason == "error"}
+
+    @invariant()
+    def pages_are_conserved(self):
+        global operations
+        if hasattr(self, "engine"):
+            operations += 1
+            self.engine.memory.check()
+            pool = self.engine.memory.pool
+            assert pool.num_free + pool.num_owned == pool.num_blocks
+
+    def teardown(self):
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(20_000):
+            if not self.engine.has_work:
+                break
+            self.engine.step()
+        assert not self.engine.has_work
+        assert self.engine.memory.pool.num_owned == 0
+        records = self.engine.trace.requests
+        ended = [(record.request_id, record.sample_index) for record in records]
+        assert sorted(ended) == sorted((r.request_id, r.sample_index) for r in self.requests)
+        capacity = self.engine.max_request_tokens
+        for request in self.requests:
+            limit = request.params.max_tokens or capacity
+            limit = min(limit, capacity - request.num_prompt_tokens)
+            expected = oracle(request.prompt_token_ids, limit, request.params.ignore_eos)
+            assert request.finish_reason in ("stop", "length", "abort", "error")
+            assert (request.finish_reason == "error") == (request in self.failed)
+            if request.finish_reason in ("abort", "error"):
+                expected = expected[: request.num_output_tokens]
+            assert request.output_token_ids == expected
+
+
+def test_ten_thousand_operations_lose_no_page_and_end_every_request_once():
+    run_state_machine_as_test(
+        EngineMachine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert operations >= 10_000, f"only {operations} operations were run: raise EXAMPLES"
