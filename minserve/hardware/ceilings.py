@@ -1,0 +1,254 @@
+"""What this machine reaches at best: bandwidth by working set, products by number format.
+
+Measured once and kept on disk for the same processor, torch and number of threads, so that every
+figure can be shown against the limit of the machine it was measured on. A ceiling is the median
+of the best operator found; an engine that beats it has found a better operator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minserve.hardware import probes
+from minserve.hardware.machine import describe_machine
+from minserve.hardware.measure import Rate, best_rate, synchronize
+
+VERSION = 1
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class BandwidthPoint:
+    """Bytes per second at one working set."""
+
+    working_set_bytes: int
+    read: Rate
+    copy: Rate
+    """Bytes read and written together."""
+
+
+@dataclass(frozen=True)
+class ProductPoint:
+    """A product with a `[size, size]` weight in one number format."""
+
+    dtype: str
+    size: int
+    rows: int
+    rate: Rate
+    """FLOP/s; for a matrix-vector product, bytes of the matrix per second."""
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured limits of one device with one number of threads."""
+
+    processor: str
+    device: str
+    """"cpu" or "cuda"."""
+    threads: int
+    torch_version: str
+    date: str
+    quick: bool
+    """Fewer sizes and shorter rounds: good to some ten percent on a quiet machine."""
+    bandwidth: tuple[BandwidthPoint, ...]
+    """By ascending working set."""
+    matmul: tuple[ProductPoint, ...]
+    matvec: tuple[ProductPoint, ...]
+
+    @property
+    def disturbed(self) -> bool:
+        """True when something else ran: a quarter of the points had rounds twice the median."""
+        rates = [rate for point in self.bandwidth for rate in (point.read, point.copy)]
+        rates += [point.rate for point in (*self.matmul, *self.matvec)]
+        return 4 * sum(rate.high > 2 * rate.per_s for rate in rates) >= len(rates)
+
+    def bytes_per_s(self, working_set_bytes: float) -> float:
+        """Read bandwidth for data of this size that is read again and again.
+
+        Between measured sizes on a line over the logarithm of the size; beyond them the nearest.
+        """
+        points = self.bandwidth
+        if working_set_bytes <= points[0].working_set_bytes:
+            return points[0].read.per_s
+        for low, high in itertools.pairwise(points):
+            if working_set_bytes <= high.working_set_bytes:
+                span = math.log(high.working_set_bytes / low.working_set_bytes)
+                place = math.log(working_set_bytes / low.working_set_bytes) / span
+                return low.read.per_s + place * (high.read.per_s - low.read.per_s)
+        return points[-1].read.per_s
+
+    def flops_per_s(self, dtype: str) -> float:
+        """The best matrix product found in this number format, any size.
+
+        Raises ValueError for a format that was not measured.
+        """
+        rates = [point.rate.per_s for point in self.matmul if point.dtype == dtype]
+        if not rates:
+            known = ", ".join(sorted({point.dtype for point in self.matmul}))
+            raise ValueError(
+                f"no ceiling for {dtype!r} on {self.processor}: measured are {known}; call "
+                f"measure_ceilings(dtypes=[{dtype!r}])"
+            )
+        return max(rates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Ceilings:
+        """The inverse of `to_dict`."""
+
+        def product(point: dict[str, Any]) -> ProductPoint:
+            return ProductPoint(**point | {"rate": Rate(**point["rate"])})
+
+        return cls(
+            **data
+            | {
+                "bandwidth": tuple(
+                    BandwidthPoint(
+                        point["working_set_bytes"], Rate(**point["read"]), Rate(**point["copy"])
+                    )
+                    for point in data["bandwidth"]
+                ),
+                "matmul": tuple(product(point) for point in data["matmul"]),
+                "matvec": tuple(product(point) for point in data["matvec"]),
+            }
+        )
+
+
+def measure_ceilings(
+    device: str | torch.device = "cpu",
+    *,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    quick: bool = True,
+    budget_s: float | None = None,
+) -> Ceilings:
+    """Measure this machine now: about 5 s quick, half a minute otherwise. Nothing else should run.
+
+    Uses torch's current number of threads. `budget_s` replaces the time spent on rounds.
+    """
+    target = torch.device(device)
+    on_gpu = target.type == "cuda"
+    if on_gpu and target.index is None:
+        target = torch.device("cuda", torch.cuda.current_device())
+    # Sizes around what L1, L2, L3 (a GPU's L2) and memory hold on today's machines.
+    sizes = [0.5, 2, 8, 32, 128] if quick else [0.125, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512]
+    if on_gpu:
+        sizes = [4, 16, 64, 1024] if quick else [2, 4, 8, 16, 32, 64, 128, 512, 2048]
+    products = [(size, size) for size in ((1024,) if quick else (256, 512, 1024, 2048))]
+    products.append((64, 1024))
+    if on_gpu:
+        products = [(size, size) for size in ((8192,) if quick else (2048, 4096, 8192))]
+        products.append((64, 8192))
+    vectors = [1024, 4096] if quick else [256, 512, 1024, 2048, 4096, 8192]
+    measurements = 2 * len(sizes) + len(dtypes) * (len(products) + len(vectors))
+    share = (budget_s if budget_s is not None else (2.5 if quick else 25.0)) / measurements
+    bandwidth, matmul, matvec = [], [], []
+    with torch.inference_mode():
+        for mib in sizes:
+            size_bytes = int(mib * _MIB)
+            read = best_rate(*probes.reads(size_bytes, target), target, share)
+            copy = best_rate(*probes.copies(size_bytes, target), target, share)
+            bandwidth.append(BandwidthPoint(size_bytes, read, copy))
+        for name in dtypes:
+            dtype = getattr(torch, name)
+            for rows, size in products:
+                rate = best_rate(*probes.matrix_products(rows, size, dtype, target), target, share)
+                matmul.append(ProductPoint(name, size, rows, rate))
+            for size in vectors:
+                candidates, work = probes.matrix_vector_products(size, dtype, target)
+                rate = best_rate(candidates, work, target, share)
+                matvec.append(ProductPoint(name, size, 1, rate))
+    synchronize(target)
+    machine = describe_machine()
+    return Ceilings(
+        processor=machine.processor(target),
+        device=target.type,
+        threads=machine.threads,
+        torch_version=machine.torch_version,
+        date=datetime.now(UTC).date().isoformat(),
+        quick=quick,
+        bandwidth=tuple(bandwidth),
+        matmul=tuple(matmul),
+        matvec=tuple(matvec),
+    )
+
+
+def machine_ceilings(
+    device: str | torch.device = "cpu",
+    *,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    quick: bool = True,
+    refresh: bool = False,
+) -> Ceilings:
+    """This machine's ceilings: from disk where the same machine was measured before, else now.
+
+    A thorough measurement on disk also answers a quick request. A disturbed measurement is not
+    kept, and a directory that cannot be written costs only the repetition.
+    """
+    for thorough in (True, False) if quick else (True,):
+        path = cache_path(device, dtypes, quick=not thorough)
+        if refresh or not path.is_file():
+            continue
+        try:
+            data = json.loads(path.read_text())
+            if data.pop("version") == VERSION:
+                return Ceilings.from_dict(data)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # Written by another version, or cut short: measure again.
+    measured = measure_ceilings(device, dtypes=dtypes, quick=quick)
+    if measured.disturbed:
+        return measured
+    path = cache_path(device, dtypes, quick=quick)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed when complete, so that another process never reads half a file.
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps({"version": VERSION} | measured.to_dict(), indent=1))
+        partial.replace(path)
+    except OSError:
+        pass
+    return measured
+
+
+def cache_path(device: str | torch.device, dtypes: Sequence[str], *, quick: bool) -> Path:
+    """The file for this processor, torch version, thread count and number formats."""
+    machine = describe_machine()
+    key = "|".join(
+        [
+            machine.processor(device),
+            str(machine.cpu_cores),
+            machine.torch_version,
+            str(machine.threads),
+            torch.device(device).type,
+            *sorted(dtypes),
+        ]
+    )
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return _cache_directory() / f"ceilings-{'quick' if quick else 'full'}-{digest}.json"
+
+
+def _cache_directory() -> Path:
+    if chosen := os.environ.get("MINSERVE_CACHE_DIR"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "minserve"

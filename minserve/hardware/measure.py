@@ -1,0 +1,79 @@
+"""Timing candidates against each other: interleaved rounds, median with spread, best one named.
+
+Knows nothing about what the candidates do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from minserve.clock import Clock, WallClock
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Work per second of the best operator found: median over rounds, slowest and fastest one."""
+
+    per_s: float
+    low: float
+    high: float
+    operator: str
+    rounds: int
+
+
+def best_rate(
+    candidates: Mapping[str, Callable[[], object]],
+    work: float,
+    device: torch.device,
+    budget_s: float,
+    clock: Clock | None = None,
+) -> Rate:
+    """Race the candidates, which each do `work` (FLOPs or bytes) per call, for `budget_s`.
+
+    Rounds are interleaved, so that a disturbance hits all candidates alike. Raises ValueError
+    without candidates.
+    """
+    if not candidates:
+        raise ValueError("best_rate needs at least one candidate")
+    clock = clock or WallClock()
+    share = budget_s / len(candidates)
+    repeats: dict[str, int] = {}
+    for name, call in candidates.items():
+        # The first call pays for allocation and code generation.
+        _time(call, 1, device, clock)
+        once = _time(call, 1, device, clock)
+        # Long enough to drown the clock and a device's synchronization, short enough for rounds.
+        repeats[name] = max(1, int(min(2e-3, share / 5) / max(once, 1e-7)))
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    end = clock.now() + budget_s
+    while len(next(iter(seconds.values()))) < 3 or clock.now() < end:
+        for name, call in candidates.items():
+            seconds[name].append(_time(call, repeats[name], device, clock) / repeats[name])
+    name = min(seconds, key=lambda each: median(seconds[each]))
+    times = seconds[name]
+    return Rate(
+        per_s=work / median(times),
+        low=work / max(times),
+        high=work / min(times),
+        operator=name,
+        rounds=len(times),
+    )
+
+
+def _time(call: Callable[[], object], repeats: int, device: torch.device, clock: Clock) -> float:
+    synchronize(device)
+    start = clock.now()
+    for _ in range(repeats):
+        call()
+    synchronize(device)
+    return max(clock.now() - start, 1e-9)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told; nothing to wait for on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
