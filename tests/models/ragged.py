@@ -1,8 +1,8 @@
 """Batches made by hand: several sequences over one shuffled pool of pages, in pieces of any size.
 
-What the scheduler, the block pool and the batch builder do together, in eighty lines, so that models
-and attention backends can be tested without them. The pool starts full of NaN: reading a slot that
-nobody wrote shows.
+What the scheduler, the block pool and the batch builder do together, in eighty lines, so that
+models and attention backends can be tested without them. The pool starts full of NaN: reading a
+slot that nobody wrote shows.
 """
 
 from __future__ import annotations
@@ -22,30 +22,20 @@ from minserve.spec import ModelSpec
 def no_sampling(device: torch.device | str = "cpu") -> SamplingBatch:
     """A `SamplingBatch` of no rows."""
 
-    def empty(dtype: torch.dtype) -> Tensor:
-        return torch.empty(0, dtype=dtype, device=device)
+    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
 
-    real, whole, flag = empty(torch.float32), empty(torch.int64), empty(torch.bool)
     return SamplingBatch(
-        temperature=real,
-        top_k=whole,
-        top_p=real,
-        min_p=real,
-        repetition_penalty=real,
-        presence_penalty=real,
-        frequency_penalty=real,
-        seeds=whole,
-        sample_indices=whole,
-        positions=whole,
-        history_rows=whole,
-        history_tokens=whole,
-        history_is_output=flag,
-        bias_rows=whole,
-        bias_tokens=whole,
-        bias_values=real,
-        num_logprobs=-1,
-        all_greedy=True,
-        needs_filter=False,
+        params=empty(8, 0, dtype=torch.float64),
+        history=empty(3, 0),
+        bias_tokens=empty(2, 0),
+        bias_values=empty(0, dtype=torch.float64),
+        logprob_rows=empty(0),
+        num_logprobs=0,
+        num_greedy=0,
+        max_top_k=0,
+        uses_top_p=False,
+        uses_min_p=False,
     )
 
 

@@ -1,0 +1,93 @@
+"""Rotary tables are transformers' own, bit for bit in float32, for every scaling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from minserve.layers import rotary_table
+from minserve.spec import RopeSpec
+
+LLAMA3 = RopeSpec(
+    5e5, "llama3", 8.0, original_max_position=8192, low_freq_factor=1.0, high_freq_factor=4.0
+)
+YARN = RopeSpec(1e6, "yarn", 4.0, original_max_position=1024)
+SPECS = {
+    "default": RopeSpec(1e6),
+    "linear": RopeSpec(1e4, "linear", 4.0),
+    "dynamic": RopeSpec(1e4, "dynamic", 2.0, original_max_position=4096),
+    "llama3": LLAMA3,
+    "llama3 uneven": replace(LLAMA3, theta=1e4, factor=32.0, original_max_position=1000),
+    "yarn": YARN,
+    "yarn untruncated": replace(YARN, truncate=False, beta_fast=20.0, beta_slow=2.0),
+    "yarn attention factor": replace(YARN, attention_factor=0.7),
+    "yarn mscales": replace(YARN, mscale=0.7, mscale_all_dim=1.2),
+}
+
+
+def hugging_face_table(rope: RopeSpec, head_dim: int, length: int, max_position: int) -> Any:
+    """Cosines and sines of positions 0 to `length`, by a transformers rotary module."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    parameters: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    if rope.kind != "default":
+        parameters["factor"] = rope.factor
+    if rope.kind in ("llama3", "yarn"):
+        parameters["original_max_position_embeddings"] = rope.original_max_position
+    if rope.kind == "llama3":
+        parameters["low_freq_factor"] = rope.low_freq_factor
+        parameters["high_freq_factor"] = rope.high_freq_factor
+    if rope.kind == "yarn":
+        for name in ("beta_fast", "beta_slow", "truncate"):
+            parameters[name] = getattr(rope, name)
+        for name in ("attention_factor", "mscale", "mscale_all_dim"):
+            if getattr(rope, name) is not None:
+                parameters[name] = getattr(rope, name)
+    config = LlamaConfig(
+        hidden_size=head_dim * 2,
+        num_attention_heads=2,
+        max_position_embeddings=max_position,
+        rope_parameters=parameters,
+    )
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
+    half = head_dim // 2
+    return torch.cat((cos[0, :, :half], sin[0, :, :half]), dim=-1)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("head_dim", [16, 128])
+def test_table_equals_transformers(name: str, head_dim: int) -> None:
+    length = 4096
+    ours = rotary_table(SPECS[name], head_dim, length)
+    theirs = hugging_face_table(SPECS[name], head_dim, length, max_position=4096)
+    assert torch.equal(ours, theirs)
+
+
+def test_dynamic_table_beyond_the_original_length_is_the_one_of_the_stretched_length() -> None:
+    rope = SPECS["dynamic"]
+    ours = rotary_table(rope, 64, 4097)
+    # transformers prefills exactly factor x original tokens with one base: the one used here.
+    theirs = hugging_face_table(rope, 64, 8192, max_position=4096)
+    torch.testing.assert_close(ours, theirs[:4097], rtol=0, atol=1e-3)
+    assert torch.equal(ours, rotary_table(rope, 64, 8192)[:4097])
+    assert not torch.equal(ours[:4096], rotary_table(rope, 64, 4096))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_float64_table_agrees_with_the_float32_one_where_float32_is_exact_enough(name: str) -> None:
+    exact = rotary_table(SPECS[name], 64, 100, torch.float64)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact.float(), rotary_table(SPECS[name], 64, 100), rtol=0, atol=1e-4)
+
+
+def test_half_precision_models_get_a_float32_table() -> None:
+    assert rotary_table(RopeSpec(), 8, 4, torch.bfloat16).dtype == torch.float32
+
+
+def test_odd_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="even head_dim, got 7"):
+        rotary_table(RopeSpec(), 7, 4)
