@@ -93,7 +93,8 @@ DEVICES: dict[str, DeviceSpec] = {
               "NVIDIA A10 Tensor Core GPU data sheet", ("nvidia a10",)),
         # Its published product rates contradict each other, so there are none here.
         _spec("A10G", "Ampere", 24, 600, {}, _PCIE4, None,
-              "Amazon EC2 G5 instance documentation (memory and bandwidth only)", ("nvidia a10g", "a10g")),
+              "Amazon EC2 G5 instance documentation (memory and bandwidth only)",
+              ("nvidia a10g", "a10g")),
         _spec("A100 40GB SXM", "Ampere", 40, 1555, _tensor(312, 19.5, 156), ("NVLink 3", 600), 400,
               _A100, ("a100-sxm4-40gb",)),
         _spec("A100 80GB SXM", "Ampere", 80, 2039, _tensor(312, 19.5, 156), ("NVLink 3", 600), 400,
