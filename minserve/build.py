@@ -20,7 +20,7 @@ from minserve.attention import PagedAttention
 from minserve.clock import Clock, WallClock
 from minserve.config import ConfigError, EngineConfig, ResolvedConfig
 from minserve.engine import Engine
-from minserve.hardware import describe_device
+from minserve.hardware import describe_machine
 from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
 from minserve.memory import KVCache, KVManager
@@ -132,7 +132,7 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
     header = TraceHeader(
         model=model_name,
         config=config.config.to_dict(),
-        device=describe_device(config.device),
+        device=describe_machine().processor(config.device),
         versions=versions,
         date=datetime.date.today().isoformat(),
         notes=config.notes,

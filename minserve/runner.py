@@ -6,8 +6,9 @@ tensors only; requests, pages' owners and stop conditions are the engine's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +42,8 @@ class StepResult:
     sample_s: float
 
 
-class Handle(Protocol):
-    """A forward pass in flight."""
+Handle = Any
+"""A forward pass in flight: whatever the runner that made it wants to keep."""
 
 
 class Runner(Protocol):
@@ -139,9 +140,7 @@ class EagerRunner:
             entries = to_token_logprobs(sampled.logprobs, tokens, nums)
             logprobs = dict(zip(rows, entries, strict=True))
         prompts: list[TokenLogprobs] = []
-        for part, targets in zip(
-            handle.prompts, batch.prompt_targets.split(self._logits_chunk), strict=False
-        ):
+        for part, targets in zip(handle.prompts, self._chunks(batch.prompt_targets), strict=True):
             ids = targets.tolist()
             prompts += to_token_logprobs(part, ids, [batch.num_prompt_logprobs] * len(ids))
         return StepResult(
@@ -169,9 +168,10 @@ class EagerRunner:
                 batch.num_prompt_logprobs,
             )
             for rows, targets in zip(
-                batch.prompt_rows.split(self._logits_chunk),
-                batch.prompt_targets.split(self._logits_chunk),
-                strict=True,
+                self._chunks(batch.prompt_rows), self._chunks(batch.prompt_targets), strict=True
             )
-            if rows.numel()
         ]
+
+    def _chunks(self, rows: Tensor) -> Iterator[Tensor]:
+        for start in range(0, rows.shape[0], self._logits_chunk):
+            yield rows[start : start + self._logits_chunk]

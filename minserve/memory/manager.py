@@ -50,7 +50,7 @@ class KVManager:
     @property
     def capacity_tokens(self) -> int:
         """Tokens that one request alone can keep."""
-        return self.tables.shape[1] * self.block_size
+        return int(self.tables.shape[1]) * self.block_size
 
     def blocks_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens`."""

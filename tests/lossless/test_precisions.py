@@ -1,0 +1,70 @@
+"""What lossless means below float64: the shipped model, in the formats people run it in.
+
+float32: a first difference from transformers is allowed only at a tie of the oracle's two best
+logits. bfloat16: logits within a stated tolerance of float32, and the same bits for the same batch.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minserve import LLM, EngineConfig, SamplingParams
+from minserve.build import find_model
+
+TIE = 1e-4
+"""Largest gap between the two best float32 logits that counts as a tie."""
+PROMPTS = [
+    "def fibonacci(n):",
+    "class Stack:\n    def __init__(self):\n",
+    "import os\n\ndef walk(path):\n    for name in os.listdir(path):\n",
+    "    def __repr__(self):\n        return",
+    "try:\n    import json\nexcept ImportError:\n",
+    "def test_sorted():\n    assert sorted([3, 1, 2]) ==",
+    '"""Utilities for parsing command-line options.',
+    "for key, value in sorted(mapping.items()):\n",
+]
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(find_model("zoo/base"), dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_float32_differs_from_transformers_only_at_ties(oracle, backend):
+    config = EngineConfig(dtype="float32", device="cpu").with_values(
+        {"kernels.backend": backend, "scheduling.max_num_batched_tokens": 64}
+    )
+    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    with LLM("zoo/base", config) as llm:
+        outputs = llm.generate(PROMPTS, params, progress=False)
+    ties = 0
+    for output in outputs:
+        tokens = [*output.prompt_token_ids, *output.token_ids]
+        with torch.inference_mode():
+            logits = oracle(torch.tensor([tokens]), use_cache=False).logits[0]
+        for position in range(len(output.prompt_token_ids), len(tokens)):
+            best = logits[position - 1].topk(2)
+            if int(best.indices[0]) != tokens[position]:
+                gap = float(best.values[0] - best.values[1])
+                assert gap < TIE, f"token {position} differs where the gap is {gap}"
+                ties += 1
+                break
+    print(f"float32, {backend}: {ties} of {len(outputs)} outputs part at a tie below {TIE}")
+
+
+def test_bfloat16_logprobs_stay_near_float32_and_repeat_bit_for_bit():
+    text = PROMPTS[2] * 6
+    runs = []
+    for dtype in ("float32", "bfloat16", "bfloat16"):
+        with LLM("zoo/base", EngineConfig(dtype=dtype, device="cpu")) as llm:
+            params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+            scored = llm.generate(text, params, progress=False)[0].prompt_logprobs
+            runs.append([entry.logprob for entry in scored[1:]])
+    exact, first, second = (torch.tensor(run) for run in runs)
+    assert torch.equal(first, second)
+    assert (first - exact).abs().mean() < 0.05
+    assert (first - exact).abs().max() < 0.6
