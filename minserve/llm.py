@@ -116,7 +116,7 @@ class LLM:
         """
         texts = _as_list(prompts)
         each = self._params_for(params, len(texts))
-        ids = [self._encode(prompt) for prompt in texts]
+        ids = [self.encode(prompt) for prompt in texts]
         with self._lock:
             engine = self._start_run()
             names = [f"request-{next(self._names)}" for _ in texts]
@@ -141,7 +141,7 @@ class LLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
         """Complete one prompt, a chunk per sample and step; stopping the iteration aborts it."""
         one = params or self.default_sampling_params
-        ids = self._encode(prompt)
+        ids = self.encode(prompt)
         with self._lock:
             engine = self._start_run()
             name = f"request-{next(self._names)}"
@@ -209,7 +209,9 @@ class LLM:
             total=num_samples, desc="requests", unit="req", delay=2, disable=not progress
         ) as bar:
             while engine.has_work:
-                bar.update(engine.step().num_finished)
+                finished = engine.step().num_finished
+                if finished:
+                    bar.update(finished)
 
     def _params_for(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -224,7 +226,8 @@ class LLM:
             )
         return params
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; a list of ids is taken as it is. Raises InvalidRequestError."""
         if isinstance(prompt, str):
             return self._need_tokenizer("text").encode(prompt)
         return list(prompt)

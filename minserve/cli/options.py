@@ -1,0 +1,116 @@
+"""Flags made from the configuration's and the sampling parameters' own fields, never restated.
+
+Turns parsed arguments back into `EngineConfig` and `SamplingParams`; an absent flag changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from typing import Any
+
+from minserve.config import EngineConfig, Knob, describe
+from minserve.request import SamplingParams
+
+_UNSET: Any = None
+_SAMPLING_FLAGS: dict[str, tuple[type, str]] = {
+    "max_tokens": (int, "most tokens to generate"),
+    "min_tokens": (int, "tokens before the text may end"),
+    "temperature": (float, "0 is greedy"),
+    "top_k": (int, "keep the k likeliest tokens"),
+    "top_p": (float, "keep the likeliest tokens of this total probability"),
+    "min_p": (float, "drop tokens less likely than this fraction of the likeliest"),
+    "repetition_penalty": (float, "above 1 discourages tokens seen before"),
+    "presence_penalty": (float, "subtracted for every token generated before"),
+    "frequency_penalty": (float, "subtracted for every time it was generated before"),
+    "sampling_seed": (int, "same seed, same text for equal logits"),
+}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model` and a flag for every field of EngineConfig."""
+    parser.add_argument(
+        "--model",
+        default="zoo/base",
+        help="zoo/NAME, a Hugging Face directory, or a hub name (default: %(default)s)",
+    )
+    group = parser.add_argument_group("engine", "one flag per field of EngineConfig")
+    for knob in describe():
+        _add_knob(group, knob)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags for SamplingParams; defaults are the model's generation_config.json."""
+    group = parser.add_argument_group(
+        "sampling", "where nothing is given, what the model's generation_config.json recommends"
+    )
+    for name, (kind, text) in _SAMPLING_FLAGS.items():
+        group.add_argument(
+            "--" + name.replace("_", "-"), type=kind, default=_UNSET, help=text, metavar="X"
+        )
+    group.add_argument("--stop", action="append", default=[], help="end at this string; repeatable")
+    group.add_argument("--ignore-eos", action="store_true", help="go on past end-of-sequence")
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """The configuration that the flags ask for. Raises ConfigError for values out of bounds."""
+    values = {}
+    for knob in describe():
+        value = getattr(args, _destination(knob))
+        if value is not _UNSET:
+            values[knob.path] = value
+    return EngineConfig().with_values(values)
+
+
+def sampling_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` with what the flags ask for. Raises InvalidRequestError."""
+    values: dict[str, Any] = {}
+    for name in _SAMPLING_FLAGS:
+        value = getattr(args, name)
+        if value is not _UNSET:
+            values["seed" if name == "sampling_seed" else name] = value
+    if args.stop:
+        values["stop"] = tuple(args.stop)
+    if args.ignore_eos:
+        values["ignore_eos"] = True
+    known = {item.name for item in fields(SamplingParams)}
+    assert values.keys() <= known, "a sampling flag without a field"
+    return replace(defaults, **values)
+
+
+def _destination(knob: Knob) -> str:
+    return "engine_" + knob.path.replace(".", "_")
+
+
+def _add_knob(group: argparse._ArgumentGroup, knob: Knob) -> None:
+    text = knob.doc.rstrip(".") + f" (default: {'auto' if knob.default is None else knob.default}"
+    text += f" {knob.unit})" if knob.unit and knob.default is not None else ")"
+    options: dict[str, Any] = {"dest": _destination(knob), "default": _UNSET}
+    options["help"] = text.replace("%", "%%")
+    if knob.type is bool:
+        group.add_argument(knob.flag, action=argparse.BooleanOptionalAction, **options)
+    elif knob.choices:
+        group.add_argument(knob.flag, choices=knob.choices, **options)
+    else:
+        group.add_argument(knob.flag, type=_parser_of(knob), metavar="X", **options)
+
+
+def _parser_of(knob: Knob) -> Any:
+    if knob.unit == "bytes":
+        return parse_bytes
+    return knob.type
+
+
+def parse_bytes(text: str) -> int:
+    """ "64MiB", "2GB", "1e9" or a plain number, in bytes. Raises ArgumentTypeError."""
+    units = {"": 1, "B": 1}
+    for power, letter in enumerate("KMGT", start=1):
+        units |= {letter + "iB": 1024**power, letter + "B": 1000**power, letter: 1024**power}
+    digits = text.rstrip("BKMGTi")
+    try:
+        return int(float(digits) * units[text[len(digits) :]])
+    except (ValueError, KeyError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size: expected something like 64MiB, 2GB or 1000000"
+        ) from None

@@ -1,0 +1,51 @@
+"""The line of figures after a run, each against the limit of the machine it was measured on."""
+
+from __future__ import annotations
+
+import sys
+
+from minserve.hardware import Ceilings, machine_ceilings, roofline
+from minserve.hardware.ceilings import cache_path
+from minserve.llm import LLM
+
+
+def ceilings_of(llm: LLM) -> Ceilings:
+    """This machine's ceilings for the LLM's device and number format; says when it measures."""
+    device, dtypes = llm.config.device, (llm.config.config.dtype,)
+    if not cache_path(device, dtypes, quick=True).is_file():
+        print("measuring this machine's limits once, a few seconds ...", file=sys.stderr)
+    return machine_ceilings(device, dtypes=dtypes)
+
+
+def roofline_share(llm: LLM) -> float | None:
+    """Least time the last run's counted work could take here, over the time it took."""
+    steps = llm.trace.steps
+    busy_s = sum(step.duration_s for step in steps)
+    if not busy_s:
+        return None
+    limits = ceilings_of(llm)
+    dtype = llm.config.config.dtype
+    try:
+        return sum(roofline(step.work, limits, dtype).bound_s for step in steps) / busy_s
+    except ValueError:
+        return None  # No ceiling for this number format on this machine.
+
+
+def figures(llm: LLM) -> str:
+    """One line: tokens, TTFT, TPOT, tokens/s, KV bytes, percent of the roofline."""
+    totals = llm.trace.totals
+    parts = []
+    for record in llm.trace.requests[-1:]:
+        metrics = record.metrics
+        parts.append(f"{metrics.num_prompt_tokens} tokens in, {metrics.num_output_tokens} out")
+        if metrics.ttft_s is not None:
+            parts.append(f"TTFT {metrics.ttft_s * 1e3:.1f} ms")
+        if metrics.tpot_s is not None:
+            parts.append(f"TPOT {metrics.tpot_s * 1e3:.2f} ms")
+    if totals.busy_s > 0:
+        parts.append(f"{totals.sampled_tokens / totals.busy_s:.0f} tokens/s")
+    parts.append(f"KV {totals.peak_kv_bytes_allocated / 1e6:.2f} MB")
+    share = roofline_share(llm)
+    if share is not None:
+        parts.append(f"{share:.0%} of this machine's roofline ({llm.config.config.dtype})")
+    return " | ".join(parts)
