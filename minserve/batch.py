@@ -57,6 +57,8 @@ class SamplingBatch:
     """The largest top-k of a sampled row; 0 when none uses it."""
     uses_top_p: bool
     """True when a sampled row uses top-p."""
+    needs_mass: bool
+    """True when a sampled row uses top-p without top-k: its whole distribution is summed."""
     uses_min_p: bool
     """True when a sampled row uses min-p."""
 

@@ -99,6 +99,7 @@ def plan_sampling(
     if num_greedy < num:
         seeds = [request.seed for request in requests]
         packed[7] = uniforms(seeds, [request.sample_index for request in requests], positions)
+    nucleus = sampled & (rows[:, 2] < 1.0)
     bias_tokens, bias_values = _biases(requests, positions, edited, eos_token_ids)
     return SamplingBatch(
         params=torch.from_numpy(packed),
@@ -109,7 +110,8 @@ def plan_sampling(
         num_logprobs=max((params[index].logprobs or 0 for index in reported), default=0),
         num_greedy=num_greedy,
         max_top_k=int((rows[:, 1] * sampled).max(initial=0.0)),
-        uses_top_p=bool((sampled & (rows[:, 2] < 1.0)).any()),
+        uses_top_p=bool(nucleus.any()),
+        needs_mass=bool((nucleus & (rows[:, 1] == 0.0)).any()),
         uses_min_p=bool((sampled & (rows[:, 3] > 0.0)).any()),
     )
 
@@ -132,6 +134,7 @@ def _plain_greedy(num: int) -> SamplingBatch:
         num_greedy=num,
         max_top_k=0,
         uses_top_p=False,
+        needs_mass=False,
         uses_min_p=False,
     )
 

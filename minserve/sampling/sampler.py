@@ -12,24 +12,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minserve.batch import SamplingBatch
 from minserve.sampling.edits import edit_logits
-from minserve.sampling.filters import Filters, thresholds
+from minserve.sampling.filters import Filters, keep, row_mass, threshold_min_p, thresholds
 from minserve.sampling.logprobs import Logprobs, token_logprobs
-from minserve.sampling.rows import invert_cdf, largest, padded_width, row_max, search
+from minserve.sampling.rows import (
+    CHUNK,
+    chunk_maxima,
+    invert_cdf,
+    largest_values,
+    padded_width,
+    row_max,
+    take_chunks,
+)
 
 INVALID_TOKEN = -1
 """Stands for a token where the logits allowed none: a NaN or an infinity among them, or every
 token banned. The engine fails that one request; to keep tokens on a device, clamp before use."""
 
-_HEAD = 256  # scores looked at first for top-p: in practice they nearly always hold its mass
-_SLACK = 16  # scores beyond top-k, so that ties at its edge stay in view
 _MIN_TEMPERATURE = 1e-30  # float32 holds it; colder than this is greedy but for exact ties
-_BLOCK = 1 << 18  # logits per block on a CPU: a block's temporaries stay in the caches
+_BLOCK = 1 << 20  # logits per block on a CPU: a block's temporaries stay in the caches
+_NARROW = 3  # looking into chosen chunks first pays when they are at most this part of a row
 
 
 @dataclass(frozen=True)
@@ -82,127 +88,127 @@ def _blocks(logits: Tensor, num: int) -> list[tuple[int, int]]:
 
 
 def _sample_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
-    """Tokens of rows `start` to `stop`."""
-    if stop == start:
-        return torch.zeros(0, dtype=torch.int64, device=logits.device)
-    if batch.all_greedy and not batch.edits_logits:
-        best, tokens = row_max(logits[start:stop])
-    else:
-        scores, best, tokens = _scores(logits, batch, start, stop)
-        if not batch.all_greedy:
-            drawn = _draw(scores, batch, start, stop)
-            tokens = torch.where(batch.temperature[start:stop] > 0, drawn, tokens)
-    return torch.where(best.isfinite(), tokens, INVALID_TOKEN)
-
-
-def _scores(
-    logits: Tensor, batch: SamplingBatch, start: int, stop: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Edited logits less their maximum, over the temperature: `[rows, padded width]`, the padding
-    -inf; and each row's maximum and its lowest index. Greedy rows count as temperature 1."""
-    vocab = logits.shape[1]
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scores = torch.empty(stop - start, padded_width(vocab), dtype=dtype, device=logits.device)
-    scores[:, vocab:] = float("-inf")
-    scores[:, :vocab] = logits[start:stop]
+    """Tokens of rows `start` to `stop`; `logits` and `batch` are whole."""
+    logits = logits[start:stop]
+    params = batch.params[:, start:stop]
     if batch.edits_logits:
-        edit_logits(scores, batch, start, stop)
-    best, tokens = row_max(scores)
+        logits = _edited(logits, batch, start, stop)
+    best, tokens = row_max(logits)
     if not batch.all_greedy:
-        temperature = batch.temperature[start:stop].clamp(min=_MIN_TEMPERATURE)
-        temperature = torch.where(batch.temperature[start:stop] > 0, temperature, 1.0)
-        # The maximum goes first: (x - max) / t cannot overflow to a NaN.
-        scores.sub_(best[:, None]).div_(temperature[:, None].to(dtype))
-    return scores, best, tokens
+        if batch.num_greedy == 0:
+            tokens = _draw(_scores(logits, best, params[0]), batch, params)
+        elif logits.device.type == "cpu":
+            rows = params[0].nonzero()[:, 0]
+            params = params[:, rows]
+            tokens[rows] = _draw(_scores(logits[rows], best[rows], params[0]), batch, params)
+        else:  # picking rows would wait for the device: draw for all, keep what is wanted
+            sampled = params[0] > 0
+            params = torch.where(sampled, params, 1.0)
+            drawn = _draw(_scores(logits, best, params[0]), batch, params)
+            tokens = torch.where(sampled, drawn, tokens)
+    return tokens.masked_fill_(~best.isfinite(), INVALID_TOKEN)
 
 
-def _draw(scores: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
-    """One token per row from its filtered distribution. Overwrites `scores`."""
-    uniforms = batch.uniforms[start:stop]
+def _edited(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
+    """A copy of rows `start` to `stop` with biases, bans and penalties applied."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logits = torch.empty_like(logits, dtype=dtype).copy_(logits)
+    edit_logits(logits, batch, start, stop)
+    return logits
+
+
+def _scores(logits: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
+    """Logits less their row's maximum, over the temperature: `[n, padded width]`, padded by -inf.
+
+    `best`: the maxima `[n]`; `temperature`: float64 `[n]`, positive.
+    """
+    num, vocab = logits.shape
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    scores = torch.empty(num, padded_width(vocab), dtype=dtype, device=logits.device)
+    if scores.shape[1] > vocab:
+        scores[:, vocab:] = float("-inf")
+    # The maximum goes first: (x - max) / t is never inf - inf, however cold.
+    torch.sub(logits, best[:, None], out=scores[:, :vocab])
+    coldness = temperature.clamp(min=_MIN_TEMPERATURE).reciprocal_().to(dtype)
+    return scores.mul_(coldness[:, None])
+
+
+def _draw(scores: Tensor, batch: SamplingBatch, params: Tensor) -> Tensor:
+    """One token per row from its filtered distribution: `[n, width]`, `[8, n]` -> int64 `[n]`.
+
+    Overwrites `scores`.
+    """
+    uniforms = params[7]
     if not batch.needs_filter:
         return invert_cdf(scores.exp_(), uniforms)
-    filters = _filters(batch, start, stop)
-    if not (batch.max_top_k or batch.uses_top_p):
-        return invert_cdf(_keep(scores, filters.min_p.log()), uniforms)
+    filters = Filters.of(batch, params)
+    mass = row_mass(scores) if filters.needs_mass else None
+    if not 0 < _NARROW * filters.num_head * CHUNK <= scores.shape[1]:
+        return invert_cdf(keep(scores, _thresholds(scores, filters, mass)), uniforms)
 
-    values, indices = largest(scores, _head_size(scores, batch))
-    threshold, settled = thresholds(
-        values, _total(scores, batch), filters, complete=values.shape[1] == scores.shape[1]
-    )
-    # Everything kept is in view: draw from these few, in token order as from the whole row.
-    order = indices.sort(dim=-1)
-    weights = _keep(values.gather(1, order.indices), threshold).double()
-    totals = weights.cumsum(dim=-1)
-    place, _ = search(totals, uniforms * totals[:, -1])
-    tokens = order.values.gather(1, place[:, None])[:, 0]
-
-    rest = (~(settled | (batch.temperature[start:stop] == 0))).nonzero()[:, 0]
-    if len(rest):
-        whole = scores if len(rest) == len(scores) else scores[rest]
-        tokens[rest] = _draw_whole(whole, filters[rest], uniforms[rest])
+    # Look only into the m chunks with the largest maxima, which nearly always hold all that the
+    # filters keep: nothing outside exceeds the m-th largest maximum, nor the m-th largest score.
+    chunks = chunk_maxima(scores).topk(filters.num_head, dim=-1, sorted=False).indices
+    chunks = chunks.sort(dim=-1).values  # in token order, as a draw from the whole row goes
+    part = take_chunks(scores, chunks)
+    values = largest_values(part, filters.num_head)
+    threshold, known = thresholds(values, filters, mass)
+    settled = threshold > values[:, -1]
+    settled = settled if known is None else settled & known
+    place = invert_cdf(keep(part, threshold), uniforms)[:, None]
+    tokens = chunks.gather(1, place // CHUNK).mul_(CHUNK).add_(place % CHUNK)[:, 0]
+    if not bool(settled.all()):
+        rows = (~settled).nonzero()[:, 0]
+        whole, threshold = scores[rows], threshold[rows]
+        if known is not None:
+            _sort_for_thresholds(threshold, known[rows], whole, filters[rows])
+        tokens[rows] = invert_cdf(keep(whole, threshold), uniforms[rows])
     return tokens
 
 
-def _draw_whole(scores: Tensor, filters: Filters, uniforms: Tensor) -> Tensor:
-    """The same for rows whose kept tokens are many: sort the scores, filter the whole row."""
-    return invert_cdf(_keep(scores, _exact_thresholds(scores, filters)), uniforms)
-
-
-def _exact_thresholds(scores: Tensor, filters: Filters) -> Tensor:
-    """Thresholds from every score of each row."""
-    threshold, _ = thresholds(sort_descending(scores), None, filters, complete=True)
+def _thresholds(scores: Tensor, filters: Filters, mass: Tensor | None) -> Tensor:
+    """The thresholds of whole rows: `[n, width]` -> `[n]`."""
+    if not filters.num_head:  # min-p alone looks at no other score
+        assert filters.min_p is not None
+        return threshold_min_p(filters.min_p, scores.dtype)
+    head = min(filters.num_head, scores.shape[1])
+    complete = head == scores.shape[1]
+    threshold, known = thresholds(largest_values(scores, head), filters, mass, complete)
+    if known is not None:
+        _sort_for_thresholds(threshold, known, scores, filters)
     return threshold
 
 
+def _sort_for_thresholds(
+    threshold: Tensor, known: Tensor, scores: Tensor, filters: Filters
+) -> None:
+    """Put right, in place, the thresholds that a row's largest scores were too few to tell."""
+    if not bool(known.all()):
+        rows = (~known).nonzero()[:, 0]
+        values = largest_values(scores[rows], scores.shape[1])
+        threshold[rows], _ = thresholds(values, filters[rows], complete=True)
+
+
 def _probabilities_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
-    """Distributions of rows `start` to `stop`."""
+    """Distributions of rows `start` to `stop`; `logits` and `batch` are whole."""
     vocab = logits.shape[1]
-    if stop == start:
-        return torch.zeros(0, vocab, dtype=torch.float32, device=logits.device)
-    scores, best, tokens = _scores(logits, batch, start, stop)
+    logits = logits[start:stop]
+    if batch.edits_logits:
+        logits = _edited(logits, batch, start, stop)
+    best, tokens = row_max(logits)
+    sampled = batch.temperature[start:stop] > 0
+    params = torch.where(sampled, batch.params[:, start:stop], 1.0)
+    scores = _scores(logits, best, params[0])
     if batch.needs_filter:
-        weights = _keep(scores, _exact_thresholds(scores, _filters(batch, start, stop)))
+        filters = Filters.of(batch, params)
+        mass = row_mass(scores) if filters.needs_mass else None
+        weights = keep(scores, _thresholds(scores, filters, mass))
     else:
         weights = scores.exp_()
     result = weights[:, :vocab] / weights.sum(dim=-1, keepdim=True)
-    greedy = batch.temperature[start:stop] == 0
     one_hot = torch.zeros_like(result).scatter_(1, tokens[:, None], 1.0)
-    result = torch.where(greedy[:, None], one_hot, result)
-    result[~best.isfinite()] = float("nan")
-    return result
-
-
-def _filters(batch: SamplingBatch, start: int, stop: int) -> Filters:
-    return Filters(batch.top_k[start:stop], batch.top_p[start:stop], batch.min_p[start:stop])
-
-
-def _head_size(scores: Tensor, batch: SamplingBatch) -> int:
-    """How many of the largest scores to look at first."""
-    wanted = max(_HEAD if batch.uses_top_p else 0, batch.max_top_k + _SLACK)
-    return min(wanted, scores.shape[1])
-
-
-def _total(scores: Tensor, batch: SamplingBatch) -> Tensor | None:
-    """float64 sum of exp(score) per row, if a row's top-p needs it."""
-    if not batch.uses_top_p:
-        return None
-    return scores.exp().view(len(scores), -1, 64).sum(dim=-1).double().sum(dim=-1)
-
-
-def _keep(scores: Tensor, threshold: Tensor) -> Tensor:
-    """exp(score) where the score reaches its row's threshold, 0 elsewhere. Overwrites `scores`."""
-    # A comparison into a float tensor and a product: several times faster than a masked fill.
-    kept = torch.ge(scores, threshold[:, None].to(scores.dtype), out=torch.empty_like(scores))
-    return scores.exp_().mul_(kept)
-
-
-def sort_descending(scores: Tensor) -> Tensor:
-    """Each row's scores from the largest: `[n, width]`. On a CPU by numpy, whose sort of values
-    alone is vectorised (15 times faster here than one that carries indices)."""
-    if scores.device.type != "cpu":
-        return scores.sort(dim=-1, descending=True).values
-    ordered = np.sort(scores.numpy(), axis=-1)
-    return torch.from_numpy(ordered[:, ::-1].copy())
+    result = torch.where(sampled[:, None], result, one_hot)
+    return result.masked_fill_(~best.isfinite()[:, None], float("nan"))
 
 
 def _logprobs(logits: Tensor, batch: SamplingBatch, tokens: Tensor) -> Logprobs | None:
