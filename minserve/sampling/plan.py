@@ -11,6 +11,7 @@ from functools import lru_cache
 from operator import attrgetter
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from minserve.batch import SamplingBatch
@@ -103,7 +104,7 @@ def plan_sampling(
     bias_tokens, bias_values = _biases(requests, positions, edited, eos_token_ids)
     return SamplingBatch(
         params=torch.from_numpy(packed),
-        history=_history(requests, penalised.tolist()) if len(penalised) else _NO_HISTORY,
+        history=_history(requests, penalised) if len(penalised) else _NO_HISTORY,
         bias_tokens=bias_tokens,
         bias_values=bias_values,
         logprob_rows=torch.tensor(reported, dtype=torch.int64) if reported else _NO_ROWS,
@@ -139,13 +140,13 @@ def _plain_greedy(num: int) -> SamplingBatch:
     )
 
 
-def _history(requests: Sequence[Request], penalised: list[int]) -> torch.Tensor:
+def _history(requests: Sequence[Request], penalised: npt.NDArray[np.int64]) -> torch.Tensor:
     """`SamplingBatch.history` of the penalised rows."""
-    parts = []
-    for row in penalised:
-        tokens, counts = token_counts(requests[row])
-        parts.append(np.stack([np.full(len(tokens), row, dtype=np.int64), tokens, counts]))
-    return torch.from_numpy(np.concatenate(parts, axis=1))
+    parts = [token_counts(requests[row]) for row in penalised.tolist()]
+    tokens = np.concatenate([part[0] for part in parts])
+    counts = np.concatenate([part[1] for part in parts])
+    rows = penalised.repeat([len(part[0]) for part in parts])
+    return torch.from_numpy(np.stack([rows, tokens, counts]))
 
 
 def _biases(

@@ -89,8 +89,9 @@ def _blocks(logits: Tensor, num: int) -> list[tuple[int, int]]:
 
 def _sample_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
     """Tokens of rows `start` to `stop`; `logits` and `batch` are whole."""
-    logits = logits[start:stop]
-    params = batch.params[:, start:stop]
+    params = batch.params
+    if stop - start < batch.num_samples:
+        logits, params = logits[start:stop], params[:, start:stop]
     if batch.edits_logits:
         logits = _edited(logits, batch, start, stop)
     best, tokens = row_max(logits)
@@ -106,7 +107,7 @@ def _sample_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -
             params = torch.where(sampled, params, 1.0)
             drawn = _draw(_scores(logits, best, params[0]), batch, params)
             tokens = torch.where(sampled, drawn, tokens)
-    return tokens.masked_fill_(~best.isfinite(), INVALID_TOKEN)
+    return tokens.masked_fill_((best - best) != 0, INVALID_TOKEN)  # NaN unless best is finite
 
 
 def _edited(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
