@@ -1,0 +1,26 @@
+"""`minserve bench`: which benchmark, and its arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+from minserve.bench import latency, offline
+
+BENCHMARKS = {
+    "offline": (offline, "throughput over a workload that arrives at once"),
+    "latency": (latency, "one request alone: time to first token, time per token"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A sub-command per benchmark."""
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    for name, (module, text) in BENCHMARKS.items():
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        module.add_arguments(command)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen one; returns the exit code."""
+    code: int = BENCHMARKS[args.benchmark][0].run(args)
+    return code

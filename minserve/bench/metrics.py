@@ -1,0 +1,98 @@
+"""Results in the field names of `vllm bench serve`, `throughput` and `latency`.
+
+So that the tools that read vLLM's result files read ours: times in milliseconds where the name
+says so, seconds otherwise, throughputs per second of the whole benchmark. Percentiles interpolate
+linearly, as numpy's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minserve.request import RequestMetrics
+from minserve.trace.summary import distribution, percentile
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side's run over a workload."""
+
+    duration_s: float
+    token_ids: tuple[tuple[int, ...], ...]
+    """Generated tokens, by request."""
+    num_input_tokens: int
+    metrics: tuple[RequestMetrics, ...] = ()
+    """By request, where the side can tell; a static batch cannot."""
+    itl_s: tuple[float, ...] = field(default=(), repr=False)
+    """Times between deliveries, where they were recorded."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated."""
+        return sum(len(tokens) for tokens in self.token_ids)
+
+    @property
+    def output_throughput(self) -> float:
+        """Output tokens per second."""
+        return self.num_output_tokens / self.duration_s
+
+
+def serve_result(run: Run) -> dict[str, Any]:
+    """One run as `vllm bench serve` reports it; latencies None where nothing was measured."""
+    requests, seconds = len(run.token_ids), run.duration_s
+    result: dict[str, Any] = {
+        "duration": seconds,
+        "completed": requests,
+        "failed": 0,
+        "total_input_tokens": run.num_input_tokens,
+        "total_output_tokens": run.num_output_tokens,
+        "request_throughput": requests / seconds,
+        "request_goodput": None,
+        "output_throughput": run.output_throughput,
+        "total_token_throughput": (run.num_input_tokens + run.num_output_tokens) / seconds,
+    }
+    latencies = {
+        "ttft": [m.ttft_s for m in run.metrics if m.ttft_s is not None],
+        "tpot": [m.tpot_s for m in run.metrics if m.tpot_s is not None],
+        "itl": list(run.itl_s),
+        "e2el": [m.e2e_s for m in run.metrics if m.e2e_s is not None],
+    }
+    for name, values in latencies.items():
+        spread = distribution(values)
+        result |= {
+            f"mean_{name}_ms": spread and spread.mean * 1e3,
+            f"median_{name}_ms": spread and spread.p50 * 1e3,
+            f"std_{name}_ms": spread and spread.std * 1e3,
+            f"p99_{name}_ms": spread and spread.p99 * 1e3,
+        }
+    return result
+
+
+def throughput_result(run: Run) -> dict[str, Any]:
+    """One run as `vllm bench throughput` reports it."""
+    tokens = run.num_input_tokens + run.num_output_tokens
+    return {
+        "elapsed_time": run.duration_s,
+        "num_requests": len(run.token_ids),
+        "total_num_tokens": tokens,
+        "requests_per_second": len(run.token_ids) / run.duration_s,
+        "tokens_per_second": tokens / run.duration_s,
+    }
+
+
+def latency_result(seconds: Sequence[float]) -> dict[str, Any]:
+    """End-to-end latencies as `vllm bench latency` reports them. Raises ValueError for none."""
+    spread = distribution(seconds)
+    if spread is None:
+        raise ValueError("a latency result needs at least one run")
+    ordered = sorted(seconds)
+    return {
+        "avg_latency": spread.mean,
+        "std_latency": spread.std,
+        "latencies": list(seconds),
+        "percentiles": {
+            str(percent): percentile(ordered, percent) for percent in (10, 25, 50, 75, 90, 99)
+        },
+    }
