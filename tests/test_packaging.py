@@ -72,6 +72,9 @@ def test_the_version_is_the_same_everywhere() -> None:
     version = PROJECT["project"]["version"]
     assert minserve.__version__ == version
     assert importlib.metadata.version("minserve") == version
+    command = [sys.executable, "-m", "minserve", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == f"minserve {version}"
 
 
 def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
