@@ -7,9 +7,10 @@ requests, pages, sampling or tokenizers.
 
 from minserve.models.checkpoint import load_weights
 from minserve.models.decoder import Decoder
+from minserve.models.describe import load_generation_defaults, load_spec
 from minserve.models.errors import ModelError
 from minserve.models.families import FAMILIES
-from minserve.models.hub import load_generation_defaults, load_spec, resolve_model_dir
+from minserve.models.hub import resolve_model_dir
 from minserve.models.store import WeightStore, default_store
 from minserve.models.weights import DecoderWeights, LayerWeights, random_weights
 

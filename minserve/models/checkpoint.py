@@ -25,7 +25,7 @@ from minserve.spec import ModelSpec
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_STORED_DTYPES = ("F64", "F32", "BF16", "F16")
+_STORED_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Buffers that old checkpoints carry and that are computed here.
 _RECOMPUTED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
@@ -75,6 +75,17 @@ def _sharded(directory: Path, index: Path) -> tuple[Path, ...]:
                 "download or copy it again."
             )
     return tuple(directory / name for name in names)
+
+
+def stored_dtype(directory: Path) -> str | None:
+    """The number format of a checkpoint's first tensor; None when there is no readable one."""
+    try:
+        with safe_open(checkpoint_files(directory)[0], framework="pt") as opened:
+            name = next(iter(opened.keys()))
+            return _STORED_DTYPES.get(opened.get_slice(name).get_dtype())
+    except (ModelError, SafetensorError, StopIteration):
+        # Whatever is wrong with the weights is said when they are loaded.
+        return None
 
 
 class Checkpoint:

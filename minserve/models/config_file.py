@@ -96,12 +96,13 @@ class ConfigFile:
         """The (first) token id, or None."""
         return next(iter(self.tokens(key)), None)
 
-    def dtype(self) -> str:
-        """The checkpoint's number format, under its name in transformers 5 or the older one."""
+    def dtype(self) -> str | None:
+        """The checkpoint's number format, under its key in transformers 5 or the older one; None
+        when the file does not say."""
         key = "dtype" if self.get("dtype") is not None else "torch_dtype"
         value = self.get(key)
         if value is None:
-            return "float32"
+            return None
         name = str(value).removeprefix("torch.")
         if name not in _DTYPES:
             raise self.error(key, f"one of {', '.join(_DTYPES)}", "load an unquantized checkpoint")

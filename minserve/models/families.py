@@ -136,7 +136,7 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
         rope=rope,
         max_position=max_position,
         tie_embeddings=config.flag("tie_word_embeddings"),
-        dtype=config.dtype(),
+        dtype=config.dtype() or "float32",
         bos_token_id=config.optional_token("bos_token_id"),
         eos_token_ids=eos_token_ids or config.tokens("eos_token_id"),
     )
@@ -187,11 +187,12 @@ def _refuse_what_is_missing(config: ConfigFile) -> None:
     act = config.get("hidden_act")
     if act not in (None, "silu", "swish"):
         raise config.error("hidden_act", "'silu'", "only gated SiLU feed-forwards are built")
-    if config.get("quantization_config") is not None:
-        method = config.get("quantization_config").get("quant_method", "an unnamed method")
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise config.error(
             "quantization_config",
             "none: only unquantized checkpoints are read",
             "load the original, unquantized checkpoint of this model",
-            shown=f"quant_method {method!r}",
+            shown=repr(quantization if method is None else method),
         )

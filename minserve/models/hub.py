@@ -1,19 +1,15 @@
-"""From what a user writes to a model directory, and from a directory to what it says about itself.
+"""From what a user writes to a model directory.
 
 A name is an existing directory or a Hugging Face hub name "org/name"; zoo names are resolved above
-this room, by `minserve.llm`. Knows nothing about tensors.
+this room, by `minserve.llm`. Knows nothing about what is in the directory.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from minserve.models.config_file import ConfigFile
 from minserve.models.errors import ModelError
-from minserve.models.families import spec_from_config
-from minserve.spec import ModelSpec
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Weights in one format, configurations, and every kind of tokenizer file.
@@ -59,59 +55,12 @@ def _download(name: str) -> Path:
             f"no directory {name!r}, and the Hugging Face hub has no model of that name that you "
             "may see: check the spelling, or log in with `hf auth login` if it is private."
         ) from error
+    except errors.HFValidationError as error:
+        raise ModelError(f"no directory {name!r}, and that is no hub name: {error}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         # OSError covers connection errors of every HTTP client the hub library has used.
         raise ModelError(
-            f"no directory {name!r}, and it could not be downloaded from the Hugging Face hub "
-            f"({type(error).__name__}) and is not in the local cache: connect to the network "
-            "(HF_HUB_OFFLINE must not be set), or give the path of a directory."
+            f"no directory {name!r}, no copy of it in the local cache, and the Hugging Face hub "
+            f"could not be reached ({type(error).__name__}): connect to the network (with "
+            "HF_HUB_OFFLINE unset), or give the path of a directory."
         ) from error
-
-
-def load_spec(model: str | Path) -> ModelSpec:
-    """What the model at a directory or hub name is, from its `config.json` alone.
-
-    End-of-sequence ids come from `generation_config.json` when it names them.
-    Raises ModelError when the model is not found, of an unknown family, or uses a feature this
-    decoder does not have.
-    """
-    directory = resolve_model_dir(model)
-    path = directory / "config.json"
-    if not path.is_file():
-        raise ModelError(
-            f"{directory} has no config.json: expected a directory in the Hugging Face layout, as "
-            "save_pretrained writes it."
-        )
-    generation = _generation_config(directory)
-    ends = generation.tokens("eos_token_id") if generation is not None else ()
-    return spec_from_config(ConfigFile.read(path), ends or None)
-
-
-_RENAMED = {"max_new_tokens": "max_tokens"}
-_KEPT = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-
-
-def load_generation_defaults(model: str | Path) -> dict[str, Any]:
-    """The sampling defaults of `generation_config.json`, under the names of `SamplingParams`.
-
-    Empty when the file is missing or says nothing about sampling. Only an explicit
-    `do_sample: false` means greedy; a file that gives a temperature without `do_sample` means it.
-    """
-    generation = _generation_config(resolve_model_dir(model))
-    if generation is None:
-        return {}
-    found = {
-        _RENAMED.get(key, key): generation.get(key)
-        for key in _KEPT
-        if generation.get(key) is not None
-    }
-    if generation.get("do_sample") is False:
-        for key in ("top_k", "top_p", "min_p"):
-            found.pop(key, None)
-        found["temperature"] = 0.0
-    return found
-
-
-def _generation_config(directory: Path) -> ConfigFile | None:
-    path = directory / "generation_config.json"
-    return ConfigFile.read(path) if path.is_file() else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minserve.layers import (
     DenseFormat,
+    DenseWeight,
     Embedding,
     Linear,
     LinearShape,
@@ -23,6 +24,8 @@ from minserve.layers import (
     WeightFormat,
 )
 from minserve.spec import LayerSpec, ModelSpec
+
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -121,28 +124,23 @@ def build_weights(
         sources: Sequence[TensorSource] = [_Projection(reader, name) for name in names]
         return Linear(shape, linear_format.load(shape, sources, dtype, device))
 
-    table = (spec.vocab_size, spec.hidden_size)
+    def table(name: str) -> DenseWeight:
+        # Dense whatever the format: the embedding is looked up, and quantizing the head costs the
+        # most quality.
+        return DenseFormat().load(head_shape, [_Projection(reader, name)], dtype, device)
+
     head_shape = LinearShape(spec.hidden_size, (spec.vocab_size,))
-    names = ["model.embed_tokens", "lm_head"]
-    if spec.tie_embeddings and not reader.has(f"{names[0]}.weight"):
-        names.reverse()
-    stored = DenseFormat().load(head_shape, [_Projection(reader, names[0])], dtype, device)
-    assert stored.weight.shape == table
-    layers = []
-    for index, layer in enumerate(spec.layers):
-        layers.append(_layer(f"model.layers.{index}", spec.hidden_size, layer, norm, linear))
-    if spec.tie_embeddings:
-        head = Linear(head_shape, stored)
-    else:
-        # Untied heads stay dense whatever the format: quantizing them costs the most quality.
-        head = Linear(
-            head_shape,
-            DenseFormat().load(head_shape, [_Projection(reader, "lm_head")], dtype, device),
-        )
-    final_norm = norm("model.norm", spec.hidden_size)
-    return DecoderWeights(
-        Embedding(stored.weight), tuple(layers), final_norm, head, spec.tie_embeddings
+    tied = spec.tie_embeddings
+    # A tied table may be stored under either name.
+    only_head = tied and not reader.has("model.embed_tokens.weight") and reader.has(_HEAD)
+    embedding = table("lm_head" if only_head else "model.embed_tokens")
+    layers = tuple(
+        _layer(f"model.layers.{index}", spec.hidden_size, layer, norm, linear)
+        for index, layer in enumerate(spec.layers)
     )
+    final_norm = norm("model.norm", spec.hidden_size)
+    head = Linear(head_shape, embedding if tied else table("lm_head"))
+    return DecoderWeights(Embedding(embedding.weight), layers, final_norm, head, tied)
 
 
 def _layer(

@@ -14,29 +14,10 @@ import torch
 from torch import Tensor
 
 from minserve.attention.base import AttentionBackend, LayerCache
-from minserve.batch import ForwardBatch, GroupTables, SamplingBatch
+from minserve.batch import ForwardBatch, GroupTables, to_device
 from minserve.models import Decoder
+from minserve.sampling import plan_sampling
 from minserve.spec import ModelSpec
-
-
-def no_sampling(device: torch.device | str = "cpu") -> SamplingBatch:
-    """A `SamplingBatch` of no rows."""
-
-    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    return SamplingBatch(
-        params=empty(8, 0, dtype=torch.float64),
-        history=empty(3, 0),
-        bias_tokens=empty(2, 0),
-        bias_values=empty(0, dtype=torch.float64),
-        logprob_rows=empty(0),
-        num_logprobs=0,
-        num_greedy=0,
-        max_top_k=0,
-        uses_top_p=False,
-        uses_min_p=False,
-    )
 
 
 class PagedSequences:
@@ -115,7 +96,7 @@ class PagedSequences:
             kv_lens=torch.tensor(context_lens, dtype=torch.int32, device=self.device),
             groups=tuple(groups),
             sample_rows=nothing,
-            sampling=no_sampling(self.device),
+            sampling=to_device(plan_sampling([]), self.device),
             prompt_rows=nothing,
             prompt_targets=nothing,
             num_prompt_logprobs=-1,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from models.oracle import logits, patch_to_true_float64, random_model, save
 from models.ragged import PagedSequences, generate_greedily, run_pieces
@@ -105,6 +105,8 @@ few = settings(
     deadline=None,
     derandomize=True,
     database=None,
+    # The first failing example is small enough to read, and shrinking it takes a minute.
+    phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -121,7 +123,7 @@ def saved_and_loaded(model: Any, dtype: torch.dtype) -> tuple[ModelSpec, Decoder
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_match_transformers_through_pages_chunks_and_batches(family: str) -> None:
-    @settings(few, max_examples=25)
+    @settings(few, max_examples=80)
     @given(configs(family), SEQUENCES, st.integers(1, 9), SEEDS)
     def check(config: Any, sequences: list[list[int]], block_size: int, seed: int) -> None:
         model = random_model(config, seed)
@@ -139,7 +141,7 @@ def test_logits_match_transformers_through_pages_chunks_and_batches(family: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_those_of_transformers_in_true_float64(family: str) -> None:
-    @settings(few, max_examples=12)
+    @settings(few, max_examples=50)
     @given(configs(family), SEQUENCES, st.integers(1, 9), SEEDS)
     def check(config: Any, sequences: list[list[int]], block_size: int, seed: int) -> None:
         model = patch_to_true_float64(random_model(config, seed, torch.float64))

@@ -1,0 +1,66 @@
+"""Shards of a fused projection compute what the whole one computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from minserve.kernels.reference import TorchOps
+from minserve.layers import DenseFormat, Linear, LinearShape
+
+OPS = TorchOps()
+
+
+class Drawn:
+    """A tensor source of random numbers."""
+
+    def read(self, suffix: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64)
+
+
+def fused(bias: bool) -> Linear:
+    torch.manual_seed(0)
+    shape = LinearShape(12, (8, 4, 4), bias)
+    return Linear(
+        shape, DenseFormat().load(shape, [Drawn()] * 3, torch.float64, torch.device("cpu"))
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_output_shards_hold_their_rows_of_every_part(world: int, bias: bool) -> None:
+    whole = fused(bias)
+    x = torch.randn(5, 12, dtype=torch.float64)
+    parts = whole.apply(OPS, x).split_with_sizes([8, 4, 4], 1)
+    for rank in range(world):
+        shard = whole.shard(rank, world, "output")
+        wanted = torch.cat([part.chunk(world, 1)[rank] for part in parts], 1)
+        torch.testing.assert_close(shard.apply(OPS, x), wanted)
+        assert shard.nbytes * world == whole.nbytes
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_input_shards_sum_to_the_whole_with_one_bias(world: int) -> None:
+    whole = fused(bias=True)
+    x = torch.randn(5, 12, dtype=torch.float64)
+    shards = [whole.shard(rank, world, "input") for rank in range(world)]
+    partial = [
+        shard.apply(OPS, piece) for shard, piece in zip(shards, x.chunk(world, 1), strict=True)
+    ]
+    torch.testing.assert_close(sum(partial), whole.apply(OPS, x))
+    assert [shard.shape.bias for shard in shards] == [True] + [False] * (world - 1)
+
+
+def test_shard_is_a_copy_so_that_the_whole_can_be_freed() -> None:
+    whole = fused(bias=False)
+    weight: Any = whole.weight
+    shard: Any = whole.shard(0, 2, "output").weight
+    assert shard.weight.untyped_storage().data_ptr() != weight.weight.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(("world", "dim"), [(3, "output"), (8, "output"), (5, "input")])
+def test_uneven_shards_are_refused(world: int, dim: Any) -> None:
+    with pytest.raises(ValueError, match=f"into {world} equal shards"):
+        fused(bias=False).shard(0, world, dim)
