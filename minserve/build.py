@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from minserve.attention import PagedAttention
-from minserve.clock import Clock, WallClock
-from minserve.config import ConfigError, EngineConfig, ResolvedConfig
+from minserve.clock import Clock, VirtualClock, WallClock
+from minserve.config import DTYPES, ConfigError, EngineConfig, ResolvedConfig
 from minserve.engine import Engine
 from minserve.hardware import describe_machine
 from minserve.kernels import select_ops
@@ -34,8 +34,10 @@ from minserve.models import (
 )
 from minserve.request import SamplingParams
 from minserve.runner import EagerRunner
+from minserve.spec import ModelSpec
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, TraceHeader
+from minserve.virtual import CostModel, VirtualRunner
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -118,6 +120,43 @@ def build_engine(loaded: LoadedModel, clock: Clock | None = None) -> Engine:
         decoder, attention, config.device, clock, config.config.kernels.logits_chunk
     )
     return Engine(config, runner, memory, loaded.tokenizer, clock, new_trace(loaded.name, config))
+
+
+def build_virtual_engine(
+    spec: ModelSpec, config: EngineConfig, cost: CostModel, name: str = ""
+) -> Engine:
+    """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
+
+    The pool is `memory.kv_bytes`, or what the modelled GPU's memory leaves beside the weights.
+    """
+    config = config.with_values({"device": "cpu", "dtype": cost.dtype})
+    itemsize = DTYPES[cost.dtype].itemsize
+    memory_bytes = getattr(cost.device, "memory_bytes", None)
+    if config.memory.kv_bytes is None and memory_bytes:
+        usable = int(memory_bytes * config.memory.gpu_memory_utilization)
+        left = usable - spec.num_parameters() * itemsize
+        if left <= 0:
+            raise ConfigError(
+                f"the model's {spec.num_parameters() * itemsize} bytes of weights do not fit into "
+                f"the {usable} bytes that memory.gpu_memory_utilization allows"
+            )
+        config = config.with_values({"memory.kv_bytes": left})
+    resolved = config.resolve(spec)
+    clock = VirtualClock()
+    num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
+    scheduling = resolved.config.scheduling
+    memory = KVManager(
+        min(num_blocks, scheduling.max_num_seqs * resolved.blocks_per_request),
+        resolved.config.memory.block_size,
+        scheduling.max_num_seqs,
+        resolved.blocks_per_request,
+    )
+    runner = VirtualRunner(spec, itemsize, cost, clock)
+    trace = new_trace(name or spec.family, resolved)
+    trace.header = dataclasses.replace(
+        trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
+    )
+    return Engine(resolved, runner, memory, None, clock, trace)
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:

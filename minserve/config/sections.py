@@ -121,6 +121,14 @@ class SchedulingConfig(Section):
         "takes more steps",
         survey="4.2.4",
     )
+    policy: str = knob(
+        "continuous",
+        "continuous: a waiting request joins the batch at any step (Orca). static: a batch is "
+        "formed when the last one has ended, and nobody joins it.",
+        trade_off="static batches are simple and leave the places of finished requests empty",
+        survey="4.2.4",
+        choices=("continuous", "static"),
+    )
     victim: str = knob(
         "last",
         "Who loses its pages when they run out: the request admitted last, or the one with the "

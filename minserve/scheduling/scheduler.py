@@ -33,6 +33,9 @@ class Scheduler:
         self._memory = memory
         self._max_num_seqs = config.config.scheduling.max_num_seqs
         self._max_num_batched_tokens = config.max_num_batched_tokens
+        self._static = config.config.scheduling.policy == "static"
+        self._open_places = 0
+        """Static batching: how many more requests may join the batch that is being formed."""
         self._victim = config.config.scheduling.victim
         # Without a cache, and without chunking, a request's tokens are computed in one step.
         self._whole = (
@@ -115,13 +118,19 @@ class Scheduler:
             for request in self.running
         )
         while self.waiting and budget and len(self.running) < self._max_num_seqs:
+            if self._static and not self._join_static_batch():
+                return
             request = self.waiting[0]
             count = self._chunk(request, budget)
             needed = self._memory.blocks_for(request.num_tokens)
             reserve = promised + self._watermark_blocks if self.running else 0
-            if not count or needed + reserve > self._memory.pool.num_free:
+            if not count:
+                return
+            if needed + reserve > self._memory.pool.num_free:
+                self._open_places = 0
                 return
             self.waiting.popleft()
+            self._open_places -= 1
             self._memory.admit(request)
             self._memory.reserve(request, count)
             request.status = Status.RUNNING
@@ -130,3 +139,10 @@ class Scheduler:
             plan.num_tokens.append(count)
             promised += max(0, self._memory.missing_blocks(request, request.num_tokens))
             budget -= count
+
+    def _join_static_batch(self) -> bool:
+        """A new batch opens for whoever waits when nobody runs any more; with a small token budget
+        its prompts take several steps to get in."""
+        if not self.running:
+            self._open_places = min(len(self.waiting), self._max_num_seqs)
+        return self._open_places > 0

@@ -250,3 +250,43 @@ def test_detail_names_pages_and_tokens():
     assert (first.start, first.num_tokens, len(first.blocks)) == (0, 20, 2)
     assert (second.start, second.num_tokens) == (20, 1)
     assert [*first.new_token_ids, *second.new_token_ids] == request.output_token_ids
+
+
+def test_a_static_batch_takes_nobody_in_until_its_last_member_is_done():
+    engine, _, _ = make_engine(
+        config(
+            scheduling__policy="static",
+            scheduling__max_num_seqs=3,
+            scheduling__max_num_batched_tokens=16,
+        )
+    )
+    lengths = [2, 9, 4, 3, 3]
+    for i, n in enumerate(lengths):
+        engine.add(str(i), [1 + i] * 10, greedy(n, ignore_eos=True))
+    finished: list[tuple[str, int]] = []
+    while engine.has_work:
+        step = engine.step()
+        engine.memory.check()
+        finished += [(r.request_id, step.index) for r in engine.take_updates() if r.finished]
+    when = dict(finished)
+    assert [name for name, _ in finished[:3]] == ["0", "2", "1"]
+    first_of_next = min(
+        request.first_scheduled_s for request in (engine.trace.requests[-1].metrics,)
+    )
+    assert first_of_next >= max(r.metrics.finished_s for r in engine.trace.requests[:3])
+    assert when["3"] > when["1"]
+
+
+def test_a_static_batch_admits_all_its_prompts_even_over_several_steps():
+    engine, _, _ = make_engine(
+        config(
+            scheduling__policy="static",
+            scheduling__max_num_seqs=4,
+            scheduling__max_num_batched_tokens=16,
+        )
+    )
+    for i in range(4):
+        engine.add(str(i), [1 + i] * 14, greedy(30, ignore_eos=True))
+    for _ in range(5):
+        engine.step()
+    assert engine.trace.steps[-1].num_running == 4

@@ -37,8 +37,9 @@ class EngineMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.2]),
         victim=st.sampled_from(["last", "least_computed"]),
         mode=st.sampled_from(["chunked", "chunked", "whole", "no cache"]),
+        policy=st.sampled_from(["continuous", "static"]),
     )
-    def start(self, block_size, pool_tokens, budget, max_num_seqs, watermark, victim, mode):
+    def start(self, block_size, pool_tokens, budget, max_num_seqs, watermark, victim, mode, policy):
         config = EngineConfig().with_values(
             {
                 "memory.block_size": block_size,
@@ -50,6 +51,7 @@ class EngineMachine(RuleBasedStateMachine):
                 "scheduling.max_model_len": 64,
                 "scheduling.enable_chunked_prefill": mode != "whole",
                 "scheduling.victim": victim,
+                "scheduling.policy": policy,
             }
         )
         self.engine, self.runner, self.clock = make_engine(config, -(-pool_tokens // block_size))

@@ -37,6 +37,7 @@ SWITCHES: list[tuple[str, Any]] = [
     ("scheduling.max_num_batched_tokens", 8),
     ("scheduling.max_num_batched_tokens", 33),
     ("scheduling.enable_chunked_prefill", False),
+    ("scheduling.policy", "static"),
     ("scheduling.victim", "least_computed"),
     ("kernels.backend", "torch"),
     ("kernels.logits_chunk", 1),

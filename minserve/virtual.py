@@ -1,0 +1,86 @@
+"""A runner without a model: it charges the time a modelled device would take, on a virtual clock.
+
+The same scheduler and page pool run over it as over a real one. Time is the roofline of the step's
+counted work over an efficiency, plus a fixed overhead per step; with efficiency 1 and no overhead
+it is a bound, not a prediction. Draws no real tokens: lengths come from the requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minserve.batch import ForwardBatch
+from minserve.clock import VirtualClock
+from minserve.hardware import Ceilings, DeviceSpec, WorkCounter, roofline
+from minserve.runner import StepResult
+from minserve.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What a step costs on a device."""
+
+    device: DeviceSpec | Ceilings
+    """A GPU from the table, or this machine as measured."""
+    dtype: str = "bfloat16"
+    efficiency: float = 1.0
+    """Share of the roofline that is reached, above 0 and at most 1."""
+    overhead_s: float = 0.0
+    """Seconds per step that are neither arithmetic nor traffic: launches, scheduling."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.efficiency <= 1 or self.overhead_s < 0:
+            raise ValueError(
+                f"CostModel(efficiency={self.efficiency}, overhead_s={self.overhead_s}): expected "
+                "an efficiency above 0 and at most 1, and an overhead of at least 0 seconds"
+            )
+
+
+@dataclass(frozen=True)
+class _Pending:
+    ready_s: float
+    duration_s: float
+    num_samples: int
+
+
+class VirtualRunner:
+    """Charges modelled time. Every drawn token is `token_id`: give requests `ignore_eos` and a
+    `max_tokens`, so that their lengths are the workload's."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        itemsize: int,
+        cost: CostModel,
+        clock: VirtualClock,
+        token_id: int = 0,
+    ) -> None:
+        self._counter = WorkCounter(spec, itemsize)
+        self._cost = cost
+        self._clock = clock
+        self._token_id = token_id
+        self._busy_until_s = 0.0
+
+    def step_s(self, batch: ForwardBatch) -> float:
+        """Modelled seconds of one forward pass."""
+        work = self._counter.count(batch.query_lens, batch.context_lens, batch.sample_rows.shape[0])
+        bound_s = roofline(work, self._cost.device, self._cost.dtype).bound_s
+        return bound_s / self._cost.efficiency + self._cost.overhead_s
+
+    def submit(self, batch: ForwardBatch) -> _Pending:
+        """Queue the pass behind those before it."""
+        duration_s = self.step_s(batch)
+        self._busy_until_s = max(self._busy_until_s, self._clock.now()) + duration_s
+        return _Pending(self._busy_until_s, duration_s, batch.sample_rows.shape[0])
+
+    def collect(self, handle: _Pending) -> StepResult:
+        """Let time pass until the pass is done."""
+        self._clock.wait_until(handle.ready_s)
+        return StepResult(
+            token_ids=[self._token_id] * handle.num_samples,
+            logprobs={},
+            prompt_logprobs=[],
+            forward_s=handle.duration_s,
+            attention_s=0.0,
+            sample_s=0.0,
+        )
