@@ -12,7 +12,7 @@ from minserve.bench.workload import WorkItem, Workload
 from minserve.clock import WallClock
 from minserve.config import EngineConfig
 from minserve.llm import LLM
-from minserve.request import SamplingParams
+from minserve.request import Output, SamplingParams
 from minserve.trace import RunTrace
 from minserve.trace.summary import inter_token_latencies
 
@@ -40,6 +40,8 @@ class EngineSide:
         outputs = self.llm.generate(prompts, params, progress=False)
         seconds = self._clock.now() - start
         self.trace = self.llm.trace
+        for item, output in zip(workload.items, outputs, strict=True):
+            _check_length(item, output)
         return Run(
             duration_s=seconds,
             token_ids=tuple(output.token_ids for output in outputs),
@@ -54,14 +56,24 @@ class EngineSide:
             [list(item.prompt_token_ids)], _fixed_length(item.max_tokens), progress=False
         )[0]
         self.trace = self.llm.trace
+        _check_length(item, output)
         ttft, tpot = output.metrics.ttft_s, output.metrics.tpot_s
         if ttft is None or tpot is None:
-            raise RuntimeError(f"the request ended with {output.finish_reason!r} before two tokens")
+            raise RuntimeError("a single stream needs at least two tokens to have a TPOT")
         return Stream(ttft, tpot, output.token_ids)
 
     def close(self) -> None:
         """Free pages and weights."""
         self.llm.close()
+
+
+def _check_length(item: WorkItem, output: Output) -> None:
+    """A shorter answer would look like a faster engine."""
+    if len(output.token_ids) != item.max_tokens:
+        raise RuntimeError(
+            f"{output.request_id} ended with {output.finish_reason!r} after "
+            f"{len(output.token_ids)} of {item.max_tokens} tokens, so its time says nothing"
+        )
 
 
 def _fixed_length(tokens: int) -> SamplingParams:

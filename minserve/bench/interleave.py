@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 _Result = TypeVar("_Result")
 

@@ -102,9 +102,10 @@ def timed_operators() -> Iterator[list[TimedOps]]:
         yield made
 
 
-def decode_workload(vocab_size: int, batch: int, steps: int) -> Workload:
-    """`batch` requests that decode side by side for about `steps` steps."""
-    items = tuple(single_stream(vocab_size, 128, steps, seed) for seed in range(batch))
+def decode_workload(vocab_size: int, batch: int, steps: int, longest: int) -> Workload:
+    """`batch` requests of at most `longest` tokens that decode side by side for `steps` steps."""
+    prompt = max(1, min(128, longest - steps))
+    items = tuple(single_stream(vocab_size, prompt, steps, seed) for seed in range(batch))
     return Workload(f"decode, batch {batch}", items, seed=0)
 
 
@@ -116,7 +117,8 @@ def measure_outside(
     with timed_operators() as made:
         timed = EngineSide(model, config)
     try:
-        workload = decode_workload(plain.llm.config.model.vocab_size, batch, steps)
+        resolved = plain.llm.config
+        workload = decode_workload(resolved.model.vocab_size, batch, steps, resolved.max_model_len)
         plain.throughput(workload), timed.throughput(workload)
         found: list[StepTrace] = []
         operators: list[float] = []

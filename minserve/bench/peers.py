@@ -129,7 +129,8 @@ class TransformersSide:
         )
         tokens: dict[str, tuple[int, ...]] = {}
         with (
-            torch.inference_mode(),
+            # Its thread updates tensors made here, which inference mode would forbid.
+            torch.no_grad(),
             self.model.continuous_batching_context_manager(
                 generation_config=config,
                 continuous_batching_config=batching,
