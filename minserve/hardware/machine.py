@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def describe_machine() -> MachineInfo:
     )
 
 
+# A machine does not change while a process runs, and asking nvidia-smi takes a second.
+@cache
 def _cpuinfo(name: str) -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -101,6 +104,7 @@ def _cpuinfo(name: str) -> str:
     return ""
 
 
+@cache
 def _cpu_model() -> str:
     model = _cpuinfo("model name")
     if not model and platform.system() == "Darwin":
@@ -122,6 +126,7 @@ def _memory_bytes() -> int | None:
         return None
 
 
+@cache
 def _caches() -> tuple[tuple[str, int], ...]:
     found: dict[str, int] = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
@@ -136,6 +141,7 @@ def _caches() -> tuple[tuple[str, int], ...]:
     return tuple(sorted(found.items()))
 
 
+@cache
 def _gpus() -> tuple[GpuInfo, ...]:
     if not torch.cuda.is_available():
         return ()
