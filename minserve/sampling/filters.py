@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minserve.batch import SamplingBatch
-from minserve.sampling.rows import CHUNK
+from minserve.sampling.rows import in_chunks
 
 _HEAD = 256  # scores looked at first for top-p: in practice they nearly always hold its mass
 _SLACK = 16  # scores beyond top-k, so that ties at its edge stay in view
@@ -120,8 +120,7 @@ def threshold_min_p(min_p: Tensor, dtype: torch.dtype) -> Tensor:
 
 def row_mass(scores: Tensor) -> Tensor:
     """Sum of exp(score) over each row: `[n, width]`, a multiple of CHUNK wide -> float64 `[n]`."""
-    chunks = scores.exp().view(len(scores), -1, CHUNK)
-    return chunks.sum(dim=-1).double().sum(dim=-1)
+    return in_chunks(scores.exp()).sum(dim=-1).double().sum(dim=-1)
 
 
 def keep(scores: Tensor, threshold: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def philox_many(
     multiplied, mixed = counter[0::2], counter[1::2]
     for round_key in keys:
         # A 32 x 32 bit product, then its two halves without shifting or masking.
-        product = np.multiply(multiplied, _MULTIPLIER_COLUMN, dtype=np.uint64)
+        product = np.multiply(multiplied, _MULTIPLIER_COLUMN, dtype=np.uint64, order="C")
         words = product.astype("<u8", copy=False).view("<u4").reshape(2, -1, 2)[::-1]
         multiplied = words[:, :, 1] ^ mixed ^ round_key
         mixed = words[:, :, 0]

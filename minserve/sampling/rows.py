@@ -23,9 +23,14 @@ def padded_width(width: int) -> int:
     return -(-width // CHUNK) * CHUNK
 
 
+def in_chunks(scores: Tensor) -> Tensor:
+    """`[n, width]` -> view `[n, num_chunks, CHUNK]`."""
+    return scores.view(len(scores), scores.shape[1] // CHUNK, CHUNK)
+
+
 def chunk_maxima(scores: Tensor) -> Tensor:
     """`[n, width]` -> `[n, num_chunks]`."""
-    return scores.view(len(scores), -1, CHUNK).amax(dim=-1)
+    return in_chunks(scores).amax(dim=-1)
 
 
 def row_max(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,8 +63,8 @@ def largest_values(scores: Tensor, count: int) -> Tensor:
 def take_chunks(scores: Tensor, chunks: Tensor) -> Tensor:
     """The chosen chunks of each row side by side: `[n, width]`, int64 `[n, k]` -> `[n, k * 64]`."""
     num, count = chunks.shape
-    whole = scores.view(num, -1, CHUNK)
-    return whole.gather(1, chunks[:, :, None].expand(num, count, CHUNK)).view(num, -1)
+    wanted = chunks[:, :, None].expand(num, count, CHUNK)
+    return in_chunks(scores).gather(1, wanted).view(num, count * CHUNK)
 
 
 def invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ def invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     0, or NaN among them) gives some index in range.
     """
     # First the chunk. A double below 1 times the total is below the total, even when rounded.
-    sums = weights.view(len(weights), -1, CHUNK).sum(dim=-1).double()
+    sums = in_chunks(weights).sum(dim=-1).double()
     totals = sums.cumsum(dim=-1)
     targets = totals[:, -1:] * uniforms[:, None]
     chunk = torch.searchsorted(totals, targets, right=True).clamp_(max=totals.shape[1] - 1)

@@ -129,7 +129,7 @@ def _scores(logits: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
     if scores.shape[1] > vocab:
         scores[:, vocab:] = float("-inf")
     # The maximum goes first: (x - max) / t is never inf - inf, however cold.
-    torch.sub(logits, best[:, None], out=scores[:, :vocab])
+    torch.sub(logits.to(dtype), best.to(dtype)[:, None], out=scores[:, :vocab])
     coldness = temperature.clamp(min=_MIN_TEMPERATURE).reciprocal_().to(dtype)
     return scores.mul_(coldness[:, None])
 

@@ -1,0 +1,70 @@
+"""Reported log probabilities are those of the model, whatever the request does to them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sampling.oracle import request
+
+from minserve.request import SamplingParams
+from minserve.sampling import (
+    Sampler,
+    logprobs,
+    plan_sampling,
+    prompt_logprobs,
+    to_token_logprobs,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows_per_block", [1, 3, 100])
+def test_prompt_logprobs_are_log_softmax(dtype, rows_per_block, monkeypatch):
+    monkeypatch.setattr(logprobs, "_BLOCK", rows_per_block * 50)
+    logits = torch.randn(7, 50).to(dtype)
+    targets = torch.randint(0, 50, (7,))
+    found = prompt_logprobs(logits, targets, num=4)
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = logits.to(working).log_softmax(dim=-1)
+    torch.testing.assert_close(found.logprobs, expected.gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(found.top_logprobs, expected.topk(4).values)
+    torch.testing.assert_close(expected.gather(1, found.top_token_ids), found.top_logprobs)
+    for row, target, rank in zip(expected, targets, found.ranks, strict=True):
+        assert rank == 1 + (row > row[target]).sum()
+
+
+def test_drawn_tokens_report_the_raw_distribution_of_the_rows_that_ask():
+    asks = SamplingParams(temperature=0.3, top_k=2, repetition_penalty=2.0, logprobs=3)
+    batch = plan_sampling([request(SamplingParams()), request(asks), request(asks, 5)])
+    logits = torch.randn(3, 20, dtype=torch.float64)
+    result = Sampler().sample(logits, batch)
+    assert batch.logprob_rows.tolist() == [1, 2]
+    drawn = result.token_ids[1:]
+    expected = logits.log_softmax(dim=-1)[1:]
+    assert torch.allclose(result.logprobs.logprobs, expected.gather(1, drawn[:, None])[:, 0])
+    assert result.logprobs.top_token_ids.shape == (2, 3)
+
+
+def test_nobody_asks_nothing_is_computed():
+    assert (
+        Sampler().sample(torch.zeros(1, 5), plan_sampling([request(SamplingParams())])).logprobs
+        is None
+    )
+
+
+def test_zero_asks_for_the_drawn_token_alone():
+    batch = plan_sampling([request(SamplingParams(temperature=0.0, logprobs=0))])
+    result = Sampler().sample(torch.tensor([[0.0, 1.0]]), batch)
+    [record] = to_token_logprobs(result.logprobs, [1], [0])
+    assert (record.token_id, record.rank, record.top) == (1, 1, ())
+
+
+def test_records_list_each_row_its_own_number_equals_by_id():
+    logits = torch.tensor([[0.0, 2.0, 2.0, 1.0], [3.0, 0.0, 0.0, 0.0]])
+    found = prompt_logprobs(logits, torch.tensor([3, 0]), num=3)
+    first, second = to_token_logprobs(found, [3, 0], [2, 1])
+    assert [token for token, _ in first.top] == [1, 2] and first.rank == 3
+    assert [token for token, _ in second.top] == [0] and second.rank == 1
+
+
+def test_more_alternatives_than_tokens_are_all_tokens():
+    assert prompt_logprobs(torch.zeros(1, 3), torch.tensor([0]), 10).top_logprobs.shape == (1, 3)
