@@ -155,6 +155,13 @@ def test_greedy_tokens_are_those_of_transformers_in_true_float64(family: str) ->
             # those before it, which by induction is what a loop would have generated.
             choices = logits(model, prompt + ours).argmax(-1).tolist()
             assert ours == choices[len(prompt) - 1 : -1]
+        # Equal tokens alone would not show a table or a norm left in float32.
+        paged = PagedSequences(spec, sequences, LONGEST, block_size, seed)
+        found = run_pieces(decoder, backend, paged, paged.random_pieces(seed, largest=12))
+        for tokens, ours_exact in zip(sequences, found, strict=True):
+            theirs = logits(model, tokens)
+            limit = 1e-11 * theirs.abs().max().item()
+            torch.testing.assert_close(ours_exact, theirs, rtol=0.0, atol=limit)
 
     check()
 
