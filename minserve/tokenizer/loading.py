@@ -72,20 +72,49 @@ def _read_fast(path: Path) -> TokenizerFiles:
             f"{path / 'tokenizer.json'} is not a tokenizer that `tokenizers` can read: {error}"
         ) from error
     config = _read_json(path / "tokenizer_config.json")
-    for key, value in _read_json(path / "special_tokens_map.json").items():
-        config.setdefault(key, value)
+    if "added_tokens_decoder" not in config:  # newer files repeat the map, and may contradict it
+        config.update(_read_json(path / "special_tokens_map.json"))
     # A file may carry the padding and truncation of its training script.
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
     special = {name: _content(config[name]) for name in _SPECIAL_NAMES if config.get(name)}
+    if _is_rebuilt_as_llama(path, config):
+        _rebuild_as_llama(backend, config)
     _add_tokens(backend, config)
-    _set_ends(backend, config, special)
     return TokenizerFiles(backend, special, _chat_templates(path, config))
 
 
+def _is_rebuilt_as_llama(path: Path, config: dict[str, Any]) -> bool:
+    """Whether transformers 5 takes only the vocabulary from this tokenizer.json.
+
+    It does so for checkpoints of Llama 2's kind; their files, converted by its older versions,
+    treat leading spaces and text after special tokens differently.
+    """
+    if str(config.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer":
+        return False
+    if _read_json(path / "config.json").get("model_type", "llama") != "llama":
+        return False
+    return '"ByteLevel"' not in (path / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def _rebuild_as_llama(backend: Backend, config: dict[str, Any]) -> None:
+    """What transformers' LlamaTokenizer puts around the vocabulary."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    prefix = config.get("add_prefix_space")
+    prefix = True if prefix is None else bool(prefix)
+    scheme = ("always" if config.get("legacy") else "first") if prefix else "never"
+    backend.normalizer = normalizers.Sequence([])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefix else parts)
+    backend.model.fuse_unk = True
+    backend.model.byte_fallback = True
+
+
 def _add_tokens(backend: Backend, config: dict[str, Any]) -> None:
-    """Tokens that only tokenizer_config.json knows, and roles that make a token special."""
+    """Tokens that tokenizer_config.json adds to those of tokenizer.json, by id or by role."""
     known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
     listed = sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda kv: int(kv[0]))
     for _, entry in listed:
@@ -95,24 +124,10 @@ def _add_tokens(backend: Backend, config: dict[str, Any]) -> None:
     roles = [config.get(name) for name in _SPECIAL_NAMES]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     roles += extra.values() if isinstance(extra, dict) else extra
-    backend.add_special_tokens([_added_token(entry) for entry in roles if entry])
-
-
-def _set_ends(backend: Backend, config: dict[str, Any], special: dict[str, str]) -> None:
-    """`add_bos_token` and `add_eos_token`, where given, replace the file's post-processor."""
-    from tokenizers.processors import TemplateProcessing
-
-    given = "add_bos_token" in config or "add_eos_token" in config
-    if not given and backend.post_processor is not None:
-        return
-    bos = special.get("bos_token") if config.get("add_bos_token") else None
-    eos = special.get("eos_token") if config.get("add_eos_token") else None
-    ends = [token for token in (bos, eos) if token]
-    template = [f"{bos}:0"] * bool(bos) + ["$A:0"] + [f"{eos}:0"] * bool(eos)
-    backend.post_processor = TemplateProcessing(
-        single=template,
-        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(ends)],
-    )
+    # A role does not change the flags of a token that is there already.
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    tokens = [_added_token(entry) for entry in roles if entry]
+    backend.add_special_tokens([token for token in tokens if token.content not in added])
 
 
 def _read_with_transformers(path: Path) -> TokenizerFiles:
