@@ -1,0 +1,41 @@
+"""Figures of runs: pure functions from traces to `LabFigure`s. No widgets, threads or engines.
+
+Every function takes one run (`RunTrace` or `TraceSnapshot`) or several side by side
+(`{"off": trace, "on": trace}`: the first is side A, the second B), and returns a plotly figure
+with caption, takeaway, alternative text and data table.
+"""
+
+from widgets.figures.deliveries import Delivery, typed, typewriters
+from widgets.figures.kv_memory import kv_bytes
+from widgets.figures.lab_figure import LabFigure
+from widgets.figures.latencies import latency
+from widgets.figures.page_grid import page_map
+from widgets.figures.request_lanes import timeline
+from widgets.figures.roofs import RooflinePoint, roofline_chart, roofline_points
+from widgets.figures.sides import Run, Runs, Side
+from widgets.figures.slot_grid import slots
+from widgets.figures.stage_bars import stage_seconds, stage_shares
+from widgets.figures.token_rate import throughput
+from widgets.figures.triangle import recompute_triangle
+
+__all__ = [
+    "Delivery",
+    "LabFigure",
+    "RooflinePoint",
+    "Run",
+    "Runs",
+    "Side",
+    "kv_bytes",
+    "latency",
+    "page_map",
+    "recompute_triangle",
+    "roofline_chart",
+    "roofline_points",
+    "slots",
+    "stage_seconds",
+    "stage_shares",
+    "throughput",
+    "timeline",
+    "typed",
+    "typewriters",
+]

@@ -1,0 +1,154 @@
+"""KV bytes over time: reserved for the pool, allocated to requests, used by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from minserve.trace import StepTrace
+from widgets import theme
+from widgets.figures import sides as given
+from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.sampling import thinned
+from widgets.figures.sides import Runs, Side
+
+
+def kv_bytes(
+    runs: Runs, *, title: str = "KV cache: reserved, allocated, used", workload: str = ""
+) -> LabFigure:
+    """Bytes of the KV cache over time, counted at every step; a panel for each side.
+
+    Reserved is the whole pool, allocated the pages that requests own, used the tokens in them. A
+    pool far larger than what was allocated is named instead of drawn.
+    """
+    shown = given.sides(runs)
+    steps = {side.name: _thin(side) for side in shown}
+    top = max((s.kv_bytes_allocated for side in shown for s in side.run.steps), default=0)
+    pools = [max((s.kv_bytes_reserved for s in side.run.steps), default=0) for side in shown]
+    draw_pool = all(pool <= 3 * top for pool in pools)
+    divisor, unit = theme.byte_unit(max([top, *pools]) if draw_pool else top)
+    factor, seconds = theme.time_unit(max((_seconds(side) for side in shown), default=0.0))
+    figure = make_subplots(
+        rows=1, cols=len(shown), shared_yaxes=True, horizontal_spacing=0.05,
+        subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
+    )  # fmt: skip
+    for column, (side, pool) in enumerate(zip(shown, pools, strict=True), start=1):
+        _draw(figure, column, side, steps[side.name], divisor, factor, pool if draw_pool else 0)
+        if pool and not draw_pool:
+            figure.add_annotation(
+                text=f"reserved: {theme.format_bytes(pool)}, off this scale",
+                x=0.98, y=1.0, xref="x domain", yref="y domain", xanchor="right", yanchor="top",
+                showarrow=False, font={"size": 12}, row=1, col=column,
+            )  # fmt: skip
+    figure.update_xaxes(title={"text": f"time ({seconds})"}, rangemode="tozero")
+    highest = (max([top, *pools]) if draw_pool else top) / divisor or 1.0
+    figure.update_yaxes(range=[0, 1.12 * highest], showline=False)
+    figure.update_yaxes(title={"text": unit}, col=1)
+    figure.update_layout(theme.layout(title, height=320))
+    return LabFigure(
+        figure=figure,
+        caption=given.caption(shown, workload),
+        takeaway=_takeaway(shown),
+        alt="KV cache bytes over time as stepped areas, used inside allocated. "
+        + " ".join(_alt(side) for side in shown),
+        table=[_row(side, step) for side in shown for step in steps[side.name]],
+    )
+
+
+def _thin(side: Side) -> list[StepTrace]:
+    # An area needs two points per step, and the line on top has as many.
+    return thinned(side.run.steps, theme.MAX_MARKS // 2 - 1, key=lambda s: s.kv_bytes_allocated)
+
+
+def _seconds(side: Side) -> float:
+    return max((step.end_s - side.origin_s for step in side.run.steps[-1:]), default=0.0)
+
+
+def _draw(
+    figure: go.Figure,
+    column: int,
+    side: Side,
+    steps: Sequence[StepTrace],
+    divisor: float,
+    factor: float,
+    pool: int,
+) -> None:
+    x = [factor * (step.start_s - side.origin_s) for step in steps]
+    x += [factor * (step.end_s - side.origin_s) for step in steps[-1:]]
+    allocated = [step.kv_bytes_allocated / divisor for step in steps]
+    # Tokens kept when the step ends: what pages hold at their fullest within it.
+    used = [min(step.kv_bytes_used, step.kv_bytes_allocated) / divisor for step in steps]
+    if pool:
+        ends = [x[0], x[-1]] if x else []
+        figure.add_trace(
+            go.Scatter(
+                x=ends, y=[pool / divisor] * len(ends), mode="lines", name="reserved (the pool)",
+                line={"color": theme.INK, "width": 1.5}, legendgroup="reserved",
+                showlegend=column == 1, hovertemplate="reserved %{y:.3g}<extra></extra>",
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+    for name, values, opacity, shape in (
+        ("allocated (pages owned)", allocated, 0.28, "/"),
+        ("used (tokens kept)", used, 0.85, ""),
+    ):
+        figure.add_trace(
+            go.Scatter(
+                x=x, y=values + values[-1:], mode="lines", name=name,
+                line={"color": side.colour, "width": 1.2, "shape": "hv"}, fill="tozeroy",
+                fillcolor=theme.translucent(side.colour, opacity),
+                fillpattern={"shape": shape, "size": 6, "solidity": 0.25,
+                             "fgcolor": side.colour} if shape else None,
+                legendgroup=name, showlegend=column == 1,
+                hovertemplate=name + " %{y:.3g}<extra></extra>",
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+
+
+def _peaks(side: Side) -> tuple[int, int]:
+    totals = side.run.totals
+    return totals.peak_kv_bytes_allocated, totals.peak_kv_bytes_used
+
+
+def _takeaway(shown: list[Side]) -> str:
+    told = []
+    for side in shown:
+        allocated, used = _peaks(side)
+        waste = 1 - _filled(side)
+        told.append(
+            f"{side.called('The run')} allocated at most {theme.format_bytes(allocated)} and used "
+            f"at most {theme.format_bytes(used)}; on average {theme.format_percent(waste)} of "
+            "what it allocated held nothing"
+        )
+    return ". ".join(f"{text[:1].upper()}{text[1:]}" for text in told) + "."
+
+
+def _filled(side: Side) -> float:
+    """Share of allocated bytes in use, weighted by time."""
+    steps = side.run.steps
+    owned = sum(step.kv_bytes_allocated * step.duration_s for step in steps)
+    used = sum(min(step.kv_bytes_used, step.kv_bytes_allocated) * step.duration_s for step in steps)
+    return used / owned if owned else 1.0
+
+
+def _alt(side: Side) -> str:
+    allocated, used = _peaks(side)
+    pool = max((step.kv_bytes_reserved for step in side.run.steps), default=0)
+    return (
+        f"{side.called('The run')}: reserved {theme.format_bytes(pool)}, peak allocated "
+        f"{theme.format_bytes(allocated)}, peak used {theme.format_bytes(used)}."
+    )
+
+
+def _row(side: Side, step: StepTrace) -> Row:
+    name: Row = {"side": side.name} if side.name else {}
+    return name | {
+        "step": step.index,
+        "ms": round((step.start_s - side.origin_s) * 1e3, 3),
+        "reserved bytes": step.kv_bytes_reserved,
+        "allocated bytes": step.kv_bytes_allocated,
+        "used bytes": step.kv_bytes_used,
+    }

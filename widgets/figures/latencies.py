@@ -1,0 +1,179 @@
+"""Latency distributions: what share of requests saw at most so long a wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from minserve.trace import Distribution, TraceSnapshot
+from minserve.trace.summary import distribution, inter_token_latencies
+from widgets import theme
+from widgets.figures import sides as given
+from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.sampling import quantiles
+from widgets.figures.sides import Runs, Side
+
+Metric = Literal["ttft", "tpot", "itl", "e2e", "queue"]
+
+METRICS: Mapping[str, tuple[str, str]] = {
+    "ttft": ("Time to first token (TTFT)", "requests"),
+    "tpot": ("Time per output token (TPOT)", "requests"),
+    "itl": ("Inter-token latency (ITL)", "tokens"),
+    "e2e": ("End-to-end latency", "requests"),
+    "queue": ("Time in the queue", "requests"),
+}
+_LOG_SPAN = 20.0
+
+
+def values(run: TraceSnapshot, metric: str) -> list[float]:
+    """Seconds of a metric: one per finished request, or for ITL one per gap between tokens."""
+    if metric not in METRICS:
+        raise ValueError(f"latency metric {metric!r}: expected one of {', '.join(METRICS)}")
+    if metric == "itl":
+        return inter_token_latencies(run.steps)
+    found = (getattr(request.metrics, f"{metric}_s") for request in run.requests)
+    return [value for value in found if value is not None]
+
+
+def latency(
+    runs: Runs,
+    metrics: Sequence[Metric] = ("ttft", "tpot"),
+    *,
+    title: str = "How long requests wait",
+    workload: str = "",
+) -> LabFigure:
+    """Cumulative distributions of latencies, a panel per metric, medians marked.
+
+    Further left is faster; a flat top is a slow tail. ITL needs `trace.per_request`.
+    """
+    shown = given.sides(runs)
+    figure = make_subplots(
+        rows=1, cols=len(metrics), shared_yaxes=True, horizontal_spacing=0.06,
+        subplot_titles=[METRICS[metric][0] for metric in metrics],
+    )  # fmt: skip
+    table: list[Row] = []
+    found: dict[tuple[str, str], Distribution | None] = {}
+    for column, metric in enumerate(metrics, start=1):
+        data = {side.name: sorted(values(side.run, metric)) for side in shown}
+        factor, unit = theme.time_unit(max((max(v) for v in data.values() if v), default=0.0))
+        for place, side in enumerate(shown):
+            found[side.name, metric] = stats = distribution(data[side.name])
+            _draw(figure, column, side, data[side.name], factor, place, len(shown))
+            name: Row = {"side": side.name} if side.name else {}
+            table.append(name | {"metric": metric.upper(), **_cells(stats)})
+        lowest = min((v[0] for v in data.values() if v), default=0.0)
+        highest = max((v[-1] for v in data.values() if v), default=0.0)
+        log = lowest > 0 and highest > _LOG_SPAN * lowest
+        figure.update_xaxes(
+            title={"text": unit + (", log scale" if log else "")},
+            type="log" if log else "linear", rangemode="tozero", row=1, col=column,
+            dtick="D1" if False else None,
+        )  # fmt: skip
+    figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)
+    figure.update_yaxes(title={"text": f"share of {METRICS[metrics[0]][1]}"}, row=1, col=1)
+    figure.update_layout(theme.layout(title, height=340))
+    return LabFigure(
+        figure=figure,
+        caption=given.caption(shown, workload),
+        takeaway=_takeaway(shown, metrics, found),
+        alt=_alt(shown, metrics, found),
+        table=table,
+    )
+
+
+def _draw(
+    figure: go.Figure,
+    column: int,
+    side: Side,
+    ordered: Sequence[float],
+    factor: float,
+    place: int,
+    num_sides: int,
+) -> None:
+    points = quantiles(ordered, theme.MAX_MARKS)
+    if not points:
+        return
+    x = [points[0][0] * factor, *(value * factor for value, _ in points)]
+    y = [0.0, *(share for _, share in points)]
+    few = len(points) <= 40
+    figure.add_trace(
+        go.Scatter(
+            x=x, y=y, mode="lines+markers" if few else "lines", name=side.name or "the run",
+            line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
+            marker={"symbol": side.symbol, "size": [0] + [5] * len(points) if few else 5,
+                    "color": side.colour},
+            legendgroup=side.key, showlegend=column == 1 and num_sides > 1,
+            hovertemplate="%{y:.0%} within %{x:.4g}<extra>" + side.name + "</extra>",
+        ),
+        row=1, col=column,
+    )  # fmt: skip
+    middle = distribution(ordered)
+    assert middle is not None
+    figure.add_trace(
+        go.Scatter(
+            x=[middle.p50 * factor], y=[0.5], mode="markers+text", showlegend=False,
+            marker={"symbol": side.symbol, "size": 11, "color": side.colour,
+                    "line": {"width": 1.5, "color": "white"}},
+            text=[f"median {theme.format_seconds(middle.p50)}"],
+            # Sides take turns above and below, so that close medians stay apart.
+            textposition="top left" if place % 2 else "bottom right",
+            textfont={"size": 12, "color": side.colour}, cliponaxis=False,
+            legendgroup=side.key, hoverinfo="skip",
+        ),
+        row=1, col=column,
+    )  # fmt: skip
+
+
+def _cells(stats: Distribution | None) -> Row:
+    if stats is None:
+        return {"count": 0}
+    names = ("p50", "p90", "p99", "min", "max", "mean")
+    return {"count": stats.count} | {
+        f"{name} ms": round(getattr(stats, name) * 1e3, 4) for name in names
+    }
+
+
+def _takeaway(
+    shown: list[Side], metrics: Sequence[str], found: Mapping[tuple[str, str], Distribution | None]
+) -> str:
+    told = []
+    for metric in metrics:
+        some = [(side, found[side.name, metric]) for side in shown]
+        words = [
+            f"{theme.format_seconds(stats.p50)}{f' ({side.name})' if side.name else ''}"
+            for side, stats in some
+            if stats is not None
+        ]
+        if not words:
+            told.append(f"no {metric.upper()} was measured")
+            continue
+        text = f"median {metric.upper()} {' against '.join(words)}"
+        if len(some) == 2 and all(stats is not None and stats.p50 > 0 for _, stats in some):
+            (_, first), (second, other) = some
+            assert first is not None and other is not None
+            slow, fast = max(first.p50, other.p50), min(first.p50, other.p50)
+            if slow / fast >= 1.05:
+                direction = "less" if other.p50 < first.p50 else "more"
+                text += f", {theme.format_ratio(slow / fast)} {direction} with {second.name}"
+        told.append(text)
+    sentence = "; ".join(told)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def _alt(
+    shown: list[Side], metrics: Sequence[str], found: Mapping[tuple[str, str], Distribution | None]
+) -> str:
+    told = []
+    for metric in metrics:
+        for side in shown:
+            stats = found[side.name, metric]
+            if stats is not None:
+                told.append(
+                    f"{side.called('run')}, {metric.upper()}: {stats.count:,} values, median "
+                    f"{theme.format_seconds(stats.p50)}, 90 % within "
+                    f"{theme.format_seconds(stats.p90)}, longest {theme.format_seconds(stats.max)}."
+                )
+    return "Cumulative distributions of latency. " + (" ".join(told) or "Nothing was measured.")

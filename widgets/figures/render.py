@@ -1,0 +1,167 @@
+"""A plotly figure and its words as HTML, SVG, PNG and notebook output.
+
+Takes figures as they are; decides nothing about what they show.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from widgets import theme
+
+MIME = "application/vnd.plotly.v1+json"
+MAX_TABLE_ROWS = 60
+"""Rows of a folded data table: executed notebooks must stay small. `LabFigure.table` has all."""
+
+_NO_KALEIDO = (
+    "{problem}. Exporting a figure needs the Python package kaleido and a Chrome or Chromium: "
+    "pip install kaleido, and for example apt-get install chromium"
+)
+_LINE = 17
+_PAD = 14
+
+
+def words_html(takeaway: str, caption: str, alt: str, table: Sequence[dict[str, Any]]) -> str:
+    """The words under a figure, with description and data folded away."""
+    parts = ['<div class="lab-figure">']
+    if takeaway:
+        parts.append(f'<p class="takeaway">{html.escape(takeaway)}</p>')
+    if caption:
+        parts.append(f'<p class="caption">{html.escape(caption)}</p>')
+    if alt or table:
+        parts.append("<details><summary>Description and data</summary>")
+        parts.append(f"<p>{html.escape(alt)}</p>{table_html(table)}</details>")
+    parts.append("</div>")
+    return "".join(parts)
+
+
+def table_html(table: Sequence[dict[str, Any]], max_rows: int = MAX_TABLE_ROWS) -> str:
+    """Rows as an HTML table; "" for none."""
+    if not table:
+        return ""
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in columns) + "</tr>"
+        for row in table[:max_rows]
+    )
+    more = len(table) - max_rows
+    note = f"<p>{more:,} more rows in <code>.table</code>.</p>" if more > 0 else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return html.escape(str(value))
+
+
+def figure_html(
+    figure: go.Figure, words: str, alt: str, include_plotlyjs: bool | str, *, full: bool
+) -> str:
+    """The figure, labelled with its alternative text, above its words."""
+    plot = figure.to_html(full_html=False, include_plotlyjs=include_plotlyjs, config=CONFIG)
+    body = (
+        f'{theme.STYLE}<figure style="margin:0"><div role="img" aria-label="{html.escape(alt)}">'
+        f"{plot}</div><figcaption>{words}</figcaption></figure>"
+    )
+    if not full:
+        return body
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" '
+        f'content="light dark"><title>{html.escape(alt[:80])}</title></head>'
+        f"<body>{body}</body></html>"
+    )
+
+
+CONFIG: dict[str, Any] = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+"""plotly's display options: no logo, no tool bar over the data."""
+
+
+def mimebundle(figure: go.Figure, alt: str, words: str) -> dict[str, Any]:
+    """Notebook output: an interactive plot where the front end has plotly, words elsewhere.
+
+    plotly's own HTML output would embed 4.5 MB of JavaScript in every executed notebook.
+    """
+    plot = json.loads(figure.to_json())
+    plot["config"] = CONFIG
+    return {MIME: plot, "text/html": theme.STYLE + words, "text/plain": alt}
+
+
+def svg(figure: go.Figure, takeaway: str, caption: str, alt: str, *, width: int) -> str:
+    """SVG with the words below, the alternative text as title, and colours for dark pages."""
+    height = _height(figure)
+    return _with_words(_image(figure, "svg", width, height).decode(), takeaway, caption, alt)
+
+
+def png(figure: go.Figure, *, width: int, page: str, scale: float) -> bytes:
+    """The plot alone, on a page of that colour."""
+    copy = go.Figure(figure)
+    copy.update_layout(paper_bgcolor=page)
+    return _image(copy, "png", width, _height(figure), scale)
+
+
+def _height(figure: go.Figure) -> int:
+    return int(figure.layout.height or theme.HEIGHT)
+
+
+def _image(figure: go.Figure, kind: str, width: int, height: int, scale: float = 1) -> bytes:
+    try:
+        image: bytes = figure.to_image(format=kind, width=width, height=height, scale=scale)
+    except (ValueError, ImportError, RuntimeError) as error:
+        # kaleido's errors for a missing browser are pages long; the first line names the cause.
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise RuntimeError(_NO_KALEIDO.format(problem=problem)) from error
+    return image
+
+
+def _with_words(text: str, takeaway: str, caption: str, alt: str) -> str:
+    match = re.search(r'<svg[^>]*?width="([\d.]+)" height="([\d.]+)"[^>]*>', text)
+    if match is None:
+        raise RuntimeError("kaleido returned something that is not an SVG image")
+    width, height = float(match[1]), float(match[2])
+    # System fonts are about half as wide as high; a little slack keeps lines inside.
+    bold = textwrap.wrap(takeaway, int((width - 2 * _PAD) / 7.3)) if takeaway else []
+    plain = textwrap.wrap(caption, int((width - 2 * _PAD) / 5.7)) if caption else []
+    lines, y = [], height + 6
+    for line in bold:
+        y += _LINE + 1
+        lines.append(_text(line, y, 'font-size="14" font-weight="600"'))
+    for line in plain:
+        y += _LINE
+        lines.append(_text(line, y, 'font-size="11.5" opacity="0.85"'))
+    total = y + _PAD
+    opening = match[0]
+    opening = opening.replace(f'height="{match[2]}"', f'height="{total:g}"', 1)
+    opening = re.sub(r'viewBox="[^"]*"', f'viewBox="0 0 {width:g} {total:g}"', opening)
+    opening = opening.replace("<svg", '<svg role="img" aria-labelledby="lab-alt"', 1)
+    head = f'<title id="lab-alt">{html.escape(alt)}</title>{_SVG_STYLE}'
+    body = text.replace(match[0], opening + head, 1)
+    return body[: body.rindex("</svg>")] + "".join(lines) + "</svg>\n"
+
+
+def _text(line: str, y: float, attributes: str) -> str:
+    style = f"font-family: {html.escape(theme.FONT)}; fill: {_INK_RGB};"
+    return f'<text x="{_PAD}" y="{y:g}" {attributes} style="{style}">{html.escape(line)}</text>'
+
+
+_INK_RGB = "rgb(119, 119, 119)"
+# GitHub shows SVG as an image, where the page's own colours are out of reach but the reader's
+# preference is known.
+_SVG_STYLE = (
+    f'<style>text[style*="{_INK_RGB}"]{{fill:#333333 !important}}'
+    "@media (prefers-color-scheme: dark){"
+    f'text[style*="{_INK_RGB}"]{{fill:#d0d0d0 !important}}}}</style>'
+)

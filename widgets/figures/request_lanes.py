@@ -1,0 +1,256 @@
+"""The timeline: each request a lane, each step a column, what it did in it a mark."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+from typing import Literal
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from widgets import theme
+from widgets.figures import sides as given
+from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.lanes import Lane, Span, lanes, merged, spans
+from widgets.figures.sides import Runs, Side
+
+_LANE_PX, _FRAME_PX = 24, 118
+MAX_LANES = 40
+"""Most lanes of one run: more do not read."""
+
+
+def timeline(
+    runs: Runs,
+    *,
+    x: Literal["time", "step"] = "time",
+    title: str = "What each request did in each step",
+    workload: str = "",
+    max_lanes: int = MAX_LANES,
+) -> LabFigure:
+    """Lanes of requests over time or steps: waiting, prefill chunks, decode, preemption.
+
+    `runs` is a trace, or several side by side by name. Needs `trace.per_request`; a state with
+    more than `theme.MAX_MARKS` marks is drawn in runs of steps instead of single ones.
+    """
+    if x not in ("time", "step"):
+        raise ValueError(f"timeline(x={x!r}): expected 'time' or 'step'")
+    shown = given.sides(runs)
+    given.need_detail(shown, "The timeline")
+    drawn = [_drawn(side, max_lanes) for side in shown]
+    unit = _unit(shown) if x == "time" else (1.0, "step")
+    heights = [max(1, len(lines)) for lines, _ in drawn]
+    figure = make_subplots(
+        rows=len(shown), cols=1, shared_xaxes=True, row_heights=heights,
+        vertical_spacing=min(0.3, 34 / (_LANE_PX * sum(heights) + 34)),
+        subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
+    )  # fmt: skip
+    table: list[Row] = []
+    explained: set[str] = set()
+    for row, (side, (lines, _)) in enumerate(zip(shown, drawn, strict=True), start=1):
+        _draw(figure, row, side, lines, x, unit[0], explained)
+        table += [_row(side, lane, span) for lane, found in lines for span in found]
+        figure.update_yaxes(
+            row=row, col=1, range=[len(lines) - 0.5, -0.5], showgrid=False, showline=False,
+            tickvals=list(range(len(lines))), ticktext=[lane.name for lane, _ in lines],
+            title={"text": "request"} if row == 1 else None,
+        )  # fmt: skip
+    kinds = " and ".join(dict.fromkeys(side.run.header.provenance for side in shown))
+    axis = f"time since the first arrival ({unit[1]}, {kinds})" if x == "time" else "engine step"
+    figure.update_xaxes(title={"text": axis}, row=len(shown), col=1)
+    figure.update_xaxes(rangemode="tozero")
+    height = _FRAME_PX + _LANE_PX * sum(heights) + 34 * (len(shown) - 1)
+    figure.update_layout(
+        theme.layout(title, height=max(height, 220), barmode="overlay", bargap=0.2)
+    )
+    left_out = [note for _, note in drawn if note]
+    return LabFigure(
+        figure=figure,
+        caption=given.caption(shown, workload, " ".join(left_out)),
+        takeaway=" ".join(_takeaway(side) for side in shown),
+        alt=" ".join(_alt(side, lines) for side, (lines, _) in zip(shown, drawn, strict=True)),
+        table=table,
+    )
+
+
+def _unit(shown: list[Side]) -> tuple[float, str]:
+    ends = [step.end_s - side.origin_s for side in shown for step in side.run.steps[-1:]]
+    return theme.time_unit(max(ends, default=0.0))
+
+
+def _drawn(side: Side, max_lanes: int) -> tuple[list[tuple[Lane, list[Span]]], str]:
+    """Lanes with their spans, within the limits of marks, and what was left out in words."""
+    everyone = lanes(side.run)
+    some = everyone[:max_lanes]
+    notes = []
+    if len(everyone) > len(some):
+        notes.append(f"Shown are the first {len(some)} of {len(everyone):,} requests.")
+    lines = [(lane, spans(lane, side.run)) for lane in some]
+    if _most(lines) > theme.MAX_MARKS:
+        lines = [(lane, merged(found)) for lane, found in lines]
+        notes.append("Steps in which a request did the same are drawn as one mark.")
+    while len(lines) > 1 and _most(lines) > theme.MAX_MARKS:
+        lines.pop()
+        notes = [f"Shown are the first {len(lines)} of {len(everyone):,} requests."]
+    return lines, " ".join(notes)
+
+
+def _most(lines: list[tuple[Lane, list[Span]]]) -> int:
+    counts = Counter(span.state for _, found in lines for span in found)
+    return max(counts.values(), default=0)
+
+
+def _draw(
+    figure: go.Figure,
+    row: int,
+    side: Side,
+    lines: list[tuple[Lane, list[Span]]],
+    x: str,
+    factor: float,
+    explained: set[str],
+) -> None:
+    origin = side.origin_s
+    last = max((step.end_s - origin for step in side.run.steps[-1:]), default=1.0) or 1.0
+    whole = last * factor if x == "time" else max(1, len(side.run.steps))
+    for state, look in theme.STATES.items():
+        base, length, y, text, hover = [], [], [], [], []
+        for place, (lane, found) in enumerate(lines):
+            for span in found:
+                if span.state != state:
+                    continue
+                begin, size = _extent(span, x, origin, factor)
+                if size <= 0:
+                    continue
+                base.append(begin)
+                length.append(size)
+                y.append(place)
+                text.append(_label(span, size / whole))
+                hover.append(_hover(lane, span, look.label))
+        if not base:
+            continue
+        figure.add_trace(
+            go.Bar(
+                base=base, x=length, y=y, orientation="h", width=0.78, name=look.label,
+                marker=look.marker(), text=text, textposition="inside", textangle=0,
+                insidetextanchor="middle", constraintext="none", cliponaxis=True,
+                textfont={"size": 11, "color": theme.on(look.colour)},
+                customdata=hover, hovertemplate="%{customdata}<extra></extra>",
+                legendgroup=state, showlegend=state not in explained,
+            ),
+            row=row, col=1,
+        )  # fmt: skip
+        explained.add(state)
+    _draw_ends(figure, row, side, lines, x, factor, explained)
+
+
+def _extent(span: Span, x: str, origin: float, factor: float) -> tuple[float, float]:
+    if x == "step":
+        return float(span.first), float(span.last - span.first + 1) - 0.08
+    return (span.start_s - origin) * factor, 0.97 * (span.end_s - span.start_s) * factor
+
+
+def _label(span: Span, share: float) -> str:
+    """Tokens of a chunk, where the mark is wide enough for the digits."""
+    if span.state not in ("prefill", "recompute") or span.tokens < 2:
+        return ""
+    text = f"{span.tokens:,}"
+    return text if share * (theme.WIDTH - 110) >= 7 * len(text) + 3 else ""
+
+
+def _hover(lane: Lane, span: Span, label: str) -> str:
+    steps = f"step {span.first}" if span.first >= span.last else f"steps {span.first}–{span.last}"
+    lines = [f"request {lane.name}: {label}", steps]
+    if span.tokens:
+        again = f", {span.recomputed:,} of them again" if span.recomputed else ""
+        lines.append(f"{theme.format_count(span.tokens, 'token')} computed{again}")
+    lines.append(theme.format_seconds(span.end_s - span.start_s))
+    return "<br>".join(lines)
+
+
+def _draw_ends(
+    figure: go.Figure,
+    row: int,
+    side: Side,
+    lines: list[tuple[Lane, list[Span]]],
+    x: str,
+    factor: float,
+    explained: set[str],
+) -> None:
+    for symbol, label, aborted in (("circle", "finished", False), ("x", "aborted", True)):
+        xs, ys, hover = [], [], []
+        for place, (lane, found) in enumerate(lines):
+            end = lane.finished
+            if end is None or not found or (end.finish_reason in ("abort", "error")) != aborted:
+                continue
+            at = max(found[-1].end_s, end.metrics.finished_s or 0.0) - side.origin_s
+            xs.append(found[-1].last + 1.0 if x == "step" else at * factor)
+            ys.append(place)
+            hover.append(f"request {lane.name}: {end.finish_reason}")
+        if xs:
+            figure.add_trace(
+                go.Scatter(
+                    x=xs, y=ys, mode="markers", name=label, customdata=hover,
+                    marker={"symbol": symbol, "size": 7, "color": theme.INK},
+                    hovertemplate="%{customdata}<extra></extra>",
+                    legendgroup=label, showlegend=label not in explained,
+                ),
+                row=row, col=1,
+            )  # fmt: skip
+            explained.add(label)
+
+
+def _row(side: Side, lane: Lane, span: Span) -> Row:
+    found: Row = {"side": side.name} if side.name else {}
+    return found | {
+        "request": lane.name,
+        "state": span.state,
+        "first step": span.first,
+        "last step": span.last,
+        "from ms": round((span.start_s - side.origin_s) * 1e3, 3),
+        "to ms": round((span.end_s - side.origin_s) * 1e3, 3),
+        "tokens": span.tokens,
+        "computed again": span.recomputed,
+    }
+
+
+def _takeaway(side: Side) -> str:
+    run = side.run
+    totals = run.totals
+    words = (
+        f"{theme.format_count(len(lanes(run)), 'request')} took "
+        f"{theme.format_count(totals.steps, 'step')} and {theme.format_seconds(totals.duration_s)}"
+    )
+    if totals.preemptions:
+        words += (
+            f"; {theme.format_count(totals.preemptions, 'preemption')} made the engine compute "
+            f"{theme.format_count(totals.recomputed_tokens, 'token')} again"
+        )
+    if run.steps:
+        longest = max(run.steps, key=lambda step: step.duration_s)
+        usual = median(step.duration_s for step in run.steps)
+        others = longest.num_decode_tokens
+        if longest.duration_s > 3 * usual and longest.num_prefill_tokens > 1 and others:
+            words += (
+                f"; in the longest step ({theme.format_seconds(longest.duration_s)}, usual "
+                f"{theme.format_seconds(usual)}) {longest.num_prefill_tokens:,} prefill tokens "
+                f"kept {theme.format_count(others, 'running request')} waiting"
+            )
+    return (f"{side.name}: " if side.name else "") + words + "."
+
+
+def _alt(side: Side, lines: list[tuple[Lane, list[Span]]]) -> str:
+    of = f" of {side.name}" if side.name else ""
+    told = []
+    for lane, found in lines[:8]:
+        states = [
+            f"{theme.STATES[span.state].label} for "
+            f"{theme.format_count(max(0, span.last - span.first + 1), 'step')}"
+            for span in merged(found)[:6]
+        ]
+        told.append(f"request {lane.name}: {', '.join(states) or 'nothing'}")
+    more = len(lines) - len(told)
+    rest = f"; and {more} more" if more > 0 else ""
+    return (
+        f"Timeline{of}: {theme.format_count(len(lines), 'lane')} over "
+        f"{theme.format_count(len(side.run.steps), 'step')}. {'; '.join(told)}{rest}."
+    )

@@ -1,0 +1,96 @@
+"""What figures take: one run, or named runs side by side, each as a snapshot with its colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from minserve.trace import RunTrace, TraceSnapshot
+from widgets import theme
+from widgets.provenance import Provenance, workload_of
+
+Run = RunTrace | TraceSnapshot
+Runs = Run | Mapping[str, Run]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run of a figure: its name, what it told, how it is drawn."""
+
+    name: str
+    """"" where the figure shows a single run."""
+    key: str
+    """"A", "B", ..."""
+    run: TraceSnapshot
+
+    @property
+    def colour(self) -> str:
+        """The side's colour."""
+        return theme.SIDES[self.key]
+
+    @property
+    def symbol(self) -> str:
+        """The side's marker."""
+        return theme.SIDE_SYMBOLS[self.key]
+
+    @property
+    def pattern(self) -> str:
+        """The side's fill pattern."""
+        return theme.SIDE_PATTERNS[self.key]
+
+    @property
+    def dash(self) -> str:
+        """plotly's dash for this run's provenance."""
+        return theme.dash(self.run.header.provenance)
+
+    @property
+    def origin_s(self) -> float:
+        """Zero of the time axis: the first step's start or the first arrival, what was earlier."""
+        starts = [step.start_s for step in self.run.steps[:1]]
+        arrivals = [request.metrics.arrival_s for request in self.run.requests]
+        if self.run.totals.first_start_s is not None and not starts:
+            starts = [self.run.totals.first_start_s]
+        return min(starts + arrivals, default=0.0)
+
+    def called(self, fallback: str = "the run") -> str:
+        """The name for a sentence."""
+        return self.name or fallback
+
+
+def snapshot(run: Run) -> TraceSnapshot:
+    """A run as it stands now. Raises TypeError, saying what was expected."""
+    if isinstance(run, RunTrace):
+        return run.snapshot()
+    if isinstance(run, TraceSnapshot):
+        return run
+    raise TypeError(
+        f"expected a RunTrace (such as llm.trace) or a TraceSnapshot, not {type(run).__name__}"
+    )
+
+
+def sides(runs: Runs) -> list[Side]:
+    """The runs of a figure, in order. Raises ValueError for an empty mapping."""
+    if not isinstance(runs, Mapping):
+        return [Side("", "A", snapshot(runs))]
+    if not runs:
+        raise ValueError("a figure needs at least one run: {'off': trace, 'on': trace}")
+    keys = theme.side_keys(runs)
+    return [Side(name, keys[name], snapshot(run)) for name, run in runs.items()]
+
+
+def caption(shown: list[Side], workload: str = "", note: str = "") -> str:
+    """The figure's provenance in words, and a note on what it leaves out."""
+    snapshots = {side.name: side.run for side in shown}
+    headers = {name: run.header for name, run in snapshots.items()}
+    text = Provenance.of(headers, workload or workload_of(snapshots)).caption
+    return f"{text} {note}".strip()
+
+
+def need_detail(shown: list[Side], what: str) -> None:
+    """Raise ValueError where a run has steps but no per-request detail."""
+    for side in shown:
+        if side.run.steps and not any(step.requests for step in side.run.steps):
+            raise ValueError(
+                f"{what} shows what each step did for each request, and {side.called()} did not "
+                'keep that: run with EngineConfig().with_values({"trace.per_request": True})'
+            )

@@ -1,0 +1,117 @@
+"""Throughput: output tokens per second over time."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from widgets import theme
+from widgets.figures import sides as given
+from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.sides import Runs, Side
+
+_WINDOWS = 40
+
+
+def throughput(
+    runs: Runs,
+    *,
+    window_s: float | None = None,
+    title: str = "Output tokens per second",
+    workload: str = "",
+) -> LabFigure:
+    """Output tokens/s in windows of `window_s` seconds (None: a fortieth of the longest run)."""
+    shown = given.sides(runs)
+    longest = max((_seconds(side) for side in shown), default=0.0)
+    if window_s is not None and window_s <= 0:
+        raise ValueError(f"throughput(window_s={window_s}): expected seconds above 0")
+    # Never more windows than a figure can carry.
+    window = max(window_s or longest / _WINDOWS, longest / (theme.MAX_MARKS - 2)) or 1.0
+    factor, unit = theme.time_unit(longest)
+    figure = go.Figure()
+    table: list[Row] = []
+    for side in shown:
+        rates = windows(side, window)
+        # The last window is as long as what is left of the run.
+        x = [factor * n * window for n in range(len(rates))] + [factor * _seconds(side)]
+        figure.add_trace(
+            go.Scatter(
+                x=x, y=rates + rates[-1:], mode="lines", name=side.name or "the run",
+                line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
+                showlegend=len(shown) > 1,
+                hovertemplate="%{y:,.0f} tokens/s<extra>" + side.name + "</extra>",
+            )
+        )  # fmt: skip
+        name: Row = {"side": side.name} if side.name else {}
+        table += [
+            name | {"from ms": round(n * window * 1e3, 3), "tokens/s": round(rate, 2)}
+            for n, rate in enumerate(rates)
+        ]
+    for place, side in enumerate(shown):
+        mean = _mean(side)
+        figure.add_trace(
+            go.Scatter(
+                x=[factor * _seconds(side)], y=[mean], mode="markers+text", showlegend=False,
+                marker={"symbol": side.symbol, "size": 10, "color": side.colour},
+                text=[f"mean {theme.format_rate(mean)}"], cliponaxis=False,
+                textposition="bottom left" if place % 2 else "top left",
+                textfont={"color": side.colour, "size": 12}, hoverinfo="skip",
+            )
+        )  # fmt: skip
+    figure.update_xaxes(title={"text": f"time ({unit})"}, rangemode="tozero")
+    figure.update_yaxes(title={"text": "tokens/s"}, rangemode="tozero", showline=False)
+    figure.update_layout(theme.layout(title, height=320))
+    note = f"Windows of {theme.format_seconds(window)}."
+    return LabFigure(
+        figure=figure,
+        caption=given.caption(shown, workload, note),
+        takeaway=_takeaway(shown),
+        alt="Output tokens per second over time. " + " ".join(_alt(side) for side in shown),
+        table=table,
+    )
+
+
+def windows(side: Side, window_s: float) -> list[float]:
+    """Tokens/s of each window of the run; a step's tokens count when it ends."""
+    end = _seconds(side)
+    if end <= 0:
+        return []
+    count = max(1, -int(-end // window_s))
+    tokens = [0] * count
+    for step in side.run.steps:
+        at = int((step.end_s - side.origin_s) / window_s)
+        tokens[min(at, count - 1)] += step.num_sampled_tokens
+    spans = [min(window_s, end - n * window_s) for n in range(count)]
+    # A sliver at the end would show a rate that nobody saw: it joins the window before.
+    if count > 1 and spans[-1] < 0.5 * window_s:
+        tokens[-2:] = [tokens[-2] + tokens[-1]]
+        spans[-2:] = [spans[-2] + spans[-1]]
+    return [number / span for number, span in zip(tokens, spans, strict=True)]
+
+
+def _seconds(side: Side) -> float:
+    return max((step.end_s - side.origin_s for step in side.run.steps[-1:]), default=0.0)
+
+
+def _mean(side: Side) -> float:
+    totals = side.run.totals
+    return totals.sampled_tokens / totals.duration_s if totals.duration_s > 0 else 0.0
+
+
+def _takeaway(shown: list[Side]) -> str:
+    words = [
+        f"{side.called('the run')} made {theme.format_rate(_mean(side))} on average"
+        for side in shown
+    ]
+    text = "; ".join(words)
+    if len(shown) == 2 and all(_mean(side) > 0 for side in shown):
+        ratio = _mean(shown[1]) / _mean(shown[0])
+        text += f": {theme.format_ratio(ratio)} as many with {shown[1].name}"
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _alt(side: Side) -> str:
+    tokens = theme.format_count(side.run.totals.sampled_tokens, "token")
+    return (
+        f"{side.called('The run')}: {tokens} in "
+        f"{theme.format_seconds(side.run.totals.duration_s)}, {theme.format_rate(_mean(side))}."
+    )

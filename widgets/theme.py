@@ -1,0 +1,268 @@
+"""One visual language for every figure and panel: colours, patterns, dashes, numbers in words.
+
+The colour is the side (A: off, the baseline; B: on), the dash is the provenance, and whatever a
+colour says, a pattern, a dash or a label says too. Backgrounds are transparent, so that figures
+read on a light and on a dark page. Knows nothing about traces or about what a figure shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+SIDES: dict[str, str] = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#AA4499"}
+"""Side -> colour (Okabe and Ito's blue and vermilion first: told apart by every kind of sight)."""
+
+SIDE_SYMBOLS: dict[str, str] = {"A": "circle", "B": "diamond", "C": "square", "D": "cross"}
+SIDE_PATTERNS: dict[str, str] = {"A": "", "B": "/", "C": ".", "D": "x"}
+
+DASHES: dict[str, str] = {"measured": "solid", "modelled": "dash", "recorded": "dot"}
+"""Provenance -> plotly's line dash. What was counted is drawn as bars or areas."""
+
+INK = "#777777"
+"""Text and axes: 4.5 to 1 on white, 4.2 to 1 on JupyterLab's dark page. Where a style sheet can
+(`STYLE`, exported SVG), the page's own text colour replaces it."""
+GRID = "rgba(128, 128, 128, 0.25)"
+FAINT = "rgba(128, 128, 128, 0.18)"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FONT_SIZE = 13
+WIDTH, HEIGHT = 760, 360
+"""Pixels of an exported figure; in a notebook the width follows the page."""
+
+MAX_MARKS = 500
+"""Most marks of one plotly trace: beyond, a figure aggregates or says what it left out."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one kind of mark appears: never by colour alone."""
+
+    label: str
+    colour: str
+    pattern: str = ""
+    """plotly's fill pattern: "", "/", "\\\\", "x", "-", "|", "+", "."."""
+
+    def marker(self, **extra: object) -> dict[str, object]:
+        """plotly's `marker` for a bar of this look."""
+        pattern = {"shape": self.pattern, "size": 6, "solidity": 0.35, "fillmode": "overlay"}
+        return {"color": self.colour, "pattern": pattern, "line": {"width": 0}, **extra}
+
+
+STATES: dict[str, Look] = {
+    "waiting": Look("waiting", "rgba(128, 128, 128, 0.25)", "."),
+    "prefill": Look("prefill", "#AA4499"),
+    "decode": Look("decode", "#44AA99"),
+    "recompute": Look("computed again", "#E0A030", "/"),
+    "preempted": Look("preempted", "rgba(60, 60, 60, 0.55)", "x"),
+    "stalled": Look("no turn in this step", "rgba(128, 128, 128, 0.12)", "-"),
+}
+"""What a request does in a step. Extend it where a chapter brings a new state."""
+
+STAGES: dict[str, Look] = {
+    "schedule": Look("schedule", "#882255", "/"),
+    "prepare": Look("prepare", "#CC6677", "\\"),
+    "forward": Look("matrix products and the rest of the forward pass", "#332288"),
+    "attention": Look("attention", "#88CCEE", "."),
+    "sample": Look("sample", "#44AA99", "x"),
+    "commit": Look("commit", "#DDCC77", "-"),
+    "idle": Look("between steps", "rgba(128, 128, 128, 0.25)", "|"),
+}
+"""Where a step's time goes, in the order it passes."""
+
+_REQUEST_COLOURS = (
+    "#332288", "#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#117733", "#AA4499", "#999933",
+)  # fmt: skip
+_REQUEST_PATTERNS = ("", "/", ".", "x", "\\", "-", "|", "+")
+
+
+def request_look(index: int, label: str = "") -> Look:
+    """The look of the n-th request: eight colours, and a new pattern when they begin again."""
+    count = len(_REQUEST_COLOURS)
+    pattern = _REQUEST_PATTERNS[index // count % len(_REQUEST_PATTERNS)]
+    return Look(label or f"{index}", _REQUEST_COLOURS[index % count], pattern)
+
+
+def side_keys(names: Iterable[str]) -> dict[str, str]:
+    """Side of each name: "A" and "B" are themselves, other names take A, B, ... in order."""
+    names = list(names)
+    free = [key for key in SIDES if key not in names]
+    keys: dict[str, str] = {}
+    for name in names:
+        if name in SIDES:
+            keys[name] = name
+        else:
+            # More sides than colours begin again; nobody compares more than four at once.
+            keys[name] = free.pop(0) if free else list(SIDES)[len(keys) % len(SIDES)]
+    return keys
+
+
+def side_colours(names: Iterable[str]) -> dict[str, str]:
+    """Colour of each named side."""
+    return {name: SIDES[key] for name, key in side_keys(names).items()}
+
+
+def dash(provenance: str) -> str:
+    """plotly's dash for measured, modelled or recorded lines."""
+    return DASHES.get(provenance, "solid")
+
+
+def translucent(colour: str, opacity: float) -> str:
+    """A "#rrggbb" colour as rgba."""
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity:g})"
+
+
+def on(colour: str) -> str:
+    """Black or white, whichever reads better on a "#rrggbb" colour."""
+    if not colour.startswith("#"):
+        return INK
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if luminance > 0.179 else "#ffffff"
+
+
+def headless() -> bool:
+    """True where nothing is drawn live (`MINSERVE_HEADLESS=1`): CI, and Run All of the tests."""
+    return os.environ.get("MINSERVE_HEADLESS", "") not in ("", "0")
+
+
+def _template() -> go.layout.Template:
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": INK,
+        "tickcolor": INK,
+        "zeroline": False,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "automargin": True,
+        "title": {"standoff": 8},
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": FONT_SIZE, "color": INK},
+            "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 8},
+                      "y": 1, "yref": "container", "yanchor": "top",
+                      "font": {"size": 16, "color": INK}},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "colorway": list(SIDES.values()),
+            "margin": {"l": 56, "r": 16, "t": 64, "b": 48},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom",
+                       "bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}},
+            "hoverlabel": {"font": {"size": 12}},
+            "xaxis": axis,
+            "yaxis": axis,
+            "bargap": 0.25,
+        }
+    )  # fmt: skip
+
+
+template = _template()
+
+
+def layout(title: str, *, height: int = HEIGHT, **extra: object) -> dict[str, object]:
+    """What every figure passes to `update_layout`."""
+    return {"template": template, "title": {"text": title}, "height": height, **extra}
+
+
+STYLE = f"""<style>
+.js-plotly-plot text[style*="{INK}"], .js-plotly-plot text[style*="rgb(119, 119, 119)"] {{
+  fill: var(--jp-ui-font-color1, var(--vscode-editor-foreground, {INK})) !important; }}
+.lab-figure {{ font: 13px/1.45 {FONT}; color: var(--jp-ui-font-color1, inherit);
+  max-width: 60rem; margin: 0.2rem 0 0.8rem; }}
+.lab-figure .takeaway {{ font-size: 14px; font-weight: 600; margin: 0 0 0.2rem; }}
+.lab-figure .caption {{ opacity: 0.8; margin: 0; }}
+.lab-figure details {{ margin-top: 0.3rem; }}
+.lab-figure summary {{ cursor: pointer; }}
+.lab-figure table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+.lab-figure th, .lab-figure td {{ padding: 0.1rem 0.6rem; text-align: right;
+  border-bottom: 1px solid {GRID}; }}
+</style>"""
+"""Style sheet of captions, and the page's own text colour inside plots where the page has one."""
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, thousands separated, no exponent."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 999.5:
+        return f"{value:,.0f}"
+    places = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    if size < 0.9995:
+        return f"{value:.3g}"
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _scaled(value: float, units: Iterable[tuple[float, str]]) -> str:
+    for factor, unit in units:
+        # The last unit serves whatever is smaller; rounding must not show 1000 of a unit.
+        if abs(value) >= 0.9995 * factor:
+            return f"{_digits(value / factor)} {unit}"
+    return f"{_digits(value / factor)} {unit}"
+
+
+def format_seconds(value: float) -> str:
+    """A duration: 1.23 s, 45.6 ms, 7.89 µs."""
+    return _scaled(value, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))
+
+
+def format_bytes(value: float) -> str:
+    """A size in decimal units: 1.5 GB, 512 kB, 12 bytes."""
+    return _scaled(value, ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")))
+
+
+def format_flops(value: float) -> str:
+    """Counted arithmetic: 3.2 GFLOP."""
+    return _scaled(
+        value, ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1, "FLOP"))
+    )
+
+
+def format_rate(value: float, unit: str = "tokens/s") -> str:
+    """A rate in its unit: 1,234 tokens/s."""
+    return f"{_digits(value)} {unit}"
+
+
+def format_count(value: int, noun: str = "", plural: str = "") -> str:
+    """A whole number, with its noun in the right number: 1 step, 2,000 steps."""
+    if not noun:
+        return f"{value:,}"
+    return f"{value:,} {noun if value == 1 else plural or noun + 's'}"
+
+
+def format_ratio(value: float) -> str:
+    """A factor: 3.4x."""
+    return f"{_digits(value)}x"
+
+
+def format_percent(share: float) -> str:
+    """A share between 0 and 1 as a percentage: whole, or one digit below 10 %."""
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 9.95 or percent == 0 else f"{percent:.1f} %"
+
+
+def time_unit(largest_s: float) -> tuple[float, str]:
+    """Factor from seconds and unit for an axis that ends at `largest_s`."""
+    if largest_s >= 2.0:
+        return 1.0, "s"
+    return (1e3, "ms") if largest_s >= 2e-3 else (1e6, "µs")
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Divisor from bytes and unit for an axis that ends at `largest`."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if largest >= factor:
+            return factor, unit
+    return 1.0, "bytes"
+
+
+def legend_entry(look: Look) -> Mapping[str, object]:
+    """Keywords of an empty bar that explains a look in the legend."""
+    return {"x": [None], "y": [None], "name": look.label, "marker": look.marker()}
