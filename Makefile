@@ -83,7 +83,7 @@ test: setup lint types imports unit notebooks ## everything CI runs
 test-fast: setup ## lint, types, imports, and the tests not marked slow
 	@$(MAKE) --no-print-directory lint types imports
 	$(call heading,pytest (fast))
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow' $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(call stage,ruff,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
@@ -96,7 +96,7 @@ imports: setup ## import-linter: the rooms import one way
 
 unit: setup ## pytest over tests/
 	$(call heading,pytest)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 notebooks: setup ## run every chapter headless and compare the outputs tagged for it
 	$(call heading,notebooks)
