@@ -26,7 +26,7 @@ INK = "#777777"
 """Text and axes: 4.5 to 1 on white, 4.2 to 1 on JupyterLab's dark page. Where a style sheet can
 (`STYLE`, exported SVG), the page's own text colour replaces it."""
 GRID = "rgba(128, 128, 128, 0.25)"
-FAINT = "rgba(128, 128, 128, 0.18)"
+FAINT = "rgba(128, 128, 128, 0.26)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 FONT_SIZE = 13
 WIDTH, HEIGHT = 760, 360
@@ -44,10 +44,16 @@ class Look:
     colour: str
     pattern: str = ""
     """plotly's fill pattern: "", "/", "\\\\", "x", "-", "|", "+", "."."""
+    solidity: float = 0.25
+    """How dense the pattern is: less where text stands on it."""
 
     def marker(self, **extra: object) -> dict[str, object]:
         """plotly's `marker` for a bar of this look."""
-        pattern = {"shape": self.pattern, "size": 6, "solidity": 0.35, "fillmode": "overlay"}
+        pattern: dict[str, object] = {"shape": self.pattern, "size": 6, "fillmode": "overlay"}
+        pattern["solidity"] = self.solidity
+        if not self.colour.startswith("#"):
+            # plotly would take black for a see-through grey: lost on a dark page.
+            pattern["fgcolor"] = "rgba(128, 128, 128, 0.85)"
         return {"color": self.colour, "pattern": pattern, "line": {"width": 0}, **extra}
 
 
@@ -56,16 +62,16 @@ STATES: dict[str, Look] = {
     "prefill": Look("prefill", "#AA4499"),
     "decode": Look("decode", "#44AA99"),
     "recompute": Look("computed again", "#E0A030", "/"),
-    "preempted": Look("preempted", "rgba(60, 60, 60, 0.55)", "x"),
+    "preempted": Look("preempted", "rgba(128, 128, 128, 0.75)", "x"),
     "stalled": Look("no turn in this step", "rgba(128, 128, 128, 0.12)", "-"),
 }
 """What a request does in a step. Extend it where a chapter brings a new state."""
 
 STAGES: dict[str, Look] = {
-    "schedule": Look("schedule", "#882255", "/"),
+    "schedule": Look("schedule", "#A8326E", "/"),
     "prepare": Look("prepare", "#CC6677", "\\"),
-    "forward": Look("matrix products and the rest of the forward pass", "#332288"),
-    "attention": Look("attention", "#88CCEE", "."),
+    "forward": Look("forward pass without attention", "#5B5BD6"),
+    "attention": Look("attention", "#88CCEE"),
     "sample": Look("sample", "#44AA99", "x"),
     "commit": Look("commit", "#DDCC77", "-"),
     "idle": Look("between steps", "rgba(128, 128, 128, 0.25)", "|"),
@@ -73,7 +79,7 @@ STAGES: dict[str, Look] = {
 """Where a step's time goes, in the order it passes."""
 
 _REQUEST_COLOURS = (
-    "#332288", "#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#117733", "#AA4499", "#999933",
+    "#5B5BD6", "#44AA99", "#DDCC77", "#CC6677", "#88CCEE", "#2E8B57", "#AA4499", "#999933",
 )  # fmt: skip
 _REQUEST_PATTERNS = ("", "/", ".", "x", "\\", "-", "|", "+")
 
@@ -145,7 +151,7 @@ def _template() -> go.layout.Template:
     return go.layout.Template(
         layout={
             "font": {"family": FONT, "size": FONT_SIZE, "color": INK},
-            "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 8},
+            "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 8, "t": 10},
                       "y": 1, "yref": "container", "yanchor": "top",
                       "font": {"size": 16, "color": INK}},
             "paper_bgcolor": "rgba(0,0,0,0)",
@@ -165,9 +171,36 @@ def _template() -> go.layout.Template:
 template = _template()
 
 
-def layout(title: str, *, height: int = HEIGHT, **extra: object) -> dict[str, object]:
-    """What every figure passes to `update_layout`."""
-    return {"template": template, "title": {"text": title}, "height": height, **extra}
+def layout(
+    title: str, *, height: int = HEIGHT, panels: bool = False, **extra: object
+) -> dict[str, object]:
+    """What every figure passes to `update_layout`; `panels` leaves room for panel titles."""
+    top, bottom = (88, 48) if panels else (66, 48)
+    margin = {"t": top, "b": bottom, **extra.pop("margin", {})}  # type: ignore[dict-item]
+    # The legend stands above the panels' titles: a distance in pixels, in units of the plot.
+    lift = (26 if panels else 6) / max(40, height - margin["t"] - margin["b"])
+    found: dict[str, object] = {
+        "template": template,
+        "title": {"text": title},
+        "height": height,
+        "margin": margin,
+        "legend": {"y": 1 + lift, **extra.pop("legend", {})},  # type: ignore[dict-item]
+    }
+    return found | extra
+
+
+def style_panels(figure: go.Figure, colours: Iterable[str] = ()) -> None:
+    """Panel titles (`make_subplots`) to the left and in the order of the panels, coloured.
+
+    Call it before anything else is annotated.
+    """
+    given = list(colours)
+    for place, note in enumerate(figure.layout.annotations):
+        axis = figure.layout["xaxis" if place == 0 else f"xaxis{place + 1}"]
+        note.update(
+            x=axis.domain[0], xanchor="left", yshift=2,
+            font={"size": 13, "weight": 600, "color": given[place] if place < len(given) else INK},
+        )  # fmt: skip
 
 
 STYLE = f"""<style>

@@ -34,6 +34,7 @@ def kv_bytes(
         rows=1, cols=len(shown), shared_yaxes=True, horizontal_spacing=0.05,
         subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
     )  # fmt: skip
+    theme.style_panels(figure, [side.colour for side in shown])
     for column, (side, pool) in enumerate(zip(shown, pools, strict=True), start=1):
         _draw(figure, column, side, steps[side.name], divisor, factor, pool if draw_pool else 0)
         if pool and not draw_pool:
@@ -46,7 +47,7 @@ def kv_bytes(
     highest = (max([top, *pools]) if draw_pool else top) / divisor or 1.0
     figure.update_yaxes(range=[0, 1.12 * highest], showline=False)
     figure.update_yaxes(title={"text": unit}, col=1)
-    figure.update_layout(theme.layout(title, height=320))
+    figure.update_layout(theme.layout(title, height=340, panels=len(shown) > 1))
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
@@ -91,8 +92,8 @@ def _draw(
             row=1, col=column,
         )  # fmt: skip
     for name, values, opacity, shape in (
-        ("allocated (pages owned)", allocated, 0.28, "/"),
-        ("used (tokens kept)", used, 0.85, ""),
+        ("allocated (pages owned)", allocated, 0.2, "/"),
+        ("used (tokens kept)", used, 1.0, ""),
     ):
         figure.add_trace(
             go.Scatter(

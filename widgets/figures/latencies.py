@@ -54,27 +54,29 @@ def latency(
         rows=1, cols=len(metrics), shared_yaxes=True, horizontal_spacing=0.06,
         subplot_titles=[METRICS[metric][0] for metric in metrics],
     )  # fmt: skip
+    theme.style_panels(figure)
     table: list[Row] = []
     found: dict[tuple[str, str], Distribution | None] = {}
     for column, metric in enumerate(metrics, start=1):
         data = {side.name: sorted(values(side.run, metric)) for side in shown}
         factor, unit = theme.time_unit(max((max(v) for v in data.values() if v), default=0.0))
-        for place, side in enumerate(shown):
+        for side in shown:
             found[side.name, metric] = stats = distribution(data[side.name])
-            _draw(figure, column, side, data[side.name], factor, place, len(shown))
+            _draw(figure, column, side, data[side.name], factor, len(shown))
             name: Row = {"side": side.name} if side.name else {}
             table.append(name | {"metric": metric.upper(), **_cells(stats)})
         lowest = min((v[0] for v in data.values() if v), default=0.0)
         highest = max((v[-1] for v in data.values() if v), default=0.0)
         log = lowest > 0 and highest > _LOG_SPAN * lowest
+        medians = [(side, found[side.name, metric]) for side in shown]
+        _name_medians(figure, column, medians, 0.0 if log else highest)
         figure.update_xaxes(
             title={"text": unit + (", log scale" if log else "")},
             type="log" if log else "linear", rangemode="tozero", row=1, col=column,
-            dtick="D1" if False else None,
         )  # fmt: skip
     figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)
     figure.update_yaxes(title={"text": f"share of {METRICS[metrics[0]][1]}"}, row=1, col=1)
-    figure.update_layout(theme.layout(title, height=340))
+    figure.update_layout(theme.layout(title, height=360, panels=True))
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
@@ -90,7 +92,6 @@ def _draw(
     side: Side,
     ordered: Sequence[float],
     factor: float,
-    place: int,
     num_sides: int,
 ) -> None:
     points = quantiles(ordered, theme.MAX_MARKS)
@@ -114,17 +115,33 @@ def _draw(
     assert middle is not None
     figure.add_trace(
         go.Scatter(
-            x=[middle.p50 * factor], y=[0.5], mode="markers+text", showlegend=False,
+            x=[middle.p50 * factor], y=[0.5], mode="markers", showlegend=False,
             marker={"symbol": side.symbol, "size": 11, "color": side.colour,
                     "line": {"width": 1.5, "color": "white"}},
-            text=[f"median {theme.format_seconds(middle.p50)}"],
-            # Sides take turns above and below, so that close medians stay apart.
-            textposition="top left" if place % 2 else "bottom right",
-            textfont={"size": 12, "color": side.colour}, cliponaxis=False,
             legendgroup=side.key, hoverinfo="skip",
         ),
         row=1, col=column,
     )  # fmt: skip
+
+
+def _name_medians(
+    figure: go.Figure,
+    column: int,
+    medians: Sequence[tuple[Side, Distribution | None]],
+    highest: float,
+) -> None:
+    """The medians in words, in the corner that the curves leave empty."""
+    some = [(side, stats) for side, stats in medians if stats is not None]
+    # Below a curve and right of it nothing is drawn, unless all values are large.
+    left = bool(some) and highest > 0 and min(s.p50 for _, s in some) > 0.5 * highest
+    for place, (side, stats) in enumerate(some if left else some[::-1]):
+        figure.add_annotation(
+            text=f"median {theme.format_seconds(stats.p50)}", showarrow=False,
+            x=0.03 if left else 0.97, xanchor="left" if left else "right", xref="x domain",
+            y=1.0 if left else 0.0, yanchor="top" if left else "bottom", yref="y domain",
+            yshift=(-18 if left else 18) * place + (-6 if left else 6),
+            font={"size": 12, "color": side.colour}, row=1, col=column,
+        )  # fmt: skip
 
 
 def _cells(stats: Distribution | None) -> Row:

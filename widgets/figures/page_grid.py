@@ -17,7 +17,7 @@ from widgets.figures.sides import Run
 
 SHARED = theme.Look("shared by several requests", "#EEEEEE", "x")
 FREE = theme.Look("free", theme.FAINT)
-WASTED = theme.Look("owned, holds no token", "rgba(128, 128, 128, 0.30)", "/")
+WASTED = theme.Look("owned, holds no token", "rgba(128, 128, 128, 0.15)", "/", solidity=0.1)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def page_map(
     figure.update_layout(
         theme.layout(
             title or f"The page pool during step {side.run.steps[index].index}",
-            height=int(100 + max(60.0, cell * rows)),
-            barmode="overlay", bargap=0, margin={"l": 8, "r": 8, "t": 84, "b": 8},
+            height=int(74 + max(60.0, cell * rows)),
+            barmode="overlay", bargap=0, margin={"l": 8, "r": 8, "b": 8},
         )
     )  # fmt: skip
     words = counts(grid, size)
@@ -166,16 +166,23 @@ def page_marks(
     # In the order of the requests, whoever owns the first page.
     order = [look.label for look in looks.values()] + [SHARED.label]
     names = sorted(held, key=order.index)
-    show_text = len(grid) <= 260
+    texts = {p.number: shown_text(p, looks) if len(grid) <= 260 else "" for p in grid}
     traces = []
     for label in names:
         look = shown_as[label]
-        traces += _bars(held[label], look, columns, look is SHARED, look.label if show_text else "")
+        traces += _bars(held[label], look, columns, look is SHARED, texts)
     if wasted:
-        traces += _bars(wasted, WASTED, columns, True)
+        traces += _bars(wasted, WASTED, columns, True, texts)
     if free:
-        traces += _bars(free, FREE, columns, True)
+        traces += _bars(free, FREE, columns, True, texts)
     return traces
+
+
+def shown_text(page: Page, looks: Mapping[LaneKey, theme.Look]) -> str:
+    """What is written on a page: its owner, or how many share it."""
+    if len(page.owners) > 1:
+        return f"×{len(page.owners)}"
+    return looks[page.owners[0]].label if page.owners else ""
 
 
 def _bars(
@@ -183,7 +190,7 @@ def _bars(
     look: theme.Look,
     columns: int,
     legend: bool,
-    text: str = "",
+    texts: Mapping[int, str],
 ) -> list[go.Bar]:
     gap, made = 0.08, []
     for start in range(0, len(cells), theme.MAX_MARKS):
@@ -195,7 +202,7 @@ def _bars(
                 y=[p.number // columns + 0.5 for p, _, _ in some],
                 orientation="h", width=1 - gap, name=look.label, marker=look.marker(),
                 legendgroup=look.label, showlegend=legend and start == 0,
-                text=[text if share >= 0.5 else "" for _, _, share in some] if text else None,
+                text=[texts[p.number] if share >= 0.5 else "" for p, _, share in some],
                 textposition="inside", insidetextanchor="middle", constraintext="none",
                 textangle=0, textfont={"size": 10, "color": theme.on(look.colour)},
                 customdata=[_hover(p) for p, _, _ in some],

@@ -15,7 +15,7 @@ from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.lanes import Lane, Span, lanes, merged, spans
 from widgets.figures.sides import Runs, Side
 
-_LANE_PX, _FRAME_PX = 24, 118
+_LANE_PX, _FRAME_PX = 24, 122
 MAX_LANES = 40
 """Most lanes of one run: more do not read."""
 
@@ -45,6 +45,7 @@ def timeline(
         vertical_spacing=min(0.3, 34 / (_LANE_PX * sum(heights) + 34)),
         subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
     )  # fmt: skip
+    theme.style_panels(figure, [side.colour for side in shown])
     table: list[Row] = []
     explained: set[str] = set()
     for row, (side, (lines, _)) in enumerate(zip(shown, drawn, strict=True), start=1):
@@ -59,9 +60,11 @@ def timeline(
     axis = f"time since the first arrival ({unit[1]}, {kinds})" if x == "time" else "engine step"
     figure.update_xaxes(title={"text": axis}, row=len(shown), col=1)
     figure.update_xaxes(rangemode="tozero")
-    height = _FRAME_PX + _LANE_PX * sum(heights) + 34 * (len(shown) - 1)
+    height = _FRAME_PX + _LANE_PX * sum(heights) + 44 * (len(shown) - 1)
     figure.update_layout(
-        theme.layout(title, height=max(height, 220), barmode="overlay", bargap=0.2)
+        theme.layout(
+            title, height=max(height, 220), panels=len(shown) > 1, barmode="overlay", bargap=0.2
+        )
     )
     left_out = [note for _, note in drawn if note]
     return LabFigure(
@@ -113,48 +116,54 @@ def _draw(
     last = max((step.end_s - origin for step in side.run.steps[-1:]), default=1.0) or 1.0
     whole = last * factor if x == "time" else max(1, len(side.run.steps))
     for state, look in theme.STATES.items():
-        base, length, y, text, hover = [], [], [], [], []
+        # plotly turns the labels of a whole trace, so upright ones are a trace of their own.
+        turned: dict[int, list[tuple[float, float, int, str, str]]] = {0: [], -90: []}
         for place, (lane, found) in enumerate(lines):
             for span in found:
                 if span.state != state:
                     continue
-                begin, size = _extent(span, x, origin, factor)
-                if size <= 0:
+                begin, size = _extent(span, x, origin, factor, whole)
+                if size <= (0.001 * whole if state == "waiting" else 0):
                     continue
-                base.append(begin)
-                length.append(size)
-                y.append(place)
-                text.append(_label(span, size / whole))
-                hover.append(_hover(lane, span, look.label))
-        if not base:
-            continue
-        figure.add_trace(
-            go.Bar(
-                base=base, x=length, y=y, orientation="h", width=0.78, name=look.label,
-                marker=look.marker(), text=text, textposition="inside", textangle=0,
-                insidetextanchor="middle", constraintext="none", cliponaxis=True,
-                textfont={"size": 11, "color": theme.on(look.colour)},
-                customdata=hover, hovertemplate="%{customdata}<extra></extra>",
-                legendgroup=state, showlegend=state not in explained,
-            ),
-            row=row, col=1,
-        )  # fmt: skip
-        explained.add(state)
+                text, angle = _label(span, size / whole)
+                turned[angle].append((begin, size, place, text, _hover(lane, span, look.label)))
+        for angle, marks in turned.items():
+            if not marks:
+                continue
+            figure.add_trace(
+                go.Bar(
+                    base=[mark[0] for mark in marks], x=[mark[1] for mark in marks],
+                    y=[mark[2] for mark in marks], text=[mark[3] for mark in marks],
+                    customdata=[mark[4] for mark in marks], name=look.label,
+                    orientation="h", width=0.78, marker=look.marker(),
+                    textposition="inside", textangle=angle, insidetextanchor="middle",
+                    constraintext="none", textfont={"size": 11, "color": theme.on(look.colour)},
+                    hovertemplate="%{customdata}<extra></extra>",
+                    legendgroup=state, showlegend=state not in explained,
+                ),
+                row=row, col=1,
+            )  # fmt: skip
+            explained.add(state)
     _draw_ends(figure, row, side, lines, x, factor, explained)
 
 
-def _extent(span: Span, x: str, origin: float, factor: float) -> tuple[float, float]:
+def _extent(span: Span, x: str, origin: float, factor: float, whole: float) -> tuple[float, float]:
     if x == "step":
         return float(span.first), float(span.last - span.first + 1) - 0.08
-    return (span.start_s - origin) * factor, 0.97 * (span.end_s - span.start_s) * factor
+    size = (span.end_s - span.start_s) * factor
+    # A hair between steps makes them countable; more would look like a pause.
+    return (span.start_s - origin) * factor, size - min(0.12 * size, 0.0015 * whole)
 
 
-def _label(span: Span, share: float) -> str:
-    """Tokens of a chunk, where the mark is wide enough for the digits."""
+def _label(span: Span, share: float) -> tuple[str, int]:
+    """Tokens of a chunk where the mark has room for the digits, and their angle."""
     if span.state not in ("prefill", "recompute") or span.tokens < 2:
-        return ""
-    text = f"{span.tokens:,}"
-    return text if share * (theme.WIDTH - 110) >= 7 * len(text) + 3 else ""
+        return "", 0
+    text, width = f"{span.tokens:,}", share * (theme.WIDTH - 110)
+    if width >= 7 * len(text) + 3:
+        return text, 0
+    # Upright, the lane's height is the limit: short numbers only.
+    return (text, -90) if width >= 9 and len(text) <= 2 else ("", 0)
 
 
 def _hover(lane: Lane, span: Span, label: str) -> str:

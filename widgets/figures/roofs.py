@@ -104,8 +104,8 @@ def roofline_chart(
     low, high = _span(points, list(roofs.values()))
     for place, (name, (peak, bandwidth)) in enumerate(roofs.items()):
         _draw_roof(figure, name, named[name], peak, bandwidth, low, high, place)
-    for place, point in enumerate(points):
-        _draw_point(figure, point, place)
+    for point in points:
+        _draw_point(figure, point)
     figure.update_xaxes(
         type="log", range=[math.log10(low), math.log10(high)], dtick=1,
         title={"text": "arithmetic intensity (FLOP per byte moved, counted)"},
@@ -169,7 +169,7 @@ def _draw_roof(
     middle = math.sqrt(low * ridge)
     for x, y, text, anchor in (
         (high, peak, f"{theme.format_flops(peak)}/s", "top left"),
-        (middle, middle * bandwidth, f"{theme.format_bytes(bandwidth)}/s", "top left"),
+        (middle, middle * bandwidth, f"{theme.format_bytes(bandwidth)}/s    ", "top left"),
     ):
         figure.add_trace(
             go.Scatter(
@@ -179,7 +179,7 @@ def _draw_roof(
         )  # fmt: skip
 
 
-def _draw_point(figure: go.Figure, point: RooflinePoint, place: int) -> None:
+def _draw_point(figure: go.Figure, point: RooflinePoint) -> None:
     colour = theme.SIDES.get(point.side, theme.INK)
     filled = point.provenance == "measured"
     symbol = theme.SIDE_SYMBOLS.get(point.side, "circle") + ("" if filled else "-open")
@@ -189,7 +189,7 @@ def _draw_point(figure: go.Figure, point: RooflinePoint, place: int) -> None:
             marker={"symbol": symbol, "size": 12, "color": colour,
                     "line": {"width": 2, "color": colour}},
             text=[f"  {point.label}  "], textfont={"color": colour, "size": 12},
-            textposition="bottom right" if place % 2 else "middle right", cliponaxis=False,
+            textposition="bottom right", cliponaxis=False,
             hovertemplate=f"{point.label}: %{{y:.3s}}FLOP/s at %{{x:.3g}} FLOP/byte<extra></extra>",
         )
     )  # fmt: skip

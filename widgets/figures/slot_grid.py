@@ -16,7 +16,7 @@ from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.lanes import LaneKey, lane_name, lanes
 from widgets.figures.sides import Runs, Side
 
-_ROW_PX, _FRAME_PX = 24, 112
+_ROW_PX, _FRAME_PX = 24, 136
 
 
 def slots(
@@ -41,6 +41,7 @@ def slots(
         vertical_spacing=min(0.3, 34 / (_ROW_PX * sum(counts) + 34)),
         subplot_titles=[_heading(s, g, n) for s, g, n in zip(shown, grids, counts, strict=True)],
     )  # fmt: skip
+    theme.style_panels(figure, [side.colour for side in shown if side.name])
     table: list[Row] = []
     looks: dict[LaneKey, theme.Look] = {}
     for row, (side, grid, count) in enumerate(zip(shown, grids, counts, strict=True), start=1):
@@ -63,7 +64,9 @@ def slots(
     figure.update_xaxes(title={"text": "engine step"}, row=len(shown), col=1)
     figure.update_xaxes(showgrid=False, rangemode="tozero")
     height = _FRAME_PX + min(640, _ROW_PX * sum(counts)) + 34 * (len(shown) - 1)
-    figure.update_layout(theme.layout(title, height=max(height, 220), barmode="overlay"))
+    figure.update_layout(
+        theme.layout(title, height=max(height, 240), panels=True, barmode="overlay")
+    )
     words = [
         f"{side.called('the batch')} kept {theme.format_percent(used / room)} of its slots busy"
         f" over {theme.format_count(len(side.run.steps), 'step')}"

@@ -70,7 +70,14 @@ def stage_shares(
         figure.update_xaxes(title={"text": f"mean time per step ({unit})"}, rangemode="tozero")
     figure.update_yaxes(autorange="reversed", showline=False, showgrid=False)
     figure.update_layout(
-        theme.layout(title, height=170 + 52 * len(shown), barmode="stack", bargap=0.3)
+        theme.layout(
+            title,
+            height=206 + 52 * len(shown),
+            margin={"t": 104},  # seven stages take three rows of legend
+            barmode="stack",
+            bargap=0.3,
+            legend={"traceorder": "normal"},
+        )
     )
     return LabFigure(
         figure=figure,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import plotly.graph_objects as go
 
 from widgets import theme
@@ -9,7 +11,7 @@ from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sides import Runs, Side
 
-_WINDOWS = 40
+_WINDOWS, _STEPS = 30, 4
 
 
 def throughput(
@@ -19,13 +21,18 @@ def throughput(
     title: str = "Output tokens per second",
     workload: str = "",
 ) -> LabFigure:
-    """Output tokens/s in windows of `window_s` seconds (None: a fortieth of the longest run)."""
+    """Output tokens/s in windows of `window_s` seconds.
+
+    None: a thirtieth of the longest run, and at least four steps, or the figure would show how
+    steps fall into windows.
+    """
     shown = given.sides(runs)
     longest = max((_seconds(side) for side in shown), default=0.0)
     if window_s is not None and window_s <= 0:
         raise ValueError(f"throughput(window_s={window_s}): expected seconds above 0")
     # Never more windows than a figure can carry.
-    window = max(window_s or longest / _WINDOWS, longest / (theme.MAX_MARKS - 2)) or 1.0
+    window = window_s or max(longest / _WINDOWS, _STEPS * max(map(_usual_step, shown)))
+    window = max(window, longest / (theme.MAX_MARKS - 2)) or 1.0
     factor, unit = theme.time_unit(longest)
     figure = go.Figure()
     table: list[Row] = []
@@ -35,9 +42,9 @@ def throughput(
         x = [factor * n * window for n in range(len(rates))] + [factor * _seconds(side)]
         figure.add_trace(
             go.Scatter(
-                x=x, y=rates + rates[-1:], mode="lines", name=side.name or "the run",
+                x=x, y=rates + rates[-1:], mode="lines", showlegend=True,
+                name=f"{side.called()}: mean {theme.format_rate(_mean(side))}",
                 line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
-                showlegend=len(shown) > 1,
                 hovertemplate="%{y:,.0f} tokens/s<extra>" + side.name + "</extra>",
             )
         )  # fmt: skip
@@ -46,17 +53,6 @@ def throughput(
             name | {"from ms": round(n * window * 1e3, 3), "tokens/s": round(rate, 2)}
             for n, rate in enumerate(rates)
         ]
-    for place, side in enumerate(shown):
-        mean = _mean(side)
-        figure.add_trace(
-            go.Scatter(
-                x=[factor * _seconds(side)], y=[mean], mode="markers+text", showlegend=False,
-                marker={"symbol": side.symbol, "size": 10, "color": side.colour},
-                text=[f"mean {theme.format_rate(mean)}"], cliponaxis=False,
-                textposition="bottom left" if place % 2 else "top left",
-                textfont={"color": side.colour, "size": 12}, hoverinfo="skip",
-            )
-        )  # fmt: skip
     figure.update_xaxes(title={"text": f"time ({unit})"}, rangemode="tozero")
     figure.update_yaxes(title={"text": "tokens/s"}, rangemode="tozero", showline=False)
     figure.update_layout(theme.layout(title, height=320))
@@ -90,6 +86,10 @@ def windows(side: Side, window_s: float) -> list[float]:
 
 def _seconds(side: Side) -> float:
     return max((step.end_s - side.origin_s for step in side.run.steps[-1:]), default=0.0)
+
+
+def _usual_step(side: Side) -> float:
+    return median([step.duration_s for step in side.run.steps] or [0.0])
 
 
 def _mean(side: Side) -> float:

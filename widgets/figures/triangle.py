@@ -36,6 +36,7 @@ def recompute_triangle(
         rows=1, cols=len(shown), shared_yaxes=True, shared_xaxes=True, horizontal_spacing=0.04,
         subplot_titles=[_heading(s, lane) for s, lane in zip(shown, chosen, strict=True)],
     )  # fmt: skip
+    theme.style_panels(figure, [side.colour for side in shown if side.name])
     depth = max((len(lane.parts) for lane in chosen), default=1)
     reach = max((p.start + p.num_tokens for lane in chosen for _, p in lane.parts), default=1)
     notes: list[str] = []
@@ -45,7 +46,7 @@ def recompute_triangle(
         every = -(-len(parts) // theme.MAX_MARKS)
         if every > 1:
             notes.append(f"Every {every}th step is drawn.")
-        _draw(figure, column, side, parts, every)
+        _draw(figure, column, parts, every)
         name: Row = {"side": side.name} if side.name else {}
         table += [
             name
@@ -59,12 +60,16 @@ def recompute_triangle(
         ]
     figure.update_xaxes(
         title={"text": "position of the token"}, range=[0, reach], showgrid=True,
-        dtick=1 if reach <= 96 else None, layer="above traces", ticklabelstep=_label_step(reach),
+        dtick=1 if reach <= 96 else None, layer="above traces",
+        ticklabelstep=_label_step(reach) if reach <= 96 else None,
+        ticks="" if reach <= 96 else "outside",
     )  # fmt: skip
     figure.update_yaxes(range=[depth - 0.5, -0.5], showgrid=False, showline=False)
     figure.update_yaxes(title={"text": "step"}, row=1, col=1)
-    height = 150 + int(min(420, max(140, 7 * depth)))
-    figure.update_layout(theme.layout(title, height=height, barmode="overlay", bargap=0))
+    height = 170 + int(min(420, max(140, 7 * depth)))
+    figure.update_layout(
+        theme.layout(title, height=height, panels=True, barmode="overlay", bargap=0)
+    )
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload, " ".join(dict.fromkeys(notes))),
@@ -100,17 +105,15 @@ def _label_step(reach: int) -> int:
 
 def _heading(side: Side, lane: Lane) -> str:
     computed, again = totals(lane)
-    text = f"{computed:,} tokens computed, {again:,} of them again"
+    text = f"{computed:,} tokens computed, {again:,} again"
     return f"{side.name}: {text}" if side.name else text
 
 
-def _draw(
-    figure: go.Figure, column: int, side: Side, parts: Sequence[RequestStep], every: int
-) -> None:
+def _draw(figure: go.Figure, column: int, parts: Sequence[RequestStep], every: int) -> None:
     looks = {
         KEPT: theme.Look(KEPT, theme.FAINT),
         AGAIN: theme.Look(AGAIN, theme.STATES["recompute"].colour, "/"),
-        FIRST: theme.Look(FIRST, side.colour),
+        FIRST: theme.Look(FIRST, theme.STATES["decode"].colour),
     }
     cells: dict[str, list[tuple[int, int, int]]] = {name: [] for name in looks}
     for place, part in list(enumerate(parts))[::every]:
