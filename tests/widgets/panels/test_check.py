@@ -1,0 +1,272 @@
+"""Exercises: stubs stay green, wrong ideas are named, endless loops end, scores are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from widgets.panels import Case, Check, Exercise, Misconception, Score, Wrong, check
+from widgets.panels.exercise import assert_sound, is_stub, load_exercise, load_solution
+from widgets.progress import Progress
+from widgets.workers import raise_panel_errors
+
+SOURCE = '''
+"""How many waiting requests may join."""
+
+from widgets.panels import Case, Exercise, Misconception, Score, Wrong
+
+
+def right(free, waiting):
+    return min(free, waiting)
+
+
+def drawn(draw):
+    free, waiting = draw.randint(0, 9), draw.randint(0, 9)
+    return Case.call(f"{waiting} wait, {free} places", (free, waiting), min(free, waiting))
+
+
+def ends(solution):
+    if solution(0, 3) > 0:
+        raise Wrong("it admits into a full batch", got=solution(0, 3), expected=0)
+
+
+EXERCISE = Exercise(
+    key="45a.admit",
+    title="Admission",
+    task="Return how many waiting requests may join.",
+    function="admit",
+    cases=(Case.call("room for two", (2, 5), 2), Case("a full batch", ends)),
+    random_case=drawn,
+    misconceptions=(
+        Misconception("all", "You admit everybody who waits.",
+                      lambda failures: any(f.got == 3 for f in failures)),
+        Misconception("one", "You admit one at a time.",
+                      lambda failures: all(f.got in (0, 1) for f in failures)),
+        Misconception("places", "You fill places that nobody waits for.",
+                      lambda failures: all(f.got is not None for f in failures)),
+    ),
+    hints=("Places are scarce.", "So are requests.", "The smaller of two."),
+    score=lambda solution: Score(1.0 if solution(4, 4) == 4 else 0.5, "4 steps"),
+    wrong={
+        "all": lambda free, waiting: waiting,
+        "one": lambda free, waiting: min(1, free, waiting),
+        "places": lambda free, waiting: free,
+    },
+    time_limit_s=0.3,
+)
+'''
+SOLUTION = "def admit(free, waiting):\n    return min(free, waiting)\n"
+
+
+@pytest.fixture
+def labs(tmp_path: Path) -> Path:
+    for folder, text in (("exercises", SOURCE), ("solutions", SOLUTION)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "45a_admit.py").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def exercise(labs) -> Exercise:
+    return load_exercise("45a_admit", labs)
+
+
+def stub(free, waiting):
+    """Return how many may join."""
+    raise NotImplementedError
+
+
+def quiet_stub(free, waiting):
+    """Return how many may join."""
+    ...
+
+
+class StubPolicy:
+    def helper(self):
+        return 1
+
+    def order(self, waiting):
+        pass
+
+
+class Policy:
+    def order(self, waiting):
+        return sorted(waiting)
+
+
+def right(free, waiting):
+    return min(free, waiting)
+
+
+def admit_everybody(free, waiting):
+    return waiting
+
+
+def endless(free, waiting):
+    while True:
+        # What a reader may write: it must not swallow the end.
+        with contextlib.suppress(Exception):
+            time.sleep(0.001)
+
+
+@pytest.mark.parametrize("solution", [stub, quiet_stub])
+def test_an_untouched_stub_is_not_attempted_and_no_failure(exercise, solution):
+    report = check(solution, exercise)
+    assert report.status == "not attempted" and not report.failures
+    assert "2 visible and 20 randomised" in str(report)
+
+
+def test_what_a_stub_is():
+    assert is_stub(StubPolicy) and not is_stub(Policy)
+    assert not is_stub(right) and not is_stub(len)
+    # Nothing to see here: built at run time. It is found out when it is called.
+    namespace: dict[str, object] = {}
+    exec("def later(a, b):\n    raise NotImplementedError", namespace)
+    assert not is_stub(namespace["later"])
+
+
+def test_a_stub_whose_source_cannot_be_seen_is_found_out_when_called(exercise):
+    namespace: dict[str, object] = {}
+    exec("def later(a, b):\n    raise NotImplementedError", namespace)
+    assert check(namespace["later"], exercise).status == "not attempted"
+
+
+def test_a_right_solution_passes_and_is_scored_without_a_clock(exercise):
+    report = check(right, exercise)
+    assert (report.status, report.covered) == (
+        "passed",
+        "22 of 22 cases passed, out of 2 visible and 20 randomised cases.",
+    )
+    assert report.score == Score(1.0, "4 steps")
+    assert "Score 100 %" in str(report)
+
+
+def test_the_worked_solution_passes_and_each_wrong_idea_meets_its_own_message(exercise, labs):
+    solution, source = load_solution("45a_admit", exercise, labs)
+    assert source == SOLUTION
+    assert_sound(exercise, solution)
+    with pytest.raises(AssertionError, match="too few"):
+        assert_sound(replace(exercise, wrong={}), solution)
+    with pytest.raises(AssertionError, match="'all' passes"):
+        assert_sound(replace(exercise, wrong={**exercise.wrong, "all": right}), solution)
+    with pytest.raises(AssertionError, match="is told about"):
+        assert_sound(replace(exercise, misconceptions=exercise.misconceptions[::-1]), solution)
+    with pytest.raises(AssertionError, match="worked solution fails"):
+        assert_sound(exercise, admit_everybody)
+
+
+def test_a_failure_says_which_case_what_came_and_what_was_expected(exercise):
+    report = check(admit_everybody, exercise)
+    assert report.misconception.name == "all"
+    lines = report.sentences()
+    assert lines[0] == "You admit everybody who waits."
+    assert "room for two: called with (2, 5) it returned 5, expected 2" in lines[-1]
+
+
+def test_an_endless_loop_ends_and_is_named(exercise):
+    start = time.monotonic()
+    report = check(endless, exercise)
+    assert time.monotonic() - start < 3
+    assert "longer than 0.3 s" in str(report) and len(report.failures) == 1
+
+
+def test_an_error_in_the_solution_is_a_failure_and_not_ours(exercise):
+    report = check(lambda free, waiting: free / 0, exercise)
+    assert report.status == "failed"
+    assert "ZeroDivisionError" in str(report)
+
+
+def test_drawn_cases_are_the_same_everywhere_and_arguments_are_not_shared():
+    def case(draw: random.Random) -> Case:
+        items = [draw.random() for _ in range(3)]
+        return Case.call("sorts", (items,), sorted(items))
+
+    def destructive(items):
+        items.sort()
+        return items
+
+    exercise = Exercise("x.y", "t", "t", "f", (Case.call("empty", ([],), []),), ("a", "b", "c"),
+                        random_case=case)  # fmt: skip
+    first, second = exercise.drawn_cases(), exercise.drawn_cases()
+    assert [one.args for one in first] == [one.args for one in second]
+    assert first[0].args != first[1].args
+    assert check(destructive, exercise).status == "passed"
+    for one in first:
+        assert one.args[0] != sorted(one.args[0]) or True
+        one.run(destructive)
+        one.run(destructive)
+
+
+def test_an_exercise_that_does_not_add_up_is_refused():
+    case = Case.call("a", (1,), 1)
+    with pytest.raises(ValueError, match="three hints"):
+        Exercise("x.y", "t", "t", "f", (case,), ("a", "b"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no misconception"):
+        Exercise("x.y", "t", "t", "f", (case,), ("a", "b", "c"), wrong={"who": 1})
+    assert isinstance(Misconception("a", "b", lambda failures: True), Misconception)
+    assert Wrong("no", got=1).got == 1
+
+
+def test_the_panel_checks_hints_and_keeps_the_score(labs):
+    panel = Check("45a_admit", right, labs=labs)
+    panel.run_button.click()
+    assert panel.wait(20)
+    raise_panel_errors()
+    assert "passed" in panel.report.value and "✓" in panel.report.value
+    entry = Progress().entries()["45a.admit"]
+    assert (entry.best, entry.out_of, entry.kind) == (2, 2, "check")
+    for number in (1, 2, 3):
+        assert panel.hint_button.description == f"Hint {number} of 3"
+        panel.hint_button.click()
+        assert panel.hints.value.count("<li>") == number
+    assert panel.hint_button.disabled
+
+
+def test_after_the_worked_solution_nothing_is_scored(labs, headless):
+    panel = Check("45a_admit", right, labs=labs)
+    panel.solution_button.click()
+    assert "return min(free, waiting)" in panel.solution_view.value
+    panel.run()
+    assert "no score" in panel.report.value and Progress().entries() == {}
+
+
+def test_a_wrong_solution_is_no_error_of_the_chapter(labs, headless):
+    panel = Check("45a_admit", admit_everybody, labs=labs)
+    panel.run()
+    raise_panel_errors()
+    assert "failed. You admit everybody" in panel.report.value
+    assert Progress().entries()["45a.admit"].best == 0
+    panel = Check("45a_admit", stub, labs=labs)
+    panel.run()
+    raise_panel_errors()
+    assert "not attempted" in panel.report.value
+    assert Progress().entries()["45a.admit"].tries == 1
+
+
+def test_the_solution_is_looked_up_at_every_press(labs, headless, monkeypatch):
+    shell = SimpleNamespace(user_ns={"admit": stub})
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    panel = Check("45a_admit", labs=labs)
+    panel.run()
+    assert panel.result.status == "not attempted"
+    shell.user_ns["admit"] = right
+    panel.run()
+    assert panel.result.status == "passed"
+    del shell.user_ns["admit"]
+    panel.run()
+    with pytest.raises(NameError, match="run the cell that defines it"):
+        raise_panel_errors()
+
+
+def test_an_exercise_that_is_not_there_is_named(labs):
+    with pytest.raises(FileNotFoundError, match="there are: 45a_admit"):
+        Check("45b_admit", labs=labs)
+    (labs / "exercises" / "00_none.py").write_text("")
+    with pytest.raises(ValueError, match="has no EXERCISE"):
+        load_exercise("00_none", labs)

@@ -1,0 +1,183 @@
+"""One knob and one metric, measured and modelled; and what binds a step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minserve import ConfigError
+from minserve.bench.interleave import Spread
+from minserve.hardware import DEVICES, measure_ceilings
+from minserve.virtual import CostModel
+from tests.widgets.panels.tiny_runs import BASE, STATIC, tiny
+from widgets.panels import Compare, Roofline, Sweep
+from widgets.panels.sides import Sides
+from widgets.panels.sweep import crossing
+from widgets.workers import Job, Worker, raise_panel_errors
+
+COST = CostModel(DEVICES["H100 SXM"], "float32", overhead_s=1e-4)
+SWITCH = {"scheduling.policy": "continuous"}
+
+
+def lengths(longest: int):
+    return tiny(6, (2, longest))
+
+
+def test_a_field_is_swept_with_its_spread_and_a_modelled_line():
+    panel = Sweep(BASE, "scheduling.max_num_seqs", [1, 2, 4], tiny(), rounds=2, modelled=COST,
+                  metric="duration_s")  # fmt: skip
+    drawn = []
+    draw = panel.view.draw
+    panel.view.draw = lambda figure: drawn.append(figure) or draw(figure)
+    panel.run_button.click()
+    assert panel.wait(60)
+    raise_panel_errors()
+    result = panel.result
+    assert list(result.points) == [1, 2, 4]
+    assert all(len(spread.values) == 2 for spread in result.points.values())
+    assert result.modelled[4] < result.modelled[1]
+    figure = panel.view.shown.figure
+    dashes = {trace.name: trace.line.dash for trace in figure.data if trace.mode}
+    assert dashes["measured"] == "solid" and dashes["modelled"] == "dash"
+    assert "max_num_seqs" in panel.summary.value
+    assert len(drawn) >= 1 and panel.view.shown.alt and len(panel.view.shown.table) == 3
+    assert set(result.facts()) == {
+        f"modelled time for the whole workload at scheduling.max_num_seqs = {n}" for n in (1, 2, 4)
+    }
+
+
+def test_counts_are_bars_and_facts(headless):
+    panel = Sweep(BASE, "memory.block_size", [4, 16], tiny(), rounds=2, metric="peak_kv_bytes")
+    panel.run()
+    assert panel.result.exact
+    assert [trace.type for trace in panel.view.shown.figure.data] == ["bar"]
+    assert len(panel.facts()) == 2
+
+
+def test_with_a_switch_the_line_is_a_ratio_with_its_crossover(headless):
+    panel = Sweep(STATIC, "longest", [2, 6], lengths, switch=SWITCH, metric="steps", rounds=1)
+    panel.run()
+    result = panel.result
+    assert result.is_ratio and result.points[6].median < result.points[2].median
+    assert "“on”" in panel.view.shown.takeaway
+    assert result.crossover == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("points", "place"),
+    [
+        ({1: 0.5, 4: 2.0}, 2.0),
+        ({1: 0.5, 100: 0.9}, None),
+        ({0: 2.0, 10: 0.5}, 5.0),
+        ({4: 2.0, 1: 0.5}, 2.0),
+        ({"a": 0.5, "b": 2.0}, None),
+    ],
+)
+def test_the_crossover_lies_between_measured_values(points, place):
+    found = crossing(points)
+    assert found == (pytest.approx(place) if place is not None else None)
+
+
+def test_on_the_virtual_clock_a_sweep_is_all_facts(headless, monkeypatch):
+    monkeypatch.setenv("MINSERVE_CLOCK", "virtual")
+    panel = Sweep(BASE, "scheduling.policy", ["static", "continuous"], tiny(), modelled=COST)
+    panel.run()
+    result = panel.result
+    assert result.exact and result.points["continuous"].values[1:] == ()
+    trace = panel.view.shown.figure.data[0]
+    assert trace.line.dash == "dash" and list(trace.x) == ["continuous", "static"]
+
+
+def test_a_function_may_be_the_model_and_a_mask_hides_the_line(headless):
+    panel = Sweep(
+        BASE, "memory.block_size", [8, 16], tiny, rounds=1, modelled=lambda size: 2 * size
+    )
+    panel.mask("me", "later")
+    panel.run()
+    assert panel.result.modelled == {8: 16.0, 16: 32.0}
+    assert panel.results not in panel._slot.children
+    panel.unmask("me")
+    assert panel.results in panel._slot.children
+
+
+def test_a_sweep_can_be_stopped():
+    panel = Sweep(BASE, "memory.block_size", [8, 16], tiny(4, (40, 40)), rounds=50)
+    panel.run()
+    while panel.worker.state != "running":
+        pass
+    panel.stop_button.click()
+    assert panel.wait(5)
+    assert panel.worker.state == "stopped" and panel.last is None
+
+
+def test_values_that_cannot_work_are_refused_before_anything_runs(headless):
+    panel = Sweep(BASE, "scheduling.max_model_len", [64, 10**6], tiny(), rounds=1)
+    with pytest.raises(ConfigError, match="positions"):
+        panel.run()
+    panel.run_button.click()
+    assert "positions" in panel.problem.value
+    with pytest.raises(ValueError, match="no parameters"):
+        Sweep(BASE, "lenght", [1, 2], tiny())
+    with pytest.raises(ValueError, match="two values"):
+        Sweep(BASE, "memory.block_size", [16], tiny())
+
+
+def test_spreads_of_one_round_have_no_band(headless):
+    panel = Sweep(BASE, "memory.block_size", [8, 16], tiny(), rounds=1, metric="duration_s")
+    panel.run()
+    assert [trace.name for trace in panel.view.shown.figure.data] == ["measured"]
+    assert isinstance(panel.result.points[8], Spread)
+
+
+@pytest.fixture(scope="module")
+def ceilings():
+    return measure_ceilings("cpu", dtypes=("float32",), budget_s=0.05)
+
+
+@pytest.fixture
+def trace():
+    sides = Sides("zoo/base", {"one": BASE})
+    return sides.run("one", tiny(), Job(Worker("test"))).trace
+
+
+def test_shares_add_up_and_the_gpu_can_be_changed(trace, ceilings):
+    panel = Roofline(trace, ceilings=ceilings)
+    panel.run_button.click()
+    assert panel.wait(30)
+    raise_panel_errors()
+    result = panel.result
+    assert {each.kind for each in result.shares} == {"prefill", "decode"}
+    for each in result.shares:
+        assert each.measured_s > 0 and each.bound_s >= max(each.arithmetic_s, each.bytes_s) * 0.999
+        assert each.overhead_s == pytest.approx(max(0.0, each.measured_s - each.bound_s))
+        assert each.binds in ("arithmetic", "bytes", "overhead")
+    assert result.on(DEVICES["H100 SXM"])["", "decode"] == "bytes"
+    assert "H100 SXM" in panel.table.value
+    panel.gpu.value = "H200"
+    assert "H200" in panel.table.value and "H200" in panel.chart.shown.alt
+    panel.gpu.value = "A10G"
+    assert "no sourced figure" in panel.problem.value
+    panel.gpu.value = "T4"
+    assert panel.problem.value == ""
+    assert panel.facts()["prefill, FLOPs per byte"] > panel.facts()["decode, FLOPs per byte"]
+
+
+def test_a_comparison_or_a_function_may_be_the_source(headless, ceilings, trace):
+    compare = Compare(STATIC, SWITCH, tiny(), rounds=1)
+    compare.run()
+    panel = Roofline(compare, ceilings=ceilings)
+    panel.run()
+    assert {each.side for each in panel.result.shares} == {"off", "on"}
+    panel = Roofline(lambda: trace, ceilings=ceilings)
+    panel.run()
+    assert {each.side for each in panel.result.shares} == {""}
+
+
+def test_without_steps_there_is_nothing_to_look_at(headless, ceilings):
+    from minserve.trace import RunTrace
+
+    panel = Roofline(RunTrace(), ceilings=ceilings)
+    panel.run()
+    with pytest.raises(ValueError, match="run something first"):
+        _ = panel.result
+    assert torch.get_num_threads() >= 1

@@ -1,0 +1,60 @@
+"""The panels that chapters are made of. Each is displayed as it is, and driven from code alike.
+
+`Compare` two configurations, `Predict` before looking, `Estimate` a number, `Sweep` a knob, look
+under the `Roofline`, `Check` an exercise, `Recap`. Panels run the engine; none of them knows how it
+works.
+"""
+
+from widgets.panels.check import Check
+from widgets.panels.compare import Compare
+from widgets.panels.controls import Pick, Slide, Tick
+from widgets.panels.estimate import Estimate
+from widgets.panels.exercise import (
+    Case,
+    Exercise,
+    Failure,
+    Misconception,
+    Report,
+    Score,
+    Wrong,
+    check,
+)
+from widgets.panels.metrics import METRICS, Metric
+from widgets.panels.predict import Predict, Question, Reason
+from widgets.panels.recap import Answer, Choice, Ledger, Recap
+from widgets.panels.result import Agreement, CompareResult
+from widgets.panels.roofline import Roofline
+from widgets.panels.sweep import Sweep
+from widgets.panels.verdict import Verdict, judge
+
+__all__ = [
+    "METRICS",
+    "Agreement",
+    "Answer",
+    "Case",
+    "Check",
+    "Choice",
+    "Compare",
+    "CompareResult",
+    "Estimate",
+    "Exercise",
+    "Failure",
+    "Ledger",
+    "Metric",
+    "Misconception",
+    "Pick",
+    "Predict",
+    "Question",
+    "Reason",
+    "Recap",
+    "Report",
+    "Roofline",
+    "Score",
+    "Slide",
+    "Sweep",
+    "Tick",
+    "Verdict",
+    "Wrong",
+    "check",
+    "judge",
+]

@@ -1,0 +1,126 @@
+"""Check: the reader's solution against a chapter's cases, with hints and the worked solution.
+
+The exercise is loaded from `labs/exercises/`; the solution is looked up by name at every press, so
+that running the cell that defines it again is enough. Knows nothing about any particular exercise.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from widgets.panels import views
+from widgets.panels.base import Panel
+from widgets.panels.exercise import (
+    Exercise,
+    Report,
+    check,
+    load_exercise,
+    load_solution,
+)
+from widgets.progress import Progress
+from widgets.workers import Job
+
+_KINDS: dict[str, views.Kind] = {"not attempted": "info", "passed": "good", "failed": "bad"}
+
+
+class Check(Panel):
+    """The panel of an exercise: `Check("45a_policy")`.
+
+    `solution` is the function or class to check; left out, the object that the notebook calls
+    `exercise.function`. An untouched stub is "not attempted" and no error; neither is a wrong
+    solution.
+    """
+
+    def __init__(
+        self,
+        exercise: str | Exercise,
+        solution: Any = None,
+        *,
+        labs: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.name = exercise if isinstance(exercise, str) else ""
+        self.exercise = load_exercise(exercise, labs) if isinstance(exercise, str) else exercise
+        super().__init__(f"Exercise: {self.exercise.title}", run_label="Check")
+        self._solution, self._labs = solution, labs
+        self._progress = progress or Progress()
+        self._hints_given = 0
+        self.solution_seen = False
+        self.hint_button = widgets.Button(
+            description="Hint 1 of 3", tooltip="Show the next hint of three"
+        )
+        self.solution_button = widgets.Button(
+            description="Show the solution", tooltip="Show the worked solution; no score after that"
+        )
+        self.hint_button.on_click(lambda button: self.hint())
+        self.solution_button.on_click(lambda button: self.show_solution())
+        self.solution_button.disabled = not self.name
+        self.hints, self.solution_view, self.report = views.html(), views.html(), views.html()
+        name = self.exercise.function
+        task = views.html(f"<p>{escape(self.exercise.task)} (<code>{escape(name)}</code>)</p>")
+        self.settings.children = (task,)
+        self.results.children = (self.report,)
+        helps = widgets.HBox([self.hint_button, self.solution_button])
+        self.widget.children = (*self.widget.children, helps, self.hints, self.solution_view)
+
+    def work(self, job: Job) -> Report:
+        """Run the cases on the solution as it is now."""
+        solution = self._solution if self._solution is not None else self._from_notebook()
+
+        def on_case(done: int, total: int) -> None:
+            job.report(done / total, f"Case {done + 1} of {total}.")
+
+        report = check(solution, self.exercise, should_stop=lambda: job.stopping, on_case=on_case)
+        job.check()
+        self._record(report)
+        return report
+
+    def show(self, report: Report) -> None:
+        """Show what came out."""
+        first, *rest = report.sentences()
+        lines = [views.sentence(f"{report.status}. {first}", _KINDS[report.status])]
+        lines += [views.sentence(line) for line in rest]
+        if report.status == "passed" and self.solution_seen:
+            lines.append(views.sentence("The worked solution was shown: no score.", "info"))
+        self.report.value = "".join(lines)
+
+    def hint(self) -> None:
+        """Give the next hint."""
+        hints = self.exercise.hints
+        self._hints_given = min(self._hints_given + 1, len(hints))
+        given = [f"<li>{escape(hint)}</li>" for hint in hints[: self._hints_given]]
+        self.hints.value = f'<ol role="status">{"".join(given)}</ol>'
+        self.hint_button.disabled = self._hints_given == len(hints)
+        if not self.hint_button.disabled:
+            self.hint_button.description = f"Hint {self._hints_given + 1} of {len(hints)}"
+
+    def show_solution(self) -> None:
+        """Show the worked solution; from then on nothing is scored."""
+        self.solution_seen = True
+        _, source = load_solution(self.name, self.exercise, self._labs)
+        self.solution_view.value = f"<pre>{escape(source)}</pre>"
+
+    def _from_notebook(self) -> Any:
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        names = shell.user_ns if shell is not None else {}
+        if self.exercise.function not in names:
+            raise NameError(
+                f"there is no {self.exercise.function!r} in this notebook yet: run the cell that "
+                "defines it"
+            )
+        return names[self.exercise.function]
+
+    def _record(self, report: Report) -> None:
+        if report.status == "not attempted" or self.solution_seen:
+            return
+        passed = report.status == "passed"
+        points, out_of = float(passed), 1.0 + (self.exercise.score is not None)
+        if report.score is not None:
+            points += report.score.share
+        self._progress.record(self.exercise.key, "check", points, out_of)

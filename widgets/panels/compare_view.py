@@ -1,0 +1,175 @@
+"""How a comparison looks: one headline number and one figure; the rest behind “more”.
+
+Drawn by whoever has the worker's turn, from traces and results. Knows nothing about runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ipywidgets as widgets
+
+from minserve.hardware import DEVICES, DeviceSpec
+from minserve.trace import RunTrace
+from widgets import theme
+from widgets.figures import kv_bytes, latency, throughput
+from widgets.figures.lab_figure import LabFigure
+from widgets.panels import views
+from widgets.panels.metrics import Metric
+from widgets.panels.result import CompareResult
+from widgets.panels.verdict import RULE
+
+FIGURES: dict[str, tuple[str, Callable[[Mapping[str, RunTrace]], LabFigure]]] = {
+    "throughput": ("Output tokens per second", throughput),
+    "latency": ("Latency distributions", latency),
+    "kv_bytes": ("KV bytes reserved, allocated, used", kv_bytes),
+}
+
+
+class CompareView:
+    """The results of a Compare panel."""
+
+    def __init__(self, headline: Metric, figure: str, gpu: str) -> None:
+        if figure not in FIGURES:
+            raise ValueError(f"figure={figure!r}: expected one of {', '.join(FIGURES)}")
+        self._headline = headline
+        self._result: CompareResult | None = None
+        self.headline = views.html()
+        self.agreement = views.html()
+        self.figures = {name: views.FigureView() for name in FIGURES}
+        self._first = figure
+        self.numbers = views.html()
+        self.counted = views.html()
+        self.modelled = views.html()
+        self.gpu = widgets.Dropdown(
+            options=[name for name, spec in DEVICES.items() if spec.memory_bytes_per_s],
+            value=gpu,
+            description="Modelled GPU",
+            style={"description_width": "initial"},
+        )
+        self.gpu.observe(lambda change: self._model(), "value")
+        behind = {
+            FIGURES[name][0]: view.widget for name, view in self.figures.items() if name != figure
+        }
+        behind |= {
+            "All numbers, with their spread": self.numbers,
+            "Counted: steps, arithmetic, bytes": self.counted,
+            "On a modelled GPU": widgets.VBox([self.gpu, self.modelled]),
+        }
+        self.more = widgets.Accordion(
+            children=tuple(behind.values()), titles=tuple(behind), selected_index=None
+        )
+        label = views.html("<b>More</b>")
+        self._rest = widgets.VBox([label, self.more])
+        self._hidden = [name for name in FIGURES if name != figure]
+        self.widget = widgets.VBox(
+            [self.headline, self.agreement, self.figures[figure].widget, self._rest]
+        )
+
+    def draw_live(self, traces: Mapping[str, RunTrace]) -> None:
+        """Draw what the runs have told so far: the figures that can be seen, and no verdict."""
+        self.agreement.value = ""
+        parts = []
+        for name, trace in traces.items():
+            value = self._headline.read(trace)
+            if value is not None:
+                parts.append(f"“{name}” {self._headline.show(value)}")
+        text = f"{self._headline.label}, so far (live; the quoted numbers come next, undrawn)"
+        self.headline.value = views.headline(" · ".join(parts), text)
+        opened = self.more.selected_index
+        shown = [self._first]
+        if opened is not None and opened < len(self._hidden):
+            shown.append(self._hidden[opened])
+        for name in shown:
+            self._draw_figure(name, traces)
+
+    def draw(self, result: CompareResult) -> None:
+        """Draw the quoted numbers and the final figures."""
+        self._result = result
+        verdict = result.verdict
+        value = theme.format_ratio(verdict.ratio.median)
+        self.headline.value = views.headline(value, result.sentence() + ".")
+        kind: views.Kind = {True: "good", False: "bad", None: "info"}[result.agreement.held]
+        self.agreement.value = views.sentence(result.agreement.sentence, kind)
+        for name in FIGURES:
+            self._draw_figure(name, result.traces)
+        self.numbers.value = _numbers(result)
+        self.counted.value = _counts(result)
+        self._model()
+
+    def _draw_figure(self, name: str, traces: Mapping[str, RunTrace]) -> None:
+        if any(trace.totals.steps for trace in traces.values()):
+            self.figures[name].draw(FIGURES[name][1](traces))
+
+    def _model(self) -> None:
+        if self._result is not None:
+            self.modelled.value = _modelled(self._result, DEVICES[self.gpu.value])
+
+
+def _numbers(result: CompareResult) -> str:
+    rows = []
+    for measured in result.metrics.values():
+        metric, ratio = measured.metric, measured.verdict.ratio
+        row: dict[str, Any] = {"quantity": metric.label}
+        for name, values in measured.values.items():
+            ordered = sorted(values)
+            row[name] = metric.show(ordered[len(ordered) // 2])
+        row["ratio"] = theme.format_ratio(ratio.median)
+        row["smallest to largest"] = (
+            f"{theme.format_ratio(ratio.min)} to {theme.format_ratio(ratio.max)}"
+        )
+        word = {"better": metric.words[0], "worse": metric.words[1], "none": "no difference"}
+        row["verdict"] = word[measured.verdict.outcome]
+        rows.append(row)
+    rate = "" if result.rate_per_s is None else f" at {result.rate_per_s:.3g} requests/s"
+    how = "on the virtual clock" if result.provenance == "modelled" else "run without drawing"
+    rounds = theme.format_count(result.rounds, "round")
+    rule = "" if result.provenance == "modelled" else f" {RULE}"
+    return views.table(rows, f"{rounds}{rate}, {how}, sides taking turns.{rule}")
+
+
+def _counts(result: CompareResult) -> str:
+    counts = {name: each.words() for name, each in result.counts.items()}
+    labels = next(iter(counts.values()))
+    rows = [
+        {"counted": label} | {name: words[label] for name, words in counts.items()}
+        for label in labels
+    ]
+    return views.table(rows, "Counted by the engine in the round shown, not measured.")
+
+
+def _modelled(result: CompareResult, device: DeviceSpec) -> str:
+    rows: list[dict[str, Any]] = []
+    dtype = str(next(iter(result.traces.values())).header.config.get("dtype", "float32"))
+    note = (
+        f"Modelled: the least time these same steps could take on a {device.name} in {dtype} "
+        f"(roofline; {device.source}). A bound, not a prediction."
+    )
+    try:
+        seconds = result.modelled_s(device, dtype)
+    except ValueError as error:
+        return views.sentence(f"{error}. Choose another GPU.", "info")
+    for name, bound in seconds.items():
+        measured = result.traces[name].totals.busy_s
+        rows.append(
+            {
+                "side": name,
+                f"{device.name}, modelled": theme.format_seconds(bound),
+                "here": theme.format_seconds(measured),
+            }
+        )
+    first, second = seconds.values()
+    if first > 0:
+        rows.append(
+            {"side": "ratio", f"{device.name}, modelled": theme.format_ratio(second / first)}
+        )
+    for name, trace in result.virtual.items():
+        rows.append(
+            {
+                "side": f"{name}, virtual clock ({trace.header.device})",
+                f"{device.name}, modelled": "",
+                "here": theme.format_seconds(trace.totals.duration_s),
+            }
+        )
+    return views.table(rows, note)

@@ -1,0 +1,232 @@
+"""What a comparison found: pairs of runs, their verdicts, what was counted, what a model says.
+
+Plain data and sentences. `facts()` has only what is the same on every machine and in every run;
+wall-clock numbers are in `metrics`. Knows nothing about widgets or about how the runs were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minserve.hardware import Ceilings, DeviceSpec, roofline
+from minserve.trace import RunTrace
+from widgets import theme
+from widgets.panels.metrics import Metric
+from widgets.panels.sides import SideRun, Tokens
+from widgets.panels.verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether the invariant held, in a sentence."""
+
+    held: bool | None
+    """None where there was nothing to compare: on the virtual clock no tokens are computed."""
+    sentence: str
+
+
+Invariant = Callable[[Sequence[tuple[Tokens, Tokens]]], Agreement]
+"""Takes both sides' tokens of every round."""
+
+
+def identical_tokens(rounds: Sequence[tuple[Tokens, Tokens]]) -> Agreement:
+    """The invariant of a lossless switch: the same token ids, request by request."""
+    for number, (ours, theirs) in enumerate(rounds):
+        if len(ours) != len(theirs):
+            return Agreement(False, f"{len(ours)} requests on one side, {len(theirs)} on the other")
+        for request, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            if a == b:
+                continue
+            place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+            where = f"token {place}" if place is not None else "their lengths"
+            return Agreement(
+                False,
+                f"tokens differ: in round {number + 1}, request {request}, first at {where}",
+            )
+    count = sum(len(tokens) for tokens in rounds[0][0]) if rounds else 0
+    return Agreement(
+        True, f"tokens identical: {theme.format_count(count, 'token')} compared in every round"
+    )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the engine counted in one run."""
+
+    steps: int
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    computed_tokens: int
+    recomputed_tokens: int
+    preemptions: int
+    flops: int
+    bytes: int
+    peak_kv_bytes_allocated: int
+    peak_kv_bytes_used: int
+
+    @classmethod
+    def of(cls, trace: RunTrace) -> Counts:
+        """The counts of a trace."""
+        totals = trace.totals
+        return cls(
+            steps=totals.steps,
+            requests=totals.finished_requests,
+            prompt_tokens=totals.finished_prompt_tokens,
+            output_tokens=totals.sampled_tokens,
+            computed_tokens=totals.prefill_tokens + totals.decode_tokens,
+            recomputed_tokens=totals.recomputed_tokens,
+            preemptions=totals.preemptions,
+            flops=totals.flops,
+            bytes=totals.bytes,
+            peak_kv_bytes_allocated=totals.peak_kv_bytes_allocated,
+            peak_kv_bytes_used=totals.peak_kv_bytes_used,
+        )
+
+    def words(self) -> dict[str, str]:
+        """Name -> value with its unit."""
+        return {
+            "steps": theme.format_count(self.steps),
+            "requests": theme.format_count(self.requests),
+            "tokens in": theme.format_count(self.prompt_tokens),
+            "tokens out": theme.format_count(self.output_tokens),
+            "tokens computed": theme.format_count(self.computed_tokens),
+            "of them computed again": theme.format_count(self.recomputed_tokens),
+            "preemptions": theme.format_count(self.preemptions),
+            "arithmetic": theme.format_flops(self.flops),
+            "memory traffic at least": theme.format_bytes(self.bytes),
+            "KV allocated, peak": theme.format_bytes(self.peak_kv_bytes_allocated),
+            "KV used, peak": theme.format_bytes(self.peak_kv_bytes_used),
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One quantity over all rounds."""
+
+    metric: Metric
+    values: Mapping[str, tuple[float, ...]]
+    """Side -> value of each round."""
+    verdict: Verdict
+
+    def sentence(self) -> str:
+        """The verdict in words, with its spread."""
+        (first, _), (second, _) = self.values.items()
+        verdict, ratio = self.verdict, self.verdict.ratio
+        pairs = theme.format_count(len(ratio.values), "pair")
+        factor = f"{theme.format_ratio(ratio.median)} that of “{first}”"
+        if ratio.min != ratio.max:
+            low, high = theme.format_ratio(ratio.min), theme.format_ratio(ratio.max)
+            factor += f" ({low} to {high} over {pairs})"
+        elif not verdict.exact:
+            factor += f" ({pairs})"
+        label = self.metric.label
+        if verdict.outcome == "none":
+            return f"No difference detectable: {label} of “{second}” is {factor}"
+        word = self.metric.words[0 if verdict.outcome == "better" else 1]
+        return f"“{second}” {word}: {label} is {factor}"
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """A whole comparison. Side A is the baseline, B the switch."""
+
+    sides: tuple[str, str]
+    changed: Mapping[str, tuple[Any, Any]]
+    """The fields in which the sides differ: path -> (A, B)."""
+    rounds: int
+    headline: str
+    metrics: Mapping[str, Measured]
+    agreement: Agreement
+    traces: Mapping[str, RunTrace]
+    """The quiet round whose headline ratio is the median: side -> trace."""
+    rate_per_s: float | None
+    """Arrivals; None where everything waited at the start."""
+    provenance: str
+    """"measured", or "modelled" on the virtual clock."""
+    virtual: Mapping[str, RunTrace] = field(default_factory=dict)
+    """The same on a modelled device, where the chapter asked for it: side -> trace."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the headline."""
+        return self.metrics[self.headline].verdict
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """Of the runs in `traces`."""
+        return {name: Counts.of(trace) for name, trace in self.traces.items()}
+
+    def sentence(self, metric: str = "") -> str:
+        """The verdict on a metric (the headline) in words."""
+        return self.metrics[metric or self.headline].sentence()
+
+    def modelled_s(self, limits: DeviceSpec | Ceilings, dtype: str) -> dict[str, float]:
+        """Least seconds of each side's own steps on a device: the sum of their rooflines.
+
+        Raises ValueError where the limits say nothing about `dtype`.
+        """
+        return {
+            name: sum(roofline(step.work, limits, dtype).bound_s for step in trace.steps)
+            for name, trace in self.traces.items()
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What is the same on every machine: for cells whose output is compared.
+
+        Counts are among them where no request depends on when another arrived: everything waited at
+        the start, or the clock is virtual.
+        """
+        found: dict[str, Any] = {}
+        if self.agreement.held is not None:
+            found["invariant held"] = self.agreement.held
+        for name, trace in self.traces.items():
+            counts = Counts.of(trace)
+            found[f"{name}: requests"] = counts.requests
+            found[f"{name}: tokens in"] = counts.prompt_tokens
+            found[f"{name}: tokens out"] = counts.output_tokens
+        virtual = self.traces if self.provenance == "modelled" else self.virtual
+        if self.rate_per_s is None and not virtual:
+            for name, trace in self.traces.items():
+                found |= _counted(name, trace)
+        for name, trace in virtual.items():
+            found |= _counted(name, trace)
+            found[f"{name}: virtual seconds"] = round(trace.totals.duration_s, 6)
+        return found
+
+
+def _counted(name: str, trace: RunTrace) -> dict[str, Any]:
+    counts = Counts.of(trace)
+    return {
+        f"{name}: steps": counts.steps,
+        f"{name}: preemptions": counts.preemptions,
+        f"{name}: tokens computed again": counts.recomputed_tokens,
+        f"{name}: FLOPs": counts.flops,
+        f"{name}: bytes moved at least": counts.bytes,
+        f"{name}: KV bytes allocated, peak": counts.peak_kv_bytes_allocated,
+        f"{name}: KV bytes used, peak": counts.peak_kv_bytes_used,
+    }
+
+
+def measure(
+    metrics: Sequence[Metric], rounds: Mapping[str, Sequence[SideRun]], *, exact: bool
+) -> dict[str, Measured]:
+    """Every metric that both sides have in every round, with its verdict.
+
+    `exact` says that time is modelled, so that any difference counts. Counted metrics are compared
+    exactly only where they came out equal in every round of a side.
+    """
+    found = {}
+    for metric in metrics:
+        values = {name: [metric.read(run.trace) for run in runs] for name, runs in rounds.items()}
+        if any(value is None or value <= 0 for side in values.values() for value in side):
+            continue
+        first, second = ([float(v or 0) for v in side] for side in values.values())
+        steady = metric.counted and len(set(first)) == len(set(second)) == 1
+        verdict = judge(first, second, metric.better, exact=exact or steady)
+        found[metric.name] = Measured(
+            metric, {name: tuple(v or 0.0 for v in side) for name, side in values.items()}, verdict
+        )
+    return found

@@ -1,0 +1,147 @@
+"""What panels show: sentences, tables and figures as widgets, readable without colour or sight.
+
+A figure is drawn from a `LabFigure`, live or final, and has one writer at a time. Knows nothing
+about runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Literal
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+from IPython.display import display
+
+from widgets import theme
+from widgets.figures.lab_figure import LabFigure
+from widgets.figures.render import CONFIG, table_html
+
+Kind = Literal["plain", "good", "bad", "info", "problem"]
+
+# A sign and a word beside the border's colour: nothing is said by colour alone.
+_SIGNS: dict[str, tuple[str, str]] = {
+    "plain": ("", "transparent"),
+    "good": ("✓ ", "#009E73"),
+    "bad": ("✗ ", "#D55E00"),
+    "info": ("ⓘ ", "#0072B2"),
+    "problem": ("⚠ ", "#D55E00"),
+}
+
+
+def sentence(text: str, kind: Kind = "plain") -> str:
+    """One plain sentence as HTML; announced by screen readers when it changes."""
+    if not text:
+        return ""
+    sign, colour = _SIGNS[kind]
+    role = "alert" if kind == "problem" else "status"
+    return (
+        f'<div role="{role}" style="border-left:3px solid {colour};padding:.1rem .5rem;'
+        f'max-width:60rem;line-height:1.45">{sign}{escape(text)}</div>'
+    )
+
+
+def headline(value: str, text: str) -> str:
+    """One big number and what it is."""
+    return (
+        f'<div role="status" style="margin:.3rem 0;max-width:60rem"><span style="font-size:28px;'
+        f'font-weight:600;line-height:1.2">{escape(value)}</span><br><span>{escape(text)}</span>'
+        "</div>"
+    )
+
+
+def table(rows: Sequence[dict[str, Any]], caption: str = "") -> str:
+    """Rows as a table."""
+    words = f"<p>{escape(caption)}</p>" if caption else ""
+    return f'{theme.STYLE}<div class="lab-figure">{words}{table_html(list(rows))}</div>'
+
+
+def html(value: str = "") -> widgets.HTML:
+    """A place for text."""
+    return widgets.HTML(value, layout=widgets.Layout(width="100%"))
+
+
+Shown = LabFigure | widgets.Widget | Mapping[str, Any] | str
+"""What a chapter may show about a result."""
+
+
+def as_widget(shown: Shown) -> widgets.Widget:
+    """A figure, facts or text as a widget."""
+    if isinstance(shown, LabFigure):
+        view = FigureView()
+        view.draw(shown)
+        return view.widget
+    if isinstance(shown, widgets.Widget):
+        return shown
+    if isinstance(shown, Mapping):
+        return html(table([{"fact": name, "value": value} for name, value in shown.items()]))
+    return html(sentence(str(shown)))
+
+
+def print_plain(shown: Shown) -> None:
+    """The same as text, equal in every run if the values are: a fact per line."""
+    if isinstance(shown, Mapping):
+        lines = [f"{name}: {value}" for name, value in shown.items()]
+        sys.stdout.write("\n".join(lines) + "\n")
+    elif isinstance(shown, str):
+        sys.stdout.write(shown + "\n")
+    else:
+        display(shown)
+
+
+class Displayed:
+    """Something with a `widget`, displayed as it is; headless, as its words."""
+
+    widget: widgets.Widget
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        words = {"text/plain": repr(self)}
+        if theme.headless():
+            return words
+        bundle: dict[str, Any] = self.widget._repr_mimebundle_(**options)
+        return bundle | words
+
+
+class FigureView:
+    """A place for a figure and its words. The plot itself is made when first drawn."""
+
+    def __init__(self) -> None:
+        self._plot: go.FigureWidget | None = None
+        self._words = html()
+        self.widget = widgets.VBox([])
+        self.shown: LabFigure | None = None
+
+    def draw(self, figure: LabFigure) -> None:
+        """Show `figure` in place of what was there. Headless, only its words."""
+        self.shown = figure
+        self._words.value = theme.STYLE + figure.words_html()
+        if theme.headless():
+            self.widget.children = (self._words,)
+            return
+        if self._plot is None:
+            self._plot = go.FigureWidget(figure.figure)
+            self._plot._config = self._plot._config | CONFIG
+            self.widget.children = (self._plot, self._words)
+            return
+        _replace(self._plot, figure.figure)
+
+
+def _replace(plot: go.FigureWidget, figure: go.Figure) -> None:
+    """Make the plot equal to the figure, keeping traces (and the reader's zoom) where it can."""
+    same = [old.type for old in plot.data] == [new.type for new in figure.data]
+    with plot.batch_update():
+        if same:
+            for old, new in zip(plot.data, figure.data, strict=True):
+                _overwrite(old, new)
+        _overwrite(plot.layout, figure.layout)
+    if not same:
+        plot.data = ()
+        plot.add_traces(figure.data)
+
+
+def _overwrite(old: Any, new: Any) -> None:
+    wanted = new.to_plotly_json()
+    gone = {key: None for key in old.to_plotly_json() if key not in (*wanted, "type", "uid")}
+    old.update(gone | wanted, overwrite=True)
