@@ -1,8 +1,8 @@
 """What this machine reaches at best: bandwidth by working set, products by number format.
 
 Measured once and kept on disk for the same processor, torch and number of threads, so that every
-figure can be shown against the limit of the machine it was measured on. A ceiling is the median
-of the best operator found; an engine that beats it has found a better operator.
+figure can be shown against the limit of the machine it was measured on. A ceiling is the fastest
+round of the best operator found; an engine that beats it has found a better operator.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from typing import Any
 
 import torch
 
+from minserve.clock import WallClock
 from minserve.hardware import probes
 from minserve.hardware.machine import describe_machine
 from minserve.hardware.measure import Rate, best_rate, synchronize
 
-VERSION = 1
+VERSION = 2
 
 _MIB = 1 << 20
+_QUIET = 20.0
+"""Interruptions per second that a quiet system's own housekeeping stays below."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Ceilings:
     torch_version: str
     date: str
     quick: bool
-    """Fewer sizes and shorter rounds: good to some ten percent on a quiet machine."""
+    """Fewer sizes and fewer rounds: good to some ten percent on a quiet machine."""
+    interruptions_per_s: float | None
+    """How often another program took a core away meanwhile; None where the system does not tell."""
     bandwidth: tuple[BandwidthPoint, ...]
     """By ascending working set."""
     matmul: tuple[ProductPoint, ...]
@@ -70,10 +75,13 @@ class Ceilings:
 
     @property
     def disturbed(self) -> bool:
-        """True when something else ran: a quarter of the points had rounds twice the median."""
+        """True when something else ran: cores were taken away, or a quarter of the points had a
+        median below half of their best."""
+        if self.interruptions_per_s is not None and self.interruptions_per_s > _QUIET:
+            return True
         rates = [rate for point in self.bandwidth for rate in (point.read, point.copy)]
         rates += [point.rate for point in (*self.matmul, *self.matvec)]
-        return 4 * sum(rate.high > 2 * rate.per_s for rate in rates) >= len(rates)
+        return 4 * sum(rate.median < rate.per_s / 2 for rate in rates) >= len(rates)
 
     def bytes_per_s(self, working_set_bytes: float) -> float:
         """Read bandwidth for data of this size that is read again and again.
@@ -158,6 +166,8 @@ def measure_ceilings(
     measurements = 2 * len(sizes) + len(dtypes) * (len(products) + len(vectors))
     share = (budget_s if budget_s is not None else (2.5 if quick else 25.0)) / measurements
     bandwidth, matmul, matvec = [], [], []
+    clock, before = WallClock(), _interruptions()
+    start = clock.now()
     with torch.inference_mode():
         for mib in sizes:
             size_bytes = int(mib * _MIB)
@@ -174,6 +184,7 @@ def measure_ceilings(
                 rate = best_rate(candidates, work, target, share)
                 matvec.append(ProductPoint(name, size, 1, rate))
     synchronize(target)
+    interruptions = _interruptions()
     machine = describe_machine()
     return Ceilings(
         processor=machine.processor(target),
@@ -182,6 +193,11 @@ def measure_ceilings(
         torch_version=machine.torch_version,
         date=datetime.now(UTC).date().isoformat(),
         quick=quick,
+        interruptions_per_s=(
+            None
+            if interruptions is None or before is None
+            else (interruptions - before) / (clock.now() - start)
+        ),
         bandwidth=tuple(bandwidth),
         matmul=tuple(matmul),
         matvec=tuple(matvec),
@@ -223,6 +239,15 @@ def machine_ceilings(
     except OSError:
         pass
     return measured
+
+
+def _interruptions() -> int | None:
+    """Times another program took a core from this process so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def cache_path(device: str | torch.device, dtypes: Sequence[str], *, quick: bool) -> Path:

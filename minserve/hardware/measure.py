@@ -1,4 +1,4 @@
-"""Timing candidates against each other: interleaved rounds, median with spread, best one named.
+"""Timing candidates against each other: interleaved rounds, best one named, with its spread.
 
 Knows nothing about what the candidates do.
 """
@@ -16,11 +16,13 @@ from minserve.clock import Clock, WallClock
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Work per second of the best operator found: median over rounds, slowest and fastest one."""
+    """Work per second of the best operator found, over rounds of a few milliseconds."""
 
     per_s: float
+    """In its fastest round: the ceiling. Other programs only ever make rounds slower."""
+    median: float
     low: float
-    high: float
+    """In its slowest round."""
     operator: str
     rounds: int
 
@@ -53,12 +55,12 @@ def best_rate(
     while len(next(iter(seconds.values()))) < 3 or clock.now() < end:
         for name, call in candidates.items():
             seconds[name].append(_time(call, repeats[name], device, clock) / repeats[name])
-    name = min(seconds, key=lambda each: median(seconds[each]))
+    name = min(seconds, key=lambda each: min(seconds[each]))
     times = seconds[name]
     return Rate(
-        per_s=work / median(times),
+        per_s=work / min(times),
+        median=work / median(times),
         low=work / max(times),
-        high=work / min(times),
         operator=name,
         rounds=len(times),
     )

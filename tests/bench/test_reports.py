@@ -119,7 +119,7 @@ def made_up(per_s: float) -> Rate:
 
 def test_floor_sums_every_steps_bound() -> None:
     limits = Ceilings(
-        "a CPU", "cpu", 2, "2", "2026-11-21", True,
+        "a CPU", "cpu", 2, "2", "2026-11-21", True, None,
         (BandwidthPoint(1 << 20, made_up(1e9), made_up(1e9)),),
         (ProductPoint("float32", 256, 256, made_up(1e9)),), (),
     )  # fmt: skip
