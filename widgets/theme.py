@@ -62,7 +62,7 @@ STATES: dict[str, Look] = {
     "prefill": Look("prefill", "#AA4499"),
     "decode": Look("decode", "#44AA99"),
     "recompute": Look("computed again", "#E0A030", "/"),
-    "preempted": Look("preempted", "rgba(128, 128, 128, 0.75)", "x"),
+    "preempted": Look("preempted", "rgba(128, 128, 128, 0.4)", "x"),
     "stalled": Look("no turn in this step", "rgba(128, 128, 128, 0.12)", "-"),
 }
 """What a request does in a step. Extend it where a chapter brings a new state."""

@@ -17,7 +17,10 @@ from widgets.figures.sides import Run
 
 SHARED = theme.Look("shared by several requests", "#EEEEEE", "x")
 FREE = theme.Look("free", theme.FAINT)
-WASTED = theme.Look("owned, holds no token", "rgba(128, 128, 128, 0.15)", "/", solidity=0.1)
+WASTED = theme.Look("owned, holds no token", "rgba(128, 128, 128, 0.15)", "/", solidity=0.15)
+
+MAX_NAMED = 260
+"""Most pages of a map that writes the owner on each."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,9 @@ def page_map(
     figure.update_layout(
         theme.layout(
             title or f"The page pool during step {side.run.steps[index].index}",
-            height=int(74 + max(60.0, cell * rows)),
-            barmode="overlay", bargap=0, margin={"l": 8, "r": 8, "b": 8},
+            height=int(94 + max(60.0, cell * rows)),
+            margin={"l": 8, "r": 8, "t": 66 if len(grid) <= MAX_NAMED else 86, "b": 8},
+            barmode="overlay", bargap=0,
         )
     )  # fmt: skip
     words = counts(grid, size)
@@ -166,11 +170,13 @@ def page_marks(
     # In the order of the requests, whoever owns the first page.
     order = [look.label for look in looks.values()] + [SHARED.label]
     names = sorted(held, key=order.index)
-    texts = {p.number: shown_text(p, looks) if len(grid) <= 260 else "" for p in grid}
+    # Cells too small for a name leave it to the legend.
+    named = len(grid) <= MAX_NAMED
+    texts = {p.number: shown_text(p, looks) if named else "" for p in grid}
     traces = []
     for label in names:
         look = shown_as[label]
-        traces += _bars(held[label], look, columns, look is SHARED, texts)
+        traces += _bars(held[label], look, columns, look is SHARED or not named, texts)
     if wasted:
         traces += _bars(wasted, WASTED, columns, True, texts)
     if free:

@@ -132,9 +132,9 @@ def _with_words(text: str, takeaway: str, caption: str, alt: str) -> str:
     if match is None:
         raise RuntimeError("kaleido returned something that is not an SVG image")
     width, height = float(match[1]), float(match[2])
-    # System fonts are about half as wide as high; a little slack keeps lines inside.
-    bold = textwrap.wrap(takeaway, int((width - 2 * _PAD) / 7.3)) if takeaway else []
-    plain = textwrap.wrap(caption, int((width - 2 * _PAD) / 5.7)) if caption else []
+    # Wide system fonts (DejaVu) must fit as well.
+    bold = textwrap.wrap(takeaway, int((width - 2 * _PAD) / 8.7)) if takeaway else []
+    plain = textwrap.wrap(caption, int((width - 2 * _PAD) / 6.9)) if caption else []
     lines, y = [], height + 6
     for line in bold:
         y += _LINE + 1

@@ -255,6 +255,7 @@ def _alt(side: Side, lines: list[tuple[Lane, list[Span]]]) -> str:
             f"{theme.STATES[span.state].label} for "
             f"{theme.format_count(max(0, span.last - span.first + 1), 'step')}"
             for span in merged(found)[:6]
+            if span.last >= span.first
         ]
         told.append(f"request {lane.name}: {', '.join(states) or 'nothing'}")
     more = len(lines) - len(told)

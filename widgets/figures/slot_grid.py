@@ -67,14 +67,13 @@ def slots(
     figure.update_layout(
         theme.layout(title, height=max(height, 240), panels=True, barmode="overlay")
     )
-    words = [
-        f"{side.called('the batch')} kept {theme.format_percent(used / room)} of its slots busy"
-        f" over {theme.format_count(len(side.run.steps), 'step')}"
-        for side, (used, room) in zip(
-            shown, [_use(g, n, len(s.run.steps)) for s, g, n in zip(
-                shown, grids, counts, strict=True)], strict=True)
-        if room
-    ]  # fmt: skip
+    words = []
+    for side, grid, count in zip(shown, grids, counts, strict=True):
+        used, room = _use(grid, count, len(side.run.steps))
+        if room:
+            steps = theme.format_count(len(side.run.steps), "step")
+            share = theme.format_percent(used / room)
+            words.append(f"{side.called('the batch')}: {share} of slots busy over {steps}")
     takeaway = "; ".join(words)
     return LabFigure(
         figure=figure,
@@ -91,11 +90,11 @@ def occupancy(run: TraceSnapshot) -> dict[LaneKey, list[tuple[int, int]]]:
     slot_of: dict[LaneKey, int] = {}
     last = {lane.key: lane.parts[-1][0] for lane in lanes(run) if lane.parts}
     for index, step in enumerate(run.steps):
-        present = {(part.request_id, part.sample_index) for part in step.requests}
+        present = dict.fromkeys(map(_key, step.requests))
         # A slot is given up after a request's last step, or while it is out of the batch.
         for key in [k for k in slot_of if k not in present]:
             del slot_of[key]
-        for key in (k for k in (_key(part) for part in step.requests) if k not in slot_of):
+        for key in [k for k in present if k not in slot_of]:
             taken = set(slot_of.values())
             slot_of[key] = next(n for n in range(len(taken) + 1) if n not in taken)
         for key in present:
