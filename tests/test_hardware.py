@@ -264,10 +264,15 @@ def test_best_rate_takes_the_fastest_operator_and_tells_its_spread() -> None:
         best_rate({}, 1, CPU, 0.1, clock)
 
 
-def test_ceilings_are_measured_for_every_size_and_read_back_exactly() -> None:
+def test_ceilings_are_measured_for_every_size_and_read_back_exactly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = ([0.01, 0.02], [(8, 16), (4, 16)], [16])
+    monkeypatch.setattr(ceilings_module, "_plan", lambda quick, on_gpu: small)
     measured = measure_ceilings(budget_s=0.0, dtypes=["float32"])
     sizes = [point.working_set_bytes for point in measured.bandwidth]
-    assert sizes == sorted(sizes)
+    assert sizes == [10485, 20971]
+    assert [(point.rows, point.size) for point in measured.matmul] == [(8, 16), (4, 16)]
     assert measured.flops_per_s("float32") > 0
     assert Ceilings.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
 

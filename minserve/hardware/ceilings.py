@@ -153,16 +153,7 @@ def measure_ceilings(
     on_gpu = target.type == "cuda"
     if on_gpu and target.index is None:
         target = torch.device("cuda", torch.cuda.current_device())
-    # Sizes around what L1, L2, L3 (a GPU's L2) and memory hold on today's machines.
-    sizes = [0.5, 2, 8, 32, 128] if quick else [0.125, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512]
-    if on_gpu:
-        sizes = [4, 16, 64, 1024] if quick else [2, 4, 8, 16, 32, 64, 128, 512, 2048]
-    products = [(size, size) for size in ((1024,) if quick else (256, 512, 1024, 2048))]
-    products.append((64, 1024))
-    if on_gpu:
-        products = [(size, size) for size in ((8192,) if quick else (2048, 4096, 8192))]
-        products.append((64, 8192))
-    vectors = [1024, 4096] if quick else [256, 512, 1024, 2048, 4096, 8192]
+    sizes, products, vectors = _plan(quick, on_gpu)
     measurements = 2 * len(sizes) + len(dtypes) * (len(products) + len(vectors))
     share = (budget_s if budget_s is not None else (2.5 if quick else 25.0)) / measurements
     bandwidth, matmul, matvec = [], [], []
@@ -202,6 +193,19 @@ def measure_ceilings(
         matmul=tuple(matmul),
         matvec=tuple(matvec),
     )
+
+
+def _plan(quick: bool, on_gpu: bool) -> tuple[list[float], list[tuple[int, int]], list[int]]:
+    """Working sets in MiB, (rows, size) of products, sizes of matrix-vector products."""
+    # Working sets around what L1, L2, L3 (a GPU's L2) and memory hold on today's machines.
+    if on_gpu:
+        sizes = [4.0, 16, 64, 1024] if quick else [2.0, 4, 8, 16, 32, 64, 128, 512, 2048]
+        squares, skinny = ([8192] if quick else [2048, 4096, 8192]), (64, 8192)
+    else:
+        sizes = [0.5, 2, 8, 32, 128] if quick else [0.125, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512]
+        squares, skinny = ([1024] if quick else [256, 512, 1024, 2048]), (64, 1024)
+    vectors = [1024, 4096] if quick else [256, 512, 1024, 2048, 4096, 8192]
+    return sizes, [*((size, size) for size in squares), skinny], vectors
 
 
 def machine_ceilings(
