@@ -81,6 +81,19 @@ def test_invert_cdf_is_the_first_index_beyond_the_target(dtype, weights, uniform
         assert row[:index].sum() - slack <= target < row[: index + 1].sum() + slack
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_invert_cdf_never_draws_weight_zero_at_the_edge_of_a_chunk(dtype):
+    generator = torch.Generator().manual_seed(0)
+    chunks = torch.rand(5000, 4, CHUNK, generator=generator, dtype=dtype)
+    chunks[:, 0] = 0.0
+    chunks[:, 2, :9] = 0.0  # a chunk that begins, and one that ends, with nothing
+    chunks[:, 1, -9:] = 0.0
+    weights, totals = chunks.view(5000, -1), chunks.sum(dim=-1).double().cumsum(dim=-1)
+    edge = totals[:, 1] / totals[:, 3]
+    for uniforms in (edge, edge - 2.0**-53, edge + 2.0**-53, torch.zeros_like(edge)):
+        assert (weights.gather(1, invert_cdf(weights, uniforms)[:, None]) > 0).all()
+
+
 def test_invert_cdf_of_a_row_without_weight_is_in_range_and_harms_no_other():
     weights = torch.ones(3, CHUNK)
     weights[0], weights[1, 3] = 0.0, float("nan")

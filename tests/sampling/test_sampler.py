@@ -62,13 +62,16 @@ def test_probabilities_are_the_textbook_ones(batch, seed, tied):
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(requests, min_size=1, max_size=5),
-    st.sampled_from([VOCAB, 64, 1000, 60_000]),
+    st.sampled_from([VOCAB, 64, 1000]),
     st.sampled_from([0.02, 1.0, 3.0]),
     st.integers(0, 1000),
 )
 def test_tokens_are_the_inverse_of_the_textbook_distribution(batch, vocab, spread, seed):
-    # Narrow and wide vocabularies, peaked and flat: every way through the filters.
-    logits = random_logits(len(batch), vocab, seed, spread)
+    assert_inverse_of_textbook(random_logits(len(batch), vocab, seed, spread), batch)
+
+
+def assert_inverse_of_textbook(logits: torch.Tensor, batch: list) -> None:
+    """The first token whose cumulative textbook probability exceeds the row's uniform."""
     drawn = draw(logits, batch)
     for row, each, token in zip(logits.tolist(), batch, drawn, strict=True):
         chances = probabilities(row, each)
@@ -79,6 +82,30 @@ def test_tokens_are_the_inverse_of_the_textbook_distribution(batch, vocab, sprea
         running = chances.cumsum()
         assert chances[token] > 0
         assert running[token] - chances[token] - 1e-9 <= uniform < running[token] + 1e-9
+
+
+FILTERED = [
+    SamplingParams(),
+    SamplingParams(top_k=3),
+    SamplingParams(top_k=40, top_p=0.6),
+    SamplingParams(top_k=40, top_p=0.999),
+    SamplingParams(top_p=0.3),
+    SamplingParams(top_p=0.97),
+    SamplingParams(min_p=0.3),
+    SamplingParams(top_p=0.9, min_p=0.01),
+    SamplingParams(temperature=0.0),
+]
+
+
+@pytest.mark.parametrize("spread", [0.02, 1.5, 6.0])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_way_through_a_wide_vocabulary_draws_the_same_token(spread, tied):
+    # Flat rows need a sort, peaked ones a look at a few chunks, tied ones more than they expect.
+    logits = random_logits(len(FILTERED), 50_000, 9, spread)
+    if tied:
+        logits = (logits * 2).round() / 2
+    batch = [request(params, seed=s) for s, params in enumerate(FILTERED)]
+    assert_inverse_of_textbook(logits, batch)
 
 
 DISTRIBUTIONS = {
@@ -217,6 +244,19 @@ def test_ties_beyond_the_first_look_are_still_kept_together():
         draw(logits.expand(200, -1), [request(SamplingParams(top_k=5), s) for s in range(200)])
     )
     assert len(drawn) > 150
+
+
+def test_top_p_is_a_share_of_what_top_k_leaves_even_when_its_edge_is_out_of_view():
+    # One token of weight 1, one of 0.2, then 1,000 equals at the edge of top-k with 1 together,
+    # and below them as much again: 0.4 of what top-k leaves is the first token alone.
+    weights = torch.full((50_000,), 1.0 / 48_998, dtype=torch.float64)
+    weights[:1002] = 0.001
+    weights[0], weights[1] = 1.0, 0.2
+    batch = [request(SamplingParams(top_k=5, top_p=0.4), s) for s in range(20)]
+    batch.append(request(SamplingParams(top_p=0.4)))  # needs the mass of the whole row
+    drawn = draw(weights.log().expand(21, -1), batch)
+    assert set(drawn[:20]) == {0}
+    assert_inverse_of_textbook(weights.log().expand(21, -1), batch)
 
 
 def test_no_rows_give_no_tokens():
