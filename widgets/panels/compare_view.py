@@ -5,6 +5,7 @@ Drawn by whoever has the worker's turn, from traces and results. Knows nothing a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,12 +64,16 @@ class CompareView:
         label = views.html("<b>More</b>")
         self._rest = widgets.VBox([label, self.more])
         self._hidden = [name for name in FIGURES if name != figure]
+        self._stale: set[str] = set()
+        self._lock = threading.Lock()
+        self.more.observe(lambda change: self._draw_opened(), "selected_index")
         self.widget = widgets.VBox(
             [self.headline, self.agreement, self.figures[figure].widget, self._rest]
         )
 
     def draw_live(self, traces: Mapping[str, RunTrace]) -> None:
         """Draw what the runs have told so far: the figures that can be seen, and no verdict."""
+        self._result = None
         self.agreement.value = ""
         parts = []
         for name, trace in traces.items():
@@ -77,26 +82,37 @@ class CompareView:
                 parts.append(f"“{name}” {self._headline.show(value)}")
         text = f"{self._headline.label}, so far (live; the quoted numbers come next, undrawn)"
         self.headline.value = views.headline(" · ".join(parts), text)
-        opened = self.more.selected_index
-        shown = [self._first]
-        if opened is not None and opened < len(self._hidden):
-            shown.append(self._hidden[opened])
-        for name in shown:
+        for name in (self._first, *self._opened()):
             self._draw_figure(name, traces)
 
     def draw(self, result: CompareResult) -> None:
         """Draw the quoted numbers and the final figures."""
-        self._result = result
         verdict = result.verdict
         value = theme.format_ratio(verdict.ratio.median)
         self.headline.value = views.headline(value, result.sentence() + ".")
         kind: views.Kind = {True: "good", False: "bad", None: "info"}[result.agreement.held]
         self.agreement.value = views.sentence(result.agreement.sentence, kind)
-        for name in FIGURES:
-            self._draw_figure(name, result.traces)
         self.numbers.value = _numbers(result)
         self.counted.value = _counts(result)
+        self._draw_figure(self._first, result.traces)
+        with self._lock:
+            self._result, self._stale = result, set(self._hidden)
+        self._draw_opened()
         self._model()
+
+    def _opened(self) -> list[str]:
+        """The figure behind “more” that the reader has opened, if any."""
+        place = self.more.selected_index
+        return self._hidden[place : place + 1] if place is not None else []
+
+    def _draw_opened(self) -> None:
+        # Most readers open none: a plot costs a tenth of a second and some tens of kilobytes.
+        with self._lock:
+            # While a run is drawn live, its thread is the one writer and looks for itself.
+            for name in self._opened() if self._result is not None else ():
+                if name in self._stale:
+                    self._stale.discard(name)
+                    self._draw_figure(name, self._result.traces)
 
     def _draw_figure(self, name: str, traces: Mapping[str, RunTrace]) -> None:
         if any(trace.totals.steps for trace in traces.values()):

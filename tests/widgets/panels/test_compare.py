@@ -104,7 +104,10 @@ def test_live_the_reader_sees_figures_first_and_quoted_numbers_last():
     assert "On a modelled GPU" in titles and panel.view.more.selected_index is None
     panel.view.gpu.value = "T4"
     assert "T4" in panel.view.modelled.value
+    hidden = panel.view.figures["latency"]
+    assert hidden.shown is None
     panel.view.more.selected_index = 1
+    assert hidden.shown is not None and "TTFT" in hidden.shown.takeaway
     panel.run()
     assert panel.wait(60)
     raise_panel_errors()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from minserve import ConfigError
 from minserve.bench.interleave import Spread
-from minserve.hardware import DEVICES, measure_ceilings
+from minserve.hardware import DEVICES
 from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import BASE, STATIC, tiny
 from widgets.panels import Compare, Roofline, Sweep
@@ -129,9 +132,22 @@ def test_spreads_of_one_round_have_no_band(headless):
     assert isinstance(panel.result.points[8], Spread)
 
 
-@pytest.fixture(scope="module")
-def ceilings():
-    return measure_ceilings("cpu", dtypes=("float32",), budget_s=0.05)
+def limits() -> Any:
+    """A machine that was not measured: that takes seconds, and twenty beside other work."""
+    return SimpleNamespace(
+        processor="a test's machine",
+        threads=1,
+        date="2026-11-21",
+        disturbed=False,
+        bandwidth=(SimpleNamespace(working_set_bytes=1 << 20),),
+        bytes_per_s=lambda working_set: 2e10,
+        flops_per_s=lambda dtype: 1e11,
+    )
+
+
+@pytest.fixture
+def ceilings() -> Any:
+    return limits()
 
 
 @pytest.fixture
@@ -171,6 +187,21 @@ def test_a_comparison_or_a_function_may_be_the_source(headless, ceilings, trace)
     panel = Roofline(lambda: trace, ceilings=ceilings)
     panel.run()
     assert {each.side for each in panel.result.shares} == {""}
+
+
+def test_the_machine_is_measured_once_in_the_runs_number_format(headless, trace, monkeypatch):
+    asked = []
+
+    def measure(device, *, dtypes):
+        asked.append((device, dtypes))
+        return limits()
+
+    monkeypatch.setattr("widgets.panels.roofline.machine_ceilings", measure)
+    panel = Roofline(trace)
+    for _ in range(2):
+        panel.run()
+        assert panel.result.ceilings.processor == "a test's machine"
+    assert asked == [("cpu", ("float32",))]
 
 
 def test_without_steps_there_is_nothing_to_look_at(headless, ceilings):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
-from minserve import EngineConfig, MemoryConfig, SchedulingConfig
+from minserve import EngineConfig, KernelsConfig, MemoryConfig, SchedulingConfig
 from minserve.bench.traffic import Traffic, at_once, fixed_length, poisson
 
 BASE = EngineConfig(
     dtype="float32",
     device="cpu",
+    # What runs is not the panels' concern, and a first use of native code compiles it.
+    kernels=KernelsConfig(backend="torch"),
     memory=MemoryConfig(kv_bytes=2 << 20),
     scheduling=SchedulingConfig(max_num_seqs=4, max_model_len=64),
 )
