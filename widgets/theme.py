@@ -298,4 +298,11 @@ def byte_unit(largest: float) -> tuple[float, str]:
 
 def legend_entry(look: Look) -> Mapping[str, object]:
     """Keywords of an empty bar that explains a look in the legend."""
-    return {"x": [None], "y": [None], "name": look.label, "marker": look.marker()}
+    # A group of its own, or plotly would give every entry the width of the longest.
+    return {
+        "x": [None],
+        "y": [None],
+        "name": look.label,
+        "legendgroup": look.label,
+        "marker": look.marker(),
+    }
