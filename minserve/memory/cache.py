@@ -5,10 +5,16 @@ Knows shapes and bytes; which page belongs to whom is the manager's business.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
 from minserve.spec import ModelSpec
+
+_HUGE_PAGE = 2 << 20
 
 
 class KVCache:
@@ -41,7 +47,7 @@ class KVCache:
             )
             # Not zeroed: on a CPU untouched pages then cost no memory, and attention never reads a
             # slot that was not written.
-            pages = torch.empty(shape, dtype=dtype, device=device)
+            pages = _empty(shape, dtype, device)
             for index, layer in enumerate(group.layers):
                 storage[layer] = (pages[index, 0], pages[index, 1])
         self.layers = tuple(storage[layer] for layer in range(spec.num_layers))
@@ -50,3 +56,22 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes reserved for pages."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory; on Linux, for a CPU, asked for in huge pages.
+
+    A block table scatters a request over the pool, and with pages of 4 KiB nearly every block then
+    misses the TLB, which is expensive in a virtual machine: decode attention over a pool larger
+    than the caches takes about a quarter longer.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size + _HUGE_PAGE)
+    # Only advice: a kernel that refuses it gives ordinary pages.
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % _HUGE_PAGE
+    return whole[start : start + size].view(dtype).view(shape)
