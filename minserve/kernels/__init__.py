@@ -1,7 +1,15 @@
 """Kernel optimization (Miao et al., section 4.2.5): every operator beside its torch reference."""
 
 from minserve.kernels.base import Ops, PlannedAttention
+from minserve.kernels.cpu.build import NativeUnavailable
 from minserve.kernels.reference import TorchOps
-from minserve.kernels.select import select_ops
+from minserve.kernels.select import select_ops, why_not_native
 
-__all__ = ["Ops", "PlannedAttention", "TorchOps", "select_ops"]
+__all__ = [
+    "NativeUnavailable",
+    "Ops",
+    "PlannedAttention",
+    "TorchOps",
+    "select_ops",
+    "why_not_native",
+]

@@ -1,0 +1,447 @@
+"""The operators in C++, for float32, float64 and bfloat16 on a CPU.
+
+Whatever the compiled file does not take (float16, unusual strides, matrix products where torch's
+library is faster) goes to `TorchOps`. A call costs about what a torch operator's does: pointers and
+sizes are plain integers, and what is the same for all layers of a step is packed once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minserve.kernels.base import PlannedAttention
+from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
+from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference_attention import accumulation_dtype
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+ONE_THREAD = 1 << 15
+"""Numbers up to which a row-wise operator stays on one thread: a second costs a few microseconds
+to set going."""
+ONE_THREAD_PRODUCTS = 1 << 17
+"""The same for attention and `linear`, in multiplications."""
+FEW_ROWS = 4
+"""Rows up to which our bfloat16 product beats that of a processor with bfloat16 instructions."""
+
+Function = Callable[..., None]
+
+
+def native_ops() -> NativeOps:
+    """The native operators of this process, compiled, loaded and tried out on first use.
+
+    Raises NativeUnavailable, with the reason, where that fails; it is not tried again.
+    """
+    found = _tried()
+    if isinstance(found, NativeUnavailable):
+        raise NativeUnavailable(str(found))
+    return found
+
+
+@functools.cache
+def _tried() -> NativeOps | NativeUnavailable:
+    try:
+        ops = NativeOps()
+        ops.check()
+    except NativeUnavailable as error:
+        return error
+    return ops
+
+
+class NativeOps:
+    """`Ops` in C++. Raises NativeUnavailable when the file cannot be compiled or loaded.
+
+    Attention is deterministic, and a decode row's result is bitwise the same whatever else is in
+    the batch and however many threads run. In float64 this holds for every row, and for every way
+    of cutting a prompt into chunks. Matrix products are torch's, mostly, and promise neither.
+    """
+
+    name = "native"
+
+    def __init__(self) -> None:
+        path = str(library_path())
+        try:
+            # The first lets other Python threads run during a call; short calls are better off
+            # without giving up the interpreter, and waiting to get it back, hundreds of times a
+            # step.
+            releasing, holding = ctypes.CDLL(path), ctypes.PyDLL(path)
+        except OSError as error:
+            raise NativeUnavailable(f"the compiled operators do not load: {error}") from error
+        pointer, size, number, count = (
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_double,
+            ctypes.c_int,
+        )
+        self._torch = TorchOps()
+        self._rms_norm = _per_dtype(holding, "rms_norm", *[pointer] * 4, *[size] * 5, number, count)
+        self._silu_and_mul = _per_dtype(holding, "silu_and_mul", *[pointer] * 2, *[size] * 3, count)
+        self._rotary = _per_dtype(holding, "rotary", *[pointer] * 3, *[size] * 4, count)
+        self._store_kv = _declare(holding.store_kv, *[pointer] * 5, *[size] * 8, count)
+        self._attention = _per_dtype(releasing, "attention", ctypes.POINTER(_AttentionCall))
+        self._linear = _declare(releasing.linear_bfloat16, *[pointer] * 4, *[size] * 4, count)
+        features = processor_features()
+        fast_bfloat16 = not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
+        self._most_rows = FEW_ROWS if fast_bfloat16 else 1 << 30
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Ops.linear`.
+
+        torch's, except in bfloat16: for few rows there, or on a processor without instructions for
+        it, torch is two to three times slower than reading the weights takes.
+        """
+        if (
+            x.dtype != torch.bfloat16
+            or x.shape[0] > self._most_rows
+            or weight.dtype != torch.bfloat16
+            or not weight.is_contiguous()
+            or x.stride(1) != 1
+            or (bias is not None and bias.dtype != torch.bfloat16)
+        ):
+            return self._torch.linear(x, weight, bias)
+        rows, inputs = x.shape
+        outputs = weight.shape[0]
+        out = x.new_empty(rows, outputs)
+        threads = torch.get_num_threads() if rows * inputs * outputs > ONE_THREAD_PRODUCTS else 1
+        self._linear(
+            x.data_ptr(),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            rows,
+            inputs,
+            outputs,
+            x.stride(0),
+            threads,
+        )
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm`."""
+        dtype, shape, strides = x.dtype, x.shape, x.stride()
+        function = self._rms_norm.get(dtype)
+        if function is None or strides[-1] != 1 or weight.dtype != dtype:
+            return self._torch.rms_norm(x, weight, eps)
+        out = x.new_empty(*shape)
+        if len(shape) == 2:
+            (rows, size), heads, head_stride = shape, 1, 0
+        else:
+            (rows, heads, size), head_stride = shape, strides[1]
+        function(
+            x.data_ptr(),
+            None,
+            weight.data_ptr(),
+            out.data_ptr(),
+            rows,
+            heads,
+            size,
+            strides[0],
+            head_stride,
+            eps,
+            _threads(rows * heads * size),
+        )
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.add_rms_norm`."""
+        dtype, strides = x.dtype, x.stride()
+        function = self._rms_norm.get(dtype)
+        if (
+            function is None
+            or strides[1] != 1
+            or not residual.is_contiguous()
+            or residual.dtype != dtype
+            or weight.dtype != dtype
+        ):
+            return self._torch.add_rms_norm(x, residual, weight, eps)
+        rows, size = x.shape
+        out = x.new_empty(rows, size)
+        function(
+            x.data_ptr(),
+            residual.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            rows,
+            1,
+            size,
+            strides[0],
+            0,
+            eps,
+            _threads(rows * size),
+        )
+        return out
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.silu_and_mul`."""
+        function = self._silu_and_mul.get(gate_up.dtype)
+        row_stride, stride = gate_up.stride()
+        if function is None or stride != 1:
+            return self._torch.silu_and_mul(gate_up)
+        rows, width = gate_up.shape
+        inner = width // 2
+        out = gate_up.new_empty(rows, inner)
+        function(
+            gate_up.data_ptr(), out.data_ptr(), rows, inner, row_stride, _threads(rows * width)
+        )
+        return out
+
+    def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        """See `Ops.rotary_`."""
+        dtype, shape, strides = x.dtype, x.shape, x.stride()
+        function = self._rotary.get(dtype)
+        if (
+            function is None
+            or cos_sin.dtype != accumulation_dtype(dtype)
+            or positions.dtype != torch.int64
+            or strides[1] != shape[2]
+            or strides[2] != 1
+        ):
+            self._torch.rotary_(x, positions, cos_sin)
+            return
+        rows, heads, head_dim = shape
+        function(
+            x.data_ptr(),
+            positions.data_ptr(),
+            cos_sin.data_ptr(),
+            rows,
+            heads,
+            head_dim,
+            strides[0],
+            _threads(rows * heads * head_dim),
+        )
+
+    def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """See `Ops.store_kv`."""
+        rows, heads, head_dim = k.shape
+        k_strides, v_strides = k.stride(), v.stride()
+        strides, dtype = keys.stride(), k.dtype
+        if (
+            slots.dtype != torch.int64
+            or not dtype == v.dtype == keys.dtype == values.dtype
+            or strides != values.stride()
+            or not k_strides[1] == v_strides[1] == strides[2] == head_dim
+            or not k_strides[2] == v_strides[2] == strides[3] == 1
+        ):
+            self._torch.store_kv(k, v, keys, values, slots)
+            return
+        size = k.itemsize
+        self._store_kv(
+            k.data_ptr(),
+            v.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            slots.data_ptr(),
+            rows,
+            heads,
+            head_dim * size,
+            k_strides[0] * size,
+            v_strides[0] * size,
+            keys.shape[2],
+            strides[0] * size,
+            strides[1] * size,
+            _threads(rows * heads * head_dim),
+        )
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        return planned(q, keys, values, scale, window, need_lse)
+
+    def plan_attention(
+        self,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+    ) -> PlannedAttention:
+        """See `Ops.plan_attention`."""
+        return _NativePlannedAttention(
+            self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
+        )
+
+    def check(self) -> None:
+        """Compare with torch on a small ragged batch; NativeUnavailable if they disagree.
+
+        A compiler or a processor nobody tried should cost speed, not correct answers.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        lens = (1, 1, 19), (70, 3, 41)
+        tables = torch.arange(15, dtype=torch.int32).view(3, 5)
+        starts = torch.tensor([0, 1, 2, 21], dtype=torch.int32)
+        kv_lens = torch.tensor(lens[1], dtype=torch.int32)
+        positions = torch.arange(21)
+        table = random(21, 32)
+        rows, weight = random(21, 20 * 32), random(20 * 32)
+        keys, values = random(15, 2, 16, 32), random(15, 2, 16, 32)
+        for dtype in DTYPES:
+            exact = accumulation_dtype(dtype)
+            results = []
+            for ops in (self, self._torch):
+                x = rows.to(dtype, copy=True)
+                heads = x.view(21, 20, 32)
+                ops.rotary_(heads[:, :10], positions, table.to(exact))
+                attended, _ = ops.plan_attention(tables, starts, kv_lens, *lens)(
+                    heads[:, :4], keys.to(dtype), values.to(dtype), 0.2, 30
+                )
+                product = ops.linear(x, x)
+                parts = (
+                    ops.rms_norm(x, weight.to(dtype), 1e-6),
+                    ops.silu_and_mul(x),
+                    attended,
+                    product / product.abs().max(),
+                )
+                results.append(torch.cat([part.flatten().double() for part in parts]))
+            error = (results[0] - results[1]).abs().max().item()
+            if not error < {torch.float32: 1e-4, torch.float64: 1e-10}.get(dtype, 0.2):
+                raise NativeUnavailable(
+                    f"the compiled operators differ from torch's by {error:.1e} in {dtype}: the "
+                    "compiler or the processor is at fault; please report both"
+                )
+
+
+class _AttentionCall(ctypes.Structure):
+    """`AttentionCall` in ops.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out", "lse")),
+        *((name, ctypes.c_void_p) for name in ("block_tables", "query_starts", "kv_lens")),
+        *((name, ctypes.c_int64) for name in ("num_requests", "max_blocks", "num_kv_heads")),
+        *((name, ctypes.c_int64) for name in ("group_size", "head_dim", "block_size")),
+        *((name, ctypes.c_int64) for name in ("q_stride", "block_stride", "head_stride")),
+        *((name, ctypes.c_int64) for name in ("window", "threads")),
+        ("scale", ctypes.c_double),
+    ]
+
+
+class _NativePlannedAttention:
+    """One step's attention; what does not change between its layers is filled in once."""
+
+    def __init__(
+        self,
+        functions: dict[torch.dtype, Function],
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+    ) -> None:
+        self._functions = functions
+        self._batch = (block_tables, query_starts, kv_lens, query_lens, context_lens)
+        # The structure holds addresses only: these keep what is there alive.
+        self._tensors = [
+            tensor.to(torch.int32).contiguous() for tensor in (block_tables, query_starts, kv_lens)
+        ]
+        self._scores = sum(
+            rows * context for rows, context in zip(query_lens, context_lens, strict=True)
+        )
+        self._geometry: tuple[Any, ...] = ()
+        self._torch: PlannedAttention | None = None
+        self._call = call = _AttentionCall()
+        self._reference = ctypes.byref(call)
+        call.block_tables, call.query_starts, call.kv_lens = (
+            tensor.data_ptr() for tensor in self._tensors
+        )
+        call.num_requests, call.max_blocks = block_tables.shape
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        geometry = (q.dtype, q.shape, q.stride(), keys.shape, keys.stride(), keys.dtype)
+        if geometry != self._geometry:
+            if values.stride() != keys.stride() or not self._takes(*geometry):
+                if self._torch is None:
+                    self._torch = TorchOps().plan_attention(*self._batch)
+                return self._torch(q, keys, values, scale, window, need_lse)
+            self._geometry = geometry
+        out = q.new_empty(*q.shape)
+        lse = None
+        call = self._call
+        if need_lse:
+            lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
+            call.lse = lse.data_ptr()
+        else:
+            call.lse = None
+        call.q = q.data_ptr()
+        call.keys = keys.data_ptr()
+        call.values = values.data_ptr()
+        call.out = out.data_ptr()
+        call.scale = scale
+        call.window = window or 0
+        self._function(self._reference)
+        return out, lse
+
+    def _takes(
+        self,
+        dtype: torch.dtype,
+        q_shape: torch.Size,
+        q_strides: tuple[int, ...],
+        shape: torch.Size,
+        strides: tuple[int, ...],
+        cache_dtype: torch.dtype,
+    ) -> bool:
+        """Fill in a layer's shape; False for one that is torch's to do."""
+        _, num_heads, head_dim = q_shape
+        if (
+            dtype not in self._functions
+            or cache_dtype != dtype
+            or not q_strides[1] == strides[2] == head_dim
+            or not q_strides[2] == strides[3] == 1
+        ):
+            return False
+        call = self._call
+        self._function = self._functions[dtype]
+        call.num_kv_heads, call.block_size, call.head_dim = shape[1:]
+        call.group_size = num_heads // shape[1]
+        call.q_stride = q_strides[0]
+        call.block_stride, call.head_stride = strides[:2]
+        products = self._scores * num_heads * head_dim
+        call.threads = torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1
+        return True
+
+
+def _per_dtype(library: ctypes.CDLL, name: str, *types: type[Any]) -> dict[torch.dtype, Function]:
+    """The function of each number type the file has it for."""
+    return {
+        dtype: _declare(library[f"{name}_{str(dtype).removeprefix('torch.')}"], *types)
+        for dtype in DTYPES
+    }
+
+
+def _declare(function: Any, *types: type[Any]) -> Function:
+    function.argtypes, function.restype = types, None
+    declared: Function = function
+    return declared
+
+
+def _threads(size: int) -> int:
+    return 1 if size <= ONE_THREAD else torch.get_num_threads()

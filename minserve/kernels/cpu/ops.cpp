@@ -1,0 +1,447 @@
+// The operators of minserve/kernels/base.py for float, double and bfloat16 on a CPU.
+//
+// A plain C ABI for ctypes and no torch headers, so that it compiles in seconds. No fast-math: -inf
+// and NaN mean what they say. Strides are in elements unless a name says bytes.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+// ---- row-wise operators -----------------------------------------------------------------------
+
+// With a residual of [rows, n], x is first added into it, and the sum is what is normalised.
+template <class T>
+void rms_norm(const T* x, T* residual, const T* weight, T* out, i64 rows, i64 heads, i64 n,
+              i64 row_stride, i64 head_stride, double eps, int threads) {
+    typedef Sum<T> A;
+    constexpr i64 L = lanes<A>;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows * heads; ++row) {
+        const T* from = x + row / heads * row_stride + row % heads * head_stride;
+        if (residual) {
+            T* stream = residual + row * n;
+            for (i64 i = 0; i < n; i += L)
+                store(stream + i, load(stream + i, n - i) + load(from + i, n - i), n - i);
+            from = stream;
+        }
+        Vec<A> squares = {};
+        for (i64 i = 0; i < n; i += L) {
+            Vec<A> v = load(from + i, n - i);
+            squares += v * v;
+        }
+        A inverse = A(1) / std::sqrt(add_lanes<A>(squares) / A(n) + A(eps));
+        for (i64 i = 0; i < n; i += L) {
+            Vec<A> v = load(from + i, n - i) * inverse * load(weight + i, n - i);
+            store(out + row * n + i, v, n - i);
+        }
+    }
+}
+
+template <class T>
+void silu_and_mul(const T* gate_up, T* out, i64 rows, i64 inner, i64 row_stride, int threads) {
+    typedef Sum<T> A;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; ++row) {
+        const T* gate = gate_up + row * row_stride;
+        for (i64 i = 0; i < inner; i += lanes<A>) {
+            // The logistic function from e^-|g|, which cannot overflow.
+            Vec<A> g = load(gate + i, inner - i), e = exponential<A>(g < 0 ? g : -g);
+            Vec<A> logistic = (g < 0 ? e : Vec<A>{} + 1) / (1 + e);
+            Vec<A> up = load(gate + inner + i, inner - i);
+            store(out + row * inner + i, g * logistic * up, inner - i);
+        }
+    }
+}
+
+template <class T>
+void rotary(T* x, const i64* positions, const Sum<T>* cos_sin, i64 rows, i64 heads, i64 head_dim,
+            i64 row_stride, int threads) {
+    typedef Sum<T> A;
+    const i64 half = head_dim / 2;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; ++row) {
+        const A* table = cos_sin + positions[row] * head_dim;
+        for (i64 i = 0; i < half; i += lanes<A>) {
+            i64 n = half - i;
+            Vec<A> cosine = load(table + i, n), sine = load(table + half + i, n);
+            for (i64 head = 0; head < heads; ++head) {
+                T* pair = x + row * row_stride + head * head_dim + i;
+                Vec<A> a = load(pair, n), b = load(pair + half, n);
+                store(pair, a * cosine - b * sine, n);
+                store(pair + half, b * cosine + a * sine, n);
+            }
+        }
+    }
+}
+
+template <class T>
+void dots(i64 rows, const T* const* w, const Sum<T>* x, i64 n, Sum<T>* out, i64 out_stride) {
+    if (rows == 4) dots<4>(w, x, n, out, out_stride);
+    else if (rows == 3) dots<3>(w, x, n, out, out_stride);
+    else if (rows == 2) dots<2>(w, x, n, out, out_stride);
+    else dots<1>(w, x, n, out, out_stride);
+}
+
+// y = x @ w.T + bias, a vector of outputs at a time: their weights are read from memory once, for
+// all rows of x.
+void linear(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in, i64 out,
+            i64 x_stride, int threads) {
+    constexpr i64 L = lanes<float>, some = 4;
+    static thread_local std::vector<float> x_scratch, w_scratch;
+    x_scratch.resize(rows * in);
+    float* wide_x = x_scratch.data();
+    for (i64 row = 0; row < rows; ++row) widen(x + row * x_stride, wide_x + row * in, in);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 o = 0; o < out; o += L) {
+        // For more rows than one product takes it pays to widen the weights only once.
+        if (rows > some) w_scratch.resize(L * in);
+        const bf16* from[L];
+        const float* from_wide[L];
+        for (i64 j = 0; j < L; ++j) {
+            from[j] = w + std::min(o + j, out - 1) * in;
+            from_wide[j] = w_scratch.data() + j * in;
+            if (rows > some) widen(from[j], w_scratch.data() + j * in, in);
+        }
+        Vec<float> add = bias ? load(bias + o, out - o) : Vec<float>{};
+        float sums[some * L];
+        for (i64 row = 0; row < rows; row += some) {
+            i64 count = std::min(rows - row, some);
+            if (rows > some) dots(count, from_wide, wide_x + row * in, in, sums, L);
+            else dots(count, from, wide_x + row * in, in, sums, L);
+            for (i64 r = 0; r < count; ++r)
+                store(y + (row + r) * out + o, load(sums + r * L) + add, out - o);
+        }
+    }
+}
+
+// ---- paged attention --------------------------------------------------------------------------
+
+// One call; native.py has the same structure. A window of 0 is none, an lse of 0 not wanted.
+struct AttentionCall {
+    const void *q, *keys, *values;
+    void *out, *lse;
+    const int32_t *block_tables, *query_starts, *kv_lens;
+    i64 num_requests, max_blocks, num_kv_heads, group_size, head_dim, block_size;
+    i64 q_stride, block_stride, head_stride, window, threads;
+    double scale;
+};
+
+// What one thread does at a time: a tile of rows over a range of keys. The query heads that share a
+// KV head count as rows: row f of a request and KV head is query f / group_size, head
+// f % group_size of the group. So each key is read once for all of them.
+struct Unit {
+    i64 request, kv_head, first_row, num_rows, first_key, end_key;
+};
+
+constexpr i64 key_tile = 64;      // keys between two updates of a row's running maximum
+constexpr i64 split_keys = 1024;  // a decode row's keys are divided among units at multiples of it
+
+template <class T> struct Attention {
+    typedef Sum<T> A;
+    static constexpr i64 L = lanes<A>, max_rows = most_vectors * L;
+    const AttentionCall& c;
+    const i64 D = c.head_dim, G = c.group_size;
+    const i64 partial_size = std::min(max_rows, G) * (D + 2);
+    std::vector<i64> first_unit{0};  // of each request
+    std::vector<A> partials{};       // of each unit, if any request is split: see finish()
+
+    i64 query_len(i64 r) const { return c.query_starts[r + 1] - c.query_starts[r]; }
+    i64 tiles(i64 r) const { return (query_len(r) * G + max_rows - 1) / max_rows; }
+    i64 oldest(i64 position) const {
+        return c.window ? std::max<i64>(0, position - c.window + 1) : 0;
+    }
+    i64 position(const Unit& u, i64 row) const {
+        return c.kv_lens[u.request] - query_len(u.request) + (u.first_row + row) / G;
+    }
+    // Units that share the keys of a decode row. Where they are cut depends on the position alone,
+    // so that a row's sums depend on nothing else in the batch; in double nothing is cut, so that
+    // they do not depend on how a prompt was chunked either.
+    i64 splits(i64 r) const {
+        if (query_len(r) > 1 || sizeof(A) == 8) return 1;
+        i64 last = c.kv_lens[r] - 1;
+        return last / split_keys - oldest(last) / split_keys + 1;
+    }
+
+    void run() {
+        bool split = false;
+        for (i64 r = 0; r < c.num_requests; ++r) {
+            first_unit.push_back(first_unit[r] + tiles(r) * splits(r) * c.num_kv_heads);
+            split |= splits(r) > 1;
+        }
+        if (split) partials.resize(first_unit.back() * partial_size);
+#pragma omp parallel num_threads(int(c.threads)) if (c.threads > 1)
+        {
+            static thread_local std::vector<A> memory;
+            memory.resize(2 * max_rows * (D + 1) + key_tile * (max_rows + 2 * D));
+            A* scratch = memory.data();
+            // From the end: the last tile of a long chunk sees the most keys. Where there are enough
+            // of them, the heads of a tile stay together and in order: they lie side by side in each
+            // page, so what the processor fetches ahead for one is what its next one needs.
+            i64 units = first_unit.back(), heads = c.num_kv_heads;
+            i64 together = units >= 4 * c.threads * heads ? heads : 1;
+#pragma omp for schedule(dynamic)
+            for (i64 group = units / together - 1; group >= 0; --group) {
+                for (i64 index = group * together; index < (group + 1) * together; ++index)
+                    attend(unit(index), index, scratch);
+            }
+            if (split) {
+#pragma omp for
+                for (i64 r = 0; r < c.num_requests; ++r) merge(r, scratch);
+            }
+        }
+    }
+
+    void attend(const Unit& u, i64 index, A* scratch) const {
+        if (u.num_rows > 2 * L) many<most_vectors>(u, index, scratch);
+        else if (u.num_rows > L) many<2>(u, index, scratch);
+        else if (u.num_rows > 4 || D % L || sizeof(A) == 8) many<1>(u, index, scratch);
+        else if (u.num_rows == 4) few<4>(u, index, scratch);
+        else if (u.num_rows == 3) few<3>(u, index, scratch);
+        else if (u.num_rows == 2) few<2>(u, index, scratch);
+        else few<1>(u, index, scratch);
+    }
+
+    Unit unit(i64 index) const {
+        auto after = std::upper_bound(first_unit.begin(), first_unit.end(), index);
+        i64 request = after - first_unit.begin() - 1, count = splits(request);
+        i64 rest = index - first_unit[request], split = rest / c.num_kv_heads % count;
+        Unit u{request, rest % c.num_kv_heads, rest / c.num_kv_heads / count * max_rows, 0, 0, 0};
+        u.num_rows = std::min(max_rows, query_len(request) * G - u.first_row);
+        u.first_key = oldest(position(u, 0));
+        u.end_key = position(u, u.num_rows - 1) + 1;
+        if (count > 1) {
+            i64 cut = (u.first_key / split_keys + split) * split_keys;
+            u.first_key = std::max(u.first_key, cut);
+            u.end_key = std::min(u.end_key, cut + split_keys);
+        }
+        return u;
+    }
+
+    // A row's query, scaled; its numbers go to every stride-th place.
+    void read_query(const Unit& u, i64 row, A* to, i64 stride, A* scratch) const {
+        i64 f = u.first_row + row, head = u.kv_head * G + f % G;
+        i64 at = (c.query_starts[u.request] + f / G) * c.q_stride + head * D;
+        widen((const T*)c.q + at, scratch, D);
+        for (i64 d = 0; d < D; ++d) to[d * stride] = scratch[d] * A(c.scale);
+    }
+
+    // Where the keys and values [key, key + n) of a unit lie.
+    void find(const Unit& u, i64 key, i64 n, const T** keys, const T** values) const {
+        const int32_t* table = c.block_tables + u.request * c.max_blocks;
+        for (i64 j = 0; j < n;) {
+            i64 offset = (key + j) % c.block_size, block = table[(key + j) / c.block_size];
+            i64 at = block * c.block_stride + u.kv_head * c.head_stride + offset * D;
+            for (; offset < c.block_size && j < n; ++offset, ++j, at += D) {
+                keys[j] = (const T*)c.keys + at;
+                values[j] = (const T*)c.values + at;
+                // Values are needed only after all scores of the tile: time to fetch them.
+                for (i64 d = 0; d < D; d += 64 / i64(sizeof(T))) __builtin_prefetch(values[j] + d);
+            }
+        }
+    }
+
+    // Hide what a row must not see; scores[row * by_row + j * by_key] belongs to key + j. Later
+    // rows see newer keys: a key is hidden from the first rows and, with a window, from the last.
+    void mask(const Unit& u, A* scores, i64 by_row, i64 by_key, i64 key, i64 n) const {
+        if (key + n - 1 <= position(u, 0) && key >= oldest(position(u, u.num_rows - 1))) return;
+        i64 start = c.kv_lens[u.request] - query_len(u.request);
+        for (i64 j = 0; j < n; ++j, scores += by_key) {
+            i64 early = (key + j - start) * G - u.first_row;
+            i64 late = c.window ? std::max<i64>(0, early + c.window * G) : u.num_rows;
+            early = std::min(early, u.num_rows);
+            for (i64 row = 0; row < early; ++row) scores[row * by_row] = -inf<A>;
+            for (i64 row = late; row < u.num_rows; ++row) scores[row * by_row] = -inf<A>;
+        }
+    }
+
+    // Many rows: each is a lane. Keys and values are widened once into scratch, and both products
+    // are dense ones along the rows, in which nothing is summed across lanes.
+    template <int W> void many(const Unit& u, i64 index, A* scratch) const {
+        constexpr i64 R = W * L;
+        A *q = scratch, *out = q + R * D, *scores = out + R * D, *k = scores + key_tile * R;
+        A *v = k + key_tile * D, *most = v + key_tile * D, *weight = most + R;
+        for (i64 row = 0; row < R; ++row)
+            read_query(u, std::min(row, u.num_rows - 1), q + row, R, k);
+        std::fill(out, out + R * D, A(0));
+        std::fill(most, most + R, -inf<A>);
+        std::fill(weight, weight + R, A(0));
+        const T *keys[key_tile], *values[key_tile];
+        for (i64 key = u.first_key, n; key < u.end_key; key += n) {
+            // Tiles end at multiples of their size, whatever the first key, for the same sums.
+            n = std::min(u.end_key - key, key_tile - key % key_tile);
+            find(u, key, n, keys, values);
+            for (i64 j = 0; j < n; ++j) {
+                widen(keys[j], k + j * D, D);
+                widen(values[j], v + j * D, D);
+            }
+            // Whole blocks are faster; what scratch holds past n gives scores nobody reads.
+            i64 whole = (n + block_rows<W> - 1) / block_rows<W> * block_rows<W>;
+            multiply<W>(scores, k, D, 1, q, whole, D, false);
+            mask(u, scores, 1, R, key, n);
+            for (i64 w = 0; w < R; w += L) {
+                Vec<A> before = load(most + w), top = before;
+                for (i64 j = 0; j < n; ++j) top = larger<A>(top, load(scores + j * R + w));
+                Vec<A> base = top == -inf<A> ? Vec<A>{} : top;
+                Vec<A> shrink = exponential<A>(before - base), sum = load(weight + w) * shrink;
+                for (i64 j = 0; j < n; ++j) {
+                    Vec<A> e = exponential<A>(load(scores + j * R + w) - base);
+                    store(scores + j * R + w, e);
+                    sum += e;
+                }
+                store(most + w, top);
+                store(weight + w, sum);
+                for (i64 d = 0; d < D; ++d) store(out + d * R + w, load(out + d * R + w) * shrink);
+            }
+            multiply<W>(out, v, 1, D, scores, D, n, true);
+        }
+        for (i64 row = 0; row < u.num_rows; ++row) {
+            for (i64 d = 0; d < D; ++d) k[d] = out[d * R + row];
+            finish(u, index, row, k, most[row], weight[row]);
+        }
+    }
+
+    // Few rows, and a head_dim of whole vectors: vectors run along head_dim, and keys and values
+    // are read where they lie.
+    template <int R> void few(const Unit& u, i64 index, A* scratch) const {
+        A *q = scratch, *out = q + R * D, *scores = out + R * D;
+        A most[R], weight[R] = {}, shrink[R];
+        std::fill(most, most + R, -inf<A>);
+        for (i64 row = 0; row < R; ++row) read_query(u, row, q + row * D, 1, out);
+        std::fill(out, out + R * D, A(0));
+        const T *keys[key_tile], *values[key_tile];
+        for (i64 key = u.first_key, n; key < u.end_key; key += n) {
+            n = std::min(u.end_key - key, key_tile - key % key_tile);
+            find(u, key, n, keys, values);
+            // Up to whole vectors of keys; what is added is hidden below.
+            for (i64 j = n; j % L; ++j) keys[j] = keys[n - 1], values[j] = values[n - 1];
+            for (i64 j = 0; j < n; j += L) dots<R>(keys + j, q, D, scores + j, key_tile);
+            mask(u, scores, key_tile, 1, key, n);
+            for (i64 row = 0; row < R; ++row) {
+                A* s = scores + row * key_tile;
+                for (i64 j = n; j % L; ++j) s[j] = -inf<A>;
+                Vec<A> tops = Vec<A>{} + most[row], sum = {};
+                for (i64 j = 0; j < n; j += L) tops = larger<A>(tops, load(s + j));
+                A top = tops[0];
+                for (i64 i = 1; i < L; ++i) top = std::max<A>(top, tops[i]);
+                A base = top == -inf<A> ? 0 : top;
+                for (i64 j = 0; j < n; j += L) {
+                    Vec<A> e = exponential<A>(load(s + j) - base);
+                    store(s + j, e);
+                    sum += e;
+                }
+                shrink[row] = exponential<A>(Vec<A>{} + (most[row] - base))[0];
+                weight[row] = weight[row] * shrink[row] + add_lanes<A>(sum);
+                most[row] = top;
+            }
+            i64 d = 0;
+            for (; d + 2 * L <= D; d += 2 * L) add_values<R, 2>(out, values, d, scores, shrink, n);
+            if (d < D) add_values<R, 1>(out, values, d, scores, shrink, n);
+        }
+        for (i64 row = 0; row < R; ++row)
+            finish(u, index, row, out + row * D, most[row], weight[row]);
+    }
+
+    // out = out * shrink + scores @ values for R rows, in the W vectors from d on.
+    template <int R, int W>
+    void add_values(A* out, const T* const* values, i64 d, const A* scores, const A* shrink,
+                    i64 n) const {
+        // Even and odd keys apart: twice the sums in flight.
+        Vec<A> sums[2][R][W] = {};
+        for (i64 j = 0; j < n; j += 2)
+            for (int odd = 0; odd < 2; ++odd)
+                for (int w = 0; w < W; ++w) {
+                    Vec<A> value = load(values[j + odd] + d + w * L);
+                    for (int row = 0; row < R; ++row)
+                        sums[odd][row][w] += scores[row * key_tile + j + odd] * value;
+                }
+        for (int row = 0; row < R; ++row)
+            for (int w = 0; w < W; ++w) {
+                A* to = out + row * D + d + w * L;
+                store(to, load(to) * shrink[row] + (sums[0][row][w] + sums[1][row][w]));
+            }
+    }
+
+    // What a unit found for a row: weighted sum of values, largest score, sum of weights. It is the
+    // whole answer, or a part to be merged.
+    void finish(const Unit& u, i64 index, i64 row, const A* sum, A most, A weight) const {
+        if (splits(u.request) == 1) return write(u, row, sum, most, weight);
+        A* partial = const_cast<A*>(partials.data()) + index * partial_size + row * (D + 2);
+        std::copy(sum, sum + D, partial);
+        partial[D] = most;
+        partial[D + 1] = weight;
+    }
+
+    void write(const Unit& u, i64 row, const A* sum, A most, A weight) const {
+        i64 f = u.first_row + row, head = u.kv_head * G + f % G;
+        i64 at = (c.query_starts[u.request] + f / G) * c.num_kv_heads * G + head;
+        for (i64 d = 0; d < D; d += L)
+            store((T*)c.out + at * D + d, load(sum + d, D - d) / weight, D - d);
+        if (c.lse) ((A*)c.lse)[at] = most + std::log(weight);
+    }
+
+    void merge(i64 request, A* sum) const {
+        i64 count = splits(request), heads = c.num_kv_heads, next = heads * partial_size;
+        for (i64 tile = 0; count > 1 && tile < tiles(request) * heads; ++tile) {
+            i64 index = first_unit[request] + tile / heads * count * heads + tile % heads;
+            Unit u = unit(index);
+            for (i64 row = 0; row < u.num_rows; ++row) {
+                const A* part = partials.data() + index * partial_size + row * (D + 2);
+                A most = -inf<A>, weight = 0;
+                for (i64 s = 0; s < count; ++s) most = std::max(most, part[s * next + D]);
+                std::fill(sum, sum + D, A(0));
+                for (i64 s = 0; s < count; ++s) {
+                    A share = std::exp(part[s * next + D] - most);
+                    weight += share * part[s * next + D + 1];
+                    for (i64 d = 0; d < D; ++d) sum[d] += share * part[s * next + d];
+                }
+                write(u, row, sum, most, weight);
+            }
+        }
+    }
+};
+
+}  // namespace
+
+// ---- the C ABI --------------------------------------------------------------------------------
+
+#define EXPORT extern "C" __attribute__((visibility("default"))) void
+#define FOR_TYPE(T, name)                                                                         \
+    EXPORT rms_norm_##name(const T* x, T* residual, const T* weight, T* out, i64 rows, i64 heads, \
+                           i64 n, i64 row_stride, i64 head_stride, double eps, int threads) {     \
+        rms_norm(x, residual, weight, out, rows, heads, n, row_stride, head_stride, eps, threads); \
+    }                                                                                             \
+    EXPORT silu_and_mul_##name(const T* x, T* out, i64 rows, i64 inner, i64 stride, int threads) { \
+        silu_and_mul(x, out, rows, inner, stride, threads);                                       \
+    }                                                                                             \
+    EXPORT rotary_##name(T* x, const i64* positions, const Sum<T>* cos_sin, i64 rows, i64 heads,  \
+                         i64 head_dim, i64 row_stride, int threads) {                             \
+        rotary(x, positions, cos_sin, rows, heads, head_dim, row_stride, threads);                \
+    }                                                                                             \
+    EXPORT attention_##name(const AttentionCall* call) { Attention<T>{*call}.run(); }
+
+FOR_TYPE(float, float32)
+FOR_TYPE(double, float64)
+FOR_TYPE(bf16, bfloat16)
+
+EXPORT linear_bfloat16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in,
+                       i64 out, i64 x_stride, int threads) {
+    linear(x, w, bias, y, rows, in, out, x_stride, threads);
+}
+
+// Copy rows of [heads, row_bytes] into their slots of [blocks, heads, block_size, row_bytes].
+EXPORT store_kv(const char* k, const char* v, char* keys, char* values, const i64* slots, i64 rows,
+                i64 heads, i64 row_bytes, i64 k_stride_bytes, i64 v_stride_bytes, i64 block_size,
+                i64 block_stride_bytes, i64 head_stride_bytes, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; ++row) {
+        i64 block = slots[row] / block_size, offset = slots[row] % block_size;
+        i64 at = block * block_stride_bytes + offset * row_bytes;
+        for (i64 head = 0; head < heads; ++head, at += head_stride_bytes) {
+            memcpy(keys + at, k + row * k_stride_bytes + head * row_bytes, row_bytes);
+            memcpy(values + at, v + row * v_stride_bytes + head * row_bytes, row_bytes);
+        }
+    }
+}

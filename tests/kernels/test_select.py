@@ -1,0 +1,89 @@
+"""Choosing operators: what runs where the C++ file cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minserve.kernels import NativeUnavailable, TorchOps, select_ops, why_not_native
+from minserve.kernels.cpu.build import library_path
+
+CPU = torch.device("cpu")
+
+REPORT = """
+import torch
+from minserve.kernels import NativeUnavailable, select_ops, why_not_native
+print(select_ops("auto", torch.device("cpu"), torch.float32).name)
+print(why_not_native())
+try:
+    select_ops("native", torch.device("cpu"), torch.float32)
+except NativeUnavailable as error:
+    print(error)
+"""
+
+
+def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", REPORT],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(process: subprocess.Popen[str]) -> list[str]:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return out.splitlines()
+
+
+def test_a_failing_compiler_falls_back_to_torch_and_says_why(tmp_path: Path) -> None:
+    name, reason, error = lines(start(tmp_path, CXX="/bin/false"))
+    assert name == "torch"
+    assert reason.startswith("`/bin/false` failed with status 1")
+    assert error.startswith("kernels.backend='native' cannot run: `/bin/false` failed")
+
+
+def test_no_compiler_falls_back_to_torch_and_says_why(tmp_path: Path) -> None:
+    name, reason, _ = lines(start(tmp_path, CXX="", PATH=str(tmp_path)))
+    assert name == "torch" and reason.startswith("there is no C++ compiler: install")
+
+
+@pytest.mark.skipif(why_not_native() is not None, reason=str(why_not_native()))
+def test_processes_that_build_at_the_same_time_all_succeed(tmp_path: Path) -> None:
+    # A compiler that takes its time, and writes the library in two parts.
+    library = library_path()
+    compiler = tmp_path / "slow-c++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo slow; exit; fi\n'
+        "for last; do :; done\n"
+        f'head -c 1000 {library} > "$last"; sleep 1; tail -c +1001 {library} >> "$last"\n'
+    )
+    compiler.chmod(0o755)
+    processes = [start(tmp_path, CXX=str(compiler)) for _ in range(3)]
+    assert [lines(process)[:2] for process in processes] == [["native", "None"]] * 3
+    (built,) = (tmp_path / "minserve").iterdir()
+    assert built.read_bytes() == library.read_bytes()
+
+
+def test_auto_is_torch_where_native_is_not_for_the_job() -> None:
+    assert isinstance(select_ops("auto", torch.device("meta"), torch.float32), TorchOps)
+    assert isinstance(select_ops("auto", CPU, torch.float16), TorchOps)
+    assert isinstance(select_ops("torch", CPU, torch.float32), TorchOps)
+    assert "float16" in (why_not_native(CPU, torch.float16) or "")
+
+
+def test_native_where_it_cannot_run_is_a_sentence() -> None:
+    with pytest.raises(NativeUnavailable, match=r"know float32, .* the model is in torch.float16"):
+        select_ops("native", CPU, torch.float16)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose 'auto', 'torch' or 'native'"):
+        select_ops("triton", CPU, torch.float32)
