@@ -13,7 +13,7 @@ TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lab reset test test-fast lint types imports unit notebooks clean distclean
+.PHONY: help setup lab reset test test-fast lint types imports unit notebooks figures clean distclean
 
 # An environment that happens to be active must change nothing.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
@@ -103,6 +103,9 @@ notebooks: setup ## run every chapter headless and compare the outputs tagged fo
 	@if [ -z "$$(find labs -name '*.ipynb' -not -path '*/.*')" ]; then echo 'no notebooks yet'; exit 0; fi; \
 	MINSERVE_HEADLESS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=120 labs
+
+figures: setup ## export the chapters' signature figures as SVG (needs kaleido and Chromium)
+	@$(BIN)/python labs/tools/figures.py $(ARGS)
 
 clean: ## remove caches and build products; .venv and work/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
