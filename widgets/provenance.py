@@ -13,7 +13,7 @@ from pathlib import Path
 
 import minserve
 from minserve.trace import TraceHeader, TraceSnapshot
-from widgets.theme import format_count
+from widgets.units import format_count
 
 _KINDS = {
     "measured": "Measured on {device}",

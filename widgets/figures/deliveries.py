@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol
 
 import plotly.graph_objects as go
 
@@ -19,16 +18,9 @@ from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
 from widgets.figures.triangle import choose
+from widgets.pieces import Texts, pieces
 
 _RECENT = 5
-
-
-class Decoder(Protocol):
-    """What is needed of a tokenizer."""
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -37,13 +29,15 @@ class Delivery:
 
     at_s: float
     """Seconds since the request arrived."""
+    step: int
+    """Index of the kept step that delivered it."""
     token_id: int
     text: str
     """What the token added to the text; "" without a tokenizer or inside a character."""
 
 
 def typed(
-    runs: Runs, tokenizer: Decoder | None = None, *, request: str | None = None
+    runs: Runs, tokenizer: Texts | None = None, *, request: str | None = None
 ) -> dict[str, list[Delivery]]:
     """Deliveries of one request per side: its id, or the one with the most steps."""
     shown = given.sides(runs)
@@ -51,29 +45,22 @@ def typed(
     return {side.name: _typed(side, tokenizer, request) for side in shown}
 
 
-def _typed(side: Side, tokenizer: Decoder | None, request: str | None) -> list[Delivery]:
+def _typed(side: Side, tokenizer: Texts | None, request: str | None) -> list[Delivery]:
     lane = choose(side, request)
     origin = side.run.steps[lane.parts[0][0]].start_s
     if lane.finished is not None:
         origin = lane.finished.metrics.arrival_s
-    found: list[Delivery] = []
-    ids: list[int] = []
-    text = ""
-    for index, part in lane.parts:
-        for token in part.new_token_ids:
-            ids.append(token)
-            whole = tokenizer.decode(ids) if tokenizer is not None else ""
-            # A character split over tokens appears with the token that completes it.
-            ready = whole.rstrip("\ufffd") if tokenizer is not None else ""
-            added = ready[len(text) :] if ready.startswith(text) else ""
-            text += added
-            found.append(Delivery(side.run.steps[index].end_s - origin, token, added))
-    return found
+    tokens = [(index, token) for index, part in lane.parts for token in part.new_token_ids]
+    texts = pieces(tokenizer, [token for _, token in tokens])
+    return [
+        Delivery(side.run.steps[index].end_s - origin, index, token, text)
+        for (index, token), text in zip(tokens, texts, strict=True)
+    ]
 
 
 def typewriters(
     runs: Runs,
-    tokenizer: Decoder | None = None,
+    tokenizer: Texts | None = None,
     *,
     request: str | None = None,
     title: str = "Tokens on the page over time",

@@ -70,7 +70,7 @@ def page_map(
     figure.add_traces(entries)
     cell = min(34.0, (theme.WIDTH - 60) / width)
     # Legend rows grow upwards, towards the title.
-    top = 66 + 20 * ((len(entries) - 1) // 13)
+    top = 66 + 28 * ((len(entries) - 1) // 13)
     figure.update_xaxes(visible=False, range=[-0.02, width + 0.02])
     figure.update_yaxes(visible=False, range=[rows + 0.02, -0.02])
     number = side.run.steps[index].index
@@ -140,10 +140,10 @@ def _bars(
     see_through = "rgba(128, 128, 128, 0.85)"
     return {
         "base": [
-            page.number % columns + _GAP / 2 + a * inner
+            round(page.number % columns + _GAP / 2 + a * inner, 3)
             for page, a in zip(some, begin, strict=True)
         ],
-        "x": [part * inner for part in share],
+        "x": [round(part * inner, 3) for part in share],
         "y": [page.number // columns + 0.5 for page in some],
         "orientation": "h",
         "width": inner,
