@@ -41,37 +41,13 @@ class BatchBuilder:
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of one step's plan."""
         requests, counts = plan.requests, plan.num_tokens
-        tokens: list[int] = []
-        sampled: list[Request] = []
-        starts: list[int] = []
-        sample_rows: list[int] = []
-        prompt_rows: list[int] = []
-        prompt_targets: list[int] = []
-        prompt_owners: list[Request] = []
-        num_prompt_logprobs = -1
-        for request, count in zip(requests, counts, strict=True):
-            start = request.num_computed_tokens
-            known = request.token_ids
-            stop = start + count
-            starts.append(start)
-            if request.params.prompt_logprobs is not None:
-                first_row = len(tokens) - start
-                num_prompt_logprobs = max(num_prompt_logprobs, request.params.prompt_logprobs)
-                # From the first position not reported yet: a resumed request reports none twice.
-                for position in range(
-                    max(start, len(request.prompt_logprobs) - 1),
-                    min(stop, request.num_prompt_tokens - 1),
-                ):
-                    prompt_rows.append(first_row + position)
-                    prompt_targets.append(known[position + 1])
-                    prompt_owners.append(request)
-            if count == 1:
-                tokens.append(known[start])
-            else:
-                tokens.extend(known[start:stop])
-            if stop == len(known):
-                sampled.append(request)
-                sample_rows.append(len(tokens) - 1)
+        rows = _Rows()
+        if max(counts) == 1 and all(r.params.prompt_logprobs is None for r in requests):
+            rows.add_decode(requests)
+        else:
+            for request, count in zip(requests, counts, strict=True):
+                rows.add(request, count)
+        tokens, starts = rows.tokens, rows.starts
 
         query_lens = np.array(counts, dtype=np.int64)
         starts_array = np.array(starts, dtype=np.int64)
@@ -79,8 +55,8 @@ class BatchBuilder:
         query_starts = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(query_lens, out=query_starts[1:])
         block_size = self._memory.block_size
-        rows = self._memory.rows_of(requests)
-        tables = self._memory.tables[rows, : -(-int(kv_lens.max()) // block_size)]
+        places = self._memory.rows_of(requests)
+        tables = self._memory.tables[places, : -(-int(kv_lens.max()) // block_size)]
         if len(tokens) == len(requests):
             positions, owners = starts_array, np.arange(len(requests))
         else:
@@ -96,12 +72,58 @@ class BatchBuilder:
             kv_lens=torch.from_numpy(kv_lens.astype(np.int32)),
             # Every cache is kept for the whole sequence, so all groups share one page numbering.
             groups=(group,) * self._num_groups,
-            sample_rows=torch.tensor(sample_rows, dtype=torch.int64),
-            sampling=plan_sampling(sampled, eos_token_ids=self._eos_token_ids),
-            prompt_rows=torch.tensor(prompt_rows, dtype=torch.int64),
-            prompt_targets=torch.tensor(prompt_targets, dtype=torch.int64),
-            num_prompt_logprobs=num_prompt_logprobs,
+            sample_rows=torch.tensor(rows.sample_rows, dtype=torch.int64),
+            sampling=plan_sampling(rows.sampled, eos_token_ids=self._eos_token_ids),
+            prompt_rows=torch.tensor(rows.prompt_rows, dtype=torch.int64),
+            prompt_targets=torch.tensor(rows.prompt_targets, dtype=torch.int64),
+            num_prompt_logprobs=rows.num_prompt_logprobs,
             query_lens=tuple(counts),
             context_lens=tuple(kv_lens.tolist()),
         )
-        return BuiltBatch(batch, sampled, prompt_owners)
+        return BuiltBatch(batch, rows.sampled, rows.prompt_owners)
+
+
+class _Rows:
+    """What is gathered request by request: the only part of a batch that Python loops over."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.starts: list[int] = []
+        self.sampled: list[Request] = []
+        self.sample_rows: list[int] = []
+        self.prompt_rows: list[int] = []
+        self.prompt_targets: list[int] = []
+        self.prompt_owners: list[Request] = []
+        self.num_prompt_logprobs = -1
+
+    def add_decode(self, requests: list[Request]) -> None:
+        """One row each: the step most steps are, without what only prompts need."""
+        self.starts = [request.num_computed_tokens for request in requests]
+        self.tokens = [r.token_ids[at] for r, at in zip(requests, self.starts, strict=True)]
+        ahead = [len(r.token_ids) - at for r, at in zip(requests, self.starts, strict=True)]
+        self.sample_rows = [row for row, missing in enumerate(ahead) if missing == 1]
+        self.sampled = [requests[row] for row in self.sample_rows]
+
+    def add(self, request: Request, count: int) -> None:
+        """The next `count` tokens of a request."""
+        start = request.num_computed_tokens
+        known, stop = request.token_ids, start + count
+        if request.params.prompt_logprobs is not None:
+            self._add_prompt_rows(request, start, stop)
+        self.starts.append(start)
+        self.tokens.extend(known[start:stop])
+        if stop == len(known):
+            self.sampled.append(request)
+            self.sample_rows.append(len(self.tokens) - 1)
+
+    def _add_prompt_rows(self, request: Request, start: int, stop: int) -> None:
+        wanted = request.params.prompt_logprobs or 0
+        self.num_prompt_logprobs = max(self.num_prompt_logprobs, wanted)
+        first_row = len(self.tokens) - start
+        # From the first position not reported yet: a resumed request reports none twice.
+        for position in range(
+            max(start, len(request.prompt_logprobs) - 1), min(stop, request.num_prompt_tokens - 1)
+        ):
+            self.prompt_rows.append(first_row + position)
+            self.prompt_targets.append(request.token_ids[position + 1])
+            self.prompt_owners.append(request)

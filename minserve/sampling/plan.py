@@ -79,7 +79,8 @@ def plan_sampling(
     for index, each in enumerate(params):
         if each is not params[0]:
             shared = False
-        if each.min_tokens or each.logit_bias:
+        ends = each.stop_token_ids or not each.ignore_eos
+        if each.logit_bias or (each.min_tokens and ends):
             edited.append(index)
         if each.logprobs is not None:
             reported.append(index)
