@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         for check in checks:
             _say(f"equal tokens: {check}")
         emit(result, args.json)
-        # OpenVINO's defaults are another number format: its differences are reported, not judged.
+        # OpenVINO reads weights rounded to float16, and its defaults compute in another number
+        # format: its differences are reported, not judged.
         return int(any(not c.equal for c in checks if c.against == "transformers"))
 
 

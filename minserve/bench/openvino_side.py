@@ -46,7 +46,7 @@ class OpenVINOSide:
         threads: int = 0,
         script: Path = _HERE / "openvino_peer.py",
     ) -> None:
-        self.name = "openvino" if hints == "default" else f"openvino {hints}"
+        self.name = "openvino" if hints == "default" else f"openvino-{hints}"
         command = [str(python), str(script), "--gguf", str(gguf), "--hints", hints]
         command += ["--threads", str(threads)]
         # A file, because nobody empties a pipe while the child works.

@@ -152,7 +152,7 @@ def test_openvino_is_a_child_that_answers_line_by_line(tmp_path: Path) -> None:
     script = tmp_path / "peer.py"
     script.write_text(dedent(STAND_IN))
     side = OpenVINOSide(sys.executable, "m.gguf", hints="f32", threads=2, script=script)
-    assert side.name == "openvino f32"
+    assert side.name == "openvino-f32"
     assert side.settings["argv"] == ["--gguf", "m.gguf", "--hints", "f32", "--threads", "2"]
     stream = side.stream(WorkItem((4, 5, 6), 2))
     assert stream.token_ids == (4, 5)
