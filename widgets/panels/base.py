@@ -98,7 +98,8 @@ class Panel(views.Displayed):
 
         Raises the run's error, or RuntimeError when there has been no complete run.
         """
-        self.wait()
+        if not self.worker.own_thread:  # Whoever hears of a result is called before the run ends.
+            self.wait()
         if self.worker.error is not None:
             raise self.worker.error
         if self._result is None:

@@ -156,6 +156,9 @@ class Compare(Panel):
             self.say_problem(str(error))
         else:
             self.say_problem("")
+            if self.last is not None and not self.worker.busy:
+                text = "Settings have changed since these results: run again to measure them."
+                self.status.value = views.sentence(text)
 
     def _rate_slider(self, bounds: tuple[float, float] | None) -> Control | None:
         rate = self.traffic().rate_per_s

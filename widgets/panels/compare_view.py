@@ -79,9 +79,9 @@ class CompareView:
         for name, trace in traces.items():
             value = self._headline.read(trace)
             if value is not None:
-                parts.append(f"“{name}” {self._headline.show(value)}")
+                parts.append(f"{name} {self._headline.show(value)}")
         text = f"{self._headline.label}, so far (live; the quoted numbers come next, undrawn)"
-        self.headline.value = views.headline(" · ".join(parts), text)
+        self.headline.value = views.headline(" · ".join(parts), text, 18)
         for name in (self._first, *self._opened()):
             self._draw_figure(name, traces)
 
@@ -89,6 +89,9 @@ class CompareView:
         """Draw the quoted numbers and the final figures."""
         verdict = result.verdict
         value = theme.format_ratio(verdict.ratio.median)
+        if verdict.outcome == "none":
+            # The median of pairs that disagree is no number to print large.
+            value = "No difference detectable"
         self.headline.value = views.headline(value, result.sentence() + ".")
         kind: views.Kind = {True: "good", False: "bad", None: "info"}[result.agreement.held]
         self.agreement.value = views.sentence(result.agreement.sentence, kind)

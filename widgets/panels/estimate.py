@@ -141,7 +141,17 @@ class Estimate(views.Displayed):
         except ValueError as error:
             self.feedback.value = views.sentence(str(error), "problem")
             return
-        truth = self._value()
+        busy = [panel for panel in self._panels if panel.worker.busy]
+        if busy:
+            # Waiting for the run here would hold up every other button of the page.
+            self._settle(views.sentence("Noted. It is scored when the run has ended.", "info"))
+            busy[0].on_result(lambda result: self._score(guess))
+        elif self._value() is not None:
+            self._score(guess)
+
+    def _score(self, guess: float) -> None:
+        """Say how good the guess was: once, when the value is known."""
+        truth = None if self.right is not None else self._value()
         if truth is None:
             return
         if self._choices:
@@ -157,11 +167,15 @@ class Estimate(views.Displayed):
         self._reveal(text, "good" if self.right else "bad")
 
     def _reveal(self, text: str, kind: views.Kind) -> None:
+        explain = views.sentence(self._explain, "info") if self._explain else ""
+        self._settle(views.sentence(text, kind) + explain)
+
+    def _settle(self, feedback: str) -> None:
+        """Take no more answers, and show the panels."""
         self.done = True
         for part in (self.input, self.check_button, self.show_button):
             part.disabled = True
-        explain = views.sentence(self._explain, "info") if self._explain else ""
-        self.feedback.value = views.sentence(text, kind) + explain
+        self.feedback.value = feedback
         for panel in self._panels:
             panel.unmask(self)
 

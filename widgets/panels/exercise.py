@@ -22,10 +22,12 @@ import copy
 import importlib.util
 import inspect
 import random
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from widgets import theme
@@ -269,11 +271,7 @@ def load_exercise(name: str, labs: Path | None = None) -> Exercise:
         raise FileNotFoundError(
             f"there is no exercise {name!r}; there are: {', '.join(known) or 'none'}"
         )
-    spec = importlib.util.spec_from_file_location(f"labs_exercises_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    exercise = getattr(module, "EXERCISE", None)
+    exercise = getattr(_load_module(path), "EXERCISE", None)
     if not isinstance(exercise, Exercise):
         raise ValueError(f"labs/exercises/{name}.py has no EXERCISE")
     return exercise
@@ -283,11 +281,18 @@ def load_solution(name: str, exercise: Exercise, labs: Path | None = None) -> tu
     """The worked solution of an exercise: the object itself, and the source to show."""
     path = (labs or labs_directory()) / "solutions" / f"{name}.py"
     source = path.read_text(encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(f"labs_solutions_{name}", path)
+    return getattr(_load_module(path), exercise.function), source
+
+
+def _load_module(path: Path) -> ModuleType:
+    """The file, run anew: a chapter's name is no Python name, so it cannot be imported."""
+    spec = importlib.util.spec_from_file_location(f"labs_{path.parent.name}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # A data class looks its own module up while it is being made.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return getattr(module, exercise.function), source
+    return module
 
 
 def assert_sound(exercise: Exercise, solution: Any, least_wrong: int = 3) -> None:

@@ -98,7 +98,7 @@ class Score:
 def score(question: Question, guess: Guess, verdict: Verdict) -> Score:
     """Compare a guess with what was measured; inside the measured spread counts as right."""
     ratio = guess.ratio
-    inside = ratio is not None and verdict.contains(ratio)
+    inside = verdict.contains(ratio) if ratio is not None else _leaves_open(guess, verdict)
     direction = None if guess.direction is None else guess.direction == verdict.direction or inside
     close = ratio is not None and verdict.contains(ratio, TOLERANCE)
     return Score(
@@ -106,6 +106,15 @@ def score(question: Question, guess: Guess, verdict: Verdict) -> Score:
         factor=None if ratio is None else close,
         reason=None if guess.reason is None else question.reasons[guess.reason].correct,
     )
+
+
+def _leaves_open(guess: Guess, verdict: Verdict) -> bool:
+    """Whether pairs that gave no verdict reach clearly into the direction that was predicted."""
+    if verdict.outcome != "none":
+        return False
+    if guess.direction == "up":
+        return verdict.ratio.max >= TOLERANCE
+    return guess.direction == "down" and verdict.ratio.min <= 1 / TOLERANCE
 
 
 class _Form:

@@ -124,7 +124,7 @@ class Measured:
             factor += f" ({pairs})"
         label = self.metric.label
         if verdict.outcome == "none":
-            return f"No difference detectable: {label} of “{second}” is {factor}"
+            return f"No difference detectable in {label}: “{second}” has {factor}"
         word = self.metric.words[0 if verdict.outcome == "better" else 1]
         return f"“{second}” {word}: {label} is {factor}"
 

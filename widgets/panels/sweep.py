@@ -16,6 +16,7 @@ from typing import Any
 from minserve.bench.interleave import Spread
 from minserve.bench.traffic import Traffic
 from minserve.config import EngineConfig, describe
+from minserve.spec import ModelSpec
 from minserve.trace import TraceHeader
 from minserve.virtual import CostModel
 from widgets.panels import views
@@ -92,7 +93,7 @@ class Sweep(Panel):
 
     `knob` is a configuration field, or a parameter of `workload` where that is a function. With
     `switch`, both sides run at every value. `modelled` is a CostModel, whose virtual engine gives
-    the dashed line, or a function of the value.
+    the dashed line, or a function of the value; `virtual_spec` is another model to ask about.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Sweep(Panel):
         model: str = "zoo/base",
         rounds: int = 3,
         modelled: Modelled | None = None,
+        virtual_spec: ModelSpec | None = None,
         unit: str = "",
         title: str = "",
         clock: str = "",
@@ -129,14 +131,13 @@ class Sweep(Panel):
         self._unit = unit or (knobs[knob].unit if self._is_field else "")
         self._base, self._switch, self._names = base, switch, names
         self._workload, self._model, self._rounds = workload, model, rounds
-        self._modelled = modelled
+        self._modelled, self._virtual_spec = modelled, virtual_spec
         on_virtual = clock == "virtual" or (not clock and virtual_by_default())
         given = modelled if isinstance(modelled, CostModel) else DEFAULT_COST
         self._cost = given if on_virtual else None
         self._pace = Pace()
         self.view = views.FigureView()
-        self.summary = views.html()
-        self.results.children = (self.summary, self.view.widget)
+        self.results.children = (self.view.widget,)
 
     def configs(self, value: Any) -> dict[str, EngineConfig]:
         """The sides at one value. Raises ConfigError."""
@@ -204,7 +205,7 @@ class Sweep(Panel):
             return {value: float(self._modelled(value)) for value in self.values}
         line = {}
         for value in self.values:
-            sides = Sides(self._model, self.configs(value), self._modelled)
+            sides = Sides(self._model, self.configs(value), self._modelled, self._virtual_spec)
             line[value] = self._point(sides, value, 0, job, {})
         return line
 
@@ -229,9 +230,7 @@ class Sweep(Panel):
 
     def show(self, result: SweepResult) -> None:
         """Draw what has been measured."""
-        figure = sweep_figure(result)
-        self.summary.value = views.sentence(figure.takeaway)
-        self.view.draw(figure)
+        self.view.draw(sweep_figure(result))
 
     def _traffic(self, value: Any) -> Traffic:
         if isinstance(self._workload, Traffic):
@@ -239,4 +238,5 @@ class Sweep(Panel):
         return self._workload() if self._is_field else self._workload(**{self.knob: value})
 
     def _sides(self, value: Any) -> Sides:
-        return Sides(self._model, self.configs(value), self._cost)
+        spec = self._virtual_spec if self._cost else None
+        return Sides(self._model, self.configs(value), self._cost, spec)

@@ -37,7 +37,7 @@ def sweep_figure(result: SweepResult) -> LabFigure:
             x=[*x, *x[::-1]],
             y=[*(spread.max for spread in spreads), *(spread.min for spread in spreads[::-1])],
             fill="toself", fillcolor=theme.translucent(colour, 0.18), line={"width": 0},
-            name="smallest to largest round", hoverinfo="skip",
+            mode="lines", name="smallest to largest round", hoverinfo="skip",
         )  # fmt: skip
     medians = [spread.median for spread in spreads]
     if kind == "counted":
@@ -61,7 +61,7 @@ def sweep_figure(result: SweepResult) -> LabFigure:
         figure.add_hline(y=1.0, line={"color": theme.INK, "width": 1})
     label = result.metric.label
     if result.is_ratio:
-        label += f", “{result.sides[1]}” over “{result.sides[0]}”"
+        label = f"“{result.sides[1]}” over “{result.sides[0]}”"
     unit = f" ({result.unit})" if result.unit else ""
     figure.update_layout(theme.layout(f"{result.metric.label} over {result.knob}"))
     figure.update_xaxes(title_text=f"{result.knob}{unit}")

@@ -21,13 +21,13 @@ from widgets.figures.render import CONFIG, table_html
 
 Kind = Literal["plain", "good", "bad", "info", "problem"]
 
-# A sign and a word beside the border's colour: nothing is said by colour alone.
+# A sign beside the border's colour, from those every font has: nothing is said by colour alone.
 _SIGNS: dict[str, tuple[str, str]] = {
     "plain": ("", "transparent"),
     "good": ("✓ ", "#009E73"),
     "bad": ("✗ ", "#D55E00"),
-    "info": ("ⓘ ", "#0072B2"),
-    "problem": ("⚠ ", "#D55E00"),
+    "info": ("", "#0072B2"),
+    "problem": ("! ", "#D55E00"),
 }
 
 
@@ -43,12 +43,12 @@ def sentence(text: str, kind: Kind = "plain") -> str:
     )
 
 
-def headline(value: str, text: str) -> str:
+def headline(value: str, text: str, size_px: int = 28) -> str:
     """One big number and what it is."""
     return (
-        f'<div role="status" style="margin:.3rem 0;max-width:60rem"><span style="font-size:28px;'
-        f'font-weight:600;line-height:1.2">{escape(value)}</span><br><span>{escape(text)}</span>'
-        "</div>"
+        '<div role="status" style="margin:.3rem 0;max-width:60rem">'
+        f'<span style="font-size:{size_px}px;font-weight:600;line-height:1.2">{escape(value)}'
+        f"</span><br><span>{escape(text)}</span></div>"
     )
 
 
@@ -70,14 +70,23 @@ Shown = LabFigure | widgets.Widget | Mapping[str, Any] | str
 def as_widget(shown: Shown) -> widgets.Widget:
     """A figure, facts or text as a widget."""
     if isinstance(shown, LabFigure):
-        view = FigureView()
-        view.draw(shown)
-        return view.widget
+        return _still(shown)
+    own = getattr(shown, "widget", None)  # Replay, TokenView, panels.
+    if own is not None:
+        return own() if callable(own) else own
     if isinstance(shown, widgets.Widget):
         return shown
     if isinstance(shown, Mapping):
         return html(table([{"fact": name, "value": value} for name, value in shown.items()]))
     return html(sentence(str(shown)))
+
+
+def _still(figure: LabFigure) -> widgets.Widget:
+    """A figure that will not change. A FigureWidget would bring 5 MB of plotly.js to the page."""
+    words = html(theme.STYLE + figure.words_html())
+    bundle = dict(figure._repr_mimebundle_())
+    plot = {"output_type": "display_data", "data": bundle, "metadata": {}}
+    return widgets.VBox([widgets.Output(outputs=(plot,)), words])
 
 
 def print_plain(shown: Shown) -> None:

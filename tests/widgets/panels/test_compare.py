@@ -248,6 +248,9 @@ def test_every_control_reaches_the_side_it_belongs_to(headless):
         assert (config.memory.block_size, config.memory.check_integrity) == (8, True)
         assert (config.memory.watermark, config.memory.kv_bytes) == (0.02, 1 << 21)
     panel.run()
+    assert "changed" not in panel.status.value
+    panel.controls["spread"].value = 4
+    assert "Settings have changed" in panel.status.value
     assert seen[-1] == (3, "b", 0.25)
     assert panel.result.counts["on"].requests == 3
     assert panel.result.changed == {}

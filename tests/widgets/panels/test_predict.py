@@ -160,6 +160,14 @@ def test_no_difference_detectable_is_a_result_too(guess, direction, factor):
     assert (found.direction, found.factor) == (direction, factor)
 
 
+def test_pairs_that_disagree_widely_call_no_direction_wrong():
+    verdict = judge([1.0] * 5, [0.5, 0.9, 1.0, 1.2, 3.0], "lower")
+    for direction in ("up", "down", "same"):
+        assert score(STEPS, Guess(direction, None, None), verdict).direction is True
+    calm = judge([1.0] * 5, [0.98, 0.99, 1.0, 1.01, 1.02], "lower")
+    assert score(STEPS, Guess("up", None, None), calm).direction is False
+
+
 def test_a_question_has_three_reasons_and_one_is_right():
     with pytest.raises(ValueError, match="three reasons"):
         Question("steps", "?", REASONS[:2])

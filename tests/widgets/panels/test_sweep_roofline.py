@@ -42,7 +42,7 @@ def test_a_field_is_swept_with_its_spread_and_a_modelled_line():
     figure = panel.view.shown.figure
     dashes = {trace.name: trace.line.dash for trace in figure.data if trace.mode}
     assert dashes["measured"] == "solid" and dashes["modelled"] == "dash"
-    assert "max_num_seqs" in panel.summary.value
+    assert "max_num_seqs" in panel.view.shown.takeaway
     assert len(drawn) >= 1 and panel.view.shown.alt and len(panel.view.shown.table) == 3
     assert set(result.facts()) == {
         f"modelled time for the whole workload at scheduling.max_num_seqs = {n}" for n in (1, 2, 4)
