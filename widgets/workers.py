@@ -147,6 +147,11 @@ class Worker:
         """True while a run waits for its turn or goes on."""
         return not self._ended.is_set()
 
+    @property
+    def own_thread(self) -> bool:
+        """True when asked by the run itself."""
+        return self.busy and self._thread is threading.current_thread()
+
     def start(self, work: Callable[[Job], Any]) -> bool:
         """Start a run and return; False when one is under way. Headless, the run happens now."""
         with self._lock:

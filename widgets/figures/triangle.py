@@ -105,7 +105,7 @@ def _label_step(reach: int) -> int:
 
 def _heading(side: Side, lane: Lane) -> str:
     computed, again = totals(lane)
-    text = f"{computed:,} tokens computed, {again:,} again"
+    text = f"{computed:,} computed, {again:,} again"
     return f"{side.name}: {text}" if side.name else text
 
 

@@ -152,3 +152,19 @@ def test_a_choice_without_feedback_or_with_two_right_answers_is_refused():
         Choice("?", (Answer("a", "", correct=True), Answer("b", "x")))
     with pytest.raises(ValueError, match="one of them right"):
         Choice("?", (Answer("a", "x", correct=True), Answer("b", "x", correct=True)))
+
+
+def test_a_guess_during_the_run_is_noted_and_scored_at_its_end():
+    race = Compare(BASE, {"scheduling.policy": "static"}, tiny(6), rounds=3, headline="steps")
+    # Listeners may ask for the result although the run has not ended: it is theirs to hear.
+    guess = Estimate("Ratio of steps?", lambda: race.result.verdict.ratio.median,
+                     key="00.steps", unit="x", choices=(1, 3, 10), panels=[race])  # fmt: skip
+    race.run()
+    guess.guess(1)
+    assert guess.done and not race.masked
+    assert race.wait(60)
+    assert race.result.verdict.ratio.median == pytest.approx(3, rel=2)
+    assert guess.right is not None and Progress().entries()["00.steps"].tries == 1
+    race.run()
+    assert race.wait(60)
+    assert Progress().entries()["00.steps"].tries == 1
