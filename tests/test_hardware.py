@@ -200,7 +200,7 @@ def made_up(per_s: float = 1.0) -> Rate:
 def ceilings() -> Ceilings:
     return Ceilings(
         processor="a CPU", device="cpu", threads=2, torch_version="2", date="2026-11-21",
-        quick=True, interruptions_per_s=1.0,
+        quick=True, cpu_share=0.9,
         bandwidth=(
             BandwidthPoint(1 << 20, made_up(100e9), made_up(90e9)),
             BandwidthPoint(1 << 22, made_up(60e9), made_up(50e9)),
@@ -313,7 +313,7 @@ def test_a_disturbed_measurement_is_not_kept(
     noisy = Rate(per_s=5e9, median=1e9, low=1e8, operator="made up", rounds=3)
     points = tuple(BandwidthPoint(1 << size, noisy, noisy) for size in (20, 22, 24))
     assert replace(ceilings(), bandwidth=points).disturbed
-    disturbed = replace(ceilings(), interruptions_per_s=300.0)
+    disturbed = replace(ceilings(), cpu_share=0.4)
     assert disturbed.disturbed
     assert not ceilings().disturbed
     monkeypatch.setattr(ceilings_module, "measure_ceilings", lambda *_, **__: disturbed)

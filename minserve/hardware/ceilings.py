@@ -26,11 +26,11 @@ from minserve.hardware import probes
 from minserve.hardware.machine import describe_machine
 from minserve.hardware.measure import Rate, best_rate, synchronize
 
-VERSION = 2
+VERSION = 3
 
 _MIB = 1 << 20
-_QUIET = 20.0
-"""Interruptions per second that a quiet system's own housekeeping stays below."""
+_QUIET_SHARE = 0.6
+"""Allocating between measurements takes one thread only, so that 1 is never reached."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class Ceilings:
     date: str
     quick: bool
     """Fewer sizes and fewer rounds: good to some ten percent on a quiet machine."""
-    interruptions_per_s: float | None
-    """How often another program took a core away meanwhile; None where the system does not tell."""
+    cpu_share: float | None
+    """CPU time this process got meanwhile, over time and threads: near 1 on a quiet machine, whose
+    threads compute or wait actively. None for a GPU, and where the system does not tell."""
     bandwidth: tuple[BandwidthPoint, ...]
     """By ascending working set."""
     matmul: tuple[ProductPoint, ...]
@@ -75,9 +76,9 @@ class Ceilings:
 
     @property
     def disturbed(self) -> bool:
-        """True when something else ran: cores were taken away, or a quarter of the points had a
-        median below half of their best."""
-        if self.interruptions_per_s is not None and self.interruptions_per_s > _QUIET:
+        """True when something else ran: this process did not get its cores, or a quarter of the
+        points had a median below half of their best."""
+        if self.cpu_share is not None and self.cpu_share < _QUIET_SHARE:
             return True
         rates = [rate for point in self.bandwidth for rate in (point.read, point.copy)]
         rates += [point.rate for point in (*self.matmul, *self.matvec)]
@@ -157,7 +158,7 @@ def measure_ceilings(
     measurements = 2 * len(sizes) + len(dtypes) * (len(products) + len(vectors))
     share = (budget_s if budget_s is not None else (2.5 if quick else 25.0)) / measurements
     bandwidth, matmul, matvec = [], [], []
-    clock, before = WallClock(), _interruptions()
+    clock, before = WallClock(), _cpu_seconds()
     start = clock.now()
     with torch.inference_mode():
         for mib in sizes:
@@ -175,7 +176,8 @@ def measure_ceilings(
                 rate = best_rate(candidates, work, target, share)
                 matvec.append(ProductPoint(name, size, 1, rate))
     synchronize(target)
-    interruptions = _interruptions()
+    elapsed = clock.now() - start
+    after = None if on_gpu else _cpu_seconds()
     machine = describe_machine()
     return Ceilings(
         processor=machine.processor(target),
@@ -184,10 +186,10 @@ def measure_ceilings(
         torch_version=machine.torch_version,
         date=datetime.now(UTC).date().isoformat(),
         quick=quick,
-        interruptions_per_s=(
+        cpu_share=(
             None
-            if interruptions is None or before is None
-            else (interruptions - before) / (clock.now() - start)
+            if after is None or before is None
+            else (after - before) / elapsed / machine.threads
         ),
         bandwidth=tuple(bandwidth),
         matmul=tuple(matmul),
@@ -245,13 +247,14 @@ def machine_ceilings(
     return measured
 
 
-def _interruptions() -> int | None:
-    """Times another program took a core from this process so far."""
+def _cpu_seconds() -> float | None:
+    """CPU time of all threads of this process so far."""
     try:
         import resource
     except ImportError:  # Windows
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def cache_path(device: str | torch.device, dtypes: Sequence[str], *, quick: bool) -> Path:
