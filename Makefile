@@ -67,6 +67,7 @@ setup: ## make .venv with everything lab and test need; refresh it when the pins
 	  echo 'to do without them, stop here and say: make setup TORCH=cpu'; \
 	fi; \
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -c "import torch; from minserve.kernels import select_ops; print('CPU operators:', select_ops('auto', torch.device('cpu'), torch.float32).name)"; \
 	printf '%s' "$(TORCH)" > $(VENV)/.minserve-torch; \
 	echo "$$want" > $(STAMP); \
 	echo 'Ready: $(VENV)'

@@ -160,9 +160,10 @@ class KernelsConfig(Section):
     )
     logits_chunk: int = knob(
         256,
-        "Rows of logits computed at once.",
+        "Rows of a prompt's logits computed at once where its logprobs are asked for. Rows whose "
+        "next token is drawn are at most max_num_seqs and computed together.",
         unit="rows",
-        trade_off="bounds the memory of [rows, vocabulary] where prompt logprobs are asked for",
+        trade_off="fewer calls against the memory of [rows, vocabulary]",
         at_least=1,
     )
 
