@@ -22,6 +22,13 @@ from widgets.figures import render
 
 LABS = Path(__file__).resolve().parent.parent
 
+_EXPORT = """
+from widgets.export import export_svg
+
+export_svg({{{}}}, {!r})
+None
+"""
+
 
 def declared(path: Path) -> Mapping[str, str]:
     """Name -> expression of a chapter's signature figures."""
@@ -35,13 +42,11 @@ def export(path: Path, folder: Path) -> list[Path]:
     figures = declared(path)
     if not figures:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
-    targets = {name: folder / f"{name}.svg" for name in figures}
-    lines = [f"({figures[name]}).svg({str(target)!r})" for name, target in targets.items()]
+    names = ", ".join(f"{name!r}: {expression}" for name, expression in figures.items())
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell("\n".join([*lines, "None"])))
+    notebook.cells.append(nbformat.v4.new_code_cell(_EXPORT.format(names, str(folder))))
     execute(notebook, path.parent)
-    return list(targets.values())
+    return [folder / f"{name}.svg" for name in figures]
 
 
 def main(argv: list[str] | None = None) -> int:
