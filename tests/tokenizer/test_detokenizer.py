@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -52,6 +53,17 @@ def test_pieces_add_up_to_the_text_of_all_tokens(name, skip):
         assert text + detokenizer.finish() == tokenizer.decode(ids, skip)
 
     check()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_short_row_of_letters_and_spaces_adds_up(name):
+    tokenizer = TOKENIZERS[name]
+    wanted = {"a", "▁", "▁a", "▁▁", "Ġ", "##x", "b"}
+    some = [i for i in range(tokenizer.vocab_size) if tokenizer.token_text(i) in wanted]
+    for ids in product(some, repeat=4):
+        detokenizer = tokenizer.detokenizer()
+        text = "".join(detokenizer.push([token]) for token in ids) + detokenizer.finish()
+        assert text == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("name", ["byte-level", "byte fallback, first space stripped"])

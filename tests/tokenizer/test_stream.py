@@ -87,3 +87,16 @@ def test_an_unfinished_stop_string_is_shown_at_the_end():
     assert stream.push(tokenizer.encode("a STO")) == "a "
     assert stream.finish() == "STO" and stream.stopped_by is None
     assert stream.push(tokenizer.encode("P")) == ""
+
+
+def test_a_character_broken_off_before_min_tokens_is_no_stop_string():
+    tokenizer = TOKENIZERS["byte-level"]
+    begun = next(token for token in range(300) if _begins_a_character(tokenizer, token))
+    for min_tokens, text in ((0, ""), (1, ""), (2, "\ufffd")):
+        stream = TextStream(tokenizer, SamplingParams(stop="\ufffd", min_tokens=min_tokens))
+        assert stream.push([begun]) + stream.finish() == text
+
+
+def _begins_a_character(tokenizer: Tokenizer, token: int) -> bool:
+    waits = tokenizer.detokenizer().push([token]) == ""
+    return waits and tokenizer.decode([token]) == "\ufffd"

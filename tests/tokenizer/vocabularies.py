@@ -60,6 +60,9 @@ KINDS = {
     "byte fallback, first space kept": lambda: byte_fallback(
         decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     ),
+    "two spaces stripped": lambda: byte_fallback(
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 2, 0)])
+    ),
     "metaspace": lambda: byte_fallback(decoders.Metaspace()),
     "word pieces": lambda: byte_fallback(decoders.WordPiece()),
     "word ends": lambda: byte_fallback(decoders.BPEDecoder(suffix="b")),
