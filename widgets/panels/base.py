@@ -21,7 +21,12 @@ from widgets.panels import views
 from widgets.theme import headless
 from widgets.workers import Job, Worker, describe_error
 
-REFUSALS = (ConfigError, InvalidRequestError)
+
+class Refusal(ValueError):
+    """A run that cannot begin as things stand. The message says what to do first."""
+
+
+REFUSALS = (ConfigError, InvalidRequestError, Refusal)
 """Errors whose message is a sentence for the reader."""
 
 
@@ -64,7 +69,7 @@ class Panel(views.Displayed):
     # What a subclass brings.
 
     def check(self) -> None:
-        """Raise ConfigError, in a sentence, where the settings cannot work."""
+        """Raise ConfigError or Refusal, in a sentence, where a run cannot work."""
 
     def work(self, job: Job) -> Any:
         """The run, in the worker's thread; returns the result."""
@@ -78,7 +83,7 @@ class Panel(views.Displayed):
     def run(self) -> None:
         """Start a run, as the button does; headless, it is over when this returns.
 
-        Raises ConfigError for settings that cannot work. What goes wrong later is shown in the
+        Raises ConfigError or Refusal where it cannot begin. What goes wrong later is shown in the
         panel and raised by `result` and by the chapter's last cell.
         """
         self.check()

@@ -13,7 +13,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from widgets.panels import views
-from widgets.panels.base import Panel
+from widgets.panels.base import Panel, Refusal
 from widgets.panels.exercise import (
     Exercise,
     Report,
@@ -67,9 +67,13 @@ class Check(Panel):
         helps = widgets.HBox([self.hint_button, self.solution_button])
         self.widget.children = (*self.widget.children, helps, self.hints, self.solution_view)
 
+    def check(self) -> None:
+        """Raise Refusal where the notebook has no solution, not even a stub."""
+        self._found()
+
     def work(self, job: Job) -> Report:
         """Run the cases on the solution as it is now."""
-        solution = self._solution if self._solution is not None else self._from_notebook()
+        solution = self._found()
 
         def on_case(done: int, total: int) -> None:
             job.report(done / total, f"Case {done + 1} of {total}.")
@@ -104,13 +108,15 @@ class Check(Panel):
         _, source = load_solution(self.name, self.exercise, self._labs)
         self.solution_view.value = f"<pre>{escape(source)}</pre>"
 
-    def _from_notebook(self) -> Any:
+    def _found(self) -> Any:
+        if self._solution is not None:
+            return self._solution
         from IPython import get_ipython
 
         shell = get_ipython()
         names = shell.user_ns if shell is not None else {}
         if self.exercise.function not in names:
-            raise NameError(
+            raise Refusal(
                 f"there is no {self.exercise.function!r} in this notebook yet: run the cell that "
                 "defines it"
             )

@@ -138,7 +138,7 @@ def _numbers(result: CompareResult) -> str:
         row["smallest to largest"] = (
             f"{theme.format_ratio(ratio.min)} to {theme.format_ratio(ratio.max)}"
         )
-        word = {"better": metric.words[0], "worse": metric.words[1], "none": "no difference"}
+        word = {"better": metric.words[0], "worse": metric.words[1], "none": "none detectable"}
         row["verdict"] = word[measured.verdict.outcome]
         rows.append(row)
     rate = "" if result.rate_per_s is None else f" at {result.rate_per_s:.3g} requests/s"
