@@ -34,6 +34,7 @@ from minserve.models import (
 )
 from minserve.request import SamplingParams
 from minserve.runner import EagerRunner
+from minserve.scheduling import Policy
 from minserve.spec import ModelSpec
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, TraceHeader
@@ -100,8 +101,13 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
     )
 
 
-def build_engine(loaded: LoadedModel, clock: Clock | None = None) -> Engine:
-    """An engine with its own page pool over the loaded model."""
+def build_engine(
+    loaded: LoadedModel, clock: Clock | None = None, policy: Policy | None = None
+) -> Engine:
+    """An engine with its own page pool over the loaded model.
+
+    `policy` stands in for the scheduling policy that the configuration names.
+    """
     config = loaded.config
     clock = clock or WallClock()
     ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
@@ -119,11 +125,16 @@ def build_engine(loaded: LoadedModel, clock: Clock | None = None) -> Engine:
     runner = EagerRunner(
         decoder, attention, config.device, clock, config.config.kernels.logits_chunk
     )
-    return Engine(config, runner, memory, loaded.tokenizer, clock, new_trace(loaded.name, config))
+    trace = new_trace(loaded.name, config)
+    return Engine(config, runner, memory, loaded.tokenizer, clock, trace, policy)
 
 
 def build_virtual_engine(
-    spec: ModelSpec, config: EngineConfig, cost: CostModel, name: str = ""
+    spec: ModelSpec,
+    config: EngineConfig,
+    cost: CostModel,
+    name: str = "",
+    policy: Policy | None = None,
 ) -> Engine:
     """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
 
@@ -156,7 +167,7 @@ def build_virtual_engine(
     trace.header = dataclasses.replace(
         trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
     )
-    return Engine(resolved, runner, memory, None, clock, trace)
+    return Engine(resolved, runner, memory, None, clock, trace, policy)
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:

@@ -25,7 +25,7 @@ from minserve.request import (
     TokenLogprobs,
 )
 from minserve.runner import Handle, Runner, StepResult
-from minserve.scheduling import Scheduler, StepPlan
+from minserve.scheduling import Policy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
 from minserve.trace import RequestStep, RunTrace, StageTimes, StepTrace, StepWork
 
@@ -55,6 +55,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         clock: Clock,
         trace: RunTrace,
+        policy: Policy | None = None,
     ) -> None:
         self.config = config
         self.memory = memory
@@ -62,7 +63,7 @@ class Engine:
         self.clock = clock
         self._runner = runner
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(config, memory)
+        self._scheduler = Scheduler(config, memory, policy)
         groups = config.model.cache_groups()
         self._builder = BatchBuilder(memory, len(groups), config.model.eos_token_ids)
         self._counter = WorkCounter(config.model, config.itemsize)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from minserve.config import ResolvedConfig
 from minserve.memory import KVManager
 from minserve.request import Request, Status
+from minserve.scheduling.policy import POLICIES, AdmissionError, Policy, Room
 
 
 @dataclass
@@ -27,15 +28,18 @@ class StepPlan:
 
 
 class Scheduler:
-    """First come, first served; running requests before waiting ones."""
+    """First come, first served; running requests before waiting ones.
 
-    def __init__(self, config: ResolvedConfig, memory: KVManager) -> None:
+    `policy` stands in for the one that `scheduling.policy` names.
+    """
+
+    def __init__(
+        self, config: ResolvedConfig, memory: KVManager, policy: Policy | None = None
+    ) -> None:
         self._memory = memory
         self._max_num_seqs = config.config.scheduling.max_num_seqs
         self._max_num_batched_tokens = config.max_num_batched_tokens
-        self._static = config.config.scheduling.policy == "static"
-        self._open_places = 0
-        """Static batching: how many more requests may join the batch that is being formed."""
+        self._policy = policy or POLICIES[config.config.scheduling.policy]()
         self._victim = config.config.scheduling.victim
         # Without a cache, and without chunking, a request's tokens are computed in one step.
         self._whole = (
@@ -68,7 +72,8 @@ class Scheduler:
         return plan
 
     def _schedule_running(self, plan: StepPlan) -> int:
-        budget, index = self._max_num_batched_tokens, 0
+        limit, index = self._max_num_batched_tokens, 0
+        budget = min(limit, self._policy.budget(limit, self.running, self.waiting))
         while index < len(self.running):
             request = self.running[index]
             count = self._chunk(request, budget)
@@ -112,37 +117,25 @@ class Scheduler:
         self.waiting.appendleft(victim)
 
     def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
-        # Pages that chunked prompts will still ask for are spoken for.
-        promised = sum(
-            max(0, self._memory.missing_blocks(request, request.num_tokens))
-            for request in self.running
-        )
-        while self.waiting and budget and len(self.running) < self._max_num_seqs:
-            if self._static and not self._join_static_batch():
-                return
+        while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:
             request = self.waiting[0]
             count = self._chunk(request, budget)
-            needed = self._memory.blocks_for(request.num_tokens)
-            reserve = promised + self._watermark_blocks if self.running else 0
-            if not count:
+            room = Room(
+                self.running, self.waiting, self._max_num_seqs, self._memory, self._watermark_blocks
+            )
+            if not count or not self._policy.admits(room):
                 return
-            if needed + reserve > self._memory.pool.num_free:
-                self._open_places = 0
-                return
+            needed, free = self._memory.blocks_for(count), self._memory.pool.num_free
+            if needed > free:
+                raise AdmissionError(
+                    f"the policy admitted request {request.request_id}, whose first {count} tokens "
+                    f"need {needed} pages, and {free} are free"
+                )
             self.waiting.popleft()
-            self._open_places -= 1
             self._memory.admit(request)
             self._memory.reserve(request, count)
             request.status = Status.RUNNING
             self.running.append(request)
             plan.requests.append(request)
             plan.num_tokens.append(count)
-            promised += max(0, self._memory.missing_blocks(request, request.num_tokens))
             budget -= count
-
-    def _join_static_batch(self) -> bool:
-        """A new batch opens for whoever waits when nobody runs any more; with a small token budget
-        its prompts take several steps to get in."""
-        if not self.running:
-            self._open_places = min(len(self.waiting), self._max_num_seqs)
-        return self._open_places > 0

@@ -1,0 +1,87 @@
+"""What the scheduler asks at every step, and the two answers of the literature.
+
+A policy decides how many tokens a step may compute and whether the first waiting request may join
+now; places, pages and order stay the scheduler's. `continuous` is Orca's iteration-level scheduling
+(Yu et al., OSDI 2022) with pages counted instead of reserved; `static` is what came before it. Any
+object with these two methods may stand in: `build_engine(..., policy=...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minserve.memory import KVManager
+from minserve.request import Request
+
+
+class AdmissionError(RuntimeError):
+    """A policy let a request in that has no room. The message says what was missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Who runs, who waits, and what is left for the first in line: one moment of one step."""
+
+    running: Sequence[Request]
+    """Those who hold a place, in order of admission; pages for this step are already theirs."""
+    waiting: Sequence[Request]
+    """At least one."""
+    max_num_seqs: int
+    memory: KVManager
+    watermark_blocks: int
+    """Pages to be left free beside running requests (`memory.watermark`)."""
+
+    @property
+    def needed_blocks(self) -> int:
+        """Pages for every token that the first waiting request knows."""
+        return self.memory.blocks_for(self.waiting[0].num_tokens)
+
+    @property
+    def promised_blocks(self) -> int:
+        """Pages that chunked prompts of running requests will still ask for."""
+        missing = (self.memory.missing_blocks(one, one.num_tokens) for one in self.running)
+        return sum(max(0, blocks) for blocks in missing)
+
+    @property
+    def has_pages(self) -> bool:
+        """True where the first in line fits beside what is promised; with nobody running, no page
+        is kept back."""
+        kept_back = self.promised_blocks + self.watermark_blocks if self.running else 0
+        return self.needed_blocks + kept_back <= self.memory.pool.num_free
+
+
+class ContinuousBatching:
+    """A waiting request joins at any step in which there is room."""
+
+    def budget(self, limit: int, running: Sequence[Request], waiting: Sequence[Request]) -> int:
+        """Tokens that this step may compute, at most `limit` (`max_num_batched_tokens`)."""
+        return limit
+
+    def admits(self, room: Room) -> bool:
+        """May the first waiting request join now? Asked only where there is a free place."""
+        return room.has_pages
+
+
+class StaticBatching(ContinuousBatching):
+    """A batch is formed when nobody runs any more; until its last request ends, nobody joins."""
+
+    def __init__(self) -> None:
+        self._open_places = 0
+
+    def admits(self, room: Room) -> bool:
+        """With a small token budget the batch's prompts take several steps to get in."""
+        if not room.running:
+            self._open_places = min(len(room.waiting), room.max_num_seqs)
+        if self._open_places and not room.has_pages:
+            self._open_places = 0
+        joins = self._open_places > 0
+        self._open_places -= joins
+        return joins
+
+
+Policy = ContinuousBatching
+"""What a policy is: this class, or one that overrides a method of it."""
+
+POLICIES: dict[str, type[Policy]] = {"continuous": ContinuousBatching, "static": StaticBatching}
+"""`scheduling.policy` -> its class."""
