@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
@@ -259,6 +260,7 @@ class EngineConfig(Section):
         return resolve(self, model, device)
 
 
+@cache
 def describe() -> tuple[Knob, ...]:
     """Every field of EngineConfig and its sections, in order."""
     return tuple(_describe(EngineConfig, ""))
