@@ -16,9 +16,10 @@ import plotly.graph_objects as go
 from minserve.request import Output
 from widgets import theme
 from widgets.figures import sides as given
+from widgets.figures.page_grid import MAX_NAMED
 from widgets.figures.render import figure_html, words_html
 from widgets.figures.sides import Runs
-from widgets.moments import Moment, Moments
+from widgets.moments import Moment, Moments, speed_words
 from widgets.pieces import Texts
 from widgets.replay_views import (
     PagesView,
@@ -33,7 +34,6 @@ from widgets.tokenview import kinds_at
 MAX_FRAMES = 120
 _MAX_CELLS = 20_000
 """Most pages times frames: a frame repeats every page, and the page must stay small."""
-_CHANGING = ("base", "x", "text", "textfont", "marker", "hoverinfo")
 _LINES, _LINE_PX = 18, 19
 
 
@@ -63,19 +63,16 @@ def replay_html(
         most = max(12, min(most, _MAX_CELLS // max(1, sides[0].run.steps[0].blocks_total)))
     times = frame_times(moments, most)
     figure, frames = _frames(shown, [moments.at(at) for at in times], times)
-    figure.frames = [
-        go.Frame(name=f"{n}", **drawn) for n, drawn in enumerate(frames)
-    ]  # fmt: skip
     pace_ms = 1e3 * moments.last_s / speed / max(1, len(times) - 1)
     _add_controls(figure, times, pace_ms)
-    from widgets.replay import speed_words
-
     words = f"Played at {speed_words(speed)}. {given.caption(sides)}"
     alt = (
         f"Replay of {shown.title} in {theme.format_count(len(times), 'frame')} over "
         f"{theme.format_seconds(moments.last_s)}, with a slider, play and pause."
     )
-    return figure_html(figure, words_html("", words, alt, []), alt, include_plotlyjs, full=full)
+    page = figure.to_plotly_json()
+    page["frames"] = [{"name": f"{n}", **drawn} for n, drawn in enumerate(frames)]
+    return figure_html(page, words_html("", words, alt, []), alt, include_plotlyjs, full=full)
 
 
 def frame_times(moments: Moments, most: int = MAX_FRAMES) -> list[float]:
@@ -118,12 +115,13 @@ def _timeline(
 
 
 def _pages(view: PagesView, moments: Sequence[Moment]) -> list[dict[str, Any]]:
-    frames = []
     # What hovering would tell of a page is a megabyte of words here.
     view.figure.update_traces(hoverinfo="skip", hovertemplate=None, customdata=None)
+    frames = []
     for moment in moments:
-        traces = [{**trace, "hoverinfo": "skip"} for trace in view.traces(moment)]
-        data = [{"type": "bar", **{name: trace[name] for name in _CHANGING}} for trace in traces]
+        traces = view.traces(moment)
+        named = sum(len(trace["x"]) for trace in traces[::2]) <= MAX_NAMED
+        data = [_changes(trace, n % 2 == 1, named) for n, trace in enumerate(traces)]
         frames.append(
             {
                 "data": data,
@@ -132,6 +130,17 @@ def _pages(view: PagesView, moments: Sequence[Moment]) -> list[dict[str, Any]]:
             }
         )
     return frames
+
+
+def _changes(trace: Mapping[str, Any], waste: bool, named: bool) -> dict[str, Any]:
+    """What can differ between two moments in one trace of the page map (`page_grid.cells`)."""
+    kept = {"type": "bar", "base": trace["base"], "x": trace["x"]}
+    if named:
+        kept |= {"text": trace["text"], "textfont": {"color": trace["textfont"]["color"]}}
+    if not waste:
+        pattern = {name: trace["marker"]["pattern"][name] for name in ("shape", "fgcolor")}
+        kept["marker"] = {"color": trace["marker"]["color"], "pattern": pattern}
+    return kept
 
 
 def _tokens(view: TokensView, moment: Moment) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from widgets.figures.sides import Side
 
@@ -53,3 +54,13 @@ class Moments:
     def of_step(self, side: str, step: int) -> Moment:
         """The moment when a side's kept step ended."""
         return self.at(self._ends[side][step])
+
+
+def speed_words(speed: float) -> str:
+    """ "real time", "1/10 of real time", "4 times real time"."""
+    if speed == 1:
+        return "real time"
+    if speed > 1:
+        return f"{speed:g} times real time"
+    ratio = Fraction(speed).limit_denominator(1000)
+    return f"{ratio.numerator}/{ratio.denominator} of real time"

@@ -11,14 +11,14 @@ import html
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from minserve.request import Output
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.sides import Runs
-from widgets.moments import Moment, Moments
+from widgets.frames import replay_html as replay_html
+from widgets.moments import Moment, Moments, speed_words
 from widgets.painter import Painter
 from widgets.pieces import Texts
 from widgets.replay_views import Stage, View, make_view
@@ -29,16 +29,6 @@ if TYPE_CHECKING:
 SPEEDS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 MAX_DRAWINGS = 200
 """Most drawings of one play from beginning to end: a long run is drawn less often."""
-
-
-def speed_words(speed: float) -> str:
-    """ "real time", or "1/10 of real time"."""
-    if speed == 1:
-        return "real time"
-    if speed > 1:
-        return f"{speed:g} times real time"
-    ratio = Fraction(speed).limit_denominator(1000)
-    return f"{ratio.numerator}/{ratio.denominator} of real time"
 
 
 class Replay:

@@ -41,7 +41,7 @@ from widgets.units import (
     time_unit as time_unit,
 )
 
-SIDES: dict[str, str] = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#AA4499"}
+SIDES: dict[str, str] = {"A": "#0072B2", "B": "#D55E00", "C": "#009E73", "D": "#9944EE"}
 """Side -> colour (Okabe and Ito's blue and vermilion first: told apart by every kind of sight)."""
 
 SIDE_SYMBOLS: dict[str, str] = {"A": "circle", "B": "diamond", "C": "square", "D": "cross"}

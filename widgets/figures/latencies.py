@@ -30,12 +30,16 @@ _LOG_SPAN = 20.0
 
 def values(run: TraceSnapshot, metric: str) -> list[float]:
     """Seconds of a metric: one per finished request, or for ITL one per gap between tokens."""
-    if metric not in METRICS:
-        raise ValueError(f"latency metric {metric!r}: expected one of {', '.join(METRICS)}")
+    _check(metric)
     if metric == "itl":
         return inter_token_latencies(run.steps)
     found = (getattr(request.metrics, f"{metric}_s") for request in run.requests)
     return [value for value in found if value is not None]
+
+
+def _check(metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"latency metric {metric!r}: expected one of {', '.join(METRICS)}")
 
 
 def latency(
@@ -50,6 +54,8 @@ def latency(
     Further left is faster; a flat top is a slow tail. ITL needs `trace.per_request`.
     """
     shown = given.sides(runs)
+    for metric in metrics:
+        _check(metric)
     figure = make_subplots(
         rows=1, cols=len(metrics), shared_yaxes=True, horizontal_spacing=0.06,
         subplot_titles=[METRICS[metric][0] for metric in metrics],

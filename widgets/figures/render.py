@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 
 from widgets import theme
 
@@ -68,10 +69,25 @@ def _cell(value: object) -> str:
 
 
 def figure_html(
-    figure: go.Figure, words: str, alt: str, include_plotlyjs: bool | str, *, full: bool
+    figure: go.Figure | dict[str, Any],
+    words: str,
+    alt: str,
+    include_plotlyjs: bool | str,
+    *,
+    full: bool,
 ) -> str:
-    """The figure, labelled with its alternative text, above its words."""
-    plot = figure.to_html(full_html=False, include_plotlyjs=include_plotlyjs, config=CONFIG)
+    """The figure, labelled with its alternative text, above its words. Frames wait to be played.
+
+    A dict is taken as it is: checking the numbers of a thousand frames takes seconds.
+    """
+    plot = pio.to_html(
+        figure,
+        full_html=False,
+        include_plotlyjs=include_plotlyjs,
+        config=CONFIG,
+        auto_play=False,
+        validate=False,
+    )
     body = (
         f'{theme.STYLE}<figure style="margin:0"><div role="img" aria-label="{html.escape(alt)}">'
         f"{plot}</div><figcaption>{words}</figcaption></figure>"

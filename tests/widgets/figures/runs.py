@@ -1,0 +1,76 @@
+"""Runs to draw: the real engine over a runner without a model, on a virtual clock.
+
+Scheduling, pages and preemption are real; tokens and times are made up, and cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engine.fakes import make_engine, run
+
+from minserve import EngineConfig, SamplingParams
+from minserve.trace import RunTrace, TraceHeader, TraceSnapshot
+
+DETAIL = {"trace.per_request": True, "trace.pages": True}
+SMALL = {
+    **DETAIL,
+    "memory.block_size": 4,
+    "memory.watermark": 0.0,
+    "scheduling.max_num_seqs": 4,
+    "scheduling.max_num_batched_tokens": 8,
+}
+
+
+def echo_run(
+    values: Mapping[str, Any] | None = None,
+    prompt_lengths: Sequence[int] = (5, 11, 3, 7),
+    max_tokens: Sequence[int] = (9, 6, 12, 8),
+    *,
+    num_blocks: int = 32,
+    provenance: str = "modelled",
+) -> RunTrace:
+    """A run of requests that all arrive at the start."""
+    config = EngineConfig().with_values({**SMALL, **(values or {})})
+    engine, _, _ = make_engine(config, num_blocks=num_blocks)
+    for number, (length, limit) in enumerate(zip(prompt_lengths, max_tokens, strict=True)):
+        prompt = [1 + (number * 7 + place) % 90 for place in range(length)]
+        params = SamplingParams(max_tokens=limit, temperature=0.0, ignore_eos=True)
+        engine.add(f"request-{number}", prompt, params)
+    run(engine)
+    engine.trace.header = TraceHeader(
+        model="echo",
+        config=engine.config.config.to_dict(),
+        device="a virtual device",
+        versions={"minserve": "0.1.0"},
+        date="2026-11-21",
+        provenance=provenance,  # type: ignore[arg-type]
+    )
+    return engine.trace
+
+
+def preempting_run() -> RunTrace:
+    """A pool so small that requests lose their pages and compute tokens again."""
+    trace = echo_run(num_blocks=8, prompt_lengths=(5, 6, 3, 7), max_tokens=(14, 12, 16, 9))
+    assert trace.totals.preemptions
+    return trace
+
+
+def without_cache() -> RunTrace:
+    """Every step computes all tokens again."""
+    return echo_run(
+        {"memory.kv_cache": False, "scheduling.max_num_batched_tokens": None}, (6,), (10,)
+    )
+
+
+def with_cache() -> RunTrace:
+    """The same request, keeping keys and values."""
+    return echo_run({}, (6,), (10,))
+
+
+def without_detail(trace: RunTrace) -> TraceSnapshot:
+    """The same run as if nobody had asked for per-request detail."""
+    snapshot = trace.snapshot()
+    return replace(snapshot, steps=tuple(replace(s, requests=()) for s in snapshot.steps))
