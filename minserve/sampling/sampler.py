@@ -143,9 +143,8 @@ def _draw(scores: Tensor, batch: SamplingBatch, params: Tensor) -> Tensor:
     if not batch.needs_filter:
         return invert_cdf(scores.exp_(), uniforms)
     filters = Filters.of(batch, params)
-    mass = row_mass(scores) if filters.needs_mass else None
     if not 0 < _NARROW * filters.num_head * CHUNK <= scores.shape[1]:
-        return invert_cdf(keep(scores, _thresholds(scores, filters, mass)), uniforms)
+        return invert_cdf(_filtered(scores, filters), uniforms)
 
     # Look only into the m chunks with the largest maxima, which nearly always hold all that the
     # filters keep: nothing outside exceeds the m-th largest maximum, nor the m-th largest score.
@@ -153,31 +152,34 @@ def _draw(scores: Tensor, batch: SamplingBatch, params: Tensor) -> Tensor:
     chunks = chunks.sort(dim=-1).values  # in token order, as a draw from the whole row goes
     part = take_chunks(scores, chunks)
     values = largest_values(part, filters.num_head)
+    mass = row_mass(scores.exp()) if filters.needs_mass else None
     threshold, known = thresholds(values, filters, mass)
     settled = threshold > values[:, -1]
     settled = settled if known is None else settled & known
-    place = invert_cdf(keep(part, threshold), uniforms)[:, None]
+    place = invert_cdf(keep(part, part.exp(), threshold), uniforms)[:, None]
     tokens = chunks.gather(1, place // CHUNK).mul_(CHUNK).add_(place % CHUNK)[:, 0]
     if not bool(settled.all()):
         rows = (~settled).nonzero()[:, 0]
         whole, threshold = scores[rows], threshold[rows]
         if known is not None:
             _sort_for_thresholds(threshold, known[rows], whole, filters[rows])
-        tokens[rows] = invert_cdf(keep(whole, threshold), uniforms[rows])
+        tokens[rows] = invert_cdf(keep(whole, whole.exp(), threshold), uniforms[rows])
     return tokens
 
 
-def _thresholds(scores: Tensor, filters: Filters, mass: Tensor | None) -> Tensor:
-    """The thresholds of whole rows: `[n, width]` -> `[n]`."""
+def _filtered(scores: Tensor, filters: Filters) -> Tensor:
+    """exp(score) where the filters keep it, 0 elsewhere: `[n, width]`. Overwrites `scores`."""
+    weights = scores.exp()
     if not filters.num_head:  # min-p alone looks at no other score
         assert filters.min_p is not None
-        return threshold_min_p(filters.min_p, scores.dtype)
+        return keep(scores, weights, threshold_min_p(filters.min_p, scores.dtype))
     head = min(filters.num_head, scores.shape[1])
     complete = head == scores.shape[1]
+    mass = row_mass(weights) if filters.needs_mass else None
     threshold, known = thresholds(largest_values(scores, head), filters, mass, complete)
     if known is not None:
         _sort_for_thresholds(threshold, known, scores, filters)
-    return threshold
+    return keep(scores, weights, threshold)
 
 
 def _sort_for_thresholds(
@@ -200,12 +202,7 @@ def _probabilities_block(logits: Tensor, batch: SamplingBatch, start: int, stop:
     sampled = batch.temperature[start:stop] > 0
     params = torch.where(sampled, batch.params[:, start:stop], 1.0)
     scores = _scores(logits, best, params[0])
-    if batch.needs_filter:
-        filters = Filters.of(batch, params)
-        mass = row_mass(scores) if filters.needs_mass else None
-        weights = keep(scores, _thresholds(scores, filters, mass))
-    else:
-        weights = scores.exp_()
+    weights = _filtered(scores, Filters.of(batch, params)) if batch.needs_filter else scores.exp_()
     result = weights[:, :vocab] / weights.sum(dim=-1, keepdim=True)
     one_hot = torch.zeros_like(result).scatter_(1, tokens[:, None], 1.0)
     result = torch.where(sampled[:, None], result, one_hot)
