@@ -1,4 +1,4 @@
-"""The command line: generate, chat, info, bench, zoo.
+"""The command line: generate, chat, info, bench, zoo, lab.
 
 Finds the command and turns errors meant for people into one line and an exit code: 0 done, 1 the
 run failed, 2 it was asked for wrongly, 130 interrupted. What a command does is in its own module,
@@ -21,6 +21,7 @@ COMMANDS = {
     "info": ("minserve.cli.info", "the machine, its ceilings, the model, the configuration"),
     "bench": ("minserve.bench.cli", "measure throughput or latency, against transformers too"),
     "zoo": ("minserve.cli.zoo", "the models that ship, and how they score"),
+    "lab": ("minserve.cli.lab", "doctor: can the chapters run here?"),
 }
 
 

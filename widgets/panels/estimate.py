@@ -93,6 +93,7 @@ class Estimate(views.Displayed):
         self.input: Any
         if choices:
             options = [(self._show(value), value) for value in self._choices]
+            shared["style"] |= {"button_width": "4.5rem"}
             self.input = widgets.ToggleButtons(options=options, value=None, **shared)
         else:
             hint = f"a number{f' in {unit}' if unit else ''}"
