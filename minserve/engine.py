@@ -155,9 +155,11 @@ class Engine:
         stream = self._texts.get(request)
         if stream is not None:
             return stream.text
-        return self._tokenizer.decode(
-            request.output_token_ids, skip_special_tokens=request.params.skip_special_tokens
-        )
+        params, tokens = request.params, request.output_token_ids
+        ended_by_id = request.finish_reason == "stop" and not isinstance(request.stop_reason, str)
+        if ended_by_id and not params.include_stop_str_in_output:
+            del tokens[-1]
+        return self._tokenizer.decode(tokens, skip_special_tokens=params.skip_special_tokens)
 
     def forget(self, request: Request) -> None:
         """Drop what the engine keeps about a finished request's text."""
@@ -319,21 +321,17 @@ class Engine:
         request.token_ids.append(token)
         if logprobs is not None:
             request.logprobs.append(_limit(logprobs, request.params.logprobs or 0))
-        stream = self._texts.get(request)
-        if stream is not None:
+        params, stream = request.params, self._texts.get(request)
+        may_end = request.num_output_tokens >= params.min_tokens
+        is_eos = token in self._eos and not params.ignore_eos
+        ends_by_id = may_end and (is_eos or token in params.stop_token_ids)
+        if stream is not None and (not ends_by_id or params.include_stop_str_in_output):
             stream.push((token,))
-        params, count = request.params, request.num_output_tokens
-        if count >= params.min_tokens:
-            if token in self._eos and not params.ignore_eos:
-                self._finish(request, "stop", now=now)
-                return
-            if token in params.stop_token_ids:
-                self._finish(request, "stop", token, now=now)
-                return
-            if stream is not None and stream.stopped_by is not None:
-                self._finish(request, "stop", stream.stopped_by, now=now)
-                return
-        if request.num_tokens >= request.max_len:
+        if ends_by_id:
+            self._finish(request, "stop", None if is_eos else token, now=now)
+        elif may_end and stream is not None and stream.stopped_by is not None:
+            self._finish(request, "stop", stream.stopped_by, now=now)
+        elif request.num_tokens >= request.max_len:
             self._finish(request, "length", now=now)
 
     def _finish(
@@ -344,13 +342,16 @@ class Engine:
         *,
         now: float | None = None,
     ) -> None:
+        stream = self._texts.get(request)
+        if stream is not None:
+            stream.finish()
+            # Text held back may decide at the end that a stop string is there after all.
+            if reason == "length" and stream.stopped_by is not None:
+                reason, stop_reason = "stop", stream.stopped_by
         request.finish_reason = reason
         request.stop_reason = stop_reason
         request.finished_s = self.clock.now() if now is None else now
         self._scheduler.remove(request)
-        stream = self._texts.get(request)
-        if stream is not None:
-            stream.finish()
         siblings = self._live[request.request_id]
         siblings.remove(request)
         if not siblings:

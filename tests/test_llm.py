@@ -86,6 +86,26 @@ def test_a_stop_string_is_cut_and_never_streamed(llm):
     assert all(cut.text.startswith(text) for text in texts)
 
 
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_token_is_in_the_ids_and_in_the_text_only_if_asked_for(llm, include):
+    free = llm.generate("import ", SamplingParams(max_tokens=30, temperature=0, ignore_eos=True))[0]
+    stop = free.token_ids[12]
+    first = free.token_ids.index(stop)
+    params = SamplingParams(
+        max_tokens=30,
+        temperature=0,
+        ignore_eos=True,
+        stop_token_ids=[stop],
+        include_stop_str_in_output=include,
+    )
+    output = llm.generate("import ", params)[0]
+    assert output.token_ids == free.token_ids[: first + 1]
+    assert (output.finish_reason, output.samples[0].stop_reason) == ("stop", stop)
+    shown = free.token_ids[: first + include]
+    assert output.text == llm.tokenizer.decode(shown)
+    assert "".join(chunk.text for chunk in llm.stream("import ", params)) == output.text
+
+
 def test_streaming_gives_the_text_of_generate(llm):
     whole = llm.generate("for i in range(", GREEDY)[0]
     chunks = list(llm.stream("for i in range(", GREEDY))
@@ -202,9 +222,7 @@ def test_a_closed_llm_says_so(tmp_path: Path):
 
 
 def test_an_unknown_zoo_model_names_those_there_are():
-    with pytest.raises(
-        FileNotFoundError, match="no model 'zoo/huge' in the zoo; it has: zoo/base"
-    ):
+    with pytest.raises(FileNotFoundError, match="no model 'zoo/huge' in the zoo; it has: zoo/base"):
         LLM("zoo/huge")
 
 
