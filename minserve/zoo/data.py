@@ -21,8 +21,8 @@ Tokens = npt.NDArray[np.uint16]
 
 #: Share of the training windows that each mix gives, while the rate is high and in the decay.
 #: What is judged is standard library code, so the end of the run leans towards it.
-SHARES = {"stdlib": 0.42, "stdlib_tests": 0.10, "general": 0.28, "science": 0.13, "ml": 0.07}
-DECAY_SHARES = {"stdlib": 0.60, "stdlib_tests": 0.08, "general": 0.22, "science": 0.07, "ml": 0.03}
+SHARES = {"stdlib": 0.60, "stdlib_tests": 0.10, "general": 0.20, "science": 0.07, "ml": 0.03}
+DECAY_SHARES = {"stdlib": 0.68, "stdlib_tests": 0.08, "general": 0.17, "science": 0.05, "ml": 0.02}
 
 #: How often a token that holds a line break is given to the model in two pieces. Prompts end
 #: anywhere: after "def f(x):" the line break must be a likely next token, although whole text

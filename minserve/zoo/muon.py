@@ -17,7 +17,7 @@ from torch import Tensor
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(stack: Tensor, steps: int = 4) -> Tensor:
     """The nearest (semi-)orthogonal matrix of each in `stack` [n, rows, columns], about."""
     a, b, c = _QUINTIC
     tall = stack.shape[1] > stack.shape[2]

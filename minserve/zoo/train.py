@@ -43,16 +43,16 @@ class TrainConfig:
 
     net: NetConfig = field(default_factory=NetConfig)
     seed: int = 0
-    tokens_per_step: int = 8192
+    tokens_per_step: int = 4096
     tokens_per_pass: int = 4096
     short_length: int = 256
     long_length: int = 1024
-    long_from: float = 0.82  # progress at which windows become long
+    long_from: float = 0.84  # progress at which windows become long
     decay_from: float = 0.60  # progress at which the rate begins to fall, linearly to zero
-    warmup_steps: int = 60
-    muon_lr: float = 0.02
+    warmup_steps: int = 100
+    muon_lr: float = 0.015
     muon_weight_decay: float = 0.05
-    adam_lr: float = 3e-3
+    adam_lr: float = 2e-3
     compile: bool = False
 
 
@@ -174,10 +174,14 @@ def run(
     model_folder: Path,
     *,
     save_every_s: float = 180.0,
-    score_every_s: float = 480.0,
+    score_every_s: float = 900.0,
     log_every: int = 20,
 ) -> None:
-    """Train until the budget is spent, resuming from the checkpoint in `run_folder` if any."""
+    """Train until the budget is spent, resuming from the checkpoint in `run_folder` if any.
+
+    The state in which the decay began is kept as `before_decay.pt`: a longer run continues well
+    from there (copy it over `checkpoint.pt`), and badly from the end, where the rate was zero.
+    """
     checkpoint = run_folder / "checkpoint.pt"
     run_folder.mkdir(parents=True, exist_ok=True)
     if checkpoint.is_file():
@@ -190,7 +194,13 @@ def run(
     clock = budget.clock
     last_save = last_score = clock.now()
     first_export = trainer.step_count == 0
+    decay_lies_ahead = (
+        budget.progress(trainer.step_count, trainer.active_s) < trainer.config.decay_from
+    )
     while (progress := budget.progress(trainer.step_count, trainer.active_s)) < 1.0:
+        if decay_lies_ahead and progress >= trainer.config.decay_from:
+            decay_lies_ahead = False
+            trainer.save(run_folder / "before_decay.pt")
         started = clock.now()
         loss, targets = trainer.step(progress)
         spent = budget.active(clock.now() - started)

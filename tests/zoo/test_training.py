@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -98,6 +99,8 @@ def test_a_run_resumed_after_a_kill_ends_in_the_same_state(tmp_path: Path) -> No
         # One thread there, perhaps more here: sums may be ordered differently.
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert (model / "model.safetensors").is_file()
+    before_decay = torch.load(tmp_path / "before_decay.pt", weights_only=True)
+    assert before_decay["step"] == math.ceil(TINY.decay_from * STEPS)
 
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
