@@ -109,7 +109,11 @@ def processor_features() -> frozenset[str]:
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise NativeUnavailable(
+            f"`{shlex.join(command[:1])}` did not finish in {_TIMEOUT_S} seconds"
+        ) from error
+    except OSError as error:
         raise NativeUnavailable(f"the C++ compiler could not be run: {error}") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,12 @@ from torch import Tensor
 
 from minserve.kernels.base import PlannedAttention
 from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
+from minserve.kernels.cpu.native_attention import (
+    ONE_THREAD_PRODUCTS,
+    AttentionCall,
+    Function,
+    NativePlannedAttention,
+)
 from minserve.kernels.reference import TorchOps
 from minserve.kernels.reference_attention import accumulation_dtype
 
@@ -24,12 +29,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 ONE_THREAD = 1 << 15
 """Numbers up to which a row-wise operator stays on one thread: a second costs a few microseconds
 to set going."""
-ONE_THREAD_PRODUCTS = 1 << 17
-"""The same for attention and `linear`, in multiplications."""
 FEW_ROWS = 4
 """Rows up to which our bfloat16 product beats that of a processor with bfloat16 instructions."""
-
-Function = Callable[..., None]
 
 
 def native_ops() -> NativeOps:
@@ -56,9 +57,9 @@ def _tried() -> NativeOps | NativeUnavailable:
 class NativeOps:
     """`Ops` in C++. Raises NativeUnavailable when the file cannot be compiled or loaded.
 
-    Attention is deterministic, and a decode row's result is bitwise the same whatever else is in
-    the batch and however many threads run. In float64 this holds for every row, and for every way
-    of cutting a prompt into chunks. Matrix products are torch's, mostly, and promise neither.
+    Attention is deterministic: a request's result is bitwise the same whatever else is in the batch
+    and however many threads run, and in float64 for every way of cutting a prompt into chunks.
+    Matrix products are torch's, mostly, and promise neither.
     """
 
     name = "native"
@@ -83,11 +84,12 @@ class NativeOps:
         self._silu_and_mul = _per_dtype(holding, "silu_and_mul", *[pointer] * 2, *[size] * 3, count)
         self._rotary = _per_dtype(holding, "rotary", *[pointer] * 3, *[size] * 4, count)
         self._store_kv = _declare(holding.store_kv, *[pointer] * 5, *[size] * 8, count)
-        self._attention = _per_dtype(releasing, "attention", ctypes.POINTER(_AttentionCall))
+        self._attention = _per_dtype(releasing, "attention", ctypes.POINTER(AttentionCall))
         self._linear = _declare(releasing.linear_bfloat16, *[pointer] * 4, *[size] * 4, count)
         features = processor_features()
         fast_bfloat16 = not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
-        self._most_rows = FEW_ROWS if fast_bfloat16 else 1 << 30
+        self.most_rows = FEW_ROWS if fast_bfloat16 else 1 << 30
+        """Rows up to which bfloat16 matrix products are ours."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`.
@@ -97,7 +99,7 @@ class NativeOps:
         """
         if (
             x.dtype != torch.bfloat16
-            or x.shape[0] > self._most_rows
+            or x.shape[0] > self.most_rows
             or weight.dtype != torch.bfloat16
             or not weight.is_contiguous()
             or x.stride(1) != 1
@@ -274,7 +276,7 @@ class NativeOps:
         context_lens: tuple[int, ...],
     ) -> PlannedAttention:
         """See `Ops.plan_attention`."""
-        return _NativePlannedAttention(
+        return NativePlannedAttention(
             self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
         )
 
@@ -320,113 +322,6 @@ class NativeOps:
                     f"the compiled operators differ from torch's by {error:.1e} in {dtype}: the "
                     "compiler or the processor is at fault; please report both"
                 )
-
-
-class _AttentionCall(ctypes.Structure):
-    """`AttentionCall` in ops.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out", "lse")),
-        *((name, ctypes.c_void_p) for name in ("block_tables", "query_starts", "kv_lens")),
-        *((name, ctypes.c_int64) for name in ("num_requests", "max_blocks", "num_kv_heads")),
-        *((name, ctypes.c_int64) for name in ("group_size", "head_dim", "block_size")),
-        *((name, ctypes.c_int64) for name in ("q_stride", "block_stride", "head_stride")),
-        *((name, ctypes.c_int64) for name in ("window", "threads")),
-        ("scale", ctypes.c_double),
-    ]
-
-
-class _NativePlannedAttention:
-    """One step's attention; what does not change between its layers is filled in once."""
-
-    def __init__(
-        self,
-        functions: dict[torch.dtype, Function],
-        block_tables: Tensor,
-        query_starts: Tensor,
-        kv_lens: Tensor,
-        query_lens: tuple[int, ...],
-        context_lens: tuple[int, ...],
-    ) -> None:
-        self._functions = functions
-        self._batch = (block_tables, query_starts, kv_lens, query_lens, context_lens)
-        # The structure holds addresses only: these keep what is there alive.
-        self._tensors = [
-            tensor.to(torch.int32).contiguous() for tensor in (block_tables, query_starts, kv_lens)
-        ]
-        self._scores = sum(
-            rows * context for rows, context in zip(query_lens, context_lens, strict=True)
-        )
-        self._geometry: tuple[Any, ...] = ()
-        self._torch: PlannedAttention | None = None
-        self._call = call = _AttentionCall()
-        self._reference = ctypes.byref(call)
-        call.block_tables, call.query_starts, call.kv_lens = (
-            tensor.data_ptr() for tensor in self._tensors
-        )
-        call.num_requests, call.max_blocks = block_tables.shape
-
-    def __call__(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float,
-        window: int | None,
-        need_lse: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
-        geometry = (q.dtype, q.shape, q.stride(), keys.shape, keys.stride(), keys.dtype)
-        if geometry != self._geometry:
-            if values.stride() != keys.stride() or not self._takes(*geometry):
-                if self._torch is None:
-                    self._torch = TorchOps().plan_attention(*self._batch)
-                return self._torch(q, keys, values, scale, window, need_lse)
-            self._geometry = geometry
-        out = q.new_empty(*q.shape)
-        lse = None
-        call = self._call
-        if need_lse:
-            lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
-            call.lse = lse.data_ptr()
-        else:
-            call.lse = None
-        call.q = q.data_ptr()
-        call.keys = keys.data_ptr()
-        call.values = values.data_ptr()
-        call.out = out.data_ptr()
-        call.scale = scale
-        call.window = window or 0
-        self._function(self._reference)
-        return out, lse
-
-    def _takes(
-        self,
-        dtype: torch.dtype,
-        q_shape: torch.Size,
-        q_strides: tuple[int, ...],
-        shape: torch.Size,
-        strides: tuple[int, ...],
-        cache_dtype: torch.dtype,
-    ) -> bool:
-        """Fill in a layer's shape; False for one that is torch's to do."""
-        _, num_heads, head_dim = q_shape
-        if (
-            dtype not in self._functions
-            or cache_dtype != dtype
-            or not q_strides[1] == strides[2] == head_dim
-            or not q_strides[2] == strides[3] == 1
-        ):
-            return False
-        call = self._call
-        self._function = self._functions[dtype]
-        call.num_kv_heads, call.block_size, call.head_dim = shape[1:]
-        call.group_size = num_heads // shape[1]
-        call.q_stride = q_strides[0]
-        call.block_stride, call.head_stride = strides[:2]
-        products = self._scores * num_heads * head_dim
-        call.threads = torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1
-        return True
 
 
 def _per_dtype(library: ctypes.CDLL, name: str, *types: type[Any]) -> dict[torch.dtype, Function]:

@@ -1,0 +1,127 @@
+"""Paged attention in C++: the arguments of one step, packed once and used by every layer."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minserve.kernels.base import PlannedAttention
+from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference_attention import accumulation_dtype
+
+ONE_THREAD_PRODUCTS = 1 << 17
+"""Multiplications up to which attention and `linear` stay on one thread: a second costs a few
+microseconds to set going."""
+
+Function = Callable[..., None]
+
+
+class AttentionCall(ctypes.Structure):
+    """`AttentionCall` in ops.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out", "lse")),
+        *((name, ctypes.c_void_p) for name in ("block_tables", "query_starts", "kv_lens")),
+        *((name, ctypes.c_int64) for name in ("num_requests", "max_blocks", "num_kv_heads")),
+        *((name, ctypes.c_int64) for name in ("group_size", "head_dim", "block_size")),
+        *((name, ctypes.c_int64) for name in ("q_stride", "block_stride", "head_stride")),
+        *((name, ctypes.c_int64) for name in ("window", "threads")),
+        ("scale", ctypes.c_double),
+    ]
+
+
+class NativePlannedAttention:
+    """One step's attention; what does not change between its layers is filled in once."""
+
+    def __init__(
+        self,
+        functions: dict[torch.dtype, Function],
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+    ) -> None:
+        self._functions = functions
+        self._batch = (block_tables, query_starts, kv_lens, query_lens, context_lens)
+        # The structure holds addresses only: these keep what is there alive.
+        self._tensors = [
+            tensor.to(torch.int32).contiguous() for tensor in (block_tables, query_starts, kv_lens)
+        ]
+        self._scores = sum(
+            rows * context for rows, context in zip(query_lens, context_lens, strict=True)
+        )
+        self._geometry: tuple[Any, ...] = ()
+        self._torch: PlannedAttention | None = None
+        self._call = call = AttentionCall()
+        self._reference = ctypes.byref(call)
+        call.block_tables, call.query_starts, call.kv_lens = (
+            tensor.data_ptr() for tensor in self._tensors
+        )
+        call.num_requests, call.max_blocks = block_tables.shape
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        geometry = (q.dtype, q.shape, q.stride(), keys.shape, keys.stride(), keys.dtype)
+        if geometry != self._geometry:
+            if values.stride() != keys.stride() or not self._takes(*geometry):
+                if self._torch is None:
+                    self._torch = TorchOps().plan_attention(*self._batch)
+                return self._torch(q, keys, values, scale, window, need_lse)
+            self._geometry = geometry
+        out = q.new_empty(*q.shape)
+        lse = None
+        call = self._call
+        if need_lse:
+            lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
+            call.lse = lse.data_ptr()
+        else:
+            call.lse = None
+        call.q = q.data_ptr()
+        call.keys = keys.data_ptr()
+        call.values = values.data_ptr()
+        call.out = out.data_ptr()
+        call.scale = scale
+        call.window = window or 0
+        self._function(self._reference)
+        return out, lse
+
+    def _takes(
+        self,
+        dtype: torch.dtype,
+        q_shape: torch.Size,
+        q_strides: tuple[int, ...],
+        shape: torch.Size,
+        strides: tuple[int, ...],
+        cache_dtype: torch.dtype,
+    ) -> bool:
+        """Fill in a layer's shape; False for one that is torch's to do."""
+        _, num_heads, head_dim = q_shape
+        if (
+            dtype not in self._functions
+            or cache_dtype != dtype
+            or not q_strides[1] == strides[2] == head_dim
+            or not q_strides[2] == strides[3] == 1
+        ):
+            return False
+        call = self._call
+        self._function = self._functions[dtype]
+        call.num_kv_heads, call.block_size, call.head_dim = shape[1:]
+        call.group_size = num_heads // shape[1]
+        call.q_stride = q_strides[0]
+        call.block_stride, call.head_stride = strides[:2]
+        products = self._scores * num_heads * head_dim
+        call.threads = torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1
+        return True
