@@ -17,10 +17,10 @@ from widgets.figures.deliveries import Delivery, typed
 from widgets.figures.lanes import Lane, lanes
 from widgets.figures.page_grid import cells, grid_columns, page_map
 from widgets.figures.page_table import block_size_of, count_pages, pages
-from widgets.figures.render import CONFIG
 from widgets.figures.request_lanes import timeline
 from widgets.figures.sides import Side
 from widgets.figures.triangle import choose
+from widgets.live import figure_widget
 from widgets.moments import Moment
 from widgets.pieces import Texts
 from widgets.tokenview import TokenView, token_marks
@@ -79,15 +79,6 @@ def make_view(view: str | View, stage: Stage) -> View:
     if view not in _VIEWS:
         raise ValueError(f"no view is called {view!r}: expected one of {', '.join(_VIEWS)}")
     return _VIEWS[view](stage)
-
-
-def figure_widget(figure: go.Figure) -> go.FigureWidget:
-    """A live copy of a figure; without the tool bar, as everywhere in the lab."""
-    import plotly.graph_objects as go
-
-    live = go.FigureWidget(figure)
-    live._config = {**live._config, **CONFIG}
-    return live
 
 
 class TimelineView:

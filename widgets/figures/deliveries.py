@@ -93,7 +93,7 @@ def typewriters(
         if line:
             _draw_end(figure, side, line, factor, place, longest)
     most = max((len(line) for line in lines.values()), default=1)
-    figure.update_xaxes(title={"text": f"time since arrival ({unit})"}, range=[0, None])
+    figure.update_xaxes(title=given.axis_title("time since arrival", unit, shown), range=[0, None])
     figure.update_yaxes(
         title={"text": "tokens delivered"}, range=[0, 1.15 * max(1, most)], showline=False
     )

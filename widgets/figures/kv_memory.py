@@ -43,7 +43,7 @@ def kv_bytes(
                 x=0.98, y=1.0, xref="x domain", yref="y domain", xanchor="right", yanchor="top",
                 showarrow=False, font={"size": 12}, row=1, col=column,
             )  # fmt: skip
-    figure.update_xaxes(title={"text": f"time ({seconds})"}, rangemode="tozero")
+    figure.update_xaxes(title=given.axis_title("time", seconds, shown), rangemode="tozero")
     highest = (max([top, *pools]) if draw_pool else top) / divisor or 1.0
     figure.update_yaxes(range=[0, 1.12 * highest], showline=False)
     figure.update_yaxes(title={"text": unit}, col=1)

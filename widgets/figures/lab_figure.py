@@ -76,7 +76,8 @@ class LabFigure:
         if theme.headless():
             display({"text/plain": self.text}, raw=True)
             return
-        display(self._repr_mimebundle_(), raw=True)
+        plot = render.mimebundle(self.figure, self.alt, words="")
+        display(plot, raw=True)
         display({"text/html": theme.STYLE + self.words_html(), "text/plain": self.text}, raw=True)
 
     def _repr_mimebundle_(

@@ -77,7 +77,7 @@ def latency(
         medians = [(side, found[side.name, metric]) for side in shown]
         _name_medians(figure, column, medians, 0.0 if log else highest)
         figure.update_xaxes(
-            title={"text": unit + (", log scale" if log else "")},
+            title=given.axis_title("latency", unit + (", log scale" if log else ""), shown),
             type="log" if log else "linear", rangemode="tozero", row=1, col=column,
         )  # fmt: skip
     figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)

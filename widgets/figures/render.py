@@ -8,7 +8,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,10 @@ MAX_TABLE_ROWS = 60
 _NO_KALEIDO = (
     "{problem}. Exporting a figure needs the Python package kaleido and a Chrome or Chromium: "
     "pip install kaleido, and for example apt-get install chromium"
+)
+_NO_PLOTLY = (
+    "<p><em>The figure is drawn where plotly is installed (JupyterLab, VS Code, Colab); here are "
+    "its words and data.</em></p>"
 )
 _LINE = 17
 _PAD = 14
@@ -111,9 +117,12 @@ def mimebundle(figure: go.Figure, alt: str, words: str) -> dict[str, Any]:
 
     plotly's own HTML output would embed 4.5 MB of JavaScript in every executed notebook.
     """
+    if "google.colab" in sys.modules:
+        # Colab draws HTML only, each output on a page of its own.
+        return {"text/html": figure_html(figure, words, alt, "cdn", full=False), "text/plain": alt}
     plot = json.loads(figure.to_json())
     plot["config"] = CONFIG
-    return {MIME: plot, "text/html": theme.STYLE + words, "text/plain": alt}
+    return {MIME: plot, "text/html": f"{theme.STYLE}{_NO_PLOTLY}{words}", "text/plain": alt}
 
 
 def svg(figure: go.Figure, takeaway: str, caption: str, alt: str, *, width: int) -> str:
@@ -135,7 +144,10 @@ def _height(figure: go.Figure) -> int:
 
 def _image(figure: go.Figure, kind: str, width: int, height: int, scale: float = 1) -> bytes:
     try:
-        image: bytes = figure.to_image(format=kind, width=width, height=height, scale=scale)
+        with warnings.catch_warnings():
+            # Said by plotly about its own argument whenever a browser is kept for many images.
+            warnings.filterwarnings("ignore", message="The kopts argument is ignored")
+            image: bytes = figure.to_image(format=kind, width=width, height=height, scale=scale)
     except (ValueError, ImportError, RuntimeError) as error:
         # kaleido's errors for a missing browser are pages long; the first line names the cause.
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

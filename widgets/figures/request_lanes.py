@@ -56,9 +56,10 @@ def timeline(
             tickvals=list(range(len(lines))), ticktext=[lane.name for lane, _ in lines],
             title={"text": "request"} if row == 1 else None,
         )  # fmt: skip
-    kinds = " and ".join(dict.fromkeys(side.run.header.provenance for side in shown))
-    axis = f"time since the first arrival ({unit[1]}, {kinds})" if x == "time" else "engine step"
-    figure.update_xaxes(title={"text": axis}, row=len(shown), col=1)
+    axis = {"text": "engine step"}
+    if x == "time":
+        axis = given.axis_title("time since the first arrival", unit[1], shown)
+    figure.update_xaxes(title=axis, row=len(shown), col=1)
     figure.update_xaxes(rangemode="tozero")
     height = _FRAME_PX + _LANE_PX * sum(heights) + 44 * (len(shown) - 1)
     figure.update_layout(

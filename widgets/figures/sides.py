@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from minserve.trace import RunTrace, TraceSnapshot
 from widgets import theme
@@ -43,7 +44,7 @@ class Side:
         """plotly's dash for this run's provenance."""
         return theme.dash(self.run.header.provenance)
 
-    @property
+    @cached_property
     def origin_s(self) -> float:
         """Zero of the time axis: the first step's start or the first arrival, what was earlier."""
         starts = [step.start_s for step in self.run.steps[:1]]
@@ -84,6 +85,12 @@ def caption(shown: list[Side], workload: str = "", note: str = "") -> str:
     headers = {name: run.header for name, run in snapshots.items()}
     text = Provenance.of(headers, workload or workload_of(snapshots)).caption
     return f"{text} {note}".strip()
+
+
+def axis_title(what: str, unit: str, shown: list[Side]) -> dict[str, str]:
+    """Title of an axis of time, which says where its numbers come from."""
+    kinds = " and ".join(dict.fromkeys(side.run.header.provenance for side in shown))
+    return {"text": f"{what} ({unit}, {kinds})"}
 
 
 def need_detail(shown: list[Side], what: str) -> None:

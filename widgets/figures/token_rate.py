@@ -53,7 +53,7 @@ def throughput(
             name | {"from ms": round(n * window * 1e3, 3), "tokens/s": round(rate, 2)}
             for n, rate in enumerate(rates)
         ]
-    figure.update_xaxes(title={"text": f"time ({unit})"}, rangemode="tozero")
+    figure.update_xaxes(title=given.axis_title("time", unit, shown), rangemode="tozero")
     figure.update_yaxes(title={"text": "tokens/s"}, rangemode="tozero", showline=False)
     figure.update_layout(theme.layout(title, height=320))
     note = f"Windows of {theme.format_seconds(window)}."

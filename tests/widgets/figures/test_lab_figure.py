@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def test_display_is_a_small_plot_then_the_words(
     assert render.MIME in plot
     assert len(json.dumps(plot)) < 200_000, "plotly.js itself must not be in a notebook"
     assert drawn.takeaway in words["text/html"] and words["text/plain"] == drawn.text
+
+
+def test_colab_gets_html_with_the_plot_in_it(
+    plain: RunTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    bundle = figures.kv_bytes(plain)._repr_mimebundle_()
+    assert render.MIME not in bundle and "Plotly.newPlot" in bundle["text/html"]
 
 
 def test_headless_shows_words_only(plain: RunTrace, monkeypatch: pytest.MonkeyPatch) -> None:
