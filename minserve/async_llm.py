@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from minserve.build import LoadedModel, build_engine, load_model
+from minserve.build import LoadedModel, Prompt, build_engine, load_model
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
-from minserve.llm import Prompt, StreamChunk, StreamCursor
-from minserve.request import InvalidRequestError, Request, SamplingParams
+from minserve.llm import StreamChunk, StreamCursor
+from minserve.request import Request, SamplingParams
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
@@ -38,6 +38,7 @@ class Stream:
         self._items: queue.SimpleQueue[StreamChunk | BaseException | None] = queue.SimpleQueue()
         self._listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._lock = threading.Lock()
+        self._ended = False
 
     def abort(self) -> None:
         """Ask the engine to end this request; the stream then ends with reason "abort"."""
@@ -54,26 +55,17 @@ class Stream:
                     loop.call_soon_threadsafe(event.set)
 
     def __iter__(self) -> Iterator[StreamChunk]:
-        finished = False
         try:
-            while True:
-                item = self._items.get()
-                if item is None:
-                    finished = True
-                    return
-                if isinstance(item, BaseException):
-                    finished = True
-                    raise item
-                yield item
+            while (item := self._items.get()) is not None:
+                yield self._open(item)
+            self._ended = True
         finally:
-            if not finished:
-                self.abort()
+            self._leave()
 
     async def __aiter__(self) -> AsyncIterator[StreamChunk]:
         event = asyncio.Event()
         with self._lock:
             self._listener = (asyncio.get_running_loop(), event)
-        finished = False
         try:
             while True:
                 event.clear()
@@ -83,15 +75,22 @@ class Stream:
                     await event.wait()
                     continue
                 if item is None:
-                    finished = True
+                    self._ended = True
                     return
-                if isinstance(item, BaseException):
-                    finished = True
-                    raise item
-                yield item
+                yield self._open(item)
         finally:
-            if not finished:
-                self.abort()
+            self._leave()
+
+    def _open(self, item: StreamChunk | BaseException) -> StreamChunk:
+        if isinstance(item, BaseException):
+            self._ended = True
+            raise item
+        return item
+
+    def _leave(self) -> None:
+        """A reader who goes before the end takes the request along."""
+        if not self._ended:
+            self.abort()
 
 
 class AsyncLLM:
@@ -206,7 +205,7 @@ class AsyncLLM:
         self, stream: Stream, prompt: Prompt, params: SamplingParams, arrival_s: float | None
     ) -> None:
         try:
-            ids = self._encode(prompt)
+            ids = self._loaded.encode(prompt)
             requests = self._engine.add(
                 stream.request_id, ids, params, stream_text=True, arrival_s=arrival_s
             )
@@ -246,15 +245,6 @@ class AsyncLLM:
                 if not any(r.request_id == request.request_id for r in self._cursors):
                     del self._streams[request.request_id]
                     stream.put(None)
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
-        if self._loaded.tokenizer is None:
-            raise InvalidRequestError(
-                f"the model {self._loaded.name!r} came without a tokenizer: give token ids"
-            )
-        return self._loaded.tokenizer.encode(prompt)
 
 
 __all__ = ["AsyncLLM", "Engine", "EngineError", "Stream"]

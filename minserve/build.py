@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from minserve.models import (
     load_spec,
     resolve_model_dir,
 )
-from minserve.request import SamplingParams
+from minserve.request import InvalidRequestError, SamplingParams
 from minserve.runner import EagerRunner
 from minserve.scheduling import Policy
 from minserve.spec import ModelSpec
@@ -41,6 +41,8 @@ from minserve.trace import RunTrace, TraceHeader
 from minserve.virtual import CostModel, VirtualRunner
 
 ZOO = Path(__file__).parent / "zoo"
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,21 @@ class LoadedModel:
         if defaults.get("max_new_tokens"):
             values["max_tokens"] = defaults["max_new_tokens"]
         return SamplingParams(**values)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; a list of ids is taken as it is. Raises InvalidRequestError."""
+        if isinstance(prompt, str):
+            return self.need_tokenizer("text").encode(prompt)
+        return list(prompt)
+
+    def need_tokenizer(self, what: str) -> Tokenizer:
+        """The tokenizer; InvalidRequestError, saying that `what` needs it, when there is none."""
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                f"the model {self.name!r} came without a tokenizer, so {what} cannot be turned "
+                "into tokens: give lists of token ids"
+            )
+        return self.tokenizer
 
 
 def find_model(model: str | Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minserve.build import build_engine, load_model, new_trace
+from minserve.build import Prompt, build_engine, load_model, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
@@ -33,7 +33,6 @@ from minserve.request import (
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
 
@@ -174,7 +173,7 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids that `chat` sends for a conversation."""
-        tokenizer = self._need_tokenizer("a conversation")
+        tokenizer = self._loaded.need_tokenizer("a conversation")
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         # The template writes its own special tokens.
         return tokenizer.encode(text, add_special_tokens=False)
@@ -228,17 +227,7 @@ class LLM:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; a list of ids is taken as it is. Raises InvalidRequestError."""
-        if isinstance(prompt, str):
-            return self._need_tokenizer("text").encode(prompt)
-        return list(prompt)
-
-    def _need_tokenizer(self, what: str) -> Tokenizer:
-        if self._loaded.tokenizer is None:
-            raise InvalidRequestError(
-                f"the model {self._loaded.name!r} came without a tokenizer, so {what} cannot be "
-                "turned into tokens: give lists of token ids"
-            )
-        return self._loaded.tokenizer
+        return self._loaded.encode(prompt)
 
 
 class StreamCursor:

@@ -21,7 +21,7 @@ def quick_ceilings(monkeypatch, tmp_path_factory):
     def fake(device="cpu", *, dtypes=("float32",), quick=True, refresh=False) -> Ceilings:
         return Ceilings(
             processor="test", device="cpu", threads=1, torch_version="0", date="2026-01-01",
-            quick=True, bandwidth=(), matmul=(), matvec=(),
+            quick=True, cpu_share=1.0, bandwidth=(), matmul=(), matvec=(),
         )  # fmt: skip
 
     monkeypatch.setattr("minserve.cli.report.machine_ceilings", fake)
