@@ -6,6 +6,7 @@ scheduling is guessed beyond telling a preempted request from one that had no tu
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -170,15 +171,15 @@ def holders(
     """
     steps, holding = run.steps, {}
     for lane in found if found is not None else lanes(run):
-        before = [entry for entry in lane.parts if entry[0] <= index]
-        if not before:
+        place = bisect_right(lane.parts, index, key=lambda entry: entry[0])
+        if not place:
             continue
-        at, part = before[-1]
+        at, part = lane.parts[place - 1]
         if at < index:
-            later = [entry for entry in lane.parts if entry[0] > index]
+            later = lane.parts[place : place + 1]
             if later and pause_state(steps, (at, part), later[0]) == "preempted":
                 continue
-            if not later and (lane.finished is not None):
+            if not later and lane.finished is not None:
                 continue
         holding[lane.key] = part
     return holding

@@ -21,7 +21,7 @@ Metric = Literal["ttft", "tpot", "itl", "e2e", "queue"]
 METRICS: Mapping[str, tuple[str, str]] = {
     "ttft": ("Time to first token (TTFT)", "requests"),
     "tpot": ("Time per output token (TPOT)", "requests"),
-    "itl": ("Inter-token latency (ITL)", "tokens"),
+    "itl": ("Inter-token latency (ITL)", "gaps"),
     "e2e": ("End-to-end latency", "requests"),
     "queue": ("Time in the queue", "requests"),
 }
@@ -81,7 +81,8 @@ def latency(
             type="log" if log else "linear", rangemode="tozero", row=1, col=column,
         )  # fmt: skip
     figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)
-    figure.update_yaxes(title={"text": f"share of {METRICS[metrics[0]][1]}"}, row=1, col=1)
+    of = " or ".join(dict.fromkeys(METRICS[metric][1] for metric in metrics))
+    figure.update_yaxes(title={"text": f"share of {of}"}, row=1, col=1)
     figure.update_layout(theme.layout(title, height=360, panels=True))
     return LabFigure(
         figure=figure,

@@ -27,17 +27,21 @@ def timeline(
     title: str = "What each request did in each step",
     workload: str = "",
     max_lanes: int = MAX_LANES,
+    window_s: tuple[float, float] | None = None,
 ) -> LabFigure:
     """Lanes of requests over time or steps: waiting, prefill chunks, decode, preemption.
 
     `runs` is a trace, or several side by side by name. Needs `trace.per_request`; a state with
     more than `theme.MAX_MARKS` marks is drawn in runs of steps instead of single ones.
+    `window_s` shows only what happened between two times, in seconds from the first arrival.
     """
     if x not in ("time", "step"):
         raise ValueError(f"timeline(x={x!r}): expected 'time' or 'step'")
     shown = given.sides(runs)
     given.need_detail(shown, "The timeline")
-    drawn = [_drawn(side, max_lanes) for side in shown]
+    if window_s is not None and not window_s[0] < window_s[1]:
+        raise ValueError(f"timeline(window_s={window_s}): expected (begin, end) in seconds")
+    drawn = [_drawn(side, max_lanes, window_s) for side in shown]
     unit = _unit(shown) if x == "time" else (1.0, "step")
     heights = [max(1, len(lines)) for lines, _ in drawn]
     figure = make_subplots(
@@ -61,6 +65,8 @@ def timeline(
         axis = given.axis_title("time since the first arrival", unit[1], shown)
     figure.update_xaxes(title=axis, row=len(shown), col=1)
     figure.update_xaxes(rangemode="tozero")
+    if window_s is not None and x == "time":
+        figure.update_xaxes(range=[seconds * unit[0] for seconds in window_s])
     height = _FRAME_PX + _LANE_PX * sum(heights) + 44 * (len(shown) - 1)
     figure.update_layout(
         theme.layout(
@@ -82,14 +88,22 @@ def _unit(shown: list[Side]) -> tuple[float, str]:
     return theme.time_unit(max(ends, default=0.0))
 
 
-def _drawn(side: Side, max_lanes: int) -> tuple[list[tuple[Lane, list[Span]]], str]:
+def _drawn(
+    side: Side, max_lanes: int, window_s: tuple[float, float] | None
+) -> tuple[list[tuple[Lane, list[Span]]], str]:
     """Lanes with their spans, within the limits of marks, and what was left out in words."""
-    everyone = lanes(side.run)
-    some = everyone[:max_lanes]
+    everyone = [(lane, spans(lane, side.run)) for lane in lanes(side.run)]
+    if window_s is not None:
+        begin, end = (side.origin_s + seconds for seconds in window_s)
+        inside = [
+            (lane, [span for span in found if span.start_s < end and span.end_s > begin])
+            for lane, found in everyone
+        ]
+        everyone = [line for line in inside if line[1]]
+    lines = everyone[:max_lanes]
     notes = []
-    if len(everyone) > len(some):
-        notes.append(f"Shown are the first {len(some)} of {len(everyone):,} requests.")
-    lines = [(lane, spans(lane, side.run)) for lane in some]
+    if len(everyone) > len(lines):
+        notes.append(f"Shown are the first {len(lines)} of {len(everyone):,} requests.")
     if _most(lines) > theme.MAX_MARKS:
         lines = [(lane, merged(found)) for lane, found in lines]
         notes.append("Steps in which a request did the same are drawn as one mark.")
@@ -114,8 +128,12 @@ def _draw(
     explained: set[str],
 ) -> None:
     origin = side.origin_s
-    last = max((step.end_s - origin for step in side.run.steps[-1:]), default=1.0) or 1.0
-    whole = last * factor if x == "time" else max(1, len(side.run.steps))
+    every = [span for _, found in lines for span in found]
+    if not every:
+        return
+    whole = (max(span.end_s for span in every) - min(span.start_s for span in every)) * factor
+    if x == "step":
+        whole = max(span.last for span in every) - min(span.first for span in every) + 1
     for state, look in theme.STATES.items():
         # plotly turns the labels of a whole trace, so upright ones are a trace of their own.
         turned: dict[int, list[tuple[float, float, int, str, str]]] = {0: [], -90: []}

@@ -42,7 +42,9 @@ def throughput(
         x = [factor * n * window for n in range(len(rates))] + [factor * _seconds(side)]
         figure.add_trace(
             go.Scatter(
-                x=x, y=rates + rates[-1:], mode="lines", showlegend=True,
+                x=x, y=rates + rates[-1:], showlegend=True,
+                mode="lines+markers" if len(rates) <= 2 * _WINDOWS else "lines",
+                marker={"symbol": side.symbol, "size": 5},
                 name=f"{side.called()}: mean {theme.format_rate(_mean(side))}",
                 line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
                 hovertemplate="%{y:,.0f} tokens/s<extra>" + side.name + "</extra>",

@@ -120,3 +120,16 @@ def test_a_ring_that_lost_its_oldest_steps_still_tells_decode_from_prefill(
     kept.restore(plain.totals, plain.steps, plain.requests)
     decodes = sum(row["state"] == "decode" for row in timeline(kept).table)
     assert decodes == sum(step.num_decode_tokens for step in kept.steps)
+
+
+def test_a_window_shows_what_happened_in_it(preempting: RunTrace) -> None:
+    first = preempting.steps[0].start_s
+    begin, end = (preempting.steps[n].start_s - first for n in (8, 12))
+    drawn = timeline(preempting, window_s=(begin, end))
+    computed = [row for row in drawn.table if row["tokens"]]
+    assert sum(row["tokens"] for row in computed) == sum(
+        step.num_tokens for step in preempting.steps[8:12]
+    )
+    assert list(drawn.figure.layout.xaxis.range) == [1e3 * begin, 1e3 * end]
+    with pytest.raises(ValueError, match="begin, end"):
+        timeline(preempting, window_s=(2.0, 1.0))
