@@ -1,0 +1,82 @@
+"""Chapter 00 teaches what is so: the effect, none from nothing, and the run where it loses."""
+
+from __future__ import annotations
+
+import pytest
+from labs.chapters import run_cells
+
+from labs import lint
+from widgets.panels import Compare
+from widgets.workers import raise_panel_errors
+
+CHAPTER = "00_start_here"
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINSERVE_HEADLESS", "1")
+    monkeypatch.setenv("MINSERVE_PROGRESS", str(tmp_path / "progress.json"))
+
+
+@pytest.fixture(scope="module")
+def chapter():
+    return run_cells(CHAPTER, "model", "race")
+
+
+def compared(chapter, tokens, switch=True, clock="virtual"):
+    """The chapter's race over another number of tokens; counts need no real run."""
+    race = chapter["race"]
+    panel = Compare(race._base, {"memory.kv_cache": switch}, chapter["write"](tokens),
+                    names=race.names, rounds=1, headline="flops", clock=clock)  # fmt: skip
+    panel.run()
+    return panel.result
+
+
+def ratio(result, metric):
+    return result.metrics[metric].verdict.ratio.median
+
+
+def test_the_switch_is_one_field(chapter):
+    configs = chapter["race"].configs()
+    off, on = (config.to_dict() for config in configs.values())
+    assert {path for path in off if off[path] != on[path]} == {"memory.kv_cache"}
+
+
+def test_the_headline_effect_passes_its_threshold_in_counts(chapter):
+    tokens = chapter["race"].controls["tokens"].value
+    result = compared(chapter, tokens)
+    off, on = result.counts.values()
+    assert off.flops > 50 * on.flops
+    assert on.recomputed_tokens == 0 < off.recomputed_tokens
+    assert off.peak_kv_bytes_used == 0 < on.peak_kv_bytes_used
+    assert on.peak_kv_bytes_used % chapter["llm"].config.model.kv_bytes_per_token(4) == 0
+    assert off.output_tokens == on.output_tokens == tokens
+    assert ratio(result, "duration_s") < 1
+
+
+def test_off_against_off_shows_no_effect(chapter):
+    result = compared(chapter, 60, switch=False)
+    assert not result.changed
+    assert {name: ratio(result, name) for name in result.metrics} == dict.fromkeys(
+        result.metrics, 1.0
+    )
+
+
+def test_the_slider_moves_the_headline_and_at_its_lower_end_the_cache_wins_nothing(chapter):
+    slider = chapter["race"].controls["tokens"].spec
+    gains = [1 / ratio(compared(chapter, n), "flops") for n in (1, 2, 20, int(slider.high))]
+    assert gains == sorted(gains) and gains[0] == 1.0 < gains[1] < gains[-1]
+    alone = compared(chapter, int(slider.low))
+    assert alone.verdict.outcome == "none"
+
+
+def test_the_texts_are_identical_and_the_guess_is_scored_by_the_run(chapter):
+    race = chapter["race"]
+    race.controls["tokens"].value = 32  # They show what two hundred do.
+    cells = lint.read(lint.LABS / f"{CHAPTER}.ipynb")["cells"]
+    exec(next(lint.source(cell) for cell in cells if "guess" in lint.tags(cell)), chapter)
+    assert race.result.agreement.held is True
+    assert race.masked, "nothing shows before the guess"
+    chapter["guess"].guess(1)
+    assert chapter["guess"].right is not None and not race.masked
+    raise_panel_errors()

@@ -1,0 +1,91 @@
+"""Stored chapters keep the rules, and every rule can go red."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from labs import lint
+
+START = lint.LABS / "00_start_here.ipynb"
+
+
+@pytest.mark.parametrize("rule", lint.RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("path", lint.chapters(), ids=lambda path: path.stem)
+def test_a_stored_chapter(path, rule):
+    assert list(rule(lint.read(path), path)) == []
+
+
+def _break(notebook, rule):
+    """The smallest change that a rule must notice."""
+    cells = notebook["cells"]
+    code = lint.code_cells(notebook)
+    facts = next(cell for cell in code if "nbval-check-output" in lint.tags(cell))
+    if rule is lint.has_a_header:
+        cells[0]["source"] = ["# 00 · Start here\n"]
+    elif rule is lint.is_short:
+        cells[1]["source"] = ["word " * 200]
+    elif rule is lint.is_executed:
+        facts["execution_count"] = None
+    elif rule is lint.has_compared_facts:
+        facts["outputs"] = []
+    elif rule is lint.carries_no_state:
+        facts["outputs"][0]["text"] = ["/home/somebody/minserve\n"]
+    elif rule is lint.raises_panel_errors_last:
+        cells.pop()
+    elif rule is lint.imports_the_lab_only:
+        code[0]["source"] = ["from tests.labs import lint\n"]
+    elif rule is lint.has_its_figures:
+        notebook["metadata"]["minserve"]["figures"]["00_missing"] = "None"
+    elif rule is lint.types_no_measurement:
+        cells[1]["source"] = ["It is 12.3x as fast."]
+
+
+@pytest.mark.parametrize("rule", lint.RULES, ids=lambda rule: rule.__name__)
+def test_every_rule_can_go_red(rule, tmp_path):
+    notebook = copy.deepcopy(lint.read(START))
+    _break(notebook, rule)
+    path = tmp_path / START.name
+    text = json.dumps(notebook)
+    if rule is lint.is_small:
+        text += " " * lint.MAX_BYTES
+    path.write_text(text)
+    assert list(rule(notebook, path))
+
+
+def test_code_between_two_actions_is_counted():
+    notebook = copy.deepcopy(lint.read(START))
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("tags", None)
+    assert any("code cells" in text for text in lint.is_short(notebook, START))
+
+
+def test_the_map_marks_as_planned_what_is_not_there():
+    text = "\n".join(lint.source(cell) for cell in lint.read(START)["cells"])
+    there = {path.name.split("_")[0] for path in lint.chapters()}
+    rows = re.findall(r"^\|[^|]*\|[^|]*\| ([^|]*) \|$", text, flags=re.MULTILINE)[2:]
+    assert len(rows) >= 8
+    for row in rows:
+        for number in re.findall(r"\b(\d\d[a-c]?)\b", row):
+            assert ("(planned)" in row) != any(name.startswith(number) for name in there), row
+        for link in re.findall(r"\]\(([^)]+)\)", row):
+            assert (lint.LABS / link).is_file(), link
+
+
+def test_a_slip_in_a_tag_is_noticed():
+    notebook = copy.deepcopy(lint.read(START))
+    for tag, kept in (("workload", True), ("nbval-check-outptu", False), ("acton", False)):
+        notebook["cells"][1]["metadata"]["tags"] = [tag]
+        assert (list(lint.has_compared_facts(notebook, START)) == []) is kept, tag
+
+
+def test_pictures_folded_away_do_not_spoil_the_guess():
+    for path in lint.chapters():
+        for cell in lint.read(path)["cells"]:
+            text = lint.source(cell)
+            if "<img" in text:
+                assert text.index("<details>") < text.index("<img"), Path(path).name
