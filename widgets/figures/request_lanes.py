@@ -50,10 +50,13 @@ def timeline(
         subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown])
+    # All panels share the axis, so they share what a mark's width is measured against.
+    reach = [_reach(side, d[0], x, unit[0]) for side, d in zip(shown, drawn, strict=True)]
+    whole = (max(end for _, end in reach) - min(begin for begin, _ in reach)) or 1.0
     table: list[Row] = []
     explained: set[str] = set()
     for row, (side, (lines, _)) in enumerate(zip(shown, drawn, strict=True), start=1):
-        _draw(figure, row, side, lines, x, unit[0], explained)
+        _draw(figure, row, side, lines, x, unit[0], whole, explained)
         table += [_row(side, lane, span) for lane, found in lines for span in found]
         figure.update_yaxes(
             row=row, col=1, range=[len(lines) - 0.5, -0.5], showgrid=False, showline=False,
@@ -86,6 +89,19 @@ def timeline(
 def _unit(shown: list[Side]) -> tuple[float, str]:
     ends = [step.end_s - side.origin_s for side in shown for step in side.run.steps[-1:]]
     return theme.time_unit(max(ends, default=0.0))
+
+
+def _reach(
+    side: Side, lines: list[tuple[Lane, list[Span]]], x: str, factor: float
+) -> tuple[float, float]:
+    """Begin and end of what is drawn, in units of the axis."""
+    every = [span for _, found in lines for span in found]
+    if not every:
+        return 0.0, 0.0
+    if x == "step":
+        return min(span.first for span in every), 1 + max(span.last for span in every)
+    ends = min(span.start_s for span in every), max(span.end_s for span in every)
+    return (ends[0] - side.origin_s) * factor, (ends[1] - side.origin_s) * factor
 
 
 def _drawn(
@@ -125,15 +141,10 @@ def _draw(
     lines: list[tuple[Lane, list[Span]]],
     x: str,
     factor: float,
+    whole: float,
     explained: set[str],
 ) -> None:
     origin = side.origin_s
-    every = [span for _, found in lines for span in found]
-    if not every:
-        return
-    whole = (max(span.end_s for span in every) - min(span.start_s for span in every)) * factor
-    if x == "step":
-        whole = max(span.last for span in every) - min(span.first for span in every) + 1
     for state, look in theme.STATES.items():
         # plotly turns the labels of a whole trace, so upright ones are a trace of their own.
         turned: dict[int, list[tuple[float, float, int, str, str]]] = {0: [], -90: []}
