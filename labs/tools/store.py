@@ -23,6 +23,8 @@ from nbclient.exceptions import CellExecutionError
 
 SLOW_S = 2.0
 KEPT_METADATA = ("kernelspec", "minserve")
+KEPT_CELL_METADATA = ("tags", "jupyter")
+"""`jupyter.source_hidden` folds a cell whose code gives an answer away."""
 
 
 def execute(notebook: Any, folder: Path, timeout_s: int = 600) -> dict[int, float]:
@@ -65,8 +67,8 @@ def tidied(notebook: Any) -> Any:
     notebook.metadata = nbformat.from_dict(metadata)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02}"
-        tags = cell.metadata.get("tags")
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        kept = {key: cell.metadata[key] for key in KEPT_CELL_METADATA if cell.metadata.get(key)}
+        cell.metadata = nbformat.from_dict(kept)
     return notebook
 
 
