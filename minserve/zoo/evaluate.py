@@ -83,7 +83,7 @@ def total(scores: Iterable[Score]) -> Score:
     return result
 
 
-def extra_texts(folder: Path, limit: int = 60) -> list[str]:
+def extra_texts(folder: Path, limit: int = 24) -> list[str]:
     """Up to `limit` Python files under `folder`, chosen by a fixed seed, of ordinary size and
     not generated: source that this model was not trained on, which the caller vouches for."""
     from minserve.zoo.corpus import clean
