@@ -13,7 +13,7 @@ TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lab reset test test-fast lint types imports unit notebooks figures clean distclean
+.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks figures clean distclean
 
 # An environment that happens to be active must change nothing.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
@@ -31,13 +31,13 @@ endef
 help: ## list the targets
 	@echo 'usage: make <target>'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'settings:'
 	@echo '  TORCH=cpu     setup: the CPU build of torch, without gigabytes of CUDA libraries'
 	@echo '  PYTHON=...    setup: the Python to build .venv with (3.11, 3.12 or 3.13)'
 	@echo '  CHAPTER=00    reset: the chapter, by number'
-	@echo '  ARGS="..."    lab: passed to JupyterLab; unit and test-fast: passed to pytest'
+	@echo '  ARGS="..."    lab: passed to JupyterLab; unit, test-fast, test-browser: to pytest'
 	@echo '  JOBS=2        unit and test-fast: processes'
 
 setup: ## make .venv with everything lab and test need; refresh it when the pins change
@@ -104,6 +104,14 @@ notebooks: setup ## run every chapter headless and compare the outputs tagged fo
 	@if [ -z "$$(find labs -name '*.ipynb' -not -path '*/.*')" ]; then echo 'no notebooks yet'; exit 0; fi; \
 	MINSERVE_HEADLESS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=120 labs
+
+test-browser: setup ## drive the panels in a real JupyterLab (needs Chromium; not part of test)
+	$(call heading,browser)
+	@want=$$(grep '^playwright==' constraints.txt); \
+	$(BIN)/python -m pip freeze 2>/dev/null | grep -qxF "$$want" || \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	@$(BIN)/python tests/browser/chromium.py
+	@$(BIN)/python -m pytest tests/browser -m browser --durations=5 $(ARGS)
 
 figures: setup ## export the chapters' signature figures as SVG (needs kaleido and Chromium)
 	@$(BIN)/python labs/tools/figures.py $(ARGS)
