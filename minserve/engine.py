@@ -25,7 +25,7 @@ from minserve.request import (
     TokenLogprobs,
 )
 from minserve.runner import Handle, Runner, StepResult
-from minserve.scheduling import Policy, Scheduler, StepPlan
+from minserve.scheduling import LengthPredictor, Order, Policy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
 from minserve.trace import RequestStep, RunTrace, StageTimes, StepTrace, StepWork
 
@@ -56,6 +56,8 @@ class Engine:
         clock: Clock,
         trace: RunTrace,
         policy: Policy | None = None,
+        order: Order | None = None,
+        predictor: LengthPredictor | None = None,
     ) -> None:
         self.config = config
         self.memory = memory
@@ -63,7 +65,7 @@ class Engine:
         self.clock = clock
         self._runner = runner
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(config, memory, policy)
+        self._scheduler = Scheduler(config, memory, policy, order, predictor)
         groups = config.model.cache_groups()
         self._builder = BatchBuilder(memory, len(groups), config.model.eos_token_ids)
         self._counter = WorkCounter(config.model, config.itemsize)
@@ -99,8 +101,10 @@ class Engine:
         *,
         stream_text: bool = False,
         arrival_s: float | None = None,
+        priority: int = 0,
     ) -> list[Request]:
-        """Queue a prompt; returns its `params.n` samples.
+        """Queue a prompt; returns its `params.n` samples. A smaller `priority` goes first where
+        `scheduling.order` is "priority".
 
         Raises InvalidRequestError when the request cannot be served, and changes nothing then.
         """
@@ -122,6 +126,7 @@ class Engine:
         self._num_added += 1
         self._live[request_id] = list(requests)
         for request in requests:
+            request.priority = priority
             if params.prompt_logprobs is not None:
                 request.prompt_logprobs.append(None)
             if self._tokenizer is not None and (stream_text or params.stop):
@@ -172,7 +177,7 @@ class Engine:
         pages and travels to the caller; the engine stays usable.
         """
         start = self.clock.now()
-        plan = self._scheduler.schedule()
+        plan = self._scheduler.schedule(start)
         scheduled = self.clock.now()
         if not plan.requests:
             raise IntegrityError("requests wait, none runs, and none can be admitted")

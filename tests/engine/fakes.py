@@ -19,6 +19,7 @@ from minserve.engine import Engine
 from minserve.memory import KVManager
 from minserve.request import TokenLogprobs
 from minserve.runner import StepResult
+from minserve.scheduling import Order
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 from minserve.trace import RunTrace
 
@@ -111,7 +112,10 @@ class EchoRunner:
 
 
 def make_engine(
-    config: EngineConfig | None = None, num_blocks: int = 32, max_position: int = 128
+    config: EngineConfig | None = None,
+    num_blocks: int = 32,
+    max_position: int = 128,
+    order: Order | None = None,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
     """An engine over the fake runner and a virtual clock."""
     spec = tiny_spec(max_position)
@@ -125,7 +129,7 @@ def make_engine(
         resolved.config.scheduling.max_num_seqs,
         resolved.blocks_per_request,
     )
-    engine = Engine(resolved, runner, memory, None, clock, RunTrace())
+    engine = Engine(resolved, runner, memory, None, clock, RunTrace(), order=order)
     return engine, runner, clock
 
 

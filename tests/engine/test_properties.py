@@ -20,6 +20,17 @@ from minserve.engine import Engine
 from minserve.request import InvalidRequestError, Request, SamplingParams
 
 EXAMPLES, STEPS = 120, 100
+DISCIPLINES = (
+    {"policy": "continuous"},
+    {"policy": "static"},
+    {"order": "priority"},
+    {"order": "priority"},
+    {"order": "mlfq", "mlfq_quantum": 2},
+    {"order": "mlfq", "mlfq_quantum": 1},
+    {"order": "sjf", "length_error": 1.0},
+    {"order": "sjf", "policy": "static"},
+    {"order": "sjf", "policy": "static", "length_bucket": 8},
+)
 
 operations = 0
 
@@ -37,9 +48,25 @@ class EngineMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.2]),
         victim=st.sampled_from(["last", "least_computed"]),
         mode=st.sampled_from(["chunked", "chunked", "whole", "no cache"]),
-        policy=st.sampled_from(["continuous", "static"]),
+        discipline=st.sampled_from(DISCIPLINES),
+        prefill=st.sampled_from(["mixed", "decode_first", "prefill_first"]),
+        prefill_tokens=st.sampled_from([None, 1, 3]),
+        limit_s=st.sampled_from([0.0, 0.05, 0.5, 1000.0]),
     )
-    def start(self, block_size, pool_tokens, budget, max_num_seqs, watermark, victim, mode, policy):
+    def start(
+        self,
+        block_size,
+        pool_tokens,
+        budget,
+        max_num_seqs,
+        watermark,
+        victim,
+        mode,
+        discipline,
+        prefill,
+        prefill_tokens,
+        limit_s,
+    ):
         config = EngineConfig().with_values(
             {
                 "memory.block_size": block_size,
@@ -51,10 +78,14 @@ class EngineMachine(RuleBasedStateMachine):
                 "scheduling.max_model_len": 64,
                 "scheduling.enable_chunked_prefill": mode != "whole",
                 "scheduling.victim": victim,
-                "scheduling.policy": policy,
+                "scheduling.prefill": prefill,
+                "scheduling.max_num_prefill_tokens": prefill_tokens if mode == "chunked" else None,
+                "scheduling.starvation_limit_s": limit_s,
+                **{f"scheduling.{name}": value for name, value in discipline.items()},
             }
         )
         self.engine, self.runner, self.clock = make_engine(config, -(-pool_tokens // block_size))
+        self.limit_s = limit_s
         self.requests: list[Request] = []
         self.failed: set[Request] = set()
 
@@ -64,12 +95,14 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.one_of(st.none(), st.integers(1, 40)),
         ignore_eos=st.booleans(),
         n=st.sampled_from([1, 1, 1, 3]),
+        priority=st.integers(0, 2),
     )
-    def add(self, length, first, max_tokens, ignore_eos, n):
+    def add(self, length, first, max_tokens, ignore_eos, n, priority):
         prompt = [(first + 11 * i) % (VOCAB + (first == 13)) for i in range(length)]
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos, n=n)
         try:
-            self.requests += self.engine.add(f"r{len(self.requests)}", prompt, params)
+            name = f"r{len(self.requests)}"
+            self.requests += self.engine.add(name, prompt, params, priority=priority)
         except InvalidRequestError:
             capacity = self.engine.max_request_tokens
             wanted = length + (max_tokens or 1 if ignore_eos else 1)
@@ -80,7 +113,18 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, times):
         for _ in range(times):
             if self.engine.has_work:
-                self.engine.step()
+                self.step_and_overtake_nobody_urgent()
+
+    def step_and_overtake_nobody_urgent(self):
+        """The starvation bound: who waits beyond the limit sees only earlier arrivals join."""
+        waiting = set(self.engine._scheduler.waiting)
+        self.engine.step()
+        left = set(self.engine._scheduler.waiting)
+        urgent = [request for request in waiting & left if request.urgent]
+        joined = [r for r in waiting - left if r.finish_reason != "abort"]
+        for first in urgent:
+            assert all(r.urgent and r.arrival_number < first.arrival_number for r in joined)
+            assert first.arrival_s + self.limit_s <= self.clock.now()
 
     @precondition(lambda self: self.requests)
     @rule(which=st.integers(0, 1000))
@@ -113,7 +157,7 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(20_000):
             if not self.engine.has_work:
                 break
-            self.engine.step()
+            self.step_and_overtake_nobody_urgent()
         assert not self.engine.has_work
         assert self.engine.memory.pool.num_owned == 0
         records = self.engine.trace.requests

@@ -38,11 +38,28 @@ SWITCHES: list[tuple[str, Any]] = [
     ("scheduling.max_num_batched_tokens", 33),
     ("scheduling.enable_chunked_prefill", False),
     ("scheduling.policy", "static"),
+    ("scheduling.order", "sjf"),
+    ("scheduling.order", "priority"),
+    ("scheduling.order", "mlfq"),
+    ("scheduling.length_error", 1.0),
+    ("scheduling.length_bucket", 8),
+    ("scheduling.starvation_limit_s", 0.0),
+    ("scheduling.mlfq_quantum", 2),
+    ("scheduling.prefill", "decode_first"),
+    ("scheduling.prefill", "prefill_first"),
+    ("scheduling.max_num_prefill_tokens", 5),
     ("scheduling.victim", "least_computed"),
     ("kernels.backend", "torch"),
     ("kernels.logits_chunk", 1),
 ]
 """A new switch joins here in the commit that brings it. Values are those that differ from BASE."""
+COMPANY: dict[str, tuple[str, Any]] = {
+    "scheduling.length_error": ("scheduling.order", "sjf"),
+    "scheduling.length_bucket": ("scheduling.order", "sjf"),
+    "scheduling.starvation_limit_s": ("scheduling.order", "mlfq"),
+    "scheduling.mlfq_quantum": ("scheduling.order", "mlfq"),
+}
+"""A switch that does something only beside another one brings it along."""
 
 LENGTHS = (3, 40, 1, 17, 64, 9, 30, 5, 22, 12, 51, 2)
 NEW_TOKENS = (20, 8, 31, 15, 30, 25, 3, 28, 12, 33, 20, 40)
@@ -51,19 +68,32 @@ POOL_TOKENS = 130
 
 def pairs() -> list[tuple[tuple[str, Any], ...]]:
     """Each switch alone, and every pair of switches of different fields that can go together."""
-    found: list[tuple[tuple[str, Any], ...]] = [(switch,) for switch in SWITCHES]
+    found = [with_company(switch) for switch in SWITCHES]
     for a, b in itertools.combinations(SWITCHES, 2):
-        names = {a[0], b[0]}
-        if a[0] == b[0]:
+        together = with_company(a, b)
+        names = dict(together)
+        if a[0] == b[0] or len(names) < len(together):
             continue
         # Refused by resolve(): a request must fit in one step there.
-        if "scheduling.max_num_batched_tokens" in names and names & {
-            "memory.kv_cache",
-            "scheduling.enable_chunked_prefill",
-        }:
+        if names.keys() & {
+            "scheduling.max_num_batched_tokens",
+            "scheduling.max_num_prefill_tokens",
+        } and names.keys() & {"memory.kv_cache", "scheduling.enable_chunked_prefill"}:
             continue
-        found.append((a, b))
+        # Refused by resolve(): a static batch runs to its end.
+        if names.get("scheduling.policy") == "static" and names.get("scheduling.order") in (
+            "priority",
+            "mlfq",
+        ):
+            continue
+        found.append(together)
     return found
+
+
+def with_company(*switches: tuple[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The switches and those they need, each once; two values of one field stay two."""
+    company = [COMPANY[path] for path, _ in switches if path in COMPANY]
+    return tuple(dict.fromkeys((*switches, *company)))
 
 
 def label(switches: tuple[tuple[str, Any], ...]) -> str:
@@ -128,7 +158,7 @@ def run(
         params = SamplingParams(
             max_tokens=count, temperature=temperature, seed=100 + index, ignore_eos=True
         )
-        requests += engine.add(str(index), prompt, params)
+        requests += engine.add(str(index), prompt, params, priority=-index % 3)
     while engine.has_work:
         engine.step()
         for request in requests[::3] if aborts else ():
@@ -149,7 +179,7 @@ def test_switches_change_no_token(switches, model_dir, expected):
         assert preemptions > 0 or few or not cached, "the pool was not small enough to show it"
 
 
-@pytest.mark.parametrize("switches", [(s,) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
 def test_aborts_change_no_token_of_anyone_else(switches, model_dir, expected):
     requests, _ = run(model_dir, dict(switches), aborts=True)
     aborted = [request for request in requests if request.finish_reason == "abort"]
@@ -167,7 +197,7 @@ def sampled(model_dir: Path) -> list[list[int]]:
     return [request.output_token_ids for request in requests]
 
 
-@pytest.mark.parametrize("switches", [(s,) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
 def test_switches_change_no_sampled_token(switches, model_dir, sampled, expected):
     requests, _ = run(model_dir, dict(switches), temperature=1.0)
     assert [request.output_token_ids for request in requests] == sampled
