@@ -32,6 +32,7 @@ from minserve.models import (
     load_spec,
     resolve_model_dir,
 )
+from minserve.prepare import ShapeBuilder
 from minserve.request import InvalidRequestError, SamplingParams
 from minserve.runner import EagerRunner
 from minserve.scheduling import LengthPredictor, Order, Policy
@@ -191,7 +192,8 @@ def build_virtual_engine(
     trace.header = dataclasses.replace(
         trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
     )
-    return Engine(resolved, runner, memory, None, clock, trace, policy, order, predictor)
+    builder = ShapeBuilder(resolved.max_num_batched_tokens)
+    return Engine(resolved, runner, memory, None, clock, trace, policy, order, predictor, builder)
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:

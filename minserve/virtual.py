@@ -63,7 +63,7 @@ class VirtualRunner:
 
     def step_s(self, batch: ForwardBatch) -> float:
         """Modelled seconds of one forward pass."""
-        work = self._counter.count(batch.query_lens, batch.context_lens, batch.sample_rows.shape[0])
+        work = self._counter.count(batch.query_lens, batch.context_lens, batch.num_samples)
         bound_s = roofline(work, self._cost.device, self._cost.dtype).bound_s
         return bound_s / self._cost.efficiency + self._cost.overhead_s
 
@@ -71,7 +71,7 @@ class VirtualRunner:
         """Queue the pass behind those before it."""
         duration_s = self.step_s(batch)
         self._busy_until_s = max(self._busy_until_s, self._clock.now()) + duration_s
-        return _Pending(self._busy_until_s, duration_s, batch.sample_rows.shape[0])
+        return _Pending(self._busy_until_s, duration_s, batch.num_samples)
 
     def collect(self, handle: _Pending) -> StepResult:
         """Let time pass until the pass is done."""

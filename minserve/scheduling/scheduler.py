@@ -54,9 +54,7 @@ class Scheduler:
         self._memory = memory
         self._max_num_seqs = scheduling.max_num_seqs
         self._max_num_batched_tokens = config.max_num_batched_tokens
-        self._max_num_prefill_tokens = (
-            scheduling.max_num_prefill_tokens or self._max_num_batched_tokens
-        )
+        self._max_num_prefill_tokens = scheduling.max_num_prefill_tokens
         self._policy = policy or POLICIES[scheduling.policy].from_config(config)
         self._order = order or ORDERS[scheduling.order].from_config(config)
         self._predictor = predictor or LengthOracle(scheduling.length_error, config.config.seed)

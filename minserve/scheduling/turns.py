@@ -47,17 +47,17 @@ class Budget:
     """Tokens that a step may still compute."""
 
     tokens: int
-    prefill_tokens: int
-    """Of them, tokens that are not a request's newest one."""
+    prefill_tokens: int | None = None
+    """Of them, tokens that are not a request's newest one; None: all."""
 
     def for_request(self, request: Request) -> int:
         """Most tokens this request may take."""
-        if self.prefill_tokens >= self.tokens or is_writing(request):
+        if self.prefill_tokens is None or is_writing(request):
             return self.tokens
-        return self.prefill_tokens
+        return min(self.tokens, self.prefill_tokens)
 
     def take(self, request: Request, count: int) -> None:
         """Count what it took."""
         self.tokens -= count
-        if not is_writing(request):
+        if self.prefill_tokens is not None and not is_writing(request):
             self.prefill_tokens -= count
