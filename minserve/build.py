@@ -39,7 +39,8 @@ from minserve.scheduling import LengthPredictor, Order, Policy
 from minserve.spec import ModelSpec
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, TraceHeader
-from minserve.virtual import CostModel, VirtualRunner
+from minserve.virtual import StepCost, VirtualRunner
+from minserve.virtual_engine import VirtualEngine
 
 ZOO = Path(__file__).parent / "zoo"
 Prompt = str | Sequence[int]
@@ -155,12 +156,12 @@ def build_engine(
 def build_virtual_engine(
     spec: ModelSpec,
     config: EngineConfig,
-    cost: CostModel,
+    cost: StepCost,
     name: str = "",
     policy: Policy | None = None,
     order: Order | None = None,
     predictor: LengthPredictor | None = None,
-) -> Engine:
+) -> VirtualEngine:
     """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
 
     The pool is `memory.kv_bytes`, or what the modelled GPU's memory leaves beside the weights.
@@ -193,7 +194,7 @@ def build_virtual_engine(
         trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
     )
     builder = ShapeBuilder(resolved.max_num_batched_tokens)
-    return Engine(resolved, runner, memory, None, clock, trace, policy, order, predictor, builder)
+    return VirtualEngine(resolved, runner, memory, clock, trace, builder, policy, order, predictor)
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:

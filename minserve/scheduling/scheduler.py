@@ -19,7 +19,7 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.lengths import LengthOracle, LengthPredictor
 from minserve.scheduling.order import ORDERS, Order
-from minserve.scheduling.policy import POLICIES, AdmissionError, Policy, Room
+from minserve.scheduling.policy import POLICIES, AdmissionError, ContinuousBatching, Policy, Room
 from minserve.scheduling.turns import TURNS, Budget, Turn, is_writing
 from minserve.scheduling.victims import VICTIMS
 from minserve.scheduling.waiting import Rank, WaitingQueue
@@ -102,6 +102,12 @@ class Scheduler:
             elif turn is not Turn.WAITING:
                 self._schedule_running(plan, budget, self._whose(turn), now_s)
         return plan
+
+    @property
+    def has_plain_budget(self) -> bool:
+        """True when the policy leaves the token budget alone, so that steps without waiting
+        requests need not ask it."""
+        return type(self._policy).budget is ContinuousBatching.budget
 
     def _line_up(self, plan: StepPlan, now_s: float) -> None:
         """Bring the queue and the running requests in order, where ranks change meanwhile."""
