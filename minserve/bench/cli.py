@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.bench import latency, offline
+from minserve.bench import latency, offline, serve
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),
     "latency": (latency, "one request alone: time to first token, time per token"),
+    "serve": (serve, "requests that arrive over time, here or on a modelled GPU"),
 }
 
 

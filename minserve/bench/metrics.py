@@ -16,6 +16,48 @@ from minserve.trace.summary import distribution, percentile
 
 
 @dataclass(frozen=True)
+class Slo:
+    """What a request must meet to count as good (DistServe, Zhong et al., arXiv 2401.09670); None
+    asks for nothing. The keys of `vllm bench serve --goodput` are ttft, tpot and e2el."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2el_s: float | None = None
+
+    def met_by(self, metrics: RequestMetrics) -> bool:
+        """A request of one output token has no TPOT and meets any; one that ended without a token
+        meets none."""
+        if metrics.ttft_s is None or metrics.e2e_s is None:
+            return False
+        pairs = (
+            (metrics.ttft_s, self.ttft_s),
+            (metrics.tpot_s or 0.0, self.tpot_s),
+            (metrics.e2e_s, self.e2el_s),
+        )
+        return all(limit is None or value <= limit for value, limit in pairs)
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> Slo | None:
+        """From "ttft:200 tpot:50", in milliseconds, as vLLM takes them; None for no texts.
+
+        Raises ValueError for anything else.
+        """
+        limits: dict[str, float] = {}
+        for text in texts:
+            name, colon, value = text.partition(":")
+            try:
+                limit_ms = float(value)
+            except ValueError:
+                limit_ms = -1.0
+            if not colon or name not in ("ttft", "tpot", "e2el") or limit_ms <= 0:
+                raise ValueError(
+                    f"goodput {text!r}: expected ttft:MS, tpot:MS or e2el:MS, such as ttft:200"
+                )
+            limits[f"{name}_s"] = limit_ms / 1e3
+        return cls(**limits) if limits else None
+
+
+@dataclass(frozen=True)
 class Run:
     """One side's run over a workload."""
 
@@ -27,6 +69,8 @@ class Run:
     """By request, where the side can tell; a static batch cannot."""
     itl_s: tuple[float, ...] = field(default=(), repr=False)
     """Times between deliveries, where they were recorded."""
+    num_failed: int = 0
+    """Requests that ended with an error or were aborted; they are in none of the above."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -39,17 +83,20 @@ class Run:
         return self.num_output_tokens / self.duration_s
 
 
-def serve_result(run: Run) -> dict[str, Any]:
-    """One run as `vllm bench serve` reports it; latencies None where nothing was measured."""
+def serve_result(run: Run, slo: Slo | None = None) -> dict[str, Any]:
+    """One run as `vllm bench serve` reports it; latencies None where nothing was measured.
+
+    `request_goodput` is requests per second that met the whole `slo`; None without one.
+    """
     requests, seconds = len(run.token_ids), run.duration_s
     result: dict[str, Any] = {
         "duration": seconds,
         "completed": requests,
-        "failed": 0,
+        "failed": run.num_failed,
         "total_input_tokens": run.num_input_tokens,
         "total_output_tokens": run.num_output_tokens,
         "request_throughput": requests / seconds,
-        "request_goodput": None,
+        "request_goodput": slo and sum(map(slo.met_by, run.metrics)) / seconds,
         "output_throughput": run.output_throughput,
         "total_token_throughput": (run.num_input_tokens + run.num_output_tokens) / seconds,
     }

@@ -10,6 +10,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minserve.bench.arrivals import Arrivals, poisson_arrivals
+from minserve.bench.conversations import Jobs
 from minserve.request import SamplingParams
 
 
@@ -61,9 +63,40 @@ def poisson(
     """
     if rate_per_s <= 0:
         raise ValueError(f"poisson(rate_per_s={rate_per_s}): expected a positive rate")
-    draw = random.Random(seed)
-    gaps = [0.0] + [draw.expovariate(1.0) for _ in prompts[1:]]
+    gaps = poisson_arrivals(len(prompts), random.Random(seed))
     return Traffic(name, _zip(gaps, prompts, params), rate_per_s, seed)
+
+
+def traffic(
+    jobs: Jobs,
+    count: int,
+    rate_per_s: float,
+    arrivals: Arrivals = poisson_arrivals,
+    seed: int = 0,
+    name: str = "drawn",
+) -> Traffic:
+    """`count` requests of a shape (`conversations`), arriving as `arrivals` says at a mean rate.
+
+    Output lengths are fixed, greedy. The same seed gives the same prompts and lengths whatever the
+    arrivals are, and the same gaps whatever the prompts are. Raises ValueError for a rate or a
+    count that is not positive.
+    """
+    if rate_per_s <= 0 or count < 1:
+        raise ValueError(
+            f"traffic(count={count}, rate_per_s={rate_per_s}): expected at least 1 request and a "
+            "positive rate"
+        )
+    made = jobs(count, random.Random(f"{seed} jobs"))
+    gaps = arrivals(count, random.Random(f"{seed} arrivals"))
+    lengths: dict[int, SamplingParams] = {}
+    for job in made:
+        if job.output_tokens not in lengths:
+            lengths[job.output_tokens] = fixed_length(job.output_tokens)
+    requests = tuple(
+        TimedRequest(gap, job.prompt_token_ids, lengths[job.output_tokens])
+        for gap, job in zip(gaps, made, strict=True)
+    )
+    return Traffic(name, requests, rate_per_s, seed)
 
 
 def at_once(
