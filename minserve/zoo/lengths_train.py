@@ -91,10 +91,15 @@ def quality(predicted: Tensor, actual: Tensor) -> dict[str, float]:
     }
 
 
+def _log(written: Sequence[Written]) -> Tensor:
+    return torch.log1p(torch.tensor([w.num_tokens for w in written], dtype=torch.float64))
+
+
 def evaluate(fitted: LengthMap, features: Tensor, written: Sequence[Written]) -> dict[str, Any]:
     """The probe, the prompt's length alone (shorter prompt, shorter answer) and one number for
-    all, on the same continuations."""
-    actual = torch.log1p(torch.tensor([w.num_tokens for w in written], dtype=torch.float64))
+    all, on the same continuations. What a second draw of the same prompts tells is the yardstick:
+    a prompt does not decide its answer's length where tokens are sampled."""
+    actual = _log(written)
     mean, scale = torch.tensor(fitted.mean), torch.tensor(fitted.scale)
     weights = torch.tensor(fitted.weights, dtype=torch.float64)
     predicted = ((features - mean) / scale) @ weights + fitted.bias
@@ -164,6 +169,7 @@ def main(argv: list[str] | None = None) -> int:
             prompts = signatures(modules)
             random.Random(options.seed).shuffle(prompts)
             sets.append(write_all(llm, prompts[:count], options.seed + 1_000_000 * len(sets)))
+        again = write_all(llm, prompts[: options.held_out], options.seed + 2_000_000)
     loaded = load_model(options.model, config)
     candidates = [train(loaded, sets[0], layer, options.seed) for layer in options.layers]
     best = min(candidates, key=lambda each: float(each.card["tuning_mse"]))
@@ -177,10 +183,9 @@ def main(argv: list[str] | None = None) -> int:
             "tuning_mse_by_layer": {str(c.layer): c.card["tuning_mse"] for c in candidates},
             "training": spread(sets[0]),
             "held_out_lengths": spread(sets[1]),
-            "held_out": evaluate(best, features, sets[1]),
-            "variance_of_log_lengths": float(
-                torch.log1p(torch.tensor([float(w.num_tokens) for w in sets[1]])).var()
-            ),
+            "held_out": evaluate(best, features, sets[1])
+            | {"another draw of the same prompts": quality(_log(again), _log(sets[1]))},
+            "variance_of_log_lengths": float(_log(sets[1]).var()),
         }
     )
     target = options.out or Path(loaded.path) / FILE
