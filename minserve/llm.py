@@ -179,7 +179,7 @@ class LLM:
         return tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
-        """Abort what runs, free pages and weights, delete cached files. Closing twice is harmless."""
+        """Abort what runs; free pages, files and weights. Closing twice is harmless."""
         with self._lock:
             if self._engine is not None:
                 self._engine.close()

@@ -1,9 +1,9 @@
 """Memory management (Miao et al., section 4.2.3): who owns which page of the KV cache.
 
-`manager` gives pages to requests. Below it: `pool` (free, owned, cached), `tables` (who holds what),
-`prefix` with its two indexes (`index`, `radix`) and keys (`chain`), the lower tiers (`host`,
-`disk`) with the decision when they pay (`costs`), `layout` for memory without paging, and `cache`,
-where the numbers really are.
+`manager` gives pages to requests. Below it: `pool` (free, owned, cached), `tables` (who holds
+which), `prefix` with its two indexes (`index`, `radix`) and keys (`chain`), the lower tiers
+(`host`, `disk`) with the decision when they pay (`costs`), `layout` for memory without paging, and
+`cache`, where the numbers really are.
 """
 
 from minserve.memory.assemble import build_manager

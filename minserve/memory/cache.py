@@ -59,7 +59,9 @@ class KVCache:
             for index, layer in enumerate(group.layers):
                 storage[layer] = (pages[index, 0], pages[index, 1])
         self.layers = tuple(storage[layer] for layer in range(spec.num_layers))
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def _host(
         self, num_slots: int, page: tuple[int, ...], dtype: torch.dtype, device: torch.device
@@ -107,7 +109,7 @@ class KVCache:
             self._stream.synchronize()
         parts = [host[slot].reshape(-1).view(torch.uint8) for _, host in self._groups]
         content = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return memoryview(content.numpy())
+        return memoryview(content.numpy().data)
 
     def write_slot(self, slot: int, data: bytes) -> None:
         """Fill a host slot with what `read_slot` gave."""
