@@ -348,7 +348,7 @@ class Request:
     @property
     def cache_namespace(self) -> tuple[str, ...]:
         """What, besides the tokens, must be equal for two requests to share pages."""
-        return ("salt", self.params.cache_salt)
+        return (self.params.cache_salt,) if self.params.cache_salt else ()
 
     @property
     def finished(self) -> bool:

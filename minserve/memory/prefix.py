@@ -81,17 +81,19 @@ class PrefixCache:
         return keys, tiers
 
     def load(self, hit: Hit, blocks: list[int]) -> int:
-        """Fill `blocks` from the tiers, one for each of `hit.keys`; how many were really there."""
+        """Fill `blocks` from the tiers, one for each of the first `hit.keys`; how many were really
+        there."""
         assert self._host is not None
-        start = self._clock.now()
-        slots = self._host.fetch(hit.keys)
-        self._host.load(slots, blocks[: len(slots)])
-        if slots:
-            elapsed = self._clock.now() - start
+        start, done = self._clock.now(), 0
+        # In runs that the host has slots for: what comes from the disk passes through them.
+        while slots := self._host.fetch(hit.keys[done : len(blocks)]):
+            self._host.load(slots, blocks[done : done + len(slots)])
+            done += len(slots)
+        if done:
             # A run that crosses tiers is charged to the slower one, which dominates it.
-            tier = "disk" if "disk" in hit.tiers[: len(slots)] else "host"
-            self._costs.loaded(tier, len(slots), elapsed)
-        return len(slots)
+            tier = "disk" if "disk" in hit.tiers[:done] else "host"
+            self._costs.loaded(tier, done, self._clock.now() - start)
+        return done
 
     def touch(self, hit: Hit) -> None:
         """Making room for these pages must not push them out of the host."""

@@ -25,6 +25,8 @@ from minserve.trace import RunTrace
 
 VOCAB = 97
 EOS = 0
+TOKEN_BYTES = 2 * 8 * 4
+"""Key and value of one token of `tiny_spec`, float32."""
 
 
 def tiny_spec(max_position: int = 128) -> ModelSpec:
