@@ -1,4 +1,4 @@
-"""Both prefix indexes find what a plain dictionary of prefixes finds, whatever enters and leaves."""
+"""Both prefix indexes find what a dictionary of prefixes finds, whatever enters and leaves."""
 
 from __future__ import annotations
 
