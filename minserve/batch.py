@@ -156,6 +156,11 @@ class ForwardBatch:
     """`kv_lens` on the host."""
 
     @property
+    def num_samples(self) -> int:
+        """Rows whose next token is drawn."""
+        return self.sample_rows.shape[0]
+
+    @property
     def num_tokens(self) -> int:
         """Rows in this pass."""
         return self.token_ids.shape[0]

@@ -32,13 +32,15 @@ from minserve.models import (
     load_spec,
     resolve_model_dir,
 )
+from minserve.prepare import ShapeBuilder
 from minserve.request import InvalidRequestError, SamplingParams
 from minserve.runner import EagerRunner
-from minserve.scheduling import Policy
+from minserve.scheduling import LengthPredictor, Order, Policy
 from minserve.spec import ModelSpec
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, TraceHeader
-from minserve.virtual import CostModel, VirtualRunner
+from minserve.virtual import StepCost, VirtualRunner
+from minserve.virtual_engine import VirtualEngine
 
 ZOO = Path(__file__).parent / "zoo"
 Prompt = str | Sequence[int]
@@ -119,11 +121,16 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
 
 
 def build_engine(
-    loaded: LoadedModel, clock: Clock | None = None, policy: Policy | None = None
+    loaded: LoadedModel,
+    clock: Clock | None = None,
+    policy: Policy | None = None,
+    order: Order | None = None,
+    predictor: LengthPredictor | None = None,
 ) -> Engine:
     """An engine with its own page pool over the loaded model.
 
-    `policy` stands in for the scheduling policy that the configuration names.
+    `policy` and `order` stand in for those that the configuration names, `predictor` for the
+    oracle that `scheduling.order="sjf"` otherwise asks for lengths.
     """
     config = loaded.config
     clock = clock or WallClock()
@@ -144,16 +151,18 @@ def build_engine(
         decoder, attention, config.device, clock, config.config.kernels.logits_chunk
     )
     trace = new_trace(loaded.name, config)
-    return Engine(config, runner, memory, loaded.tokenizer, clock, trace, policy)
+    return Engine(config, runner, memory, loaded.tokenizer, clock, trace, policy, order, predictor)
 
 
 def build_virtual_engine(
     spec: ModelSpec,
     config: EngineConfig,
-    cost: CostModel,
+    cost: StepCost,
     name: str = "",
     policy: Policy | None = None,
-) -> Engine:
+    order: Order | None = None,
+    predictor: LengthPredictor | None = None,
+) -> VirtualEngine:
     """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
 
     The pool is `memory.kv_bytes`, or what the modelled GPU's memory leaves beside the weights.
@@ -180,7 +189,8 @@ def build_virtual_engine(
     trace.header = dataclasses.replace(
         trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
     )
-    return Engine(resolved, runner, memory, None, clock, trace, policy)
+    builder = ShapeBuilder(resolved.max_num_batched_tokens)
+    return VirtualEngine(resolved, runner, memory, clock, trace, builder, policy, order, predictor)
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:

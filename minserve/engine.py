@@ -16,7 +16,7 @@ from minserve.clock import Clock
 from minserve.config import ResolvedConfig
 from minserve.hardware import WorkCounter
 from minserve.memory import IntegrityError, KVManager
-from minserve.prepare import BatchBuilder, BuiltBatch
+from minserve.prepare import BatchBuilder, Builder, BuiltBatch
 from minserve.request import (
     FinishReason,
     InvalidRequestError,
@@ -25,7 +25,7 @@ from minserve.request import (
     TokenLogprobs,
 )
 from minserve.runner import Handle, Runner, StepResult
-from minserve.scheduling import Policy, Scheduler, StepPlan
+from minserve.scheduling import LengthPredictor, Order, Policy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
 from minserve.trace import RequestStep, RunTrace, StageTimes, StepPages, StepTrace, StepWork
 
@@ -56,6 +56,9 @@ class Engine:
         clock: Clock,
         trace: RunTrace,
         policy: Policy | None = None,
+        order: Order | None = None,
+        predictor: LengthPredictor | None = None,
+        builder: Builder | None = None,
     ) -> None:
         self.config = config
         self.memory = memory
@@ -63,11 +66,14 @@ class Engine:
         self.clock = clock
         self._runner = runner
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(config, memory, policy)
+        self._scheduler = Scheduler(config, memory, policy, order, predictor)
         groups = config.model.cache_groups()
-        self._builder = BatchBuilder(memory, len(groups), config.model.eos_token_ids)
+        self._builder: Builder = builder or BatchBuilder(
+            memory, len(groups), config.model.eos_token_ids
+        )
         self._counter = WorkCounter(config.model, config.itemsize)
         self._token_bytes = config.model.kv_bytes_per_token(config.itemsize)
+        self._block_bytes = config.block_bytes
         self._keep_cache = config.config.memory.kv_cache
         self._check = config.config.memory.check_integrity
         self._eos = frozenset(config.model.eos_token_ids)
@@ -99,8 +105,10 @@ class Engine:
         *,
         stream_text: bool = False,
         arrival_s: float | None = None,
+        priority: int = 0,
     ) -> list[Request]:
-        """Queue a prompt; returns its `params.n` samples.
+        """Queue a prompt; returns its `params.n` samples. A smaller `priority` goes first where
+        `scheduling.order` is "priority".
 
         Raises InvalidRequestError when the request cannot be served, and changes nothing then.
         """
@@ -124,6 +132,7 @@ class Engine:
         for request in requests:
             if request is not requests[0]:
                 request.leader = requests[0]
+            request.priority = priority
             if params.prompt_logprobs is not None:
                 request.prompt_logprobs.append(None)
             if self._tokenizer is not None and (stream_text or params.stop):
@@ -179,7 +188,7 @@ class Engine:
         pages and travels to the caller; the engine stays usable.
         """
         start = self.clock.now()
-        plan = self._scheduler.schedule()
+        plan = self._scheduler.schedule(start)
         scheduled = self.clock.now()
         if not plan.requests:
             raise IntegrityError("requests wait, none runs, and none can be admitted")
@@ -258,8 +267,8 @@ class Engine:
             blocks_total=use.blocks_total,
             blocks_used=flight.blocks_used,
             kv_tokens=use.kv_tokens,
-            kv_bytes_reserved=use.blocks_total * self.config.block_bytes,
-            kv_bytes_allocated=flight.blocks_used * self.config.block_bytes,
+            kv_bytes_reserved=use.blocks_total * self._block_bytes,
+            kv_bytes_allocated=flight.blocks_used * self._block_bytes,
             kv_bytes_used=use.kv_tokens * slot_bytes,
             pages=StepPages(
                 hit_tokens=events.hit_tokens,
@@ -269,7 +278,7 @@ class Engine:
                 swapped_out_blocks=events.swapped_out_blocks,
                 swapped_in_blocks=events.swapped_in_blocks,
                 cached_blocks=use.blocks_cached,
-                owned_bytes=use.blocks_used * self.config.block_bytes,
+                owned_bytes=use.blocks_used * self._block_bytes,
                 future_bytes=use.reserved_slots * slot_bytes,
                 internal_bytes=use.internal_slots * slot_bytes,
                 external_bytes=self._scheduler.stranded_slots() * slot_bytes,
@@ -290,18 +299,21 @@ class Engine:
         spans: list[tuple[Request, int, int, int, tuple[int, ...]]] = []
         for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
             request.num_inflight_tokens -= count
-            if request.finished:
+            if request.finish_reason is not None:
                 continue
             start = request.num_computed_tokens
             stop = start + count
-            recomputed = max(0, min(stop, request.num_ever_computed) - start)
-            if count == 1 and request.num_output_tokens and stop == request.num_tokens:
+            if count == 1 and stop == len(request.token_ids) > len(request.prompt_token_ids):
                 counts.num_decode += 1
-            counts.num_recomputed += recomputed
+            recomputed, known = 0, request.num_ever_computed
+            if start < known:
+                recomputed = min(stop, known) - start
+                counts.num_recomputed += recomputed
             if detail:
                 blocks = self.memory.blocks_of(request) if pages else ()
                 spans.append((request, start, count, recomputed, blocks))
-            request.num_ever_computed = max(request.num_ever_computed, stop)
+            if stop > known:
+                request.num_ever_computed = stop
             if self._keep_cache:
                 request.num_computed_tokens = stop
                 self.memory.commit(request, count)
@@ -310,12 +322,15 @@ class Engine:
         for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
             if not request.finished:
                 request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
+        logprobs = result.logprobs
         for row, request in enumerate(flight.built.sampled):
-            if request.finished:
+            if request.finish_reason is not None:
                 continue
-            self._append(request, result.token_ids[row], result.logprobs.get(row), now)
+            token = result.token_ids[row]
+            self._append(request, token, logprobs.get(row) if logprobs else None, now)
             counts.num_sampled += 1
-            counts.num_finished += request.finished
+            if request.finish_reason is not None:
+                counts.num_finished += 1
         drawn = set(flight.built.sampled) if detail else ()
         for request, start, count, recomputed, blocks in spans:
             new = (request.token_ids[-1],) if request in drawn and not request.error else ()
@@ -349,8 +364,9 @@ class Engine:
         request.token_ids.append(token)
         if logprobs is not None:
             request.logprobs.append(_limit(logprobs, request.params.logprobs or 0))
-        params, stream = request.params, self._texts.get(request)
-        may_end = request.num_output_tokens >= params.min_tokens
+        params, num_tokens = request.params, len(request.token_ids)
+        stream = self._texts.get(request) if self._texts else None
+        may_end = num_tokens - len(request.prompt_token_ids) >= params.min_tokens
         is_eos = token in self._eos and not params.ignore_eos
         ends_by_id = may_end and (is_eos or token in params.stop_token_ids)
         if stream is not None and (not ends_by_id or params.include_stop_str_in_output):
@@ -359,7 +375,7 @@ class Engine:
             self._finish(request, "stop", None if is_eos else token, now=now)
         elif may_end and stream is not None and stream.stopped_by is not None:
             self._finish(request, "stop", stream.stopped_by, now=now)
-        elif request.num_tokens >= request.max_len:
+        elif num_tokens >= request.max_len:
             self._finish(request, "length", now=now)
 
     def _finish(

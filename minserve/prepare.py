@@ -7,6 +7,7 @@ tables; nothing about models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,49 @@ class BuiltBatch:
     """Whose next token each sample row draws."""
     prompt_owners: list[Request]
     """Whose prompt each prompt row scores."""
+
+
+class Builder(Protocol):
+    """Turns a step's plan into what the engine's runner takes."""
+
+    def build(self, plan: StepPlan) -> BuiltBatch:
+        """The batch of one step's plan."""
+        ...
+
+
+class ShapeBuilder:
+    """Builds batches of the right shape and without contents, for a runner that computes nothing:
+    of a virtual run's time, filling in tensors would be a third. Nobody's prompt is scored."""
+
+    def __init__(self, max_num_batched_tokens: int) -> None:
+        self._rows = torch.zeros(max_num_batched_tokens, dtype=torch.int64)
+        self._none = self._rows[:0]
+        self._sampling = plan_sampling([], eos_token_ids=())
+
+    def build(self, plan: StepPlan) -> BuiltBatch:
+        """The shape of one step's batch; every tensor in it holds zeros, or nothing."""
+        sampled, context_lens = [], []
+        for request, count in zip(plan.requests, plan.num_tokens, strict=True):
+            stop = request.num_computed_tokens + count
+            context_lens.append(stop)
+            if stop == len(request.token_ids):
+                sampled.append(request)
+        rows, none = self._rows[: sum(plan.num_tokens)], self._none
+        batch = ForwardBatch(
+            token_ids=rows,
+            positions=rows,
+            query_starts=none,
+            kv_lens=none,
+            groups=(),
+            sample_rows=self._rows[: len(sampled)],
+            sampling=self._sampling,
+            prompt_rows=none,
+            prompt_targets=none,
+            num_prompt_logprobs=-1,
+            query_lens=tuple(plan.num_tokens),
+            context_lens=tuple(context_lens),
+        )
+        return BuiltBatch(batch, sampled, [])
 
 
 class BatchBuilder:

@@ -315,6 +315,17 @@ class Request:
     """Most tokens that were ever computed: what lies below it and is computed again is waste."""
     error: str | None = None
     """Why the finish reason is "error", in a sentence."""
+    priority: int = 0
+    """A smaller number goes first where `scheduling.order` is "priority"."""
+    arrival_number: int = 0
+    """Requests are numbered as they are queued: between equals the smaller number goes first."""
+    predicted_tokens: float | None = None
+    """Predicted output tokens, where the order of the queue asks for lengths."""
+    waiting_since_s: float = 0.0
+    waited_s: float = 0.0
+    """Seconds in the queue so far, the current wait not included."""
+    urgent: bool = False
+    """Waited for `scheduling.starvation_limit_s`: from now on only arrival counts."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:

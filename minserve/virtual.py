@@ -8,17 +8,37 @@ it is a bound, not a prediction. Draws no real tokens: lengths come from the req
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.hardware import Ceilings, DeviceSpec, WorkCounter, roofline
 from minserve.runner import StepResult
 from minserve.spec import ModelSpec
+from minserve.trace import StepWork
+
+
+class StepCost(Protocol):
+    """What a step costs."""
+
+    @property
+    def device(self) -> DeviceSpec | Ceilings:
+        """Of which device."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """In which number format."""
+        ...
+
+    def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
+        """Seconds of a step with this work, over so many tokens of so many requests."""
+        ...
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """What a step costs on a device."""
+    """The roofline of a step's work over an efficiency, and an overhead per step."""
 
     device: DeviceSpec | Ceilings
     """A GPU from the table, or this machine as measured."""
@@ -27,6 +47,11 @@ class CostModel:
     """Share of the roofline that is reached, above 0 and at most 1."""
     overhead_s: float = 0.0
     """Seconds per step that are neither arithmetic nor traffic: launches, scheduling."""
+
+    def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
+        """Modelled seconds of a step with this work."""
+        bound_s = roofline(work, self.device, self.dtype).bound_s
+        return bound_s / self.efficiency + self.overhead_s
 
     def __post_init__(self) -> None:
         if not 0 < self.efficiency <= 1 or self.overhead_s < 0:
@@ -51,33 +76,41 @@ class VirtualRunner:
         self,
         spec: ModelSpec,
         itemsize: int,
-        cost: CostModel,
+        cost: StepCost,
         clock: VirtualClock,
         token_id: int = 0,
     ) -> None:
         self._counter = WorkCounter(spec, itemsize)
         self._cost = cost
         self._clock = clock
-        self._token_id = token_id
+        self.token_id = token_id
         self._busy_until_s = 0.0
 
     def step_s(self, batch: ForwardBatch) -> float:
         """Modelled seconds of one forward pass."""
-        work = self._counter.count(batch.query_lens, batch.context_lens, batch.sample_rows.shape[0])
-        bound_s = roofline(work, self._cost.device, self._cost.dtype).bound_s
-        return bound_s / self._cost.efficiency + self._cost.overhead_s
+        work = self._counter.count(batch.query_lens, batch.context_lens, batch.num_samples)
+        return self._cost.step_s(work, batch.num_tokens, batch.num_requests)
 
     def submit(self, batch: ForwardBatch) -> _Pending:
         """Queue the pass behind those before it."""
         duration_s = self.step_s(batch)
+        return _Pending(self._occupy(duration_s), duration_s, batch.num_samples)
+
+    def charge(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
+        """Let the time of one pass go by that nobody built a batch for; returns its seconds."""
+        duration_s = self._cost.step_s(work, num_tokens, num_requests)
+        self._clock.wait_until(self._occupy(duration_s))
+        return duration_s
+
+    def _occupy(self, duration_s: float) -> float:
         self._busy_until_s = max(self._busy_until_s, self._clock.now()) + duration_s
-        return _Pending(self._busy_until_s, duration_s, batch.sample_rows.shape[0])
+        return self._busy_until_s
 
     def collect(self, handle: _Pending) -> StepResult:
         """Let time pass until the pass is done."""
         self._clock.wait_until(handle.ready_s)
         return StepResult(
-            token_ids=[self._token_id] * handle.num_samples,
+            token_ids=[self.token_id] * handle.num_samples,
             logprobs={},
             prompt_logprobs=[],
             forward_s=handle.duration_s,

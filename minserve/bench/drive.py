@@ -12,6 +12,7 @@ from minserve.bench.traffic import Traffic
 from minserve.engine import Engine
 from minserve.request import Request
 from minserve.trace import StepTrace
+from minserve.virtual_engine import VirtualEngine
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ def drive(
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[StepTrace], None] = lambda step: None,
     max_wait_s: float = 0.1,
+    fast: bool = False,
 ) -> DriveResult:
     """Run all of `traffic`; `rate_per_s` is asked again for every gap, so it may change meanwhile.
 
     An idle engine waits for the next arrival, at most `max_wait_s` at a time, so that a stop or a
-    new rate is heard. After a stop what runs is aborted.
+    new rate is heard. After a stop what runs is aborted. `fast` lets an engine on modelled time
+    pass over steps in which nothing is decided: they are in its trace, and `on_step` is not called
+    for them.
     """
     start_s = engine.clock.now()
     rate = rate_per_s or (lambda: traffic.rate_per_s or float("inf"))
@@ -56,9 +60,17 @@ def drive(
             timed = coming.pop()
             last_s = due_s
             name = f"{len(requests)}"
-            requests += engine.add(name, timed.prompt_token_ids, timed.params, arrival_s=due_s)
+            requests += engine.add(
+                name,
+                timed.prompt_token_ids,
+                timed.params,
+                arrival_s=due_s,
+                priority=timed.priority,
+            )
         if engine.has_work:
             on_step(engine.step())
+            if fast and isinstance(engine, VirtualEngine):
+                engine.fast_forward(last_s + coming[-1].gap / rate() if coming else float("inf"))
         elif coming:
             due_s = last_s + coming[-1].gap / rate()
             engine.clock.wait_until(min(due_s, now + max_wait_s))

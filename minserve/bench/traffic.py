@@ -21,6 +21,7 @@ class TimedRequest:
     """In mean gaps: at a rate of r requests/s it comes `gap / r` seconds after the last."""
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
+    priority: int = 0
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ def resolve(
             f"max_num_batched_tokens={budget} is below scheduling.max_model_len={max_model_len}: "
             "raise the budget or lower max_model_len"
         )
+    limit_s = _check_scheduling(config, budget, whole_prompts, notes)
     if config.kernels.backend == "native" and target.type != "cpu":
         raise ConfigError(
             f"kernels.backend='native' runs on a CPU only, and device is {str(target)!r}: use "
@@ -153,6 +154,7 @@ def resolve(
             "dtype": str(dtype).removeprefix("torch."),
             "scheduling.max_model_len": max_model_len,
             "scheduling.max_num_batched_tokens": budget,
+            "scheduling.starvation_limit_s": limit_s,
         }
     )
     resolved = ResolvedConfig(
@@ -244,6 +246,46 @@ def _copy_on_write(config: EngineConfig, notes: list[str]) -> bool:
             notes.append(f"memory.copy_on_write: off, because {field} starts samples on their own")
             return False
     return True
+
+
+def _check_scheduling(
+    config: EngineConfig, budget: int, whole_prompts: bool, notes: list[str]
+) -> float | None:
+    """Refuse orders and limits that do not go together; returns the starvation limit."""
+    scheduling = config.scheduling
+    order, prefill_cap = scheduling.order, scheduling.max_num_prefill_tokens
+    if scheduling.policy == "static" and order in ("priority", "mlfq"):
+        raise ConfigError(
+            f"scheduling.order={order!r} takes places from running requests, and with "
+            "scheduling.policy='static' a batch runs to its end: use order='sjf' or 'fcfs', or "
+            "policy='continuous'"
+        )
+    if order != "sjf":
+        for name in ("length_error", "length_bucket"):
+            if getattr(scheduling, name):
+                raise ConfigError(
+                    f"scheduling.{name}={getattr(scheduling, name)} is about predicted lengths, "
+                    f"and scheduling.order={order!r} asks for none: use order='sjf', or leave "
+                    f"{name} at its default"
+                )
+    if prefill_cap is not None and whole_prompts:
+        raise ConfigError(
+            f"scheduling.max_num_prefill_tokens={prefill_cap} splits prompts, which memory."
+            "kv_cache=False and scheduling.enable_chunked_prefill=False do not allow: leave it at "
+            "None, or switch both on"
+        )
+    if prefill_cap is not None and prefill_cap > budget:
+        raise ConfigError(
+            f"scheduling.max_num_prefill_tokens={prefill_cap} is above scheduling."
+            f"max_num_batched_tokens={budget}, the budget of a whole step: lower the one or raise "
+            "the other"
+        )
+    if scheduling.starvation_limit_s is None and order != "fcfs":
+        notes.append(
+            f"scheduling.starvation_limit_s: 30, because order {order!r} lets others overtake"
+        )
+        return 30.0
+    return scheduling.starvation_limit_s
 
 
 def _memory_bytes() -> int:

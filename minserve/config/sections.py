@@ -196,10 +196,76 @@ class SchedulingConfig(Section):
         survey="4.2.4",
         choices=("continuous", "static"),
     )
+    order: str = knob(
+        "fcfs",
+        "Who goes first. fcfs: who came first. sjf: who is predicted to generate the fewest "
+        "tokens. priority: the smallest priority number, and running requests give way. mlfq: who "
+        "has had the least service, in levels, and running requests give way (FastServe).",
+        trade_off="short requests stop waiting for long ones, which wait longer and may be "
+        "preempted",
+        survey="4.2.4",
+        choices=("fcfs", "sjf", "priority", "mlfq"),
+    )
+    starvation_limit_s: float | None = knob(
+        None,
+        "After this long in the queue, all its waits together, a request is served before all "
+        "others, first come first served. None: 30 seconds where the order lets others overtake.",
+        unit="seconds",
+        trade_off="a short limit bounds the worst wait and turns every order back into fcfs",
+        survey="4.2.4",
+        at_least=0.0,
+    )
+    length_error: float = knob(
+        0.0,
+        "Makes predicted lengths wrong: standard deviation of the logarithm of prediction over "
+        "truth. 0 is an oracle, 0.7 is off by a factor of two one time in three. Read where order "
+        "is sjf and no predictor is given.",
+        trade_off="none: it shows what a better predictor would be worth",
+        survey="4.2.4",
+        at_least=0.0,
+        at_most=5.0,
+    )
+    length_bucket: int | None = knob(
+        None,
+        "Predicted lengths in the same multiple of this count as equal, and a static batch holds "
+        "only one such bucket. None: no buckets. Needs order sjf.",
+        unit="tokens",
+        trade_off="places of a static batch empty together, but a rare length waits for company "
+        "or runs alone",
+        survey="4.2.4",
+        at_least=1,
+    )
+    mlfq_quantum: int = knob(
+        16,
+        "Steps of service in the first level of mlfq; each level below has twice as many.",
+        unit="steps",
+        trade_off="a small quantum finds the short requests sooner and preempts the others more",
+        survey="4.2.4",
+        at_least=1,
+    )
+    prefill: str = knob(
+        "mixed",
+        "What a step computes where prompts and new tokens compete. mixed: both, in order of the "
+        "queue. decode_first: every running request's next token, then prompts with what is left "
+        "of the budget. prefill_first: prompts alone while there are any to compute.",
+        trade_off="prompts first shortens the time to the first token, decodes first the time "
+        "between tokens",
+        survey="4.2.4",
+        choices=("mixed", "decode_first", "prefill_first"),
+    )
+    max_num_prefill_tokens: int | None = knob(
+        None,
+        "Most prompt tokens (recomputed ones included) in one step, all requests together. None: "
+        "what the token budget leaves.",
+        unit="tokens",
+        trade_off="steps stay short while prompts arrive, which then take more of them",
+        survey="4.2.4",
+        at_least=1,
+    )
     victim: str = knob(
         "last",
-        "Who loses its pages when they run out: the request admitted last, or the one with the "
-        "fewest computed tokens.",
+        "Who loses its pages when they run out: the last in order (with fcfs, the one admitted "
+        "last), or the one with the fewest computed tokens.",
         trade_off="fairness to the oldest against the least work done twice",
         survey="4.2.4",
         choices=("last", "least_computed"),

@@ -222,6 +222,12 @@ class KVManager:
         held = self._tables.get(request)
         return self.blocks_for(num_tokens) - (len(held.blocks) if held is not None else 0)
 
+    def returned_blocks(self, request: Request) -> int:
+        """Pages that become available when this request loses its own: those it does not share."""
+        held = self._tables.get(request)
+        blocks = held.blocks if held is not None else []
+        return sum(1 for block in blocks if self.pool.owners(block) == 1)
+
     def reserve(self, request: Request, num_tokens: int) -> bool:
         """Make room for `num_tokens` beyond the committed ones; False when pages are short."""
         held = self._tables[request]

@@ -1,5 +1,7 @@
 """Request scheduling (Miao et al., section 4.2.4): who computes how many tokens next."""
 
+from minserve.scheduling.lengths import LengthOracle, LengthPredictor
+from minserve.scheduling.order import MultiLevelFeedback, Order, PriorityFirst, ShortestFirst
 from minserve.scheduling.policy import (
     AdmissionError,
     ContinuousBatching,
@@ -8,13 +10,21 @@ from minserve.scheduling.policy import (
     StaticBatching,
 )
 from minserve.scheduling.scheduler import Scheduler, StepPlan
+from minserve.scheduling.waiting import WaitingQueue
 
 __all__ = [
     "AdmissionError",
     "ContinuousBatching",
+    "LengthOracle",
+    "LengthPredictor",
+    "MultiLevelFeedback",
+    "Order",
     "Policy",
+    "PriorityFirst",
     "Room",
     "Scheduler",
+    "ShortestFirst",
     "StaticBatching",
     "StepPlan",
+    "WaitingQueue",
 ]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
+from minserve.config import ResolvedConfig
 from minserve.memory import KVManager
 from minserve.request import Request
 
@@ -55,6 +57,11 @@ class Room:
 class ContinuousBatching:
     """A waiting request joins at any step in which there is room."""
 
+    @classmethod
+    def from_config(cls, config: ResolvedConfig) -> ContinuousBatching:
+        """The policy with the parameters that the configuration gives it."""
+        return cls()
+
     def budget(self, limit: int, running: Sequence[Request], waiting: Sequence[Request]) -> int:
         """Tokens that this step may compute, at most `limit` (`max_num_batched_tokens`)."""
         return limit
@@ -65,20 +72,38 @@ class ContinuousBatching:
 
 
 class StaticBatching(ContinuousBatching):
-    """A batch is formed when nobody runs any more; until its last request ends, nobody joins."""
+    """A batch is formed when nobody runs any more; until its last request ends, nobody joins.
 
-    def __init__(self) -> None:
+    With `bucket`, a batch holds only requests whose predicted lengths fall into the same multiple
+    of it, so that its places empty together.
+    """
+
+    def __init__(self, bucket: int | None = None) -> None:
+        self._bucket = bucket
         self._open_places = 0
 
     def admits(self, room: Room) -> bool:
         """With a small token budget the batch's prompts take several steps to get in."""
         if not room.running:
-            self._open_places = min(len(room.waiting), room.max_num_seqs)
+            self._open_places = min(self._alike(room.waiting), room.max_num_seqs)
         if self._open_places and not room.has_pages:
             self._open_places = 0
         joins = self._open_places > 0
         self._open_places -= joins
         return joins
+
+    def _alike(self, waiting: Sequence[Request]) -> int:
+        """Requests at the head of the queue that may share a batch."""
+        if self._bucket is None:
+            return len(waiting)
+        buckets = ((one.predicted_tokens or 0.0) // self._bucket for one in waiting)
+        first = next(buckets)
+        return 1 + sum(1 for _ in takewhile(lambda bucket: bucket == first, buckets))
+
+    @classmethod
+    def from_config(cls, config: ResolvedConfig) -> ContinuousBatching:
+        """With `scheduling.length_bucket`."""
+        return cls(config.config.scheduling.length_bucket)
 
 
 Policy = ContinuousBatching

@@ -3,19 +3,27 @@
 There is no prefill phase and no decode phase. Each step, every running request may compute tokens
 it has and has not computed; what is left of the budget goes to waiting requests. Chunked prefill,
 mixed batches and resumption after preemption are that one subtraction. Orca (Yu et al., OSDI 2022),
-vLLM (arXiv 2309.06180), Sarathi-Serve (arXiv 2403.02310).
+vLLM (arXiv 2309.06180), Sarathi-Serve (arXiv 2403.02310). Who goes first, who may join, what a step
+computes first and whose pages go are small objects of their own: `order`, `policy`, `turns` and
+`victims`.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from itertools import islice
 
 from minserve.config import ResolvedConfig
 from minserve.memory import KVManager
 from minserve.request import Request, Status
-from minserve.scheduling.policy import POLICIES, AdmissionError, Policy, Room
+from minserve.scheduling.lengths import LengthOracle, LengthPredictor
+from minserve.scheduling.order import ORDERS, Order
+from minserve.scheduling.policy import POLICIES, AdmissionError, ContinuousBatching, Policy, Room
+from minserve.scheduling.samples import SampleGroups
+from minserve.scheduling.turns import TURNS, Budget, Turn, is_writing
+from minserve.scheduling.victims import VICTIMS
+from minserve.scheduling.waiting import Rank, WaitingQueue
 
 
 @dataclass
@@ -29,40 +37,49 @@ class StepPlan:
 
 
 class Scheduler:
-    """First come, first served; running requests before waiting ones.
+    """Running requests before waiting ones, both in the order that `scheduling.order` names.
 
-    `policy` stands in for the one that `scheduling.policy` names.
+    `policy` and `order` stand in for the ones the configuration names, `predictor` for the oracle
+    of fixed lengths.
     """
 
     def __init__(
-        self, config: ResolvedConfig, memory: KVManager, policy: Policy | None = None
+        self,
+        config: ResolvedConfig,
+        memory: KVManager,
+        policy: Policy | None = None,
+        order: Order | None = None,
+        predictor: LengthPredictor | None = None,
     ) -> None:
+        scheduling = config.config.scheduling
         self._memory = memory
-        self._max_num_seqs = config.config.scheduling.max_num_seqs
+        self._max_num_seqs = scheduling.max_num_seqs
         self._max_num_batched_tokens = config.max_num_batched_tokens
-        self._policy = policy or POLICIES[config.config.scheduling.policy]()
-        self._victim = config.config.scheduling.victim
+        self._max_num_prefill_tokens = scheduling.max_num_prefill_tokens
+        self._policy = policy or POLICIES[scheduling.policy].from_config(config)
+        self._order = order or ORDERS[scheduling.order].from_config(config)
+        self._predictor = predictor or LengthOracle(scheduling.length_error, config.config.seed)
+        self._turns = TURNS[scheduling.prefill]
+        self._pick_victim = VICTIMS[scheduling.victim]
         # Without a cache, and without chunking, a request's tokens are computed in one step.
-        self._whole = (
-            not config.config.scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
-        )
+        self._whole = not scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
         self._watermark_blocks = int(config.config.memory.watermark * memory.pool.num_blocks)
-        self._swaps = config.config.scheduling.preemption == "swap"
-        self._samples_follow = config.config.memory.copy_on_write
-        self.waiting: deque[Request] = deque()
+        self._swaps = scheduling.preemption == "swap"
+        self._samples = SampleGroups() if config.config.memory.copy_on_write else None
+        self._num_added = 0
+        self.waiting = WaitingQueue(self._order, scheduling.starvation_limit_s)
         self.running: list[Request] = []
-        self._followers: dict[Request, list[Request]] = {}
-        """First sample of a prompt -> the others, until they can share the prompt it computed."""
+        """First come, first served, in order of admission; otherwise in order of rank."""
 
     @property
     def has_requests(self) -> bool:
         """True while anybody runs or waits."""
-        return bool(self.running or self.waiting or self._followers)
+        return bool(self.running or self.waiting or self._samples)
 
     @property
     def num_waiting(self) -> int:
         """Requests without a place, those waiting for their first sample included."""
-        return len(self.waiting) + sum(len(group) for group in self._followers.values())
+        return len(self.waiting) + (len(self._samples) if self._samples else 0)
 
     def stranded_slots(self) -> int:
         """External fragmentation as the first waiting request sees it."""
@@ -70,93 +87,106 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a new request."""
-        leader = request.leader
+        request.arrival_number = self._num_added
+        self._num_added += 1
+        if self._order.needs_lengths and request.predicted_tokens is None:
+            request.predicted_tokens = self._predictor.predict(request)
         # Scored prompts are computed by each sample for itself.
-        follows = self._samples_follow and request.params.prompt_logprobs is None
-        if follows and leader is not None and not leader.finished:
-            self._followers.setdefault(leader, []).append(request)
-        else:
-            self.waiting.append(request)
+        scored = request.params.prompt_logprobs is not None
+        if self._samples is None or scored or not self._samples.add(request):
+            self.waiting.push(request, request.arrival_s)
 
     def remove(self, request: Request) -> None:
         """Take a finished or aborted request out, wherever it stands, and free its pages."""
-        group = self._followers.get(request.leader, []) if request.leader is not None else []
         if request.status is Status.RUNNING:
             self.running.remove(request)
-        elif request in group:
-            group.remove(request)
-            if not group:
-                del self._followers[cast(Request, request.leader)]
-        else:
+        elif self._samples is None or not self._samples.remove(request):
             self.waiting.remove(request)
         request.status = Status.FINISHED
         self._memory.release(request)
 
-    def _release_followers(self) -> None:
-        """Let samples in whose prompt is computed now; where the first one ended before it was,
-        the next one leads."""
-        for leader, group in list(self._followers.items()):
-            if leader.num_computed_tokens >= leader.num_prompt_tokens:
-                self.waiting.extendleft(reversed(group))
-            elif leader.finished:
-                first, *others = group
-                self.waiting.appendleft(first)
-                for request in others:
-                    request.leader = first
-                if others:
-                    self._followers[first] = others
-            else:
-                continue
-            del self._followers[leader]
-
-    def schedule(self) -> StepPlan:
-        """Decide the next step and reserve its pages."""
+    def schedule(self, now_s: float = 0.0) -> StepPlan:
+        """Decide the next step and reserve its pages. `now_s` is the engine's clock."""
         plan = StepPlan()
-        if self._followers:
-            self._release_followers()
-        budget = self._schedule_running(plan)
-        # After a preemption pages are short: admitting somebody now would only take turns.
-        if self.waiting and not plan.preempted:
-            self._admit_waiting(plan, budget)
+        if self._samples:
+            for request in self._samples.ready():
+                self.waiting.push(request, request.arrival_s)
+        self._line_up(plan, now_s)
+        limit = self._max_num_batched_tokens
+        tokens = min(limit, self._policy.budget(limit, self.running, self.waiting))
+        budget = Budget(tokens, self._max_num_prefill_tokens)
+        num_displaced = len(plan.preempted)
+        for turn in self._turns:
+            if turn is Turn.ALONE and plan.requests:
+                break
+            # After a preemption for pages, admitting somebody now would only take turns.
+            if turn is Turn.WAITING and len(plan.preempted) == num_displaced:
+                self._admit_waiting(plan, budget, now_s)
+            elif turn is not Turn.WAITING:
+                self._schedule_running(plan, budget, self._whose(turn), now_s)
         return plan
 
-    def _schedule_running(self, plan: StepPlan) -> int:
-        limit, index = self._max_num_batched_tokens, 0
-        budget = min(limit, self._policy.budget(limit, self.running, self.waiting))
-        while index < len(self.running):
-            request = self.running[index]
-            count = self._chunk_of(request.num_uncomputed_tokens, budget)
-            if count and not self._make_room(request, count, index, plan):
-                continue
-            if count:
+    @property
+    def has_plain_budget(self) -> bool:
+        """True when the policy leaves the token budget alone, so that steps without waiting
+        requests need not ask it."""
+        return type(self._policy).budget is ContinuousBatching.budget
+
+    def _line_up(self, plan: StepPlan, now_s: float) -> None:
+        """Bring the queue and the running requests in order, where ranks change meanwhile."""
+        self.waiting.promote(now_s)
+        if type(self._order) is Order:
+            return  # Order of arrival, which is the order of admission.
+        self.running.sort(key=self._key)
+        if self.waiting and self._order.preemptive:
+            self._displace(plan, now_s)
+
+    def _key(self, request: Request) -> tuple[Rank, int]:
+        return self.waiting.rank_of(request), request.arrival_number
+
+    def _whose(self, turn: Turn) -> Sequence[Request]:
+        if turn is Turn.RUNNING:
+            return list(self.running)
+        writes = turn is Turn.WRITING
+        return [request for request in self.running if is_writing(request) == writes]
+
+    def _schedule_running(
+        self, plan: StepPlan, budget: Budget, requests: Sequence[Request], now_s: float
+    ) -> None:
+        for request in requests:
+            if request.status is not Status.RUNNING:
+                continue  # Preempted by one before it.
+            count = self._chunk(request, request.num_uncomputed_tokens, budget)
+            if count and self._make_room(request, count, plan, now_s):
                 plan.requests.append(request)
                 plan.num_tokens.append(count)
-                budget -= count
-            index += 1
-        return budget
+                budget.take(request, count)
 
-    def _chunk_of(self, missing: int, budget: int) -> int:
-        """How many of the missing tokens this step may compute."""
-        if missing <= budget:
+    def _chunk(self, request: Request, missing: int, budget: Budget) -> int:
+        """How many of a request's missing tokens this step may compute."""
+        most = budget.for_request(request)
+        if missing <= most:
             return missing
-        return 0 if self._whole else budget
+        return 0 if self._whole else most
 
-    def _make_room(self, request: Request, count: int, index: int, plan: StepPlan) -> bool:
-        """Reserve pages, preempting from `running[index:]`, so that nobody already in the plan
-        loses its place. False when `request` itself had to go."""
+    def _make_room(self, request: Request, count: int, plan: StepPlan, now_s: float) -> bool:
+        """Reserve pages, preempting whoever is neither in the plan nor before `request` in line.
+        False when `request` itself had to go, or has to let this step pass."""
         while not self._memory.reserve(request, count):
-            candidates = self.running[index:]
-            if self._victim == "last":
-                victim = candidates[-1]
-            else:
-                victim = min(reversed(candidates), key=lambda r: r.num_computed_tokens)
-            self._preempt(victim)
+            planned = set(plan.requests)
+            behind = self.running[self.running.index(request) :]
+            victim = self._pick_victim([one for one in behind if one not in planned])
+            if victim is request and any(one in planned for one in behind):
+                # Those behind it took their turn first. They will need pages too, and then have
+                # to give way: nothing is gained by losing its own.
+                return False
+            self._preempt(victim, now_s)
             plan.preempted.append(victim)
             if victim is request:
                 return False
         return True
 
-    def _preempt(self, victim: Request) -> None:
+    def _preempt(self, victim: Request, now_s: float) -> None:
         """The pages go, to the host or for good; the tokens stay known."""
         self.running.remove(victim)
         if not (self._swaps and self._memory.swap_out(victim)):
@@ -164,17 +194,48 @@ class Scheduler:
             victim.num_computed_tokens = 0
         victim.status = Status.PREEMPTED
         victim.num_preemptions += 1
-        self.waiting.appendleft(victim)
+        self.waiting.push(victim, now_s)
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:
+    def _displace(self, plan: StepPlan, now_s: float) -> None:
+        """Make running requests give way to waiting ones of a strictly better rank, as far as this
+        step's tokens go, and only where that makes enough room."""
+        room = self._room()
+        places = self._max_num_seqs - len(self.running)
+        memory = self._memory
+        blocks = memory.pool.num_available - room.promised_blocks - self._watermark_blocks
+        tokens = self._max_num_batched_tokens - len(self.running)
+        for request in list(islice(self.waiting, self._max_num_seqs)):
+            needed, rank = memory.needed_blocks(request), self._rank(request)
+            worse = [one for one in self.running if self._rank(one) > rank]
+            within_reach = blocks + sum(memory.returned_blocks(one) for one in worse)
+            if tokens <= 0 or needed > within_reach:
+                return
+            while worse and (places < 1 or blocks < needed):
+                victim = worse.pop()
+                places += 1
+                blocks += memory.returned_blocks(victim)
+                self._preempt(victim, now_s)
+                plan.preempted.append(victim)
+            if places < 1 or blocks < needed:
+                return
+            places -= 1
+            blocks -= needed
+            tokens -= request.num_uncomputed_tokens
+
+    def _rank(self, request: Request) -> Rank:
+        return self.waiting.rank_of(request)
+
+    def _room(self) -> Room:
+        return Room(
+            self.running, self.waiting, self._max_num_seqs, self._memory, self._watermark_blocks
+        )
+
+    def _admit_waiting(self, plan: StepPlan, budget: Budget, now_s: float) -> None:
+        while self.waiting and budget.tokens > 0 and len(self.running) < self._max_num_seqs:
             request = self.waiting[0]
             found = self._memory.computed_tokens(request)
-            room = Room(
-                self.running, self.waiting, self._max_num_seqs, self._memory, self._watermark_blocks
-            )
-            count = self._chunk_of(request.num_tokens - found, budget)
-            if not count or not self._policy.admits(room):
+            count = self._chunk(request, request.num_tokens - found, budget)
+            if not count or not self._policy.admits(self._room()):
                 return
             if not self._memory.fits(request, num_tokens=found + count):
                 raise AdmissionError(
@@ -182,20 +243,19 @@ class Scheduler:
                     f"need {self._memory.needed_blocks(request, found + count)} pages, and "
                     f"{self._memory.pool.num_available} are free"
                 )
-            self.waiting.popleft()
-            budget -= self._admit(request, budget, plan)
+            self.waiting.pop(now_s)
+            self._admit(request, budget, plan)
 
-    def _admit(self, request: Request, budget: int, plan: StepPlan) -> int:
-        """Give a waiting request its place; returns the tokens it computes in this step."""
+    def _admit(self, request: Request, budget: Budget, plan: StepPlan) -> None:
+        """Give a waiting request its place, and what is already computed of it."""
         request.num_computed_tokens = self._memory.admit(request)
         if request.first_scheduled_s is None:
             request.num_cached_tokens = request.num_computed_tokens
         request.status = Status.RUNNING
         self.running.append(request)
         # A page that was counted on may turn out damaged: then there is more to compute.
-        count = self._chunk_of(request.num_uncomputed_tokens, budget)
-        if not count or not self._memory.reserve(request, count):
-            return 0
-        plan.requests.append(request)
-        plan.num_tokens.append(count)
-        return count
+        count = self._chunk(request, request.num_uncomputed_tokens, budget)
+        if count and self._memory.reserve(request, count):
+            plan.requests.append(request)
+            plan.num_tokens.append(count)
+            budget.take(request, count)

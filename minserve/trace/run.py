@@ -131,6 +131,12 @@ class RunTrace:
             return tuple(self._steps)
 
     @property
+    def newest(self) -> StepTrace | None:
+        """The newest step; None before the first."""
+        with self._lock:
+            return self._steps[-1] if self._steps else None
+
+    @property
     def requests(self) -> tuple[FinishedRequest, ...]:
         """The kept finished requests, in the order they finished: a copy."""
         with self._lock:

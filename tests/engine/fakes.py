@@ -20,6 +20,7 @@ from minserve.engine import Engine
 from minserve.memory import build_manager
 from minserve.request import TokenLogprobs
 from minserve.runner import StepResult
+from minserve.scheduling import Order
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 from minserve.trace import RunTrace
 
@@ -133,7 +134,10 @@ class EchoRunner:
 
 
 def make_engine(
-    config: EngineConfig | None = None, num_blocks: int = 32, max_position: int = 128
+    config: EngineConfig | None = None,
+    num_blocks: int = 32,
+    max_position: int = 128,
+    order: Order | None = None,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
     """An engine over the fake runner and a virtual clock."""
     spec = tiny_spec(max_position)
@@ -142,7 +146,7 @@ def make_engine(
     clock = VirtualClock()
     runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots)
     memory = build_manager(resolved, num_blocks, clock, runner)
-    engine = Engine(resolved, runner, memory, None, clock, RunTrace())
+    engine = Engine(resolved, runner, memory, None, clock, RunTrace(), order=order)
     return engine, runner, clock
 
 

@@ -25,6 +25,17 @@ from minserve.engine import Engine
 from minserve.request import InvalidRequestError, Request, SamplingParams
 
 PARTS, EXAMPLES, STEPS = 5, 200, 60
+DISCIPLINES = (
+    {"policy": "continuous"},
+    {"policy": "static"},
+    {"order": "priority"},
+    {"order": "priority"},
+    {"order": "mlfq", "mlfq_quantum": 2},
+    {"order": "mlfq", "mlfq_quantum": 1},
+    {"order": "sjf", "length_error": 1.0},
+    {"order": "sjf", "policy": "static"},
+    {"order": "sjf", "policy": "static", "length_bucket": 8},
+)
 
 operations = 0
 seen: Counter[str] = Counter()
@@ -52,10 +63,13 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 4),
         watermark=st.sampled_from([0.0, 0.2]),
         victim=st.sampled_from(["last", "least_computed"]),
-        mode=st.sampled_from(["chunked", "chunked", "whole", "no cache", "contiguous"]),
-        policy=st.sampled_from(["continuous", "continuous", "static"]),
+        mode=st.sampled_from(["chunked"] * 3 + ["whole", "no cache", "contiguous"]),
+        discipline=st.sampled_from(DISCIPLINES),
+        prefill=st.sampled_from(["mixed", "decode_first", "prefill_first"]),
+        prefill_tokens=st.sampled_from([None, 1, 3]),
+        limit_s=st.sampled_from([0.0, 0.05, 0.5, 1000.0]),
         prefix_cache=st.sampled_from(["off", "hash", "radix", "radix"]),
-        tiers=st.sampled_from(["none", "swap", "host", "host", "disk"]),
+        tiers=st.sampled_from(["none", "swap", "host", "disk", "disk"]),
         copy_on_write=st.booleans(),
         resume=st.sampled_from(["auto", "load", "recompute"]),
         reservation=st.sampled_from(["max_model_len", "power_of_two", "oracle"]),
@@ -69,7 +83,10 @@ class EngineMachine(RuleBasedStateMachine):
         watermark,
         victim,
         mode,
-        policy,
+        discipline,
+        prefill,
+        prefill_tokens,
+        limit_s,
         prefix_cache,
         tiers,
         copy_on_write,
@@ -101,10 +118,14 @@ class EngineMachine(RuleBasedStateMachine):
                 "scheduling.max_model_len": 64,
                 "scheduling.enable_chunked_prefill": mode != "whole",
                 "scheduling.victim": victim,
-                "scheduling.policy": policy,
+                "scheduling.prefill": prefill,
+                "scheduling.max_num_prefill_tokens": prefill_tokens if mode == "chunked" else None,
+                "scheduling.starvation_limit_s": limit_s,
+                **{f"scheduling.{name}": value for name, value in discipline.items()},
             }
         )
         self.engine, self.runner, self.clock = make_engine(config, -(-pool_tokens // block_size))
+        self.limit_s = limit_s
         self.requests: list[Request] = []
         self.failed: set[Request] = set()
 
@@ -114,10 +135,11 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.one_of(st.none(), st.integers(1, 40)),
         ignore_eos=st.booleans(),
         n=st.sampled_from([1, 1, 1, 3]),
+        priority=st.integers(0, 2),
         salt=st.sampled_from(["", "", "other"]),
         scored=st.sampled_from([None, None, None, 0]),
     )
-    def add(self, length, first, max_tokens, ignore_eos, n, salt, scored):
+    def add(self, length, first, max_tokens, ignore_eos, n, priority, salt, scored):
         prompt = [(first + 11 * i) % (VOCAB + (first == 13)) for i in range(length)]
         params = SamplingParams(
             max_tokens=max_tokens,
@@ -128,7 +150,8 @@ class EngineMachine(RuleBasedStateMachine):
             prompt_logprobs=scored,
         )
         try:
-            self.requests += self.engine.add(f"r{len(self.requests)}", prompt, params)
+            name = f"r{len(self.requests)}"
+            self.requests += self.engine.add(name, prompt, params, priority=priority)
         except InvalidRequestError:
             capacity = self.engine.max_request_tokens
             wanted = length + (max_tokens or 1 if ignore_eos else 1)
@@ -139,7 +162,18 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, times):
         for _ in range(times):
             if self.engine.has_work:
-                self.engine.step()
+                self.step_and_overtake_nobody_urgent()
+
+    def step_and_overtake_nobody_urgent(self):
+        """The starvation bound: who waits beyond the limit sees only earlier arrivals join."""
+        waiting = set(self.engine._scheduler.waiting)
+        self.engine.step()
+        left = set(self.engine._scheduler.waiting)
+        urgent = [request for request in waiting & left if request.urgent]
+        joined = [r for r in waiting - left if r.finish_reason != "abort"]
+        for first in urgent:
+            assert all(r.urgent and r.arrival_number < first.arrival_number for r in joined)
+            assert first.arrival_s + self.limit_s <= self.clock.now()
 
     @precondition(lambda self: self.requests)
     @rule(which=st.integers(0, 1000))
@@ -172,7 +206,7 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(20_000):
             if not self.engine.has_work:
                 break
-            self.engine.step()
+            self.step_and_overtake_nobody_urgent()
         assert not self.engine.has_work
         assert self.engine.memory.pool.num_owned == 0
         totals = self.engine.trace.totals

@@ -45,12 +45,29 @@ SWITCHES: list[tuple[str, Any]] = [
     ("scheduling.max_num_batched_tokens", 33),
     ("scheduling.enable_chunked_prefill", False),
     ("scheduling.policy", "static"),
+    ("scheduling.order", "sjf"),
+    ("scheduling.order", "priority"),
+    ("scheduling.order", "mlfq"),
+    ("scheduling.length_error", 1.0),
+    ("scheduling.length_bucket", 8),
+    ("scheduling.starvation_limit_s", 0.0),
+    ("scheduling.mlfq_quantum", 2),
+    ("scheduling.prefill", "decode_first"),
+    ("scheduling.prefill", "prefill_first"),
+    ("scheduling.max_num_prefill_tokens", 5),
     ("scheduling.victim", "least_computed"),
     ("scheduling.preemption", "swap"),
     ("kernels.backend", "torch"),
     ("kernels.logits_chunk", 1),
 ]
 """A new switch joins here in the commit that brings it. Values are those that differ from BASE."""
+COMPANY: dict[str, tuple[str, Any]] = {
+    "scheduling.length_error": ("scheduling.order", "sjf"),
+    "scheduling.length_bucket": ("scheduling.order", "sjf"),
+    "scheduling.starvation_limit_s": ("scheduling.order", "mlfq"),
+    "scheduling.mlfq_quantum": ("scheduling.order", "mlfq"),
+}
+"""A switch that does something only beside another one brings it along."""
 
 LENGTHS = (3, 40, 1, 17, 64, 9, 30, 5, 22, 12, 51, 2)
 NEW_TOKENS = (20, 8, 31, 15, 30, 25, 3, 28, 12, 33, 20, 40)
@@ -74,7 +91,7 @@ CACHES = {"memory.prefix_cache", "memory.host_bytes", "memory.disk_bytes"}
 REFUSED: list[tuple[set[str], set[str]]] = [
     # A request must fit in one step there.
     (
-        {"scheduling.max_num_batched_tokens"},
+        {"scheduling.max_num_batched_tokens", "scheduling.max_num_prefill_tokens"},
         {"memory.kv_cache", "scheduling.enable_chunked_prefill"},
     ),
     # Nothing is kept that could be shared, moved or laid out.
@@ -84,18 +101,33 @@ REFUSED: list[tuple[set[str], set[str]]] = [
 """Pairs that resolve() refuses: one field of the first set with one of the second."""
 
 
-def is_refused(names: set[str]) -> bool:
+def is_refused(values: Mapping[str, Any]) -> bool:
+    # A static batch runs to its end.
+    if values.get("scheduling.policy") == "static" and values.get("scheduling.order") in (
+        "priority",
+        "mlfq",
+    ):
+        return True
+    names = values.keys()
     return any(names & left and names & right for left, right in REFUSED)
 
 
 def pairs(refused: bool = False) -> list[tuple[tuple[str, Any], ...]]:
     """Each switch alone, and every pair of switches of different fields that can go together; or
     the pairs that cannot."""
-    found: list[tuple[tuple[str, Any], ...]] = [] if refused else [(one,) for one in SWITCHES]
+    found = [] if refused else [with_company(switch) for switch in SWITCHES]
     for a, b in itertools.combinations(SWITCHES, 2):
-        if a[0] != b[0] and is_refused({a[0], b[0]}) == refused:
-            found.append((a, b))
+        together = with_company(a, b)
+        contradict = len(dict(together)) < len(together)
+        if a[0] != b[0] and not contradict and is_refused(dict(together)) == refused:
+            found.append(together)
     return found
+
+
+def with_company(*switches: tuple[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The switches and those they need, each once; two values of one field stay two."""
+    company = [COMPANY[path] for path, _ in switches if path in COMPANY]
+    return tuple(dict.fromkeys((*switches, *company)))
 
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +213,7 @@ def run(
             ignore_eos=True,
             n=samples,
         )
-        requests += engine.add(str(index), prompt, params)
+        requests += engine.add(str(index), prompt, params, priority=-index % 3)
     while engine.has_work:
         engine.step()
         for request in requests[::3] if aborts else ():
@@ -215,21 +247,22 @@ def test_pairs_left_out_are_refused_in_a_sentence(switches, model_dir):
 
 
 @pytest.mark.parametrize("prefix_cache", ["off", "radix"])
-@pytest.mark.parametrize("switches", [(s,) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
 def test_samples_that_share_a_prompt_are_those_that_compute_it_each(
     switches, prefix_cache, model_dir
 ):
     values = dict(switches)
-    if CACHES & values.keys() or (prefix_cache != "off" and is_refused({*values, *CACHES})):
+    both = values | {"memory.prefix_cache": prefix_cache}
+    if CACHES & values.keys() or (prefix_cache != "off" and is_refused(both)):
         pytest.skip("refused, or a switch that brings its own prefix cache")
     alone, _ = run(model_dir, {"memory.copy_on_write": False}, 1.0, samples=3)
-    shared, totals = run(model_dir, values | {"memory.prefix_cache": prefix_cache}, 1.0, samples=3)
+    shared, totals = run(model_dir, both, 1.0, samples=3)
     assert [r.output_token_ids for r in shared] == [r.output_token_ids for r in alone]
     if not {"memory.copy_on_write", "scheduling.policy", "memory.kv_cache"} & values.keys():
         assert totals.copied_blocks > 0 or values.get("memory.block_size") == 1
 
 
-@pytest.mark.parametrize("switches", [(s,) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
 def test_aborts_change_no_token_of_anyone_else(switches, model_dir, expected):
     requests, _ = run(model_dir, dict(switches), aborts=True)
     aborted = [request for request in requests if request.finish_reason == "abort"]
@@ -247,7 +280,7 @@ def sampled(model_dir: Path) -> list[list[int]]:
     return [request.output_token_ids for request in requests]
 
 
-@pytest.mark.parametrize("switches", [(s,) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
 def test_switches_change_no_sampled_token(switches, model_dir, sampled, expected):
     requests, _ = run(model_dir, dict(switches), temperature=1.0)
     assert [request.output_token_ids for request in requests] == sampled

@@ -1,0 +1,123 @@
+"""Who goes first: one small class with one method for each answer of the literature.
+
+An order ranks requests; places, pages and tokens are the scheduler's. A smaller rank goes first,
+and among equal ranks the earlier arrival. What the caller gives in place of the named ones needs no
+more than `rank`: `build_engine(..., order=...)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from minserve.config import ResolvedConfig
+from minserve.request import Request
+
+
+class Order:
+    """First come, first served: everybody ranks the same, so arrival decides.
+
+    Nobody is overtaken while waiting, so nobody starves.
+    """
+
+    preemptive: ClassVar[bool] = False
+    """True: a waiting request that ranks strictly before a running one takes its place and pages.
+    Ranks of running requests are then asked for at every step."""
+    needs_lengths: ClassVar[bool] = False
+    """True: `Request.predicted_tokens` is filled in before `rank` is asked."""
+
+    def rank(self, request: Request) -> float:
+        """Smaller goes first. Asked when a request joins the queue and, if `preemptive`, of running
+        ones at every step: while somebody waits, his rank stands."""
+        return 0.0
+
+    @classmethod
+    def from_config(cls, config: ResolvedConfig) -> Order:
+        """The order with the parameters that the configuration gives it."""
+        return cls()
+
+
+class ShortestFirst(Order):
+    """Shortest job first by predicted output tokens; what runs is left to run.
+
+    With `bucket`, lengths count as equal where they fall into the same multiple of it.
+    """
+
+    needs_lengths = True
+
+    def __init__(self, bucket: int | None = None) -> None:
+        self._bucket = bucket
+
+    def rank(self, request: Request) -> float:
+        """Predicted output tokens, or the number of their bucket."""
+        length = request.predicted_tokens or 0.0
+        return length // self._bucket if self._bucket else length
+
+    @classmethod
+    def from_config(cls, config: ResolvedConfig) -> Order:
+        """With `scheduling.length_bucket`."""
+        return cls(config.config.scheduling.length_bucket)
+
+
+class PriorityFirst(Order):
+    """The priority a request was sent with, a smaller number first, as in vLLM."""
+
+    preemptive = True
+
+    def rank(self, request: Request) -> float:
+        """The request's own number."""
+        return request.priority
+
+
+class MultiLevelFeedback(Order):
+    """Skip-join multi-level feedback queue (FastServe, Wu et al., arXiv 2305.05920).
+
+    Whoever has had little service goes first, so short answers overtake long ones without anybody
+    predicting a length. Service is counted in steps: one per output token, and for a prompt the
+    share of a step's token budget that it takes. Level i is left after `quantum * 2**i` steps in
+    it; the last level is never left. A request *skips* the levels whose quantum its prompt alone
+    would use up: there it would be moved down before its first token.
+    """
+
+    preemptive = True
+
+    def __init__(self, quantum: int = 16, prompt_tokens_per_step: int = 512, levels: int = 6):
+        if quantum < 1 or prompt_tokens_per_step < 1 or levels < 1:
+            raise ValueError(
+                f"MultiLevelFeedback(quantum={quantum}, prompt_tokens_per_step="
+                f"{prompt_tokens_per_step}, levels={levels}): expected at least 1 each"
+            )
+        self._quantum = quantum
+        self._tokens_per_step = prompt_tokens_per_step
+        self._last = levels - 1
+
+    def rank(self, request: Request) -> float:
+        """The request's level, from 0."""
+        prompt = request.num_prompt_tokens
+        entry = self._entry(1 + prompt // self._tokens_per_step)
+        read = min(request.num_ever_computed, prompt) // self._tokens_per_step
+        served = read + request.num_output_tokens
+        # Levels e, e+1, ... last quantum * 2**e * (1 + 2 + ...) steps in all.
+        down = int(math.log2(served / (self._quantum << entry) + 1))
+        return min(entry + down, self._last)
+
+    def _entry(self, first_token_steps: int) -> int:
+        """The highest level in which a first token is reached."""
+        level = 0
+        while level < self._last and self._quantum << level < first_token_steps:
+            level += 1
+        return level
+
+    @classmethod
+    def from_config(cls, config: ResolvedConfig) -> Order:
+        """With `scheduling.mlfq_quantum`, and the token budget as what a step reads of a prompt."""
+        return cls(config.config.scheduling.mlfq_quantum, config.max_num_batched_tokens)
+
+
+ORDERS: dict[str, type[Order]] = {
+    "fcfs": Order,
+    "sjf": ShortestFirst,
+    "priority": PriorityFirst,
+    "mlfq": MultiLevelFeedback,
+}
+"""`scheduling.order` -> its class."""

@@ -1,0 +1,136 @@
+"""How long will the answer be? A ridge regression on the hidden state of a prompt's last token.
+
+What a model computes for the last token of a prompt decides the first token of the answer, and so
+knows something of the rest (TRAIL, Shahout et al., arXiv 2410.01035, reads lengths off it). Here a
+linear map of the stream after `layer` layers, with the prompt's length, gives the logarithm of the
+number of output tokens. `lengths_train` makes the map; `LengthProbe` is a `LengthPredictor` for
+`build_engine(..., predictor=...)`.
+
+The probe runs the first `layer` layers over the prompt once more when the request arrives, which
+is not free: `forward_tokens` counts what it computed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minserve.attention import PagedAttention
+from minserve.build import LoadedModel
+from minserve.kernels import select_ops
+from minserve.memory import KVCache, KVManager
+from minserve.models import Decoder
+from minserve.prepare import BatchBuilder
+from minserve.request import Request, SamplingParams
+from minserve.scheduling import StepPlan
+
+FILE = "length_probe.json"
+"""Beside the model's weights."""
+
+
+@dataclass(frozen=True)
+class LengthMap:
+    """`log(1 + tokens) = bias + weights . features`; features are `[layer's stream, log length]`,
+    each less its `mean` and over its `scale`."""
+
+    layer: int
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    weights: tuple[float, ...]
+    bias: float
+    max_tokens: int
+    """Lengths it was trained on are cut there."""
+    card: dict[str, Any]
+    """What it was trained on, and how good it is on prompts it never saw."""
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(asdict(self), indent=None) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LengthMap:
+        """The inverse. Raises ValueError for anything else."""
+        try:
+            data = json.loads(text)
+            for name in ("mean", "scale", "weights"):
+                data[name] = tuple(data[name])
+            return cls(**data)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a length map: {error}") from None
+
+
+class LastTokenStream:
+    """Runs prompts through the first layers of a model, one at a time, in its own few pages."""
+
+    def __init__(self, loaded: LoadedModel, layer: int) -> None:
+        config = loaded.config
+        self._spec, self._layer = config.model, layer
+        ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
+        self._decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
+        block_size = config.config.memory.block_size
+        blocks = config.blocks_per_request
+        cache = KVCache(config.model, blocks, block_size, config.dtype, config.device)
+        self._memory = KVManager(blocks, block_size, 1, blocks)
+        self._attention = PagedAttention(config.model, cache.layers, ops)
+        self._builder = BatchBuilder(self._memory, len(config.model.cache_groups()), ())
+        self._most = config.max_model_len
+
+    @torch.inference_mode()
+    def features(self, prompt: Sequence[int]) -> Tensor:
+        """float64 `[hidden_size + 1]`: the last token's stream, and the log of the length."""
+        request = Request("probe", list(prompt)[-self._most :], SamplingParams(), 0.0, 0)
+        count = request.num_tokens
+        self._memory.admit(request)
+        self._memory.reserve(request, count)
+        try:
+            batch = self._builder.build(StepPlan([request], [count])).batch
+            stream = self._decoder.run_layers(
+                self._decoder.embed(batch.token_ids),
+                self._attention.plan(batch),
+                batch.positions,
+                stop=self._layer,
+            )
+            last = stream[-1].double().cpu()
+        finally:
+            self._memory.release(request)
+        return torch.cat([last, torch.tensor([math.log(len(prompt))], dtype=torch.float64)])
+
+
+class LengthProbe:
+    """Predicts output tokens from the prompt alone. See the module."""
+
+    def __init__(self, loaded: LoadedModel, fitted: LengthMap | None = None) -> None:
+        """`fitted` is read from beside the weights where it is not given.
+
+        Raises FileNotFoundError for a model that ships without one.
+        """
+        if fitted is None:
+            path = Path(loaded.path) / FILE
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"the model {loaded.name!r} has no {FILE}: fit one with `python -m "
+                    "minserve.zoo.lengths_train`, or use the oracle with scheduling.length_error"
+                )
+            fitted = LengthMap.from_json(path.read_text(encoding="utf-8"))
+        self.fitted = fitted
+        self.forward_tokens = 0
+        """Prompt tokens computed once more so far, through `fitted.layer` layers."""
+        self._stream = LastTokenStream(loaded, fitted.layer)
+        self._mean = torch.tensor(fitted.mean, dtype=torch.float64)
+        self._scale = torch.tensor(fitted.scale, dtype=torch.float64)
+        self._weights = torch.tensor(fitted.weights, dtype=torch.float64)
+
+    def predict(self, request: Request) -> float:
+        """Output tokens, at least 1 and at most what the request may generate."""
+        self.forward_tokens += request.num_prompt_tokens
+        features = self._stream.features(request.prompt_token_ids)
+        log_length = float(((features - self._mean) / self._scale) @ self._weights)
+        tokens = math.expm1(min(log_length + self.fitted.bias, 20.0))
+        return min(max(tokens, 1.0), float(request.max_len - request.num_prompt_tokens))
