@@ -186,7 +186,7 @@ class AsyncLLM:
             except Exception as error:
                 self._fail(error)
             self._deliver(engine.take_updates())
-        engine.abort_all()
+        engine.close()
         self._deliver(engine.take_updates())
 
     def _obey(self, wait: bool) -> bool:

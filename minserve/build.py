@@ -23,7 +23,7 @@ from minserve.engine import Engine
 from minserve.hardware import describe_machine
 from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
-from minserve.memory import KVCache, KVManager
+from minserve.memory import KVCache, build_manager
 from minserve.models import (
     Decoder,
     DecoderWeights,
@@ -142,9 +142,10 @@ def build_engine(
     )
     num_blocks = _pool_blocks(config, decoder, ops)
     block_size = config.config.memory.block_size
-    scheduling = config.config.scheduling
-    cache = KVCache(config.model, num_blocks, block_size, config.dtype, config.device)
-    memory = KVManager(num_blocks, block_size, scheduling.max_num_seqs, config.blocks_per_request)
+    cache = KVCache(
+        config.model, num_blocks, block_size, config.dtype, config.device, config.num_host_slots
+    )
+    memory = build_manager(config, num_blocks, clock, cache)
     attention = PagedAttention(config.model, cache.layers, ops)
     runner = EagerRunner(
         decoder, attention, config.device, clock, config.config.kernels.logits_chunk
@@ -181,13 +182,8 @@ def build_virtual_engine(
     resolved = config.resolve(spec)
     clock = VirtualClock()
     num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
-    scheduling = resolved.config.scheduling
-    memory = KVManager(
-        min(num_blocks, scheduling.max_num_seqs * resolved.blocks_per_request),
-        resolved.config.memory.block_size,
-        scheduling.max_num_seqs,
-        resolved.blocks_per_request,
-    )
+    most = resolved.config.scheduling.max_num_seqs * resolved.blocks_per_request
+    memory = build_manager(resolved, min(num_blocks, most), clock)
     runner = VirtualRunner(spec, itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)
     trace.header = dataclasses.replace(
@@ -208,7 +204,7 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
             continue
     header = TraceHeader(
         model=model_name,
-        config=config.config.to_dict(),
+        config=_without_paths(config.config.to_dict()),
         device=describe_machine().processor(config.device),
         versions=versions,
         date=datetime.date.today().isoformat(),
@@ -217,12 +213,19 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
     return RunTrace(config.config.trace.max_steps, header=header)
 
 
+def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """Traces are shared: where somebody's disk is mounted is nobody's business."""
+    return values | {"memory.disk_path": None}
+
+
 def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     kv_bytes = config.config.memory.kv_bytes
     if kv_bytes is None:
         kv_bytes = _profile_gpu(config, decoder, ops)
     blocks = kv_bytes // config.block_bytes
-    # More pages than all requests together can hold would never be used.
+    if config.config.memory.prefix_cache != "off":
+        return blocks
+    # Without a prefix cache, pages beyond what all requests together can hold are never used.
     most = config.config.scheduling.max_num_seqs * config.blocks_per_request
     return min(blocks, most)
 

@@ -27,7 +27,7 @@ from minserve.request import (
 from minserve.runner import Handle, Runner, StepResult
 from minserve.scheduling import LengthPredictor, Order, Policy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
-from minserve.trace import RequestStep, RunTrace, StageTimes, StepTrace, StepWork
+from minserve.trace import RequestStep, RunTrace, StageTimes, StepPages, StepTrace, StepWork
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Engine:
     def has_work(self) -> bool:
         """True while a step would compute or collect something."""
         scheduler = self._scheduler
-        return bool(scheduler.running or scheduler.waiting or self._in_flight)
+        return scheduler.has_requests or bool(self._in_flight)
 
     @property
     def max_request_tokens(self) -> int:
@@ -130,6 +130,8 @@ class Engine:
         self._num_added += 1
         self._live[request_id] = list(requests)
         for request in requests:
+            if request is not requests[0]:
+                request.leader = requests[0]
             request.priority = priority
             if params.prompt_logprobs is not None:
                 request.prompt_logprobs.append(None)
@@ -150,6 +152,11 @@ class Engine:
         """End every live request."""
         for request_id in list(self._live):
             self.abort(request_id)
+
+    def close(self) -> None:
+        """End every live request and delete what was kept on disk."""
+        self.abort_all()
+        self.memory.close()
 
     def take_updates(self) -> list[Request]:
         """Requests that got a token or finished since the last call, in order."""
@@ -227,13 +234,19 @@ class Engine:
         counts = self._commit(flight, result, now)
         if self._check:
             self.memory.check()
-        use = self.memory.use()
+        use, events = self.memory.use(), self.memory.take_events()
+        num_prefill = sum(flight.plan.num_tokens) - counts.num_decode
+        if num_prefill:
+            spent_s = result.forward_s * num_prefill / sum(flight.plan.num_tokens)
+            self.memory.costs.computed(num_prefill, spent_s)
+        slot_bytes = self._token_bytes
         trace = StepTrace(
             index=self._num_steps,
             start_s=flight.start_s,
             end_s=self.clock.now(),
             stages=StageTimes(
                 schedule_s=flight.schedule_s,
+                transfer_s=events.transfer_s,
                 prepare_s=flight.prepare_s,
                 forward_s=result.forward_s,
                 attention_s=result.attention_s,
@@ -241,10 +254,10 @@ class Engine:
                 commit_s=self.clock.now() - now,
             ),
             work=flight.work,
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=self._scheduler.num_waiting,
             num_running=len(self._scheduler.running),
             num_scheduled=len(flight.plan.requests),
-            num_prefill_tokens=sum(flight.plan.num_tokens) - counts.num_decode,
+            num_prefill_tokens=num_prefill,
             num_decode_tokens=counts.num_decode,
             num_recomputed_tokens=counts.num_recomputed,
             num_sampled_tokens=counts.num_sampled,
@@ -256,12 +269,27 @@ class Engine:
             kv_tokens=use.kv_tokens,
             kv_bytes_reserved=use.blocks_total * self._block_bytes,
             kv_bytes_allocated=flight.blocks_used * self._block_bytes,
-            kv_bytes_used=use.kv_tokens * self._token_bytes,
+            kv_bytes_used=use.kv_tokens * slot_bytes,
+            pages=StepPages(
+                hit_tokens=events.hit_tokens,
+                loaded_tokens=events.loaded_tokens,
+                copied_blocks=events.copied_blocks,
+                evicted_blocks=events.evicted_blocks,
+                swapped_out_blocks=events.swapped_out_blocks,
+                swapped_in_blocks=events.swapped_in_blocks,
+                cached_blocks=use.blocks_cached,
+                owned_bytes=use.blocks_used * self._block_bytes,
+                future_bytes=use.reserved_slots * slot_bytes,
+                internal_bytes=use.internal_slots * slot_bytes,
+                external_bytes=self._scheduler.stranded_slots() * slot_bytes,
+            ),
             requests=tuple(counts.details),
         )
         self._num_steps += 1
         self._num_aborted = 0
         self.trace.append(trace)
+        for sentence in self.memory.take_notes():
+            self.trace.note(sentence)
         return trace
 
     def _commit(self, flight: _InFlight, result: StepResult, now: float) -> _CommitCounts:

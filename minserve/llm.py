@@ -179,10 +179,10 @@ class LLM:
         return tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
-        """Abort what runs, free pages and weights. Closing twice is harmless."""
+        """Abort what runs; free pages, files and weights. Closing twice is harmless."""
         with self._lock:
             if self._engine is not None:
-                self._engine.abort_all()
+                self._engine.close()
             self._engine = None
 
     def __enter__(self) -> LLM:

@@ -63,6 +63,9 @@ class SamplingParams:
     """The same for the prompt's tokens."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    cache_salt: str = ""
+    """Requests share cached prefixes only with requests of the same salt: callers who must not
+    learn from timing what others asked get one each."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -178,6 +181,8 @@ class RequestMetrics:
     num_prompt_tokens: int
     num_output_tokens: int
     num_preemptions: int
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found computed when the sample was first admitted."""
 
     @property
     def ttft_s(self) -> float | None:
@@ -302,6 +307,10 @@ class Request:
     first_token_s: float | None = None
     finished_s: float | None = None
     num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    """Tokens found computed at the first admission: a prefix hit, or another sample's prompt."""
+    leader: Request | None = None
+    """The first sample of the same prompt, whose computed prompt this one shares."""
     num_ever_computed: int = 0
     """Most tokens that were ever computed: what lies below it and is computed again is waste."""
     error: str | None = None
@@ -348,6 +357,11 @@ class Request:
         return len(self.token_ids) - self.num_computed_tokens - self.num_inflight_tokens
 
     @property
+    def cache_namespace(self) -> tuple[str, ...]:
+        """What, besides the tokens, must be equal for two requests to share pages."""
+        return (self.params.cache_salt,) if self.params.cache_salt else ()
+
+    @property
     def finished(self) -> bool:
         """True once the request has its finish reason."""
         return self.finish_reason is not None
@@ -362,4 +376,5 @@ class Request:
             num_prompt_tokens=self.num_prompt_tokens,
             num_output_tokens=self.num_output_tokens,
             num_preemptions=self.num_preemptions,
+            num_cached_tokens=self.num_cached_tokens,
         )

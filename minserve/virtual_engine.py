@@ -18,7 +18,7 @@ from minserve.prepare import Builder
 from minserve.request import Request
 from minserve.scheduling import LengthPredictor, Order, Policy
 from minserve.scheduling.turns import is_writing
-from minserve.trace import RunTrace, StageTimes, StepTrace
+from minserve.trace import RunTrace, StageTimes, StepPages, StepTrace
 from minserve.virtual import VirtualRunner
 
 
@@ -41,9 +41,10 @@ class VirtualEngine(Engine):
             config, runner, memory, None, clock, trace, policy, order, predictor, builder
         )
         self._virtual_runner = runner
-        # Detail is kept per request and step, so there would be nothing to save.
+        # Detail is kept per request and step, so there would be nothing to save; and a page that
+        # becomes full may change hands where a prefix cache is on.
         details = config.config.trace.per_request or self._check
-        self._can_skip = self._keep_cache and not details
+        self._can_skip = self._keep_cache and not details and memory.prefix is None
 
     def fast_forward(self, until_s: float = float("inf")) -> int:
         """Do as many steps as go by without a decision, at least none; returns how many.
@@ -62,7 +63,7 @@ class VirtualEngine(Engine):
         size = self.memory.block_size
         while steps < most and self.clock.now() < until_s:
             growing = [r for r, n in zip(running, contexts, strict=True) if (n - 1) % size == 0]
-            if len(growing) > self.memory.pool.num_free:
+            if len(growing) > self.memory.pool.num_available:
                 break
             start_s = self.clock.now()
             steps += 1
@@ -72,6 +73,8 @@ class VirtualEngine(Engine):
             forward_s = self._virtual_runner.charge(work, num, num)
             blocks = self.memory.pool.num_owned
             kv_tokens = last.kv_tokens + steps * num
+            internal_slots = self.memory.use().internal_slots
+            open_slots = blocks * size - kv_tokens
             self.trace.append(
                 replace(
                     last,
@@ -85,6 +88,11 @@ class VirtualEngine(Engine):
                     kv_bytes_allocated=blocks * self._block_bytes,
                     kv_tokens=kv_tokens,
                     kv_bytes_used=kv_tokens * self._token_bytes,
+                    pages=StepPages(
+                        owned_bytes=blocks * self._block_bytes,
+                        future_bytes=(open_slots - internal_slots) * self._token_bytes,
+                        internal_bytes=internal_slots * self._token_bytes,
+                    ),
                 )
             )
             contexts = [n + 1 for n in contexts]

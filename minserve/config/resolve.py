@@ -39,6 +39,11 @@ class ResolvedConfig:
         return self.config.memory.block_size * self.model.kv_bytes_per_token(self.itemsize)
 
     @property
+    def num_host_slots(self) -> int:
+        """Pages that fit into `memory.host_bytes`."""
+        return self.config.memory.host_bytes // self.block_bytes
+
+    @property
     def blocks_per_request(self) -> int:
         """Pages of a request of `max_model_len` tokens."""
         return -(-self.max_model_len // self.config.memory.block_size)
@@ -140,9 +145,12 @@ def resolve(
             f"kernels.backend='native' runs on a CPU only, and device is {str(target)!r}: use "
             "kernels.backend='auto' or device='cpu'"
         )
+    _check_memory(config)
+    copy_on_write = _copy_on_write(config, notes)
     effective = config.with_values(
         {
             "device": str(target),
+            "memory.copy_on_write": copy_on_write,
             "dtype": str(dtype).removeprefix("torch."),
             "scheduling.max_model_len": max_model_len,
             "scheduling.max_num_batched_tokens": budget,
@@ -164,6 +172,11 @@ def resolve(
         kv_bytes = max(resolved.block_bytes, min(wanted, _memory_bytes() // 8))
         effective = effective.with_values({"memory.kv_bytes": kv_bytes})
         resolved = replace(resolved, config=effective)
+    if 0 < memory.host_bytes < resolved.block_bytes:
+        raise ConfigError(
+            f"memory.host_bytes={memory.host_bytes} holds no page, which takes "
+            f"{resolved.block_bytes} bytes in this model: raise it, or say 0 for no host tier"
+        )
     if kv_bytes is not None and kv_bytes < resolved.block_bytes:
         raise ConfigError(
             f"memory.kv_bytes={kv_bytes} holds no page: one page of memory.block_size="
@@ -171,6 +184,68 @@ def resolve(
             "kv_bytes or lower block_size"
         )
     return resolved
+
+
+def _check_memory(config: EngineConfig) -> None:
+    """Refuse what memory and scheduling switches cannot do together."""
+    memory, scheduling = config.memory, config.scheduling
+    cached = memory.prefix_cache != "off"
+    contiguous = memory.layout == "contiguous"
+    table = [
+        (
+            cached and contiguous,
+            f"memory.prefix_cache={memory.prefix_cache!r} shares pages, and "
+            "memory.layout='contiguous' gives each request neighbouring pages of its own: use "
+            "memory.layout='paged' or memory.prefix_cache='off'",
+        ),
+        (
+            not memory.kv_cache and (cached or contiguous),
+            f"memory.kv_cache=False keeps nothing that memory.prefix_cache={memory.prefix_cache!r} "
+            f"or memory.layout={memory.layout!r} could manage: turn the cache on, or use "
+            "prefix_cache='off' and layout='paged'",
+        ),
+        (
+            scheduling.preemption == "swap" and not memory.host_bytes,
+            "scheduling.preemption='swap' saves pages to the host, and memory.host_bytes=0 gives "
+            "them no room: set memory.host_bytes, or use preemption='recompute'",
+        ),
+        (
+            scheduling.preemption == "swap" and (contiguous or not memory.kv_cache),
+            "scheduling.preemption='swap' moves pages of the paged KV cache, and here memory."
+            f"layout={memory.layout!r}, memory.kv_cache={memory.kv_cache}: use "
+            "preemption='recompute'",
+        ),
+        (
+            memory.host_bytes > 0 and not cached and scheduling.preemption != "swap",
+            f"memory.host_bytes={memory.host_bytes} would stay empty: it takes pages of "
+            "memory.prefix_cache='hash' or 'radix', or of scheduling.preemption='swap'",
+        ),
+        (
+            memory.disk_bytes > 0 and not (memory.host_bytes and cached),
+            f"memory.disk_bytes={memory.disk_bytes} lies below the host tier of the prefix cache: "
+            "set memory.host_bytes and memory.prefix_cache too",
+        ),
+    ]
+    for refused, sentence in table:
+        if refused:
+            raise ConfigError(sentence)
+
+
+def _copy_on_write(config: EngineConfig, notes: list[str]) -> bool:
+    """Is there anything to share between samples of a prompt?"""
+    memory = config.memory
+    if not memory.copy_on_write:
+        return False
+    reasons = [
+        (not memory.kv_cache, "memory.kv_cache=False"),
+        (memory.layout == "contiguous", "memory.layout='contiguous'"),
+        (config.scheduling.policy == "static", "scheduling.policy='static'"),
+    ]
+    for applies, field in reasons:
+        if applies:
+            notes.append(f"memory.copy_on_write: off, because {field} starts samples on their own")
+            return False
+    return True
 
 
 def _check_scheduling(

@@ -78,6 +78,72 @@ class MemoryConfig(Section):
         at_least=0.0,
         at_most=0.5,
     )
+    layout: str = knob(
+        "paged",
+        "paged: a request gets pages as its tokens come (PagedAttention). contiguous: at admission "
+        "it gets neighbouring pages for all it may need, as memory.reservation says.",
+        trade_off="paging wastes at most a page per request and needs a block table; reserving "
+        "keeps memory for tokens that may never come",
+        survey="4.2.3",
+        choices=("paged", "contiguous"),
+    )
+    reservation: str = knob(
+        "max_model_len",
+        "What a contiguous request reserves: max_model_len; its prompt and its output rounded up "
+        "to a power of two; or, as an oracle, exactly the tokens it may reach.",
+        trade_off="a safe guess of the length against memory held for nothing",
+        survey="4.2.3",
+        choices=("max_model_len", "power_of_two", "oracle"),
+    )
+    copy_on_write: bool = knob(
+        True,
+        "Samples of one prompt share the pages of the prompt; a page that two would write to is "
+        "copied first.",
+        trade_off="the prompt is computed and stored once; other samples start when the first has "
+        "computed it",
+        survey="4.2.3",
+    )
+    prefix_cache: str = knob(
+        "off",
+        "Keep pages of finished requests for others that begin the same way. hash: whole pages, "
+        "by chain hash (vLLM). radix: a tree over tokens, which also serves a part of a page "
+        "(RadixAttention).",
+        trade_off="prompts that share a prefix start at once; looking it up costs time, and "
+        "nothing is gained where no two prompts agree",
+        survey="4.2.3",
+        choices=("off", "hash", "radix"),
+    )
+    host_bytes: int = knob(
+        0,
+        "Host memory for pages of swapped-out requests and for cached pages that the device had "
+        "to evict. 0: none.",
+        unit="bytes",
+        trade_off="a load over the bus instead of computing again, against memory",
+        survey="4.2.3",
+        at_least=0,
+    )
+    disk_bytes: int = knob(
+        0,
+        "Files for cached pages that the host had to evict, under memory.disk_path. 0: none.",
+        unit="bytes",
+        trade_off="idle conversations for days, read back at the speed of a disk",
+        survey="4.2.3",
+        at_least=0,
+    )
+    disk_path: str | None = knob(
+        None,
+        "Directory for memory.disk_bytes. None: the system's directory for temporary files.",
+        trade_off="a fast disk makes loading pay off for shorter prefixes",
+    )
+    resume: str = knob(
+        "auto",
+        "How a prefix that only the host or the disk has is brought back: load its pages, "
+        "recompute its tokens, or auto: whichever this run measured to be faster.",
+        trade_off="bytes over a bus against arithmetic: which is shorter depends on the machine "
+        "and on the length",
+        survey="4.2.3",
+        choices=("auto", "load", "recompute"),
+    )
     check_integrity: bool = knob(
         False,
         "After every step, verify that free and owned pages add up and nothing is owned twice.",
@@ -203,6 +269,15 @@ class SchedulingConfig(Section):
         trade_off="fairness to the oldest against the least work done twice",
         survey="4.2.4",
         choices=("last", "least_computed"),
+    )
+    preemption: str = knob(
+        "recompute",
+        "What becomes of a victim's pages. recompute: they are dropped, and its tokens are "
+        "computed again. swap: they are saved to the host (memory.host_bytes) and loaded back; "
+        "where the host is full the victim is recomputed.",
+        trade_off="arithmetic against traffic and host memory",
+        survey="4.2.3",
+        choices=("recompute", "swap"),
     )
 
 

@@ -1,7 +1,42 @@
-"""Memory management (Miao et al., section 4.2.3): who owns which page of the KV cache."""
+"""Memory management (Miao et al., section 4.2.3): who owns which page of the KV cache.
 
+`manager` gives pages to requests. Below it: `pool` (free, owned, cached), `tables` (who holds
+which), `prefix` with its two indexes (`index`, `radix`) and keys (`chain`), the lower tiers
+(`host`, `disk`) with the decision when they pay (`costs`), `layout` for memory without paging, and
+`cache`, where the numbers really are.
+"""
+
+from minserve.memory.assemble import build_manager
 from minserve.memory.cache import KVCache
+from minserve.memory.chain import TokenChain, root_key
+from minserve.memory.costs import ResumeCosts
+from minserve.memory.disk import DiskTier
+from minserve.memory.events import MemoryEvents
+from minserve.memory.host import HostTier
+from minserve.memory.index import HashIndex, IndexNode, Match, PrefixIndex
 from minserve.memory.manager import KVManager, MemoryUse
 from minserve.memory.pool import BlockPool, IntegrityError
+from minserve.memory.radix import RadixIndex
+from minserve.memory.store import NoStore, PageStore
 
-__all__ = ["BlockPool", "IntegrityError", "KVCache", "KVManager", "MemoryUse"]
+__all__ = [
+    "BlockPool",
+    "DiskTier",
+    "HashIndex",
+    "HostTier",
+    "IndexNode",
+    "IntegrityError",
+    "KVCache",
+    "KVManager",
+    "Match",
+    "MemoryEvents",
+    "MemoryUse",
+    "NoStore",
+    "PageStore",
+    "PrefixIndex",
+    "RadixIndex",
+    "ResumeCosts",
+    "TokenChain",
+    "build_manager",
+    "root_key",
+]

@@ -1,140 +1,397 @@
-"""Pages to requests: reserve before a step, commit after it, release at the end.
+"""Pages to requests: admit, reserve before a step, commit after it, release at the end.
 
-Block tables are rows of one array, so that a batch's tables and slots are gathered, not built.
-Knows token counts, not tokens; who is to be preempted is the scheduler's business.
+Who is to be preempted is the scheduler's business; what pages contain is the store's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from minserve.clock import Clock, WallClock
+from minserve.memory.chain import TokenChain, root_key
+from minserve.memory.costs import ResumeCosts
+from minserve.memory.events import MemoryEvents
+from minserve.memory.host import HostTier
+from minserve.memory.index import PrefixIndex
+from minserve.memory.layout import Reservation
 from minserve.memory.pool import BlockPool, IntegrityError
+from minserve.memory.prefix import Hit, PrefixCache
+from minserve.memory.store import NoStore, PageStore
+from minserve.memory.tables import BlockTables, Held
 from minserve.request import Request
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Pages and tokens at one moment."""
+    """Pages and token slots at one moment; what several requests share is counted once."""
 
     blocks_total: int
     blocks_used: int
+    """Pages with an owner."""
+    blocks_cached: int
+    """Pages nobody owns, kept for a prefix hit."""
     kv_tokens: int
     """Tokens committed: their keys and values are valid."""
+    reserved_slots: int
+    """Slots of owned pages that their request may still fill."""
+    internal_slots: int
+    """Slots of owned pages beyond anything their request may reach."""
 
 
 class KVManager:
-    """Paged KV memory of one engine (PagedAttention, Kwon et al., arXiv 2309.06180).
+    """KV memory of one engine (PagedAttention, Kwon et al., arXiv 2309.06180).
 
-    `reserve(request, n)` makes room for n more tokens, `commit(request, kept)` keeps the first
-    `kept` of them and returns what is not needed any more.
+    `admit(request)` finds what is already computed, `reserve(request, n)` makes room for n more
+    tokens, `commit(request, kept)` keeps the first `kept` of them and returns what is not needed.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, max_num_seqs: int, blocks_per_request: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        blocks_per_request: int,
+        *,
+        reservation: Reservation | None = None,
+        index: PrefixIndex | None = None,
+        host: HostTier | None = None,
+        store: PageStore | None = None,
+        costs: ResumeCosts | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
-        self.tables: npt.NDArray[np.int32] = np.zeros(
-            (max_num_seqs, min(blocks_per_request, num_blocks)), dtype=np.int32
+        self.host = host
+        self.costs = costs or ResumeCosts()
+        self._tables = BlockTables(self.pool, block_size, max_num_seqs, blocks_per_request)
+        self._reservation = reservation
+        self._store = store or NoStore()
+        self._clock = clock or WallClock()
+        self._events = MemoryEvents()
+        self.prefix = (
+            PrefixCache(self.pool, index, host, self.costs, self._clock, self._events)
+            if index is not None
+            else None
         )
-        """`[max_num_seqs, blocks]`: row `row_of(request)` lists that request's pages."""
-        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
-        self._rows: dict[Request, int] = {}
-        self._blocks: dict[Request, list[int]] = {}
-        self._tokens: dict[Request, int] = {}
+        self._chains: dict[Request, TokenChain] = {}
+        self._swapped: dict[Request, tuple[list[int], int]] = {}
+        self._pins: dict[int, list[int]] = {}
+        self._noted: set[str] = set()
+
+    @property
+    def tables(self) -> npt.NDArray[np.int32]:
+        """`[max_num_seqs, blocks]`: the row of a request lists its pages in order of position."""
+        return self._tables.rows
 
     @property
     def capacity_tokens(self) -> int:
         """Tokens that one request alone can keep."""
-        return int(self.tables.shape[1]) * self.block_size
+        return int(self._tables.rows.shape[1]) * self.block_size
 
     def blocks_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens`."""
         return -(-num_tokens // self.block_size)
 
-    def row_of(self, request: Request) -> int:
-        """The request's row in `tables`."""
-        return self._rows[request]
-
-    def rows_of(self, requests: list[Request]) -> npt.NDArray[np.int64]:
+    def rows_of(self, requests: Sequence[Request]) -> npt.NDArray[np.int64]:
         """The requests' rows in `tables`."""
-        rows = self._rows
-        return np.array([rows[request] for request in requests], dtype=np.int64)
+        return self._tables.rows_of(requests)
 
     def blocks_of(self, request: Request) -> tuple[int, ...]:
         """The request's pages, in order of position."""
-        return tuple(self._blocks.get(request, ()))
+        held = self._tables.get(request)
+        return tuple(held.blocks) if held is not None else ()
 
-    def admit(self, request: Request) -> None:
-        """Give the request a block table."""
-        self._rows[request] = self._free_rows.pop()
-        self._blocks[request] = []
-        self._tokens[request] = 0
+    # -- admission ---------------------------------------------------------------------------------
+
+    def computed_tokens(self, request: Request) -> int:
+        """Tokens of a waiting request that `admit` is expected to find already computed."""
+        if request in self._swapped:
+            return self._swapped[request][1]
+        return self._find(request).num_tokens(self.block_size)
+
+    def needed_blocks(self, request: Request, num_tokens: int | None = None) -> int:
+        """Pages that a waiting request would take out of the available ones for its first
+        `num_tokens` (None: all it knows); where pages are reserved at admission, for all it may
+        ever reach."""
+        if self._reservation is not None:
+            most = int(self._tables.rows.shape[1])  # no request outgrows its table or the pool
+            return min(most, self.blocks_for(self._reservation(request)))
+        shared = sum(1 for block in self._find(request).blocks if self.pool.owners(block))
+        return self.blocks_for(num_tokens or request.num_tokens) - shared
+
+    def fits(self, request: Request, kept_back: int = 0, num_tokens: int | None = None) -> bool:
+        """May a waiting request be admitted, with `kept_back` pages left for others?"""
+        needed = self.needed_blocks(request, num_tokens)
+        if self._reservation is not None:
+            return self.pool.find_hole(needed) is not None
+        return needed + kept_back <= self.pool.num_available
+
+    def admit(self, request: Request) -> int:
+        """Give the request a block table and what is already computed of it; returns how many
+        tokens that is."""
+        held = self._tables.open(request)
+        if self._reservation is not None:
+            self._admit_contiguous(request, held)
+        elif request in self._swapped:
+            self._swap_in(request, held)
+        else:
+            self._share(request, held, self._find(request))
+        return held.tokens
+
+    def _find(self, request: Request) -> Hit:
+        """What exists of a waiting request's tokens. One token is always left to compute: a hit
+        on the whole request would leave no query to draw the next token from."""
+        if request.params.prompt_logprobs is not None:
+            return Hit()  # every position's logits are wanted
+        limit = request.num_tokens - 1
+        if request in self._swapped:
+            limit = self._swapped[request][1]
+        hit = self.prefix.lookup(self._chain(request), limit) if self.prefix else Hit()
+        leader = self._tables.get(request.leader)
+        if leader is None or request in self._swapped:
+            return hit
+        # Another sample of the same prompt: what it computed of the prompt is ours too.
+        tokens = min(leader.tokens, request.num_prompt_tokens - 1)
+        if tokens <= hit.num_tokens(self.block_size):
+            return hit
+        full, rest = divmod(tokens, self.block_size)
+        return Hit(leader.blocks[:full], leader.blocks[full] if rest else None, rest)
+
+    def _chain(self, request: Request) -> TokenChain:
+        chain = self._chains.get(request)
+        if chain is None:
+            root = root_key(request.cache_namespace)
+            chain = TokenChain(root, request.token_ids, self.block_size)
+            self._chains[request] = chain
+        return chain
+
+    def _share(self, request: Request, held: Held, hit: Hit) -> None:
+        """Take the hit's pages: share full ones, copy a part of one, load what lies below."""
+        for block in hit.blocks:
+            self.pool.share(block)
+        self._tables.extend(held, hit.blocks)
+        held.tokens = len(hit.blocks) * self.block_size
+        source = hit.partial_block
+        if source is not None:
+            # Held while room is made for the copy, which might otherwise evict it.
+            self.pool.share(source)
+            if self.pool.num_available:
+                self._tables.extend(held, self.pool.allocate(1))
+                self._copy(source, held.blocks[-1])
+                held.tokens += hit.partial_tokens
+            self.pool.release([source])
+        self._events.hit_tokens += held.tokens
+        if hit.keys:
+            self._load(request, held, hit)
+
+    def _load(self, request: Request, held: Held, hit: Hit) -> None:
+        assert self.prefix is not None
+        start = self._clock.now()
+        self.prefix.touch(hit)
+        first = len(held.blocks)
+        blocks = self.pool.allocate(min(len(hit.keys), self.pool.num_available))
+        loaded = self.prefix.load(hit, blocks)
+        self.pool.release(reversed(blocks[loaded:]))
+        self._tables.extend(held, blocks[:loaded])
+        held.tokens += loaded * self.block_size
+        self._enter(request, held, first, first + loaded)
+        self._events.loaded_tokens += loaded * self.block_size
+        self._events.transfer_s += self._clock.now() - start
+
+    def _copy(self, source: int, target: int) -> None:
+        start = self._clock.now()
+        self._store.copy([source], [target])
+        self._events.copied_blocks += 1
+        self._events.transfer_s += self._clock.now() - start
+
+    def _admit_contiguous(self, request: Request, held: Held) -> None:
+        needed = self.needed_blocks(request)
+        first = self.pool.find_hole(needed)
+        if first is None:
+            raise IntegrityError(f"no {needed} neighbouring pages are free: ask fits() first")
+        self._tables.extend(held, self.pool.take(first, needed))
+
+    # -- steps -------------------------------------------------------------------------------------
 
     def missing_blocks(self, request: Request, num_tokens: int) -> int:
         """Pages the request still lacks to hold `num_tokens` in total."""
-        return self.blocks_for(num_tokens) - len(self._blocks.get(request, ()))
+        held = self._tables.get(request)
+        return self.blocks_for(num_tokens) - (len(held.blocks) if held is not None else 0)
+
+    def returned_blocks(self, request: Request) -> int:
+        """Pages that become available when this request loses its own: those it does not share."""
+        held = self._tables.get(request)
+        blocks = held.blocks if held is not None else []
+        return sum(1 for block in blocks if self.pool.owners(block) == 1)
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
         """Make room for `num_tokens` beyond the committed ones; False when pages are short."""
-        blocks = self._blocks[request]
-        held = len(blocks)
-        needed = -(-(self._tokens[request] + num_tokens) // self.block_size) - held
+        held = self._tables[request]
+        needed = -(-(held.tokens + num_tokens) // self.block_size) - len(held.blocks)
         if needed <= 0:
             return True
-        if needed > self.pool.num_free:
+        if needed > self.pool.num_available:
             return False
-        fresh = self.pool.allocate(needed)
-        self.tables[self._rows[request], held : held + needed] = fresh
-        blocks.extend(fresh)
+        self._tables.extend(held, self.pool.allocate(needed))
         return True
 
     def commit(self, request: Request, kept: int) -> None:
-        """Keep the first `kept` tokens of what was reserved and return surplus pages."""
-        tokens = self._tokens[request] + kept
-        blocks = self._blocks[request]
+        """Keep the first `kept` tokens of what was reserved and return surplus pages. Pages that
+        became full enter the prefix index; where it already has their content, the request's
+        block table is rewritten to the page it has."""
+        held = self._tables[request]
+        before, tokens = held.tokens, held.tokens + kept
         needed = -(-tokens // self.block_size)
-        if needed > len(blocks):
+        if needed > len(held.blocks):
             raise IntegrityError(
                 f"request {request.request_id} commits {kept} tokens it did not reserve"
             )
-        self._tokens[request] = tokens
-        if needed < len(blocks):
-            self.pool.release(reversed(blocks[needed:]))
-            del blocks[needed:]
+        held.tokens = tokens
+        if needed < len(held.blocks) and self._reservation is None:
+            self._tables.shrink(held, needed)
+        if self.prefix is not None:
+            self._enter(request, held, before // self.block_size, tokens // self.block_size)
+
+    def _enter(self, request: Request, held: Held, first: int, stop: int) -> None:
+        """Put full pages `first` to `stop - 1` of a request into the prefix index."""
+        assert self.prefix is not None
+        blocks = held.blocks
+        for index in range(first, stop):
+            parent = blocks[index - 1] if index else None
+            mine = blocks[index]
+            canonical = self.prefix.enter(self._chain(request), index, parent, mine)
+            if canonical != mine:
+                self._tables.replace(held, index, canonical)
 
     def forget(self, request: Request) -> None:
         """Return all pages but keep the block table: the request computes from its start again."""
-        blocks = self._blocks[request]
-        self.pool.release(reversed(blocks))
-        blocks.clear()
-        self._tokens[request] = 0
+        held = self._tables[request]
+        self._tables.shrink(held, 0)
+        held.tokens = 0
 
     def release(self, request: Request) -> None:
-        """Return all pages and the block table. A request that holds none is left alone."""
-        if request not in self._rows:
-            return
-        self.forget(request)
-        del self._blocks[request], self._tokens[request]
-        self._free_rows.append(self._rows.pop(request))
+        """Return everything the request has, in every tier. One that has nothing is left alone."""
+        self._tables.close(request)
+        self._chains.pop(request, None)
+        slots, _ = self._swapped.pop(request, ((), 0))
+        if slots and self.host is not None:
+            self.host.release(slots)
+
+    # -- swapping ----------------------------------------------------------------------------------
+
+    def swap_out(self, request: Request) -> bool:
+        """Move a running request's pages to the host and take its block table; False, with nothing
+        changed, where the host has no room."""
+        held = self._tables[request]
+        blocks = held.blocks[: self.blocks_for(held.tokens)]
+        if self.host is None or not blocks:
+            return False
+        start = self._clock.now()
+        slots = self.host.swap_out(blocks)
+        self._events.transfer_s += self._clock.now() - start
+        if slots is None:
+            return False
+        self._swapped[request] = (slots, held.tokens)
+        self._events.swapped_out_blocks += len(slots)
+        self._tables.close(request)
+        return True
+
+    def _swap_in(self, request: Request, held: Held) -> None:
+        """Bring a swapped-out request back. Pages that the prefix cache still has on the device
+        are shared; the others are loaded."""
+        slots, tokens = self._swapped[request]
+        assert self.host is not None
+        start = self._clock.now()
+        shared = self._find(request).blocks
+        for block in shared:
+            self.pool.share(block)
+        loaded = self.pool.allocate(len(slots) - len(shared))
+        self.host.load(slots[len(shared) :], loaded)
+        self.host.release(slots)
+        del self._swapped[request]
+        self._tables.extend(held, [*shared, *loaded])
+        held.tokens = tokens
+        if self.prefix is not None:
+            self._enter(request, held, len(shared), tokens // self.block_size)
+        self._events.swapped_in_blocks += len(loaded)
+        self._events.transfer_s += self._clock.now() - start
+
+    # -- the whole ---------------------------------------------------------------------------------
+
+    def pin(self, token_ids: Sequence[int], namespace: Sequence[str] = ()) -> tuple[int, int]:
+        """Keep the computed full pages of a prefix on the device until `unpin`. Returns a handle
+        and the number of tokens pinned, which may be 0. Needs a prefix index."""
+        if self.prefix is None:
+            raise ValueError("pinning needs memory.prefix_cache='hash' or 'radix'; it is off")
+        chain = TokenChain(root_key(namespace), list(token_ids), self.block_size)
+        blocks = self.prefix.lookup(chain, len(token_ids)).blocks
+        for block in blocks:
+            self.pool.share(block)
+        handle = max(self._pins, default=-1) + 1
+        self._pins[handle] = blocks
+        return handle, len(blocks) * self.block_size
+
+    def unpin(self, handle: int) -> None:
+        """Let pinned pages be evicted again. An unknown handle is a KeyError."""
+        self.pool.release(reversed(self._pins.pop(handle)))
+
+    def take_notes(self) -> list[str]:
+        """Sentences about what went wrong below and was got over, each once."""
+        disk = self.host.disk if self.host is not None else None
+        if disk is None or disk.failure is None or disk.failure in self._noted:
+            return []
+        self._noted.add(disk.failure)
+        return [disk.failure]
+
+    def take_events(self) -> MemoryEvents:
+        """What happened since the last call."""
+        events = self._events
+        taken = MemoryEvents(*(getattr(events, name) for name in MemoryEvents.__slots__))
+        for name in MemoryEvents.__slots__:
+            setattr(events, name, type(getattr(events, name))())
+        return taken
 
     def use(self) -> MemoryUse:
         """Pages and tokens now."""
-        return MemoryUse(self.pool.num_blocks, self.pool.num_owned, sum(self._tokens.values()))
+        pool, size = self.pool, self.block_size
+        held_blocks, held_tokens = self._tables.totals()
+        for pinned in self._pins.values():
+            held_blocks += len(pinned)
+            held_tokens += len(pinned) * size
+        # A page that several hold is full, and was counted once for each of them.
+        shared_slots = (held_blocks - pool.num_owned) * size
+        kv_tokens = held_tokens - shared_slots
+        open_slots = pool.num_owned * size - kv_tokens
+        return MemoryUse(
+            blocks_total=pool.num_blocks,
+            blocks_used=pool.num_owned,
+            blocks_cached=pool.num_cached,
+            kv_tokens=kv_tokens,
+            reserved_slots=open_slots - self._tables.internal_slots,
+            internal_slots=self._tables.internal_slots,
+        )
+
+    def stranded_slots(self, request: Request) -> int:
+        """External fragmentation: free slots that a waiting request cannot use, because its pages
+        must be neighbours and no hole is large enough. Always 0 in paged memory."""
+        if self._reservation is None or self.fits(request):
+            return 0
+        return self.pool.num_free * self.block_size
+
+    def close(self) -> None:
+        """Delete what lower tiers keep on disk."""
+        if self.host is not None:
+            self.host.close()
 
     def check(self) -> None:
         """Verify every invariant; raises IntegrityError with the first one that fails."""
-        self.pool.check(self._blocks.values())
-        rows: list[Any] = [*self._rows.values(), *self._free_rows]
-        if sorted(rows) != list(range(self.tables.shape[0])):
-            raise IntegrityError("a block table row is lost or owned twice")
-        for request, blocks in self._blocks.items():
-            row = self.tables[self._rows[request], : len(blocks)]
-            if row.tolist() != blocks:
-                raise IntegrityError(f"block table of {request.request_id} differs from its pages")
-            if self._tokens[request] > len(blocks) * self.block_size:
-                raise IntegrityError(f"{request.request_id} keeps tokens outside its pages")
+        self.pool.check([*self._tables.holders(), *self._pins.values()])
+        self._tables.check()
+        if self.prefix is not None:
+            self.prefix.check()
+        if self.host is not None:
+            self.host.check(slots for slots, _ in self._swapped.values())

@@ -1,11 +1,13 @@
-"""The free list: which pages nobody owns.
+"""Which pages are free, owned or cached, and how many owners each has.
 
-Pages are numbers here; what they store lives in `cache`, which request has them in `manager`.
+Pages are numbers here; what they store lives in `cache`, who has them in `manager`, what a cached
+one is good for in `index`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 
 class IntegrityError(RuntimeError):
@@ -13,57 +15,153 @@ class IntegrityError(RuntimeError):
 
 
 class BlockPool:
-    """`num_blocks` pages, each free or owned by exactly one holder."""
+    """`num_blocks` pages. Each is free (nobody's), owned (by one holder or by several that share
+    it), or cached: nobody's any more, but the prefix index can still give it to somebody.
+
+    Cached pages are evicted, least recently used first, when free ones run out. Holders let go of
+    their last page first, so a page is always evicted before the one it continues.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         # Last in, first out: a page just freed is the one most likely still in a processor cache.
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._owned = bytearray(num_blocks)
+        self._owners = [0] * num_blocks
+        self._indexed = bytearray(num_blocks)
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self.on_evict: Callable[[list[int]], None] | None = None
+        """Called with pages that leave the index, before anybody can write to them."""
 
     @property
     def num_free(self) -> int:
-        """Pages nobody owns."""
+        """Pages nobody owns and nobody could find."""
         return len(self._free)
 
     @property
+    def num_cached(self) -> int:
+        """Pages nobody owns, kept for a request that begins the same way."""
+        return len(self._cached)
+
+    @property
+    def num_available(self) -> int:
+        """Pages that `allocate` can give: free ones, and cached ones at the price of a hit."""
+        return len(self._free) + len(self._cached)
+
+    @property
     def num_owned(self) -> int:
-        """Pages somebody owns."""
-        return self.num_blocks - len(self._free)
+        """Pages with at least one owner."""
+        return self.num_blocks - len(self._free) - len(self._cached)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` pages. The caller has checked `num_free`; too few is an IntegrityError."""
-        if count > len(self._free):
-            raise IntegrityError(f"{count} pages wanted, {len(self._free)} free: reserve() first")
+        """Take `count` pages. The caller has checked `num_available`; too few is an
+        IntegrityError."""
+        if count > self.num_available:
+            raise IntegrityError(
+                f"{count} pages wanted, {self.num_available} available: reserve() first"
+            )
+        if len(self._free) < count:
+            self._evict(count - len(self._free))
         blocks = self._free[len(self._free) - count :]
         del self._free[len(self._free) - count :]
         for block in blocks:
-            self._owned[block] = 1
+            self._owners[block] = 1
         return blocks
 
-    def release(self, blocks: Iterable[int]) -> None:
-        """Give pages back. Raises IntegrityError for a page that is already free."""
+    def take(self, first: int, count: int) -> list[int]:
+        """Take the pages from `first` on: for layouts that need neighbours. All must be free."""
+        blocks = list(range(first, first + count))
+        wanted = set(blocks)
+        kept = [block for block in self._free if block not in wanted]
+        if len(kept) + count != len(self._free):
+            raise IntegrityError(f"pages {first} to {first + count - 1} are not all free")
+        self._free = kept
         for block in blocks:
-            if not self._owned[block]:
+            self._owners[block] = 1
+        return blocks
+
+    def share(self, block: int) -> None:
+        """Add an owner to a page that is owned or cached."""
+        if not self._owners[block]:
+            if not self._indexed[block]:
+                raise IntegrityError(f"page {block} is free and cannot be shared")
+            del self._cached[block]
+        self._owners[block] += 1
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Take one owner from each page, in this order. Raises IntegrityError for a page that has
+        none."""
+        for block in blocks:
+            owners = self._owners[block]
+            if not owners:
                 raise IntegrityError(f"page {block} freed twice")
-            self._owned[block] = 0
-            self._free.append(block)
+            self._owners[block] = owners - 1
+            if owners == 1:
+                if self._indexed[block]:
+                    self._cached[block] = None
+                else:
+                    self._free.append(block)
+
+    def mark_indexed(self, block: int) -> None:
+        """The index knows this owned page: when its last owner goes it is cached, not free."""
+        if not self._owners[block]:
+            raise IntegrityError(f"page {block} is nobody's and cannot enter the index")
+        self._indexed[block] = 1
+
+    def indexed_blocks(self) -> set[int]:
+        """Every page the index knows, owned or cached."""
+        return {block for block, known in enumerate(self._indexed) if known}
+
+    def owners(self, block: int) -> int:
+        """How many hold the page."""
+        return self._owners[block]
+
+    def drop_cached(self) -> int:
+        """Evict every cached page; returns how many."""
+        count = len(self._cached)
+        self._evict(count)
+        return count
+
+    def _evict(self, count: int) -> None:
+        blocks = [self._cached.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
+            self._indexed[block] = 0
+        if self.on_evict is not None:
+            self.on_evict(blocks)
+        self._free.extend(reversed(blocks))
+
+    def find_hole(self, count: int) -> int | None:
+        """First page of the lowest `count` neighbouring free pages (first fit); None without."""
+        run, previous = 0, -2
+        for block in sorted(self._free):
+            run = run + 1 if block == previous + 1 else 1
+            previous = block
+            if run == count:
+                return block - count + 1
+        return None
 
     def check(self, holders: Iterable[Iterable[int]]) -> None:
-        """Verify that free and owned pages add up and that nothing is owned twice."""
-        seen = bytearray(self.num_blocks)
+        """Verify that free, cached and owned pages add up and that each page's owners are exactly
+        those who hold it. Raises IntegrityError."""
+        seen = [0] * self.num_blocks
         for blocks in holders:
             for block in blocks:
-                if seen[block]:
-                    raise IntegrityError(f"page {block} is owned twice")
-                seen[block] = 1
-        if seen != self._owned:
-            wrong = [b for b in range(self.num_blocks) if seen[b] != self._owned[b]]
-            raise IntegrityError(f"pages {wrong[:8]} are marked owned but held by nobody, or back")
+                seen[block] += 1
+        if seen != self._owners:
+            wrong = [b for b in range(self.num_blocks) if seen[b] != self._owners[b]]
+            raise IntegrityError(
+                f"page {wrong[0]} is held {seen[wrong[0]]} times and counts "
+                f"{self._owners[wrong[0]]} owners ({len(wrong)} such pages)"
+            )
         free = set(self._free)
         if len(free) != len(self._free) or any(seen[block] for block in free):
             raise IntegrityError("the free list holds a page twice, or one that is owned")
-        if len(free) + sum(seen) != self.num_blocks:
+        if any(seen[block] or not self._indexed[block] for block in self._cached):
+            raise IntegrityError("a cached page is owned, or unknown to the index")
+        if free & self._cached.keys() or any(self._indexed[block] for block in free):
+            raise IntegrityError("a free page is cached, or still in the index")
+        owned = sum(1 for count in seen if count)
+        if len(free) + len(self._cached) + owned != self.num_blocks:
             raise IntegrityError(
-                f"{len(free)} free and {sum(seen)} owned pages of {self.num_blocks}: some are lost"
+                f"{len(free)} free, {len(self._cached)} cached and {owned} owned pages of "
+                f"{self.num_blocks}: some are lost"
             )

@@ -36,8 +36,9 @@ class Room:
 
     @property
     def needed_blocks(self) -> int:
-        """Pages for every token that the first waiting request knows."""
-        return self.memory.blocks_for(self.waiting[0].num_tokens)
+        """Pages that the first waiting request takes out of those available, for every token it
+        knows; fewer where it shares a prefix that others hold."""
+        return self.memory.needed_blocks(self.waiting[0])
 
     @property
     def promised_blocks(self) -> int:
@@ -50,7 +51,7 @@ class Room:
         """True where the first in line fits beside what is promised; with nobody running, no page
         is kept back."""
         kept_back = self.promised_blocks + self.watermark_blocks if self.running else 0
-        return self.needed_blocks + kept_back <= self.memory.pool.num_free
+        return self.memory.fits(self.waiting[0], kept_back)
 
 
 class ContinuousBatching:

@@ -20,6 +20,7 @@ from minserve.request import Request, Status
 from minserve.scheduling.lengths import LengthOracle, LengthPredictor
 from minserve.scheduling.order import ORDERS, Order
 from minserve.scheduling.policy import POLICIES, AdmissionError, ContinuousBatching, Policy, Room
+from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.turns import TURNS, Budget, Turn, is_writing
 from minserve.scheduling.victims import VICTIMS
 from minserve.scheduling.waiting import Rank, WaitingQueue
@@ -63,10 +64,26 @@ class Scheduler:
         # Without a cache, and without chunking, a request's tokens are computed in one step.
         self._whole = not scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
         self._watermark_blocks = int(config.config.memory.watermark * memory.pool.num_blocks)
+        self._swaps = scheduling.preemption == "swap"
+        self._samples = SampleGroups() if config.config.memory.copy_on_write else None
         self._num_added = 0
         self.waiting = WaitingQueue(self._order, scheduling.starvation_limit_s)
         self.running: list[Request] = []
         """First come, first served, in order of admission; otherwise in order of rank."""
+
+    @property
+    def has_requests(self) -> bool:
+        """True while anybody runs or waits."""
+        return bool(self.running or self.waiting or self._samples)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a place, those waiting for their first sample included."""
+        return len(self.waiting) + (len(self._samples) if self._samples else 0)
+
+    def stranded_slots(self) -> int:
+        """External fragmentation as the first waiting request sees it."""
+        return self._memory.stranded_slots(self.waiting[0]) if self.waiting else 0
 
     def add(self, request: Request) -> None:
         """Queue a new request."""
@@ -74,13 +91,16 @@ class Scheduler:
         self._num_added += 1
         if self._order.needs_lengths and request.predicted_tokens is None:
             request.predicted_tokens = self._predictor.predict(request)
-        self.waiting.push(request, request.arrival_s)
+        # Scored prompts are computed by each sample for itself.
+        scored = request.params.prompt_logprobs is not None
+        if self._samples is None or scored or not self._samples.add(request):
+            self.waiting.push(request, request.arrival_s)
 
     def remove(self, request: Request) -> None:
         """Take a finished or aborted request out, wherever it stands, and free its pages."""
         if request.status is Status.RUNNING:
             self.running.remove(request)
-        else:
+        elif self._samples is None or not self._samples.remove(request):
             self.waiting.remove(request)
         request.status = Status.FINISHED
         self._memory.release(request)
@@ -88,6 +108,9 @@ class Scheduler:
     def schedule(self, now_s: float = 0.0) -> StepPlan:
         """Decide the next step and reserve its pages. `now_s` is the engine's clock."""
         plan = StepPlan()
+        if self._samples:
+            for request in self._samples.ready():
+                self.waiting.push(request, request.arrival_s)
         self._line_up(plan, now_s)
         limit = self._max_num_batched_tokens
         tokens = min(limit, self._policy.budget(limit, self.running, self.waiting))
@@ -133,14 +156,15 @@ class Scheduler:
         for request in requests:
             if request.status is not Status.RUNNING:
                 continue  # Preempted by one before it.
-            count = self._chunk(request, budget)
+            count = self._chunk(request, request.num_uncomputed_tokens, budget)
             if count and self._make_room(request, count, plan, now_s):
                 plan.requests.append(request)
                 plan.num_tokens.append(count)
                 budget.take(request, count)
 
-    def _chunk(self, request: Request, budget: Budget) -> int:
-        missing, most = request.num_uncomputed_tokens, budget.for_request(request)
+    def _chunk(self, request: Request, missing: int, budget: Budget) -> int:
+        """How many of a request's missing tokens this step may compute."""
+        most = budget.for_request(request)
         if missing <= most:
             return missing
         return 0 if self._whole else most
@@ -163,11 +187,12 @@ class Scheduler:
         return True
 
     def _preempt(self, victim: Request, now_s: float) -> None:
-        """Preemption by recomputation: the pages go, the tokens stay known."""
+        """The pages go, to the host or for good; the tokens stay known."""
         self.running.remove(victim)
-        self._memory.release(victim)
+        if not (self._swaps and self._memory.swap_out(victim)):
+            self._memory.release(victim)
+            victim.num_computed_tokens = 0
         victim.status = Status.PREEMPTED
-        victim.num_computed_tokens = 0
         victim.num_preemptions += 1
         self.waiting.push(victim, now_s)
 
@@ -176,18 +201,19 @@ class Scheduler:
         step's tokens go, and only where that makes enough room."""
         room = self._room()
         places = self._max_num_seqs - len(self.running)
-        blocks = self._memory.pool.num_free - room.promised_blocks - self._watermark_blocks
+        memory = self._memory
+        blocks = memory.pool.num_available - room.promised_blocks - self._watermark_blocks
         tokens = self._max_num_batched_tokens - len(self.running)
         for request in list(islice(self.waiting, self._max_num_seqs)):
-            needed, rank = self._memory.blocks_for(request.num_tokens), self._rank(request)
+            needed, rank = memory.needed_blocks(request), self._rank(request)
             worse = [one for one in self.running if self._rank(one) > rank]
-            within_reach = blocks + sum(len(self._memory.blocks_of(one)) for one in worse)
+            within_reach = blocks + sum(memory.returned_blocks(one) for one in worse)
             if tokens <= 0 or needed > within_reach:
                 return
             while worse and (places < 1 or blocks < needed):
                 victim = worse.pop()
                 places += 1
-                blocks += len(self._memory.blocks_of(victim))
+                blocks += memory.returned_blocks(victim)
                 self._preempt(victim, now_s)
                 plan.preempted.append(victim)
             if places < 1 or blocks < needed:
@@ -207,20 +233,29 @@ class Scheduler:
     def _admit_waiting(self, plan: StepPlan, budget: Budget, now_s: float) -> None:
         while self.waiting and budget.tokens > 0 and len(self.running) < self._max_num_seqs:
             request = self.waiting[0]
-            count = self._chunk(request, budget)
+            found = self._memory.computed_tokens(request)
+            count = self._chunk(request, request.num_tokens - found, budget)
             if not count or not self._policy.admits(self._room()):
                 return
-            needed, free = self._memory.blocks_for(count), self._memory.pool.num_free
-            if needed > free:
+            if not self._memory.fits(request, num_tokens=found + count):
                 raise AdmissionError(
                     f"the policy admitted request {request.request_id}, whose first {count} tokens "
-                    f"need {needed} pages, and {free} are free"
+                    f"need {self._memory.needed_blocks(request, found + count)} pages, and "
+                    f"{self._memory.pool.num_available} are free"
                 )
             self.waiting.pop(now_s)
-            self._memory.admit(request)
-            self._memory.reserve(request, count)
-            request.status = Status.RUNNING
-            self.running.append(request)
+            self._admit(request, budget, plan)
+
+    def _admit(self, request: Request, budget: Budget, plan: StepPlan) -> None:
+        """Give a waiting request its place, and what is already computed of it."""
+        request.num_computed_tokens = self._memory.admit(request)
+        if request.first_scheduled_s is None:
+            request.num_cached_tokens = request.num_computed_tokens
+        request.status = Status.RUNNING
+        self.running.append(request)
+        # A page that was counted on may turn out damaged: then there is more to compute.
+        count = self._chunk(request, request.num_uncomputed_tokens, budget)
+        if count and self._memory.reserve(request, count):
             plan.requests.append(request)
             plan.num_tokens.append(count)
             budget.take(request, count)

@@ -7,7 +7,7 @@ the ways out. Knows nothing about how steps are made.
 
 from minserve.trace.export import TraceFormatError
 from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader, TraceSnapshot
-from minserve.trace.step import RequestStep, StageTimes, StepTrace, StepWork
+from minserve.trace.step import RequestStep, StageTimes, StepPages, StepTrace, StepWork
 from minserve.trace.summary import Distribution, RunSummary
 from minserve.trace.totals import RunTotals
 
@@ -19,6 +19,7 @@ __all__ = [
     "RunTotals",
     "RunTrace",
     "StageTimes",
+    "StepPages",
     "StepTrace",
     "StepWork",
     "TraceFormatError",

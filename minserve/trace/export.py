@@ -15,24 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from minserve.request import RequestMetrics
 from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader, TraceSnapshot
-from minserve.trace.step import RequestStep, StageTimes, StepTrace, StepWork
+from minserve.trace.step import RequestStep, StageTimes, StepPages, StepTrace, StepWork
 from minserve.trace.totals import RunTotals
 
 if TYPE_CHECKING:
     import pandas
 
 SCHEMA = "minserve.trace"
-VERSION = 1
+VERSION = 2
 
-_NESTED = {"stages": StageTimes, "work": StepWork}
+_NESTED = {"stages": StageTimes, "work": StepWork, "pages": StepPages}
 _STEP_FIELDS = tuple(item.name for item in fields(StepTrace))
 _PLAIN = tuple(name for name in _STEP_FIELDS if name not in (*_NESTED, "requests"))
 _STAGES = tuple(item.name for item in fields(StageTimes))
 _WORK = tuple(item.name for item in fields(StepWork))
+_PAGES = tuple(item.name for item in fields(StepPages))
 _PART = tuple(item.name for item in fields(RequestStep))
 _METRICS = tuple(item.name for item in fields(RequestMetrics))
 
-STEP_COLUMNS = (*_PLAIN, *_STAGES, *_WORK)
+STEP_COLUMNS = (*_PLAIN, *_STAGES, *_WORK, *_PAGES)
 """Columns of a step's row; what it did for each request is kept beside the table."""
 REQUEST_COLUMNS = ("request_id", "sample_index", "finish_reason", *_METRICS)
 
@@ -47,6 +48,7 @@ def step_row(step: StepTrace) -> list[Any]:
         *(getattr(step, name) for name in _PLAIN),
         *(getattr(step.stages, name) for name in _STAGES),
         *(getattr(step.work, name) for name in _WORK),
+        *(getattr(step.pages, name) for name in _PAGES),
     ]
 
 
@@ -142,6 +144,7 @@ def _build(data: dict[str, Any]) -> RunTrace:
                 **{name: cells[name] for name in _PLAIN},
                 stages=StageTimes(**{name: cells[name] for name in _STAGES}),
                 work=StepWork(**{name: cells[name] for name in _WORK}),
+                pages=StepPages(**{name: cells[name] for name in _PAGES}),
                 requests=tuple(
                     _part(data["detail_columns"], part) for part in detail.get(str(row), ())
                 ),

@@ -110,6 +110,10 @@ class RunTrace:
             self._requests.append(record)
             self._totals.add_request(metrics)
 
+    def note(self, sentence: str) -> None:
+        """Add a sentence to the header's notes: something a reader of the figures should know."""
+        self.header = replace(self.header, notes=(*self.header.notes, sentence))
+
     @property
     def max_steps(self) -> int:
         """Most steps kept."""

@@ -1,4 +1,4 @@
-"""What one engine step tells: a `StepTrace`, with its counted work and its times by stage.
+"""What one engine step tells: a `StepTrace`, with its counted work, its times by stage, its pages.
 
 Counters are always there; per-request detail is kept when asked for. Knows nothing about how
 steps are made, nor how they are collected.
@@ -44,6 +44,8 @@ class StageTimes:
 
     schedule_s: float = 0.0
     """Deciding who computes how many tokens, pages included."""
+    transfer_s: float = 0.0
+    """Copies of pages, between tiers too: a part of `schedule_s`. On a GPU only queueing them."""
     prepare_s: float = 0.0
     """Building the batch's tensors."""
     forward_s: float = 0.0
@@ -54,6 +56,37 @@ class StageTimes:
     """Logits to tokens, the wait for the device included."""
     commit_s: float = 0.0
     """Tokens to requests: stop conditions, text, freed pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPages:
+    """What became of pages in one step, and what their bytes are good for when it ends.
+
+    `owned_bytes` is `StepTrace.kv_bytes_used` + `future_bytes` + `internal_bytes`: the division of
+    Kwon et al. (arXiv 2309.06180, figure 2). What several requests share counts once.
+    """
+
+    hit_tokens: int = 0
+    """Tokens not computed because a device page held them."""
+    loaded_tokens: int = 0
+    """Tokens not computed because the host or the disk held them."""
+    copied_blocks: int = 0
+    """Pages copied because two requests agree on a part of them only."""
+    evicted_blocks: int = 0
+    """Cached pages given to somebody else."""
+    swapped_out_blocks: int = 0
+    swapped_in_blocks: int = 0
+    cached_blocks: int = 0
+    """Pages nobody owns, kept for a prefix hit."""
+    owned_bytes: int = 0
+    """Bytes of pages with an owner."""
+    future_bytes: int = 0
+    """Of those, slots their request may still fill: reserved."""
+    internal_bytes: int = 0
+    """Of those, slots beyond anything their request may reach: internal fragmentation."""
+    external_bytes: int = 0
+    """Free bytes that the first waiting request cannot use, because its pages must be neighbours
+    and no hole is large enough: external fragmentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +146,7 @@ class StepTrace:
     """Bytes of the pages owned while the step ran."""
     kv_bytes_used: int
     """Bytes of the tokens kept when the step ends."""
+    pages: StepPages = StepPages()
     requests: tuple[RequestStep, ...] = ()
 
     @property

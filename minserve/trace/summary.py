@@ -103,6 +103,8 @@ class RunSummary:
     """Tokens computed (prompt, recomputation and newest) per second."""
     preemptions: int
     recomputed_tokens: int
+    cached_tokens: int
+    """Not computed, because the device, the host or the disk held them."""
     mean_batch: float
     """Requests that computed something, averaged over steps."""
     peak_kv_bytes: int
@@ -129,6 +131,8 @@ class RunSummary:
         lines.append(
             f"KV cache at most {self.peak_kv_bytes / 1e6:.4g} MB; {self.preemptions} preemptions"
         )
+        if self.cached_tokens:
+            lines.append(f"{self.cached_tokens} tokens found in a cache")
         return "\n".join(lines)
 
 
@@ -150,6 +154,7 @@ def summarize(trace: TraceSnapshot) -> RunSummary:
         ),
         preemptions=totals.preemptions,
         recomputed_tokens=totals.recomputed_tokens,
+        cached_tokens=totals.hit_tokens + totals.loaded_tokens,
         mean_batch=totals.scheduled / totals.steps if totals.steps else 0.0,
         peak_kv_bytes=totals.peak_kv_bytes_allocated,
         peak_kv_bytes_used=totals.peak_kv_bytes_used,

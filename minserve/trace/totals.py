@@ -26,6 +26,12 @@ class RunTotals:
     recomputed_tokens: int = 0
     sampled_tokens: int = 0
     preemptions: int = 0
+    hit_tokens: int = 0
+    loaded_tokens: int = 0
+    copied_blocks: int = 0
+    evicted_blocks: int = 0
+    swapped_out_blocks: int = 0
+    swapped_in_blocks: int = 0
     aborted: int = 0
     scheduled: int = 0
     """Requests that computed something, summed over steps."""
@@ -36,6 +42,7 @@ class RunTotals:
     peak_kv_bytes_used: int = 0
 
     schedule_s: float = 0.0
+    transfer_s: float = 0.0
     prepare_s: float = 0.0
     forward_s: float = 0.0
     attention_s: float = 0.0
@@ -93,8 +100,15 @@ class RunTotals:
             self.peak_kv_bytes_allocated = step.kv_bytes_allocated
         if step.kv_bytes_used > self.peak_kv_bytes_used:
             self.peak_kv_bytes_used = step.kv_bytes_used
-        stages, work = step.stages, step.work
+        stages, work, pages = step.stages, step.work, step.pages
+        self.hit_tokens += pages.hit_tokens
+        self.loaded_tokens += pages.loaded_tokens
+        self.copied_blocks += pages.copied_blocks
+        self.evicted_blocks += pages.evicted_blocks
+        self.swapped_out_blocks += pages.swapped_out_blocks
+        self.swapped_in_blocks += pages.swapped_in_blocks
         self.schedule_s += stages.schedule_s
+        self.transfer_s += stages.transfer_s
         self.prepare_s += stages.prepare_s
         self.forward_s += stages.forward_s
         self.attention_s += stages.attention_s

@@ -1,4 +1,5 @@
-"""A runner without a model: it stores tokens in slots and reads them back through block tables.
+"""A runner without a model: it stores tokens in slots and reads them back through block tables;
+the page store of its engine too, so that copied, swapped and loaded pages are really moved.
 
 The next token is a hash of the sequence it reads, so a wrong slot, a stale page or a shifted
 position changes the output; `oracle` says what the output has to be.
@@ -16,7 +17,7 @@ from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.config import EngineConfig
 from minserve.engine import Engine
-from minserve.memory import KVManager
+from minserve.memory import build_manager
 from minserve.request import TokenLogprobs
 from minserve.runner import StepResult
 from minserve.scheduling import Order
@@ -25,6 +26,8 @@ from minserve.trace import RunTrace
 
 VOCAB = 97
 EOS = 0
+TOKEN_BYTES = 2 * 8 * 4
+"""Key and value of one token of `tiny_spec`, float32."""
 
 
 def tiny_spec(max_position: int = 128) -> ModelSpec:
@@ -67,13 +70,32 @@ class _Echo:
 class EchoRunner:
     """See the module. `fail_next` makes the next submit raise; `poison` makes rows invalid."""
 
-    def __init__(self, clock: VirtualClock, num_slots: int, block_size: int) -> None:
+    def __init__(
+        self, clock: VirtualClock, num_slots: int, block_size: int, num_host_slots: int = 0
+    ) -> None:
         self._clock = clock
         self._block_size = block_size
         self._slots = np.full(num_slots, -1, dtype=np.int64)
+        self._pages = self._slots.reshape(-1, block_size)
+        self._host = np.full((num_host_slots, block_size), -1, dtype=np.int64)
         self.fail_next = False
         self.poison_token: int | None = None
         self.batches: list[ForwardBatch] = []
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._pages[list(targets)] = self._pages[list(sources)]
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        self._host[list(slots)] = self._pages[list(blocks)]
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        self._pages[list(blocks)] = self._host[list(slots)]
+
+    def read_slot(self, slot: int) -> memoryview:
+        return memoryview(self._host[slot].tobytes())
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        self._host[slot] = np.frombuffer(data, dtype=np.int64)
 
     def submit(self, batch: ForwardBatch) -> _Echo:
         if self.fail_next:
@@ -122,13 +144,8 @@ def make_engine(
     resolved = (config or EngineConfig()).with_values({"device": "cpu"}).resolve(spec)
     block_size = resolved.config.memory.block_size
     clock = VirtualClock()
-    runner = EchoRunner(clock, num_blocks * block_size, block_size)
-    memory = KVManager(
-        num_blocks,
-        block_size,
-        resolved.config.scheduling.max_num_seqs,
-        resolved.blocks_per_request,
-    )
+    runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots)
+    memory = build_manager(resolved, num_blocks, clock, runner)
     engine = Engine(resolved, runner, memory, None, clock, RunTrace(), order=order)
     return engine, runner, clock
 

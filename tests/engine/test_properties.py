@@ -3,7 +3,12 @@ ends with exactly one finish reason, and what was not aborted has the oracle's t
 
 from __future__ import annotations
 
-from engine.fakes import VOCAB, make_engine, oracle
+import os
+import tempfile
+from collections import Counter
+
+import pytest
+from engine.fakes import TOKEN_BYTES, VOCAB, make_engine, oracle
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,7 +24,7 @@ from minserve.config import EngineConfig
 from minserve.engine import Engine
 from minserve.request import InvalidRequestError, Request, SamplingParams
 
-EXAMPLES, STEPS = 120, 100
+PARTS, EXAMPLES, STEPS = 5, 200, 60
 DISCIPLINES = (
     {"policy": "continuous"},
     {"policy": "static"},
@@ -33,6 +38,17 @@ DISCIPLINES = (
 )
 
 operations = 0
+seen: Counter[str] = Counter()
+"""What the runs really did, so that a machine that never swaps cannot pass for one that does."""
+EVENTS = (
+    "hit_tokens",
+    "loaded_tokens",
+    "copied_blocks",
+    "evicted_blocks",
+    "swapped_out_blocks",
+    "swapped_in_blocks",
+    "preemptions",
+)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -47,11 +63,16 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 4),
         watermark=st.sampled_from([0.0, 0.2]),
         victim=st.sampled_from(["last", "least_computed"]),
-        mode=st.sampled_from(["chunked", "chunked", "whole", "no cache"]),
+        mode=st.sampled_from(["chunked"] * 3 + ["whole", "no cache", "contiguous"]),
         discipline=st.sampled_from(DISCIPLINES),
         prefill=st.sampled_from(["mixed", "decode_first", "prefill_first"]),
         prefill_tokens=st.sampled_from([None, 1, 3]),
         limit_s=st.sampled_from([0.0, 0.05, 0.5, 1000.0]),
+        prefix_cache=st.sampled_from(["off", "hash", "radix", "radix"]),
+        tiers=st.sampled_from(["none", "swap", "host", "disk", "disk"]),
+        copy_on_write=st.booleans(),
+        resume=st.sampled_from(["auto", "load", "recompute"]),
+        reservation=st.sampled_from(["max_model_len", "power_of_two", "oracle"]),
     )
     def start(
         self,
@@ -66,13 +87,32 @@ class EngineMachine(RuleBasedStateMachine):
         prefill,
         prefill_tokens,
         limit_s,
+        prefix_cache,
+        tiers,
+        copy_on_write,
+        resume,
+        reservation,
     ):
+        paged = mode in ("chunked", "whole")
+        prefix_cache = prefix_cache if paged else "off"
+        swaps = paged and tiers != "none"
+        host_tokens = {"none": 0, "swap": 40, "host": 100, "disk": 16}[tiers] if swaps else 0
+        self.folder = tempfile.TemporaryDirectory()
         config = EngineConfig().with_values(
             {
                 "memory.block_size": block_size,
                 "memory.watermark": watermark,
                 "memory.kv_cache": mode != "no cache",
                 "memory.check_integrity": True,
+                "memory.layout": "contiguous" if mode == "contiguous" else "paged",
+                "memory.reservation": reservation,
+                "memory.prefix_cache": prefix_cache,
+                "memory.copy_on_write": copy_on_write,
+                "memory.host_bytes": -(-host_tokens // block_size) * block_size * TOKEN_BYTES,
+                "memory.disk_bytes": 1 << 20 if tiers == "disk" and prefix_cache != "off" else 0,
+                "memory.disk_path": self.folder.name,
+                "memory.resume": resume,
+                "scheduling.preemption": "swap" if swaps else "recompute",
                 "scheduling.max_num_seqs": max_num_seqs,
                 "scheduling.max_num_batched_tokens": budget if mode == "chunked" else 64,
                 "scheduling.max_model_len": 64,
@@ -91,15 +131,24 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(
         length=st.integers(0, 70),
-        first=st.integers(1, VOCAB),
+        first=st.one_of(st.sampled_from([3, 5]), st.integers(1, VOCAB)),
         max_tokens=st.one_of(st.none(), st.integers(1, 40)),
         ignore_eos=st.booleans(),
         n=st.sampled_from([1, 1, 1, 3]),
         priority=st.integers(0, 2),
+        salt=st.sampled_from(["", "", "other"]),
+        scored=st.sampled_from([None, None, None, 0]),
     )
-    def add(self, length, first, max_tokens, ignore_eos, n, priority):
+    def add(self, length, first, max_tokens, ignore_eos, n, priority, salt, scored):
         prompt = [(first + 11 * i) % (VOCAB + (first == 13)) for i in range(length)]
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos, n=n)
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0,
+            ignore_eos=ignore_eos,
+            n=n,
+            cache_salt=salt,
+            prompt_logprobs=scored,
+        )
         try:
             name = f"r{len(self.requests)}"
             self.requests += self.engine.add(name, prompt, params, priority=priority)
@@ -149,7 +198,7 @@ class EngineMachine(RuleBasedStateMachine):
             operations += 1
             self.engine.memory.check()
             pool = self.engine.memory.pool
-            assert pool.num_free + pool.num_owned == pool.num_blocks
+            assert pool.num_free + pool.num_cached + pool.num_owned == pool.num_blocks
 
     def teardown(self):
         if not hasattr(self, "engine"):
@@ -160,6 +209,13 @@ class EngineMachine(RuleBasedStateMachine):
             self.step_and_overtake_nobody_urgent()
         assert not self.engine.has_work
         assert self.engine.memory.pool.num_owned == 0
+        totals = self.engine.trace.totals
+        seen.update({name: getattr(totals, name) for name in EVENTS})
+        disk = self.engine.memory.host.disk if self.engine.memory.host is not None else None
+        seen["files"] += len(disk) if disk is not None else 0
+        self.engine.close()
+        assert not os.listdir(self.folder.name)
+        self.folder.cleanup()
         records = self.engine.trace.requests
         ended = [(record.request_id, record.sample_index) for record in records]
         assert sorted(ended) == sorted((r.request_id, r.sample_index) for r in self.requests)
@@ -173,9 +229,16 @@ class EngineMachine(RuleBasedStateMachine):
             if request.finish_reason in ("abort", "error"):
                 expected = expected[: request.num_output_tokens]
             assert request.output_token_ids == expected
+            if request.params.prompt_logprobs is not None and request.finish_reason == "length":
+                assert len(request.prompt_logprobs) == request.num_prompt_tokens
 
 
-def test_ten_thousand_operations_lose_no_page_and_end_every_request_once():
+@pytest.mark.parametrize("part", range(PARTS))
+def test_fifty_thousand_operations_lose_no_page_and_end_every_request_once(part):
+    """In parts, each with its own random choices, so that they can run side by side."""
+    global operations
+    operations = 0
+    seen.clear()
     run_state_machine_as_test(
         EngineMachine,
         settings=settings(
@@ -185,4 +248,6 @@ def test_ten_thousand_operations_lose_no_page_and_end_every_request_once():
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert operations >= 10_000, f"only {operations} operations were run: raise EXAMPLES"
+    assert operations >= 50_000 / PARTS, f"only {operations} operations were run: raise EXAMPLES"
+    idle = [name for name in (*EVENTS, "files") if not seen[name]]
+    assert not idle, f"these never happened: {', '.join(idle)}"

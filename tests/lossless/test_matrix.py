@@ -16,8 +16,9 @@ import torch
 from models.oracle import patch_to_true_float64, random_model, save
 
 from minserve.build import build_engine, load_model
-from minserve.config import EngineConfig
+from minserve.config import ConfigError, EngineConfig
 from minserve.request import Request, SamplingParams
+from minserve.trace import RunTotals
 
 BASE: dict[str, Any] = {
     "device": "cpu",
@@ -33,6 +34,12 @@ SWITCHES: list[tuple[str, Any]] = [
     ("memory.block_size", 64),
     ("memory.kv_bytes", "tiny"),
     ("memory.watermark", 0.3),
+    ("memory.layout", "contiguous"),
+    ("memory.prefix_cache", "hash"),
+    ("memory.prefix_cache", "radix"),
+    ("memory.copy_on_write", False),
+    ("memory.host_bytes", "some"),
+    ("memory.disk_bytes", 1 << 20),
     ("scheduling.max_num_seqs", 2),
     ("scheduling.max_num_batched_tokens", 8),
     ("scheduling.max_num_batched_tokens", 33),
@@ -49,6 +56,7 @@ SWITCHES: list[tuple[str, Any]] = [
     ("scheduling.prefill", "prefill_first"),
     ("scheduling.max_num_prefill_tokens", 5),
     ("scheduling.victim", "least_computed"),
+    ("scheduling.preemption", "swap"),
     ("kernels.backend", "torch"),
     ("kernels.logits_chunk", 1),
 ]
@@ -64,29 +72,55 @@ COMPANY: dict[str, tuple[str, Any]] = {
 LENGTHS = (3, 40, 1, 17, 64, 9, 30, 5, 22, 12, 51, 2)
 NEW_TOKENS = (20, 8, 31, 15, 30, 25, 3, 28, 12, 33, 20, 40)
 POOL_TOKENS = 130
+HOST_TOKENS = 192
+TOKEN_BYTES = 3 * 2 * 2 * 16 * 8
+"""Keys and values of one token: 3 layers, 2 KV heads of size 16, float64."""
 
 
-def pairs() -> list[tuple[tuple[str, Any], ...]]:
-    """Each switch alone, and every pair of switches of different fields that can go together."""
-    found = [with_company(switch) for switch in SWITCHES]
+NEEDS: dict[str, dict[str, Any]] = {
+    "scheduling.preemption": {"memory.host_bytes": "some"},
+    "memory.host_bytes": {"memory.prefix_cache": "radix", "memory.resume": "load"},
+    "memory.disk_bytes": {
+        "memory.host_bytes": "some",
+        "memory.prefix_cache": "hash",
+        "memory.resume": "load",
+    },
+}
+"""What a switch cannot do without."""
+CACHES = {"memory.prefix_cache", "memory.host_bytes", "memory.disk_bytes"}
+REFUSED: list[tuple[set[str], set[str]]] = [
+    # A request must fit in one step there.
+    (
+        {"scheduling.max_num_batched_tokens", "scheduling.max_num_prefill_tokens"},
+        {"memory.kv_cache", "scheduling.enable_chunked_prefill"},
+    ),
+    # Nothing is kept that could be shared, moved or laid out.
+    ({"memory.kv_cache"}, CACHES | {"memory.layout", "scheduling.preemption"}),
+    ({"memory.layout"}, CACHES | {"scheduling.preemption"}),
+]
+"""Pairs that resolve() refuses: one field of the first set with one of the second."""
+
+
+def is_refused(values: Mapping[str, Any]) -> bool:
+    # A static batch runs to its end.
+    if values.get("scheduling.policy") == "static" and values.get("scheduling.order") in (
+        "priority",
+        "mlfq",
+    ):
+        return True
+    names = values.keys()
+    return any(names & left and names & right for left, right in REFUSED)
+
+
+def pairs(refused: bool = False) -> list[tuple[tuple[str, Any], ...]]:
+    """Each switch alone, and every pair of switches of different fields that can go together; or
+    the pairs that cannot."""
+    found = [] if refused else [with_company(switch) for switch in SWITCHES]
     for a, b in itertools.combinations(SWITCHES, 2):
         together = with_company(a, b)
-        names = dict(together)
-        if a[0] == b[0] or len(names) < len(together):
-            continue
-        # Refused by resolve(): a request must fit in one step there.
-        if names.keys() & {
-            "scheduling.max_num_batched_tokens",
-            "scheduling.max_num_prefill_tokens",
-        } and names.keys() & {"memory.kv_cache", "scheduling.enable_chunked_prefill"}:
-            continue
-        # Refused by resolve(): a static batch runs to its end.
-        if names.get("scheduling.policy") == "static" and names.get("scheduling.order") in (
-            "priority",
-            "mlfq",
-        ):
-            continue
-        found.append(together)
+        contradict = len(dict(together)) < len(together)
+        if a[0] != b[0] and not contradict and is_refused(dict(together)) == refused:
+            found.append(together)
     return found
 
 
@@ -94,6 +128,19 @@ def with_company(*switches: tuple[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The switches and those they need, each once; two values of one field stay two."""
     company = [COMPANY[path] for path, _ in switches if path in COMPANY]
     return tuple(dict.fromkeys((*switches, *company)))
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run: switches, what they need, and the sizes that depend on the model."""
+    settings = {**BASE, **values}
+    for name in values:
+        for need, value in NEEDS.get(name, {}).items():
+            settings.setdefault(need, value)
+    if settings.get("memory.kv_bytes") == "tiny":
+        settings["memory.kv_bytes"] = POOL_TOKENS * TOKEN_BYTES
+    if settings.get("memory.host_bytes") == "some":
+        settings["memory.host_bytes"] = HOST_TOKENS * TOKEN_BYTES
+    return settings
 
 
 def label(switches: tuple[tuple[str, Any], ...]) -> str:
@@ -121,8 +168,12 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompts() -> list[list[int]]:
+    """Random, but two begin like an earlier one, so that a prefix cache finds something."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 101, (n,), generator=generator).tolist() for n in LENGTHS]
+    found = [torch.randint(0, 101, (n,), generator=generator).tolist() for n in LENGTHS]
+    found[10][:45] = found[4][:45]
+    found[6][:20] = found[1][:20]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -144,19 +195,23 @@ def expected(model_dir: Path) -> list[list[int]]:
 
 
 def run(
-    model_dir: Path, values: Mapping[str, Any], temperature: float = 0.0, aborts: bool = False
-) -> tuple[list[Request], int]:
-    """All requests through one engine; every third is aborted half way where `aborts`. Returns
-    the requests and the number of preemptions."""
-    settings = {**BASE, **values}
-    if settings.get("memory.kv_bytes") == "tiny":
-        token_bytes = 3 * 2 * 2 * 16 * 8
-        settings["memory.kv_bytes"] = POOL_TOKENS * token_bytes
+    model_dir: Path,
+    values: Mapping[str, Any],
+    temperature: float = 0.0,
+    aborts: bool = False,
+    samples: int = 1,
+) -> tuple[list[Request], RunTotals]:
+    """All requests through one engine; every third is aborted half way where `aborts`."""
+    settings = complete(values)
     engine = build_engine(load_model(model_dir, EngineConfig().with_values(settings)))
     requests = []
     for index, (prompt, count) in enumerate(zip(prompts(), NEW_TOKENS, strict=True)):
         params = SamplingParams(
-            max_tokens=count, temperature=temperature, seed=100 + index, ignore_eos=True
+            max_tokens=count,
+            temperature=temperature,
+            seed=100 + index,
+            ignore_eos=True,
+            n=samples,
         )
         requests += engine.add(str(index), prompt, params, priority=-index % 3)
     while engine.has_work:
@@ -165,18 +220,46 @@ def run(
             if not request.finished and request.num_output_tokens >= 7:
                 engine.abort(request.request_id)
     assert engine.memory.pool.num_owned == 0
-    return requests, engine.trace.totals.preemptions
+    engine.close()
+    return requests, engine.trace.totals
 
 
 @pytest.mark.parametrize("switches", pairs(), ids=label)
 def test_switches_change_no_token(switches, model_dir, expected):
-    requests, preemptions = run(model_dir, dict(switches))
+    requests, totals = run(model_dir, dict(switches))
     assert [request.output_token_ids for request in requests] == expected
     names = {path for path, _ in switches}
     if "memory.kv_bytes" in names and "memory.watermark" not in names:
         few = dict(switches).get("scheduling.max_num_seqs") == 2
         cached = dict(switches).get("memory.kv_cache", True)
-        assert preemptions > 0 or few or not cached, "the pool was not small enough to show it"
+        reserved = "memory.layout" in names
+        assert totals.preemptions > 0 or few or not cached or reserved, "the pool was too large"
+        if "scheduling.preemption" in names and not few:
+            assert totals.swapped_in_blocks > 0
+    if "memory.prefix_cache" in names and "memory.block_size" not in names:
+        assert totals.hit_tokens > 0
+
+
+@pytest.mark.parametrize("switches", pairs(refused=True), ids=label)
+def test_pairs_left_out_are_refused_in_a_sentence(switches, model_dir):
+    with pytest.raises(ConfigError, match=r"memory\.|scheduling\."):
+        load_model(model_dir, EngineConfig().with_values(complete(dict(switches))))
+
+
+@pytest.mark.parametrize("prefix_cache", ["off", "radix"])
+@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
+def test_samples_that_share_a_prompt_are_those_that_compute_it_each(
+    switches, prefix_cache, model_dir
+):
+    values = dict(switches)
+    both = values | {"memory.prefix_cache": prefix_cache}
+    if CACHES & values.keys() or (prefix_cache != "off" and is_refused(both)):
+        pytest.skip("refused, or a switch that brings its own prefix cache")
+    alone, _ = run(model_dir, {"memory.copy_on_write": False}, 1.0, samples=3)
+    shared, totals = run(model_dir, both, 1.0, samples=3)
+    assert [r.output_token_ids for r in shared] == [r.output_token_ids for r in alone]
+    if not {"memory.copy_on_write", "scheduling.policy", "memory.kv_cache"} & values.keys():
+        assert totals.copied_blocks > 0 or values.get("memory.block_size") == 1
 
 
 @pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)

@@ -34,7 +34,7 @@ def test_a_page_freed_twice_is_an_error():
 
 
 def test_more_pages_than_there_are_is_an_error():
-    with pytest.raises(IntegrityError, match="3 pages wanted, 2 free"):
+    with pytest.raises(IntegrityError, match="3 pages wanted, 2 available"):
         BlockPool(2).allocate(3)
 
 
@@ -88,11 +88,11 @@ def test_release_twice_is_harmless():
 
 
 def corrupt_double_owner(memory: KVManager, a: Request, b: Request) -> None:
-    memory._blocks[a][0] = memory._blocks[b][0]
+    memory._tables[a].blocks[0] = memory._tables[b].blocks[0]
 
 
 def corrupt_lost_page(memory: KVManager, a: Request, b: Request) -> None:
-    memory._blocks[a].pop()
+    memory._tables[a].blocks.pop()
 
 
 def corrupt_free_list(memory: KVManager, a: Request, b: Request) -> None:
@@ -100,15 +100,15 @@ def corrupt_free_list(memory: KVManager, a: Request, b: Request) -> None:
 
 
 def corrupt_table(memory: KVManager, a: Request, b: Request) -> None:
-    memory.tables[memory.row_of(a), 0] += 1
+    memory.tables[memory._tables[a].row, 0] += 1
 
 
 def corrupt_row(memory: KVManager, a: Request, b: Request) -> None:
-    memory._free_rows.append(memory.row_of(a))
+    memory._tables._free_rows.append(memory._tables[a].row)
 
 
 def corrupt_tokens(memory: KVManager, a: Request, b: Request) -> None:
-    memory._tokens[a] = 1000
+    memory._tables[a].tokens = 1000
 
 
 @pytest.mark.parametrize(

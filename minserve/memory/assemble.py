@@ -1,0 +1,66 @@
+"""From a configuration to its memory manager: the one place that knows which switch means what."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import cast
+
+from minserve.clock import Clock
+from minserve.config import ConfigError, ResolvedConfig
+from minserve.memory.costs import Resume, ResumeCosts
+from minserve.memory.disk import DiskTier
+from minserve.memory.host import HostTier
+from minserve.memory.index import HashIndex, PrefixIndex
+from minserve.memory.layout import reservation
+from minserve.memory.manager import KVManager
+from minserve.memory.radix import RadixIndex
+from minserve.memory.store import NoStore, PageStore
+
+INDEXES: dict[str, type[HashIndex] | type[RadixIndex]] = {"hash": HashIndex, "radix": RadixIndex}
+"""`memory.prefix_cache` -> its class."""
+
+
+def build_manager(
+    config: ResolvedConfig, num_blocks: int, clock: Clock, store: PageStore | None = None
+) -> KVManager:
+    """The manager of `num_blocks` pages; without a `store` pages are only counted.
+
+    Raises ConfigError where the directory for the disk tier cannot be written.
+    """
+    memory = config.config.memory
+    store = store or NoStore()
+    index: PrefixIndex | None = None
+    if memory.prefix_cache != "off":
+        index = INDEXES[memory.prefix_cache]()
+    host = None
+    if config.num_host_slots:
+        host = HostTier(config.num_host_slots, store, _disk(config))
+    reserve = None
+    if memory.layout == "contiguous":
+        reserve = reservation(memory.reservation, config.max_model_len)
+    return KVManager(
+        num_blocks,
+        memory.block_size,
+        config.config.scheduling.max_num_seqs,
+        config.blocks_per_request,
+        reservation=reserve,
+        index=index,
+        host=host,
+        store=store,
+        costs=ResumeCosts(cast(Resume, memory.resume)),
+        clock=clock,
+    )
+
+
+def _disk(config: ResolvedConfig) -> DiskTier | None:
+    memory = config.config.memory
+    if not memory.disk_bytes:
+        return None
+    folder = memory.disk_path or tempfile.gettempdir()
+    try:
+        return DiskTier(folder, memory.disk_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"memory.disk_path={folder!r} cannot be written ({error.strerror or error}): name "
+            "another directory, or set memory.disk_bytes=0"
+        ) from None

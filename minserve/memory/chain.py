@@ -1,0 +1,55 @@
+"""A request's tokens cut into pages, each with a key that stands for everything up to its end.
+
+Keys and values of a page depend on every token before it, so a page may be reused only where the
+whole prefix is the same. Hash chain as in vLLM; SHA-256, because two prefixes that collide would
+show one caller another one's text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+Key = bytes
+"""SHA-256 over the parent's key and the page's tokens."""
+
+
+def root_key(namespace: Sequence[str]) -> Key:
+    """The parent of first pages. Requests share pages only within one namespace: what besides
+    tokens decides keys and values (an adapter), or who may share at all (a salt)."""
+    digest = hashlib.sha256()
+    for part in namespace:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()
+
+
+class TokenChain:
+    """The full pages of a growing list of tokens. Keys are computed once, when first asked for."""
+
+    def __init__(self, root: Key, token_ids: Sequence[int], block_size: int) -> None:
+        self.root = root
+        self.block_size = block_size
+        self._token_ids = token_ids  # the caller's list: it grows while the request generates
+        self._keys: list[Key] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far."""
+        return len(self._token_ids)
+
+    def tokens(self, index: int) -> tuple[int, ...]:
+        """Tokens of page `index`; fewer than a page at the end."""
+        start = index * self.block_size
+        return tuple(self._token_ids[start : start + self.block_size])
+
+    def key(self, index: int) -> Key:
+        """Key of full page `index`."""
+        keys = self._keys
+        while len(keys) <= index:
+            tokens = self.tokens(len(keys))
+            parent = keys[-1] if keys else self.root
+            keys.append(hashlib.sha256(parent + array("q", tokens).tobytes()).digest())
+        return keys[index]

@@ -1,0 +1,25 @@
+"""What happened to pages since the last look: counters, for the step's trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class MemoryEvents:
+    """Counts of one step."""
+
+    hit_tokens: int = 0
+    """Tokens not computed because a device page held them (shared samples included)."""
+    loaded_tokens: int = 0
+    """Tokens not computed because a host slot or a file held them."""
+    copied_blocks: int = 0
+    """Pages copied because two requests agree on a part of them only."""
+    evicted_blocks: int = 0
+    """Cached pages given to somebody else."""
+    swapped_out_blocks: int = 0
+    """Pages of preempted requests saved to the host."""
+    swapped_in_blocks: int = 0
+    """Pages of resumed requests loaded from the host."""
+    transfer_s: float = 0.0
+    """Seconds spent on copies between tiers; on a GPU, on queueing them."""

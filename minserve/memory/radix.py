@@ -1,0 +1,169 @@
+"""The prefix index as a radix tree: edges carry runs of tokens, and tokens are compared.
+
+RadixAttention (SGLang, Zheng et al., arXiv 2312.07104, section 3). Edges break at page boundaries,
+because a page has one owner of its content; inside a page the tree can still tell how far a prefix
+agrees, and such a hit is served by copying the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minserve.memory.chain import Key, TokenChain
+from minserve.memory.index import IndexNode, Match
+from minserve.memory.pool import IntegrityError
+
+Page = tuple[int, ...]
+"""The tokens of one page."""
+
+
+class _Node:
+    """An edge and the node at its end: pages in a row that nothing branches off from."""
+
+    __slots__ = ("blocks", "children", "pages", "parent")
+
+    def __init__(self, parent: _Node | None) -> None:
+        self.parent = parent
+        self.pages: list[Page] = []
+        self.blocks: list[int] = []
+        self.children: dict[Page, _Node] = {}
+
+
+class RadixIndex:
+    """A tree per namespace. `match` walks it, `insert` grows, extends or splits an edge."""
+
+    def __init__(self) -> None:
+        self._roots: dict[Key, _Node] = {}
+        self._node_of: dict[int, _Node] = {}
+
+    def match(self, chain: TokenChain, max_tokens: int) -> Match:
+        """The longest prefix, to the token: full pages, then the best start of one more."""
+        node = self._roots.get(chain.root)
+        if node is None:
+            return Match([])
+        blocks: list[int] = []
+        num_full, at = max_tokens // chain.block_size, 0
+        while len(blocks) < num_full:
+            wanted = chain.tokens(len(blocks))
+            if at == len(node.pages):
+                child = node.children.get(wanted)
+                if child is None:
+                    break
+                node, at = child, 0
+            elif node.pages[at] != wanted:
+                break
+            blocks.append(node.blocks[at])
+            at += 1
+        left = max_tokens - len(blocks) * chain.block_size
+        return self._partial(node, at, chain.tokens(len(blocks))[:left], blocks)
+
+    def _partial(self, node: _Node, at: int, wanted: Page, blocks: list[int]) -> Match:
+        """The page after `node.pages[:at]` that shares most tokens with `wanted`."""
+        if at < len(node.pages):
+            candidates = [(node.pages[at], node.blocks[at])]
+        else:
+            candidates = [(child.pages[0], child.blocks[0]) for child in node.children.values()]
+        best, block = 0, None
+        for page, candidate in candidates:
+            shared = _common(page, wanted)
+            if shared > best:
+                best, block = shared, candidate
+        return Match(blocks, block, best)
+
+    def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+        """Enter a page behind `parent`, or return the one that is already there."""
+        page = chain.tokens(index)
+        if parent is None:
+            node = self._roots.setdefault(chain.root, _Node(None))
+            at = 0
+        else:
+            node = self._node_of[parent]
+            # Nearly always the last page of its edge.
+            at = len(node.blocks)
+            if node.blocks[-1] != parent:
+                at = node.blocks.index(parent) + 1
+        if at < len(node.pages):
+            if node.pages[at] == page:
+                return node.blocks[at]
+            self._split(node, at)
+        known = node.children.get(page)
+        if known is not None:
+            return known.blocks[0]
+        if node.children or node.parent is None:
+            branch = _Node(node)
+            node.children[page] = branch
+            node = branch
+        node.pages.append(page)
+        node.blocks.append(block)
+        self._node_of[block] = node
+        return block
+
+    def _split(self, node: _Node, at: int) -> None:
+        """Cut an edge in two: `node` keeps its first `at` pages, a new child has the others."""
+        tail = _Node(node)
+        tail.pages, tail.blocks = node.pages[at:], node.blocks[at:]
+        tail.children = node.children
+        for child in tail.children.values():
+            child.parent = tail
+        for block in tail.blocks:
+            self._node_of[block] = tail
+        del node.pages[at:], node.blocks[at:]
+        node.children = {tail.pages[0]: tail}
+
+    def remove(self, block: int) -> None:
+        """Forget a page, which must be the last of a leaf."""
+        node = self._node_of.get(block)
+        if node is None:
+            raise IntegrityError(f"page {block} is not in the index")
+        if node.children or node.blocks[-1] != block:
+            raise IntegrityError(f"page {block} is evicted before the pages that continue it")
+        first = node.pages[0]
+        node.pages.pop()
+        node.blocks.pop()
+        del self._node_of[block]
+        parent = node.parent
+        assert parent is not None
+        if node.blocks:
+            return
+        del parent.children[first]
+        if parent.parent is not None and len(parent.children) == 1:
+            self._join(parent)
+        elif parent.parent is None and not parent.children:
+            self._roots = {key: root for key, root in self._roots.items() if root is not parent}
+
+    def _join(self, node: _Node) -> None:
+        """Undo a split: an edge and its only continuation become one edge again."""
+        (child,) = node.children.values()
+        node.pages += child.pages
+        node.blocks += child.blocks
+        node.children = child.children
+        for block in child.blocks:
+            self._node_of[block] = node
+        for grandchild in node.children.values():
+            grandchild.parent = node
+
+    def blocks(self) -> Iterator[int]:
+        """Every page of the index."""
+        return iter(self._node_of)
+
+    def nodes(self) -> list[IndexNode]:
+        """The tree, parents before children; roots themselves carry nothing and are left out."""
+        found: list[IndexNode] = []
+        stack: list[tuple[_Node, int | None]] = [
+            (child, None) for root in self._roots.values() for child in root.children.values()
+        ]
+        while stack:
+            node, parent = stack.pop()
+            number = len(found)
+            tokens = tuple(token for page in node.pages for token in page)
+            found.append(IndexNode(number, parent, tokens, tuple(node.blocks)))
+            stack.extend((child, number) for child in node.children.values())
+        return found
+
+
+def _common(a: Page, b: Page) -> int:
+    """Leading tokens that two runs share."""
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))

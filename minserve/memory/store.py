@@ -1,0 +1,49 @@
+"""What the manager asks of whoever really holds the pages: copy, save, load.
+
+Called in the order in which things happen, before the batch that relies on them is submitted; a
+store on a GPU queues them on its stream in that order and returns at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class PageStore(Protocol):
+    """Storage of pages on the device and of page slots in host memory."""
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy device pages onto others: copy-on-write."""
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy device pages into host slots."""
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy host slots into device pages."""
+
+    def read_slot(self, slot: int) -> memoryview:
+        """The bytes of a host slot, once what was queued for it is done."""
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        """Fill a host slot."""
+
+
+class NoStore:
+    """Pages without content: for runs in which only their number matters."""
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Nothing."""
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """Nothing."""
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        """Nothing."""
+
+    def read_slot(self, slot: int) -> memoryview:
+        """No bytes."""
+        return memoryview(b"")
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        """Nothing."""

@@ -1,0 +1,60 @@
+"""Samples of one prompt wait until the first has computed it, and then share its pages.
+
+Copy-on-write, as beam search and parallel sampling in vLLM (Kwon et al., arXiv 2309.06180, section
+4.4): the manager shares and copies pages, this class only says who has to wait for whom.
+"""
+
+from __future__ import annotations
+
+from minserve.request import Request
+
+
+class SampleGroups:
+    """Samples that do not stand in the queue yet, by the sample that computes their prompt."""
+
+    def __init__(self) -> None:
+        self._followers: dict[Request, list[Request]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._followers)
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._followers.values())
+
+    def add(self, request: Request) -> bool:
+        """Let a sample wait for its leader; False where there is none to wait for."""
+        leader = request.leader
+        if leader is None or leader.finished:
+            return False
+        self._followers.setdefault(leader, []).append(request)
+        return True
+
+    def remove(self, request: Request) -> bool:
+        """Take a sample out; False where it does not wait here."""
+        leader = request.leader
+        group = self._followers.get(leader, []) if leader is not None else []
+        if leader is None or request not in group:
+            return False
+        group.remove(request)
+        if not group:
+            del self._followers[leader]
+        return True
+
+    def ready(self) -> list[Request]:
+        """Samples whose prompt is computed now, to be queued. Where the leader ended before it
+        was, the next sample leads the others."""
+        found: list[Request] = []
+        for leader, group in list(self._followers.items()):
+            if leader.num_computed_tokens >= leader.num_prompt_tokens:
+                found += group
+            elif leader.finished:
+                first, *others = group
+                found.append(first)
+                for request in others:
+                    request.leader = first
+                if others:
+                    self._followers[first] = others
+            else:
+                continue
+            del self._followers[leader]
+        return found
