@@ -5,6 +5,7 @@ Every function takes one run (`RunTrace` or `TraceSnapshot`) or several side by 
 with caption, takeaway, alternative text and data table.
 """
 
+from widgets.figures.completions import completions
 from widgets.figures.deliveries import Delivery, typed, typewriters
 from widgets.figures.kv_memory import kv_bytes
 from widgets.figures.lab_figure import LabFigure
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "Runs",
     "Side",
+    "completions",
     "kv_bytes",
     "latency",
     "page_map",

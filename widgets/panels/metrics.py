@@ -56,6 +56,8 @@ METRICS: dict[str, Metric] = {
         _latency("tpot_p50_s", "time per output token, median", lambda t: t.summary().tpot_s,
                  "p50"),
         _latency("tpot_p99_s", "time per output token, p99", lambda t: t.summary().tpot_s, "p99"),
+        _latency("e2e_mean_s", "end-to-end latency, mean", lambda t: t.summary().e2e_s, "mean"),
+        _latency("e2e_max_s", "end-to-end latency, worst", lambda t: t.summary().e2e_s, "max"),
         _latency("e2e_p50_s", "end-to-end latency, median", lambda t: t.summary().e2e_s, "p50"),
         _latency("e2e_p99_s", "end-to-end latency, p99", lambda t: t.summary().e2e_s, "p99"),
         # Between deliveries to one request: the stalls a reader of the text would see.

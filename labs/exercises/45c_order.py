@@ -1,0 +1,230 @@
+"""Chapter 45c: who goes first, when predicted lengths are mostly right and sometimes very wrong."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+
+from minserve.bench.conversations import independent
+from minserve.bench.drive import drive
+from minserve.bench.length_draws import fixed, lognormal
+from minserve.bench.shapes import SHAPES
+from minserve.bench.traffic import Traffic, traffic
+from minserve.build import build_virtual_engine
+from minserve.config import EngineConfig
+from minserve.hardware import DEVICES
+from minserve.request import Request
+from minserve.scheduling import Order
+from minserve.virtual import CostModel
+from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request as the rule sees it."""
+
+    predicted: float
+    """Output tokens somebody guessed when it came."""
+    written: int
+    """Output tokens it has by now."""
+
+
+Rule = Callable[[Job], float]
+
+SPEC = SHAPES["llama-3.1-8b"].spec()
+COST = CostModel(DEVICES["H100 SXM"], efficiency=0.5, overhead_s=2e-4)
+
+
+class MostlyRight:
+    """Off by a third or so, and takes every other essay for a one-liner."""
+
+    def predict(self, request: Request) -> float:
+        truth = request.max_len - request.num_prompt_tokens
+        draw = random.Random(request.request_id)
+        if truth > 200 and draw.random() < 0.5:
+            return 10.0
+        return truth * math.exp(draw.gauss(0.0, 0.3))
+
+
+class _Yours(Order):
+    """The learner's rule in the place of the engine's own order."""
+
+    preemptive = True
+    needs_lengths = True
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    def rank(self, request: Request) -> float:
+        return _answer(self.rule, Job(request.predicted_tokens or 0.0, request.num_output_tokens))
+
+
+def _answer(rule: Rule, job: Job) -> float:
+    answer = rule(job)
+    number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    if not number or math.isnan(answer):
+        raise Wrong(f"it returned {answer!r}, expected a number", got=answer)
+    return float(answer)
+
+
+@cache
+def workload(seed: int) -> Traffic:
+    """Heavy-tailed answers, more of them at times than eight places can take."""
+    jobs = independent(fixed(64), lognormal(100, 2.0, at_most=2000))
+    return traffic(jobs, 120, 30.0, seed=seed)
+
+
+def mean_s(order: Order | None, seed: int) -> float:
+    """Mean end-to-end seconds in the real scheduler on modelled time; None: first come first."""
+    config = EngineConfig().with_values(
+        {
+            "scheduling.max_num_seqs": 8,
+            "scheduling.max_model_len": 4096,
+            "scheduling.starvation_limit_s": 60.0,
+        }
+    )
+    engine = build_virtual_engine(SPEC, config, COST, order=order, predictor=MostlyRight())
+    drive(engine, workload(seed), fast=True)
+    return fmean(one.metrics.e2e_s or 0.0 for one in engine.trace.requests)
+
+
+def reference(job: Job) -> float:
+    """What is probably left."""
+    return job.predicted - job.written if job.written < job.predicted else float(job.written)
+
+
+def _before(name: str, first: Job, second: Job) -> Case:
+    def run(rule: Rule) -> None:
+        one, other = _answer(rule, first), _answer(rule, second)
+        if not one < other:
+            raise Wrong(
+                f"predicted {first.predicted:g}, {first.written} written, ranks {one:g}; it should "
+                f"go before predicted {second.predicted:g}, {second.written} written, at {other:g}",
+                got=(one, other),
+            )
+
+    return Case(name, run, (first, second))
+
+
+def _run_case(name: str, seed: int, factor: float) -> Case:
+    def run(rule: Rule) -> None:
+        yours, plain = mean_s(_Yours(rule), seed), mean_s(None, seed)
+        if yours > factor * plain:
+            raise Wrong(
+                f"requests took {yours:.2f} s on average, first come first served {plain:.2f} s"
+            )
+
+    return Case(name, run)
+
+
+def _drawn(draw: random.Random) -> Case:
+    """Both within their predictions, and clearly apart."""
+    while True:
+        jobs = []
+        for _ in range(2):
+            predicted = draw.randint(5, 800)
+            jobs.append(Job(float(predicted), draw.randint(0, predicted - 1)))
+        first, second = sorted(jobs, key=reference)
+        if 2 * reference(first) < reference(second):
+            return _before(f"{first} before {second}", first, second)
+
+
+_SHORT, _REST = "a short answer before a long one", "an essay with five tokens to go"
+_OUTLIVED, _OVER = "an essay that was called a one-liner", "one token more than was predicted"
+
+CASES = (
+    _before(_SHORT, Job(10.0, 0), Job(300.0, 0)),
+    _before(_REST, Job(300.0, 295), Job(40.0, 0)),
+    _before(_OUTLIVED, Job(50.0, 0), Job(10.0, 200)),
+    _before(_OVER, Job(10.0, 11), Job(400.0, 0)),
+    _run_case("120 requests on a modelled H100", 2, 0.75),
+    _run_case("120 others", 5, 0.75),
+)
+
+
+def _failed(failures: Sequence[Failure], name: str) -> bool:
+    return any(failure.case.name == name for failure in failures)
+
+
+def _ties(failures: Sequence[Failure]) -> bool:
+    pairs = [failure.got for failure in failures if isinstance(failure.got, tuple)]
+    return len(pairs) > 2 and all(one == other for one, other in pairs)
+
+
+SEEDS = (1, 3, 4)
+
+
+def _score(rule: Rule) -> Score:
+    yours = fmean(mean_s(_Yours(rule), seed) for seed in SEEDS)
+    best = fmean(mean_s(_Yours(reference), seed) for seed in SEEDS)
+    plain = fmean(mean_s(None, seed) for seed in SEEDS)
+    return Score(
+        best / yours,
+        f"{yours:.2f} virtual seconds on average over three workloads; the worked solution takes "
+        f"{best:.2f}, first come first served {plain:.2f}",
+    )
+
+
+EXERCISE = Exercise(
+    key="45c.order",
+    title="Who goes first?",
+    task="Return a number for a job: the smallest goes first. Predictions are mostly about right, "
+    "and sometimes very wrong.",
+    function="rank",
+    cases=CASES,
+    random_case=_drawn,
+    num_random=12,
+    hints=(
+        "What delays the others is not how long a job is, but how long it will still take.",
+        "What is left of a job that has written more than was predicted? Not less than nothing, "
+        "and not the prediction either: that was wrong.",
+        "With heavy tails, who has lasted long will probably last as long again. Return "
+        "job.predicted - job.written while that is positive, and job.written from then on.",
+    ),
+    misconceptions=(
+        Misconception(
+            "constant",
+            "Everybody ranks the same, so arrival decides: that is first come, first served, and "
+            "one essay in front holds up all the one-liners behind it.",
+            _ties,
+        ),
+        Misconception(
+            "reversed",
+            "The long ones go first. The smallest number goes first, and every job that waits for "
+            "an essay waits for all of it.",
+            lambda failures: _failed(failures, _SHORT),
+        ),
+        Misconception(
+            "whole",
+            "You rank by the whole length. An essay with five tokens to go delays nobody: let it "
+            "end, and its place and pages are free.",
+            lambda failures: _failed(failures, _REST),
+        ),
+        Misconception(
+            "overdue first",
+            "A job that outlives its prediction ranks as good as done, and from then on before "
+            "everybody: the one essay that was called a one-liner is back in front of them all.",
+            lambda failures: _failed(failures, _OUTLIVED),
+        ),
+        Misconception(
+            "banished",
+            "One token over its prediction sends a job behind everybody. It may end any moment: "
+            "predictions are rarely exact, and this punishes being nearly right.",
+            lambda failures: _failed(failures, _OVER),
+        ),
+    ),
+    score=_score,
+    wrong={
+        "constant": lambda job: 0,
+        "reversed": lambda job: job.written - job.predicted,
+        "whole": lambda job: max(job.predicted, 2 * job.written),
+        "overdue first": lambda job: max(0, job.predicted - job.written),
+        "banished": lambda job: (
+            job.predicted - job.written if job.written < job.predicted else math.inf
+        ),
+    },
+)

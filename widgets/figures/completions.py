@@ -1,0 +1,94 @@
+"""Completion against length: how long each request was in the house, over how much it asked for.
+
+Both axes are logarithmic, so a straight line through the cloud is a price per token, and a request
+far above the line waited for others.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import plotly.graph_objects as go
+
+from widgets import theme
+from widgets.figures import sides as given
+from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.sides import Runs, Side
+
+
+def completions(
+    runs: Runs,
+    *,
+    title: str = "Time in the house, over tokens asked for",
+    workload: str = "",
+) -> LabFigure:
+    """Each finished request as a mark: output tokens across, end-to-end seconds up.
+
+    Where there are more than a figure can carry, every n-th is drawn, in order of length; sentences
+    and means are about all of them.
+    """
+    shown = given.sides(runs)
+    figure = go.Figure()
+    table: list[Row] = []
+    most = max(1, theme.MAX_MARKS // max(1, len(shown)))
+    for side in shown:
+        points = _points(side)
+        drawn = points[:: -(-len(points) // most)] if points else []
+        figure.add_trace(
+            go.Scatter(
+                x=[tokens for tokens, _ in drawn],
+                y=[seconds for _, seconds in drawn],
+                mode="markers",
+                showlegend=True,
+                name=f"{side.called()}: mean {theme.format_seconds(_mean(points))}"
+                if points
+                else side.called(),
+                marker={
+                    "symbol": side.symbol,
+                    "size": 6,
+                    "color": side.colour,
+                    "opacity": 0.75,
+                },
+                hovertemplate="%{x} tokens, %{y:.3g} s<extra>" + side.name + "</extra>",
+            )
+        )
+        name: Row = {"side": side.name} if side.name else {}
+        table += [name | {"output tokens": n, "seconds": round(s, 6)} for n, s in drawn]
+    figure.update_xaxes(title={"text": "output tokens"}, type="log")
+    figure.update_yaxes(title=given.axis_title("end to end", "s", shown), type="log")
+    figure.update_layout(theme.layout(title, height=420))
+    return LabFigure(
+        figure=figure,
+        caption=given.caption(shown, workload),
+        takeaway=" ".join(_sentence(side) for side in shown),
+        alt="Scatter of requests, seconds end to end over output tokens, both logarithmic. "
+        + " ".join(_sentence(side) for side in shown),
+        table=table,
+    )
+
+
+def _points(side: Side) -> list[tuple[int, float]]:
+    """(output tokens, seconds) of requests that ended by themselves, by length."""
+    return sorted(
+        (request.metrics.num_output_tokens, request.metrics.e2e_s)
+        for request in side.run.requests
+        if request.finish_reason in ("stop", "length") and request.metrics.e2e_s is not None
+    )
+
+
+def _mean(points: list[tuple[int, float]]) -> float:
+    return fmean(seconds for _, seconds in points)
+
+
+def _sentence(side: Side) -> str:
+    points = _points(side)
+    name = side.called("the run")
+    if not points:
+        return f"{name[:1].upper()}{name[1:]}: no request has ended."
+    shortest = points[: max(1, len(points) // 2)]
+    return (
+        f"{name[:1].upper()}{name[1:]}: {theme.format_count(len(points), 'request')} took "
+        f"{theme.format_seconds(_mean(points))} on average, the shorter half "
+        f"{theme.format_seconds(_mean(shortest))}, the worst "
+        f"{theme.format_seconds(max(seconds for _, seconds in points))}."
+    )
