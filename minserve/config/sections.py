@@ -223,7 +223,7 @@ class SchedulingConfig(Section):
         trade_off="none: it shows what a better predictor would be worth",
         survey="4.2.4",
         at_least=0.0,
-        at_most=5.0,
+        at_most=20.0,
     )
     length_bucket: int | None = knob(
         None,

@@ -27,6 +27,7 @@ ONE_RUN = {
     "recompute_triangle": figures.recompute_triangle,
     "typewriters": figures.typewriters,
     "stage_shares": figures.stage_shares,
+    "completions": figures.completions,
 }
 
 
