@@ -41,6 +41,7 @@ from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, TraceHeader
 from minserve.virtual import StepCost, VirtualRunner
 from minserve.virtual_engine import VirtualEngine
+from minserve.virtual_transfers import HostLink, VirtualStore
 
 ZOO = Path(__file__).parent / "zoo"
 Prompt = str | Sequence[int]
@@ -162,10 +163,12 @@ def build_virtual_engine(
     policy: Policy | None = None,
     order: Order | None = None,
     predictor: LengthPredictor | None = None,
+    host_link: HostLink | None = None,
 ) -> VirtualEngine:
     """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
 
     The pool is `memory.kv_bytes`, or what the modelled GPU's memory leaves beside the weights.
+    Pages that are swapped or offloaded take the time of `host_link`.
     """
     config = config.with_values({"device": "cpu", "dtype": cost.dtype})
     itemsize = DTYPES[cost.dtype].itemsize
@@ -183,7 +186,9 @@ def build_virtual_engine(
     clock = VirtualClock()
     num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
     most = resolved.config.scheduling.max_num_seqs * resolved.blocks_per_request
-    memory = build_manager(resolved, min(num_blocks, most), clock)
+    bandwidth = getattr(cost.device, "memory_bytes_per_s", None)
+    store = VirtualStore(resolved.block_bytes, clock, host_link or HostLink(), bandwidth)
+    memory = build_manager(resolved, min(num_blocks, most), clock, store)
     runner = VirtualRunner(spec, itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)
     trace.header = dataclasses.replace(

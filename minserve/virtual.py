@@ -22,8 +22,8 @@ class StepCost(Protocol):
     """What a step costs."""
 
     @property
-    def device(self) -> DeviceSpec | Ceilings:
-        """Of which device."""
+    def device(self) -> object:
+        """Of which: its `name`, `memory_bytes` and `memory_bytes_per_s` are used, if any."""
         ...
 
     @property

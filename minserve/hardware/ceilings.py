@@ -271,10 +271,11 @@ def cache_path(device: str | torch.device, dtypes: Sequence[str], *, quick: bool
         ]
     )
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return _cache_directory() / f"ceilings-{'quick' if quick else 'full'}-{digest}.json"
+    return cache_directory() / f"ceilings-{'quick' if quick else 'full'}-{digest}.json"
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Where measurements of this machine are kept: `MINSERVE_CACHE_DIR`, or the user's cache."""
     if chosen := os.environ.get("MINSERVE_CACHE_DIR"):
         return Path(chosen)
     if sys.platform == "win32":

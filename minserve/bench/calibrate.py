@@ -1,0 +1,186 @@
+"""`minserve bench calibrate`: teach the virtual clock this machine, and ask how honest it is.
+
+Records runs of the real engine, fits what a step costs, and keeps that as a small file. With
+`--check`, traffic of another shape is then played twice, on this machine and on the virtual clock,
+and the latencies are laid side by side. The machine has to be quiet for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from minserve.bench import conversations, length_draws
+from minserve.bench.arrivals import gamma_arrivals
+from minserve.bench.common import (
+    add_common_arguments,
+    config_from,
+    emit,
+    frame,
+    open_race,
+    print_table,
+)
+from minserve.bench.drive import drive
+from minserve.bench.fitted_cost import FittedCost, Machine, fit
+from minserve.bench.metrics import serve_result
+from minserve.bench.serve import run_of
+from minserve.bench.traffic import Traffic, at_once, fixed_length, traffic
+from minserve.build import LoadedModel, build_engine, build_virtual_engine, load_model
+from minserve.hardware import describe_machine
+from minserve.hardware.ceilings import cache_directory
+from minserve.trace import StepTrace
+
+PROMISES: dict[str, float] = {
+    "median_ttft_ms": 0.10,
+    "median_tpot_ms": 0.10,
+    "output_throughput": 0.10,
+    "p99_ttft_ms": 0.25,
+    "p99_tpot_ms": 0.25,
+}
+"""How far the virtual clock may be off, relative to this machine."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `minserve bench calibrate`."""
+    add_common_arguments(parser)
+    parser.set_defaults(model="zoo/base", repeats=2)
+    parser.add_argument(
+        "--check", action="store_true", help="then compare with this machine on other traffic"
+    )
+    parser.add_argument("--out", metavar="FILE", help="default: the cache directory of this user")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate, and check where asked; 1 where a promise is not kept."""
+    with open_race(args) as race:
+        config = config_from(args, scheduling__max_num_seqs=32, scheduling__max_model_len=1024)
+        loaded = load_model(race.model, config)
+        cost = calibrate(loaded, args.repeats, args.seed)
+        path = Path(args.out) if args.out else cost_path(cost.device)
+        cost.save(path)
+        print(
+            f"{cost.num_steps} steps, fitted to {cost.median_error:.1%} (median); kept in {path}",
+            file=sys.stderr,
+        )
+        result = frame(race, "calibrate", median_error=cost.median_error, steps=cost.num_steps)
+        kept = True
+        if args.check:
+            checked = check(loaded, cost, args.repeats, args.seed + 1)
+            kept = all(row.kept for row in checked)
+            _report(checked)
+            result["check"] = [vars(row) | {"kept": row.kept} for row in checked]
+        emit(result, args.json)
+    return 0 if kept else 1
+
+
+def calibrate(loaded: LoadedModel, repeats: int, seed: int) -> FittedCost:
+    """Run the calibration's traffic `repeats` times and fit all of its steps."""
+    steps: list[StepTrace] = []
+    for number in range(repeats):
+        engine = build_engine(loaded)
+        for played in _calibration(loaded.config.model.vocab_size, seed + number):
+            drive(engine, played)
+        # The first steps pay for allocation.
+        steps += engine.trace.steps[3:]
+    machine = describe_machine()
+    device = Machine(
+        name=machine.processor(loaded.config.device),
+        model=loaded.name,
+        threads=torch.get_num_threads(),
+        torch_version=machine.torch_version,
+        date=datetime.now(UTC).date().isoformat(),
+    )
+    return fit(steps, device, str(loaded.config.dtype).removeprefix("torch."))
+
+
+def _calibration(vocab_size: int, seed: int) -> list[Traffic]:
+    """From one request alone to all places busy, short contexts and long ones."""
+    vocab = min(vocab_size, 4000)
+    alone = at_once([[5] * 600, [7] * 30], [fixed_length(60), fixed_length(60)])
+    mixed = conversations.independent(
+        length_draws.uniform(8, 500), length_draws.uniform(8, 120), vocab
+    )
+    short = conversations.independent(
+        length_draws.uniform(2, 40), length_draws.uniform(4, 40), vocab
+    )
+    return [
+        alone,
+        traffic(mixed, 32, 1e6, seed=seed, name="all places"),
+        traffic(short, 60, 12.0, seed=seed, name="a few at a time"),
+    ]
+
+
+def held_out(vocab_size: int, seed: int) -> Traffic:
+    """Bursts of log-normal lengths: neither arrivals nor lengths of the calibration."""
+    jobs = conversations.independent(
+        length_draws.lognormal(100, 0.8, at_most=700),
+        length_draws.lognormal(40, 0.7, at_most=250),
+        min(vocab_size, 4000),
+    )
+    return traffic(jobs, 120, 5.0, gamma_arrivals(0.5), seed=seed, name="held out")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One quantity, here and on the virtual clock."""
+
+    name: str
+    here: float
+    virtual: float
+    promise: float
+
+    @property
+    def error(self) -> float:
+        """(virtual - here) / here."""
+        return (self.virtual - self.here) / self.here
+
+    @property
+    def kept(self) -> bool:
+        """Within the promise."""
+        return abs(self.error) <= self.promise
+
+
+def check(loaded: LoadedModel, cost: FittedCost, repeats: int, seed: int) -> list[Checked]:
+    """Play held-out traffic here and on the virtual clock; the median over `repeats` runs here."""
+    played = held_out(loaded.config.model.vocab_size, seed)
+    real = []
+    for _ in range(repeats):
+        engine = build_engine(loaded)
+        drive(engine, at_once([[5] * 100] * 2, [fixed_length(4)] * 2))  # Warm.
+        real.append(serve_result(run_of(engine, drive(engine, played))))
+    virtual = build_virtual_engine(loaded.config.model, loaded.config.config, cost)
+    modelled = serve_result(run_of(virtual, drive(virtual, played, fast=True)))
+    checked = []
+    for name, promise in PROMISES.items():
+        here = sorted(result[name] for result in real)
+        middle = (here[(len(here) - 1) // 2] + here[len(here) // 2]) / 2
+        checked.append(Checked(name, middle, modelled[name], promise))
+    return checked
+
+
+def _report(checked: list[Checked]) -> None:
+    rows = [
+        [
+            row.name,
+            f"{row.here:.4g}",
+            f"{row.virtual:.4g}",
+            f"{row.error:+.1%}",
+            f"{row.promise:.0%}",
+            "yes" if row.kept else "NO",
+        ]
+        for row in checked
+    ]
+    print_table(["", "this machine", "virtual clock", "error", "promised", "kept"], rows)
+
+
+def cost_path(device: Machine) -> Path:
+    """The file of a machine, model, torch version and number of threads."""
+    key = "|".join([device.name, device.model, str(device.threads), device.torch_version])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return cache_directory() / f"steps-{digest}.json"

@@ -1,0 +1,148 @@
+"""What a step costs on a machine that was watched: a least-squares fit over recorded steps.
+
+A roofline knows the least a step can take; a machine that is at hand can simply be asked. The fit
+is linear in what the engine counts (attention arithmetic, cached bytes read, requests) and piecewise
+linear in the number of rows, because products change their nature between one row and hundreds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minserve.trace import StepTrace, StepWork
+
+KNOTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Rows at which the price of one more row may change."""
+_GAP_SHARE = 0.25
+"""A step that begins this soon after the last one (in durations) follows it without a pause."""
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was watched."""
+
+    name: str
+    model: str
+    threads: int
+    torch_version: str
+    date: str
+
+
+@dataclass(frozen=True)
+class FittedCost:
+    """A `StepCost` of one machine, model and number format."""
+
+    device: Machine
+    dtype: str
+    coefficients: tuple[float, ...]
+    """Seconds: per step, per row beyond each knot, per attention FLOP, per byte read, per
+    request."""
+    floor_s: float
+    """No step is shorter: the shortest that was seen."""
+    num_steps: int
+    median_error: float
+    """Of the steps it was fitted to: median of |fitted - seen| / seen."""
+
+    def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
+        """Seconds of a step."""
+        row = _features(work, num_tokens, num_requests)
+        fitted = sum(a * b for a, b in zip(self.coefficients, row, strict=True))
+        return max(self.floor_s, fitted)
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps({"version": VERSION} | asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> FittedCost:
+        """The inverse. Raises ValueError for anything else, or another version."""
+        data: dict[str, Any] = json.loads(text)
+        if data.pop("version", None) != VERSION:
+            raise ValueError("a calibration of another version: run `minserve bench calibrate`")
+        data["device"] = Machine(**data["device"])
+        data["coefficients"] = tuple(data["coefficients"])
+        return cls(**data)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
+
+
+def fit(steps: Iterable[StepTrace], device: Machine, dtype: str) -> FittedCost:
+    """Fit recorded steps, in order. Raises ValueError for fewer than 100.
+
+    A step's time is from its start to the next one's start where that follows at once: what happens
+    between steps is part of what a step costs.
+    """
+    recorded = list(steps)
+    if len(recorded) < 100:
+        raise ValueError(f"fit: {len(recorded)} steps, expected at least 100")
+    seconds = np.array(_seconds(recorded))
+    rows = np.array([_features(s.work, s.num_tokens, s.num_scheduled) for s in recorded])
+    # Relative errors count: a step of a millisecond matters as much as one of a second.
+    weights = 1.0 / seconds
+    found = _robust(rows * weights[:, None], seconds * weights)
+    fitted = rows @ found
+    return FittedCost(
+        device=device,
+        dtype=dtype,
+        coefficients=tuple(float(value) for value in found),
+        floor_s=float(seconds.min()),
+        num_steps=len(recorded),
+        median_error=float(np.median(np.abs(fitted - seconds) / seconds)),
+    )
+
+
+def _robust(
+    matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64], rounds: int = 10
+) -> npt.NDArray[np.float64]:
+    """Least squares in which outliers weigh less (Huber): a neighbour of the machine now and then
+    makes a step ten times as long, and that is not its price."""
+    scale = np.abs(matrix).max(axis=0)
+    scale[scale == 0] = 1.0
+    scaled = matrix / scale
+    weights = np.ones_like(target)
+    found = np.zeros(matrix.shape[1])
+    for _ in range(rounds):
+        root = np.sqrt(weights)
+        # A whisper of ridge: columns that were never seen get no price.
+        padded = np.vstack([scaled * root[:, None], 1e-6 * np.eye(scaled.shape[1])])
+        wanted = np.concatenate([target * root, np.zeros(scaled.shape[1])])
+        found = np.linalg.lstsq(padded, wanted, rcond=None)[0]
+        error = np.abs(scaled @ found - target)
+        limit = 1.5 * max(float(np.median(error)), 1e-9)
+        weights = np.minimum(1.0, limit / np.maximum(error, 1e-12))
+    result: npt.NDArray[np.float64] = found / scale
+    return result
+
+
+def _features(work: StepWork, num_tokens: int, num_requests: int) -> list[float]:
+    hinges = [float(max(0, num_tokens - knot)) for knot in KNOTS]
+    return [
+        1.0,
+        *hinges,
+        float(work.attention_flops),
+        float(work.kv_read_bytes),
+        float(num_requests),
+    ]
+
+
+def _seconds(steps: Sequence[StepTrace]) -> list[float]:
+    found = [step.duration_s for step in steps]
+    for index, (step, after) in enumerate(zip(steps, steps[1:], strict=False)):
+        pause = after.start_s - step.end_s
+        if 0 <= pause < _GAP_SHARE * step.duration_s:
+            found[index] += pause
+    return found
