@@ -1,12 +1,14 @@
 """What a step costs on a machine that was watched: a least-squares fit over recorded steps.
 
 A roofline knows the least a step can take; a machine that is at hand can simply be asked. The fit
-is linear in what the engine counts (attention arithmetic, cached bytes read, requests) and piecewise
-linear in the number of rows, because products change their nature between one row and hundreds.
+is linear in what the engine counts (attention arithmetic, cached bytes read, requests), and in the
+number of rows it is piecewise linear, because products change their nature between one row and
+hundreds.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -141,7 +143,7 @@ def _features(work: StepWork, num_tokens: int, num_requests: int) -> list[float]
 
 def _seconds(steps: Sequence[StepTrace]) -> list[float]:
     found = [step.duration_s for step in steps]
-    for index, (step, after) in enumerate(zip(steps, steps[1:], strict=False)):
+    for index, (step, after) in enumerate(itertools.pairwise(steps)):
         pause = after.start_s - step.end_s
         if 0 <= pause < _GAP_SHARE * step.duration_s:
             found[index] += pause
