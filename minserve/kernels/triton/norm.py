@@ -90,4 +90,4 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 def warps_for(width: int) -> int:
     """Warps of a program that holds one row: about 16 numbers a thread."""
-    return max(1, min(16, triton.next_power_of_2(width) // 512))
+    return max(1, min(16, int(triton.next_power_of_2(width)) // 512))
