@@ -24,8 +24,9 @@ from minserve.zoo.distil_loss import distil_loss
 from minserve.zoo.export import load_net
 from minserve.zoo.loop import run
 from minserve.zoo.net import NetConfig, rotary_table
-from minserve.zoo.own_text import prepare_own_text
+from minserve.zoo.own_text import digest, prepare_own_text
 from minserve.zoo.score import cut
+from minserve.zoo.taught import TaughtBatches
 from minserve.zoo.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from minserve.zoo.trainer import TrainConfig, Trainer
 
@@ -41,6 +42,7 @@ class DistilConfig(TrainConfig):
     teach_from: float = 0.35  # progress at which the teacher comes in; text alone is cheaper
     own_share: float = 0.50  # share of the windows, from then on, that the teacher wrote
     own_parts: int = 40  # files of 256 continuations each
+    replays: int = 3  # batches learnt from again for each that the teacher is asked about
     hard_share: float = 0.10  # weight of the text's own next token beside the teacher's
 
 
@@ -63,6 +65,9 @@ class Distiller(Trainer):
             self.teacher_folder, self.sampler.streams, self.run_folder, self.distil_config.own_parts
         )
         self.sampler.add("own", own)
+        self.taught = TaughtBatches(
+            self.run_folder / "taught" / digest(self.teacher_folder), self.config.seed
+        )
         teacher = load_net(self.teacher_folder)
         self.teacher_config = teacher.config
         self._teacher_head = teacher.embed.detach()
@@ -82,21 +87,34 @@ class Distiller(Trainer):
         text = super().shares(progress)
         if progress < self.distil_config.teach_from:
             return text
-        if self._teacher is None:
-            self.begin_teaching()
         own = self.distil_config.own_share
         return {name: (1.0 - own) * share for name, share in text.items()} | {"own": own}
 
-    def loss(self, inputs: Tensor, targets: Tensor, progress: float) -> Tensor:
+    def batch(self, progress: float) -> tuple[Tensor, ...]:
+        """Text alone, or text and the teacher's hidden states: new ones, or old ones again."""
+        config = self.distil_config
+        if progress < config.teach_from:
+            return super().batch(progress)
+        if self._teacher is None:
+            self.begin_teaching()
+        if self.step_count % (1 + config.replays):
+            length = config.long_length if progress >= config.long_from else config.short_length
+            again = self.taught.draw(self.step_count, length)
+            if again is not None:
+                return again
+        inputs, targets = super().batch(progress)
+        return self.taught.keep(self.step_count, (inputs, targets, self.teacher_hidden(inputs)))
+
+    def loss(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
         """Cross-entropy under the text, or under teacher and text."""
-        if progress < self.distil_config.teach_from:
-            return super().loss(inputs, targets, progress)
+        if not more:
+            return super().loss(inputs, targets)
         cos, sin = rotary_table(self.config.net, inputs.shape[1])
         return distil_loss(
             self.trunk(inputs, cos, sin).flatten(0, 1),
             self.net.embed,
             targets.flatten(),
-            self.teacher_hidden(inputs).flatten(0, 1),
+            more[0].flatten(0, 1),
             self._teacher_head,
             self.distil_config.hard_share,
         )

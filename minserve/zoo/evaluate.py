@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minserve.zoo import zoo_path
+from minserve.zoo.card import renew
 from minserve.zoo.continuations import Writer, continue_signatures
 
 if TYPE_CHECKING:
@@ -208,7 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra", type=Path, action="append", default=[], help="more source")
     parser.add_argument("--signatures", type=int, default=200, help="0 skips the generation")
     parser.add_argument("--base", help="judge each model as a draft of this one")
-    parser.add_argument("--save", action="store_true", help="keep evaluation.json beside the model")
+    parser.add_argument("--tokens", type=Path, help="training tokens, for the 13-gram overlap")
+    parser.add_argument(
+        "--save", action="store_true", help="write evaluation.json and the card's numbers"
+    )
     args = parser.parse_args(argv)
     for name in args.models or ["zoo/base", "zoo/draft"]:
         folder = _folder(name)
@@ -220,8 +224,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             report["pair"] = judge_pair(base, folder)
             print(render_pair(report["pair"]))
+        if args.tokens is not None:
+            from minserve.zoo.data import load_streams
+            from minserve.zoo.overlap import overlap
+
+            shares = overlap(load_streams(args.tokens).values(), folder)
+            report["overlap"] = {module: round(share, 6) for module, share in shares.items()}
         if args.save:
             (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+            if (folder / "README.md").is_file():
+                renew(folder)
     return 0
 
 

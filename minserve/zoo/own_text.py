@@ -29,6 +29,11 @@ NEW_TOKENS = 64
 PART = 256
 
 
+def digest(model: Path) -> str:
+    """Names the weights in a model directory."""
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
 def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
     """The share of the runs of `n` tokens that are equal to an earlier one; 0 without runs."""
     runs = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
@@ -90,10 +95,9 @@ def prepare_own_text(
 ) -> Tokens:
     """The stream of `parts` part files; those that are missing are written first.
 
-    They lie in `run_folder` under the digest of the weights: another model writes anew.
+    They lie in `run_folder` under the weights' digest: another model writes anew.
     """
-    digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
-    folder = run_folder / "own" / digest
+    folder = run_folder / "own" / digest(model)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = []
     for number in range(parts):

@@ -81,8 +81,16 @@ class Trainer:
         """The share of the windows that each stream gives at `progress`."""
         return DECAY_SHARES if progress >= self.config.decay_from else SHARES
 
-    def loss(self, inputs: Tensor, targets: Tensor, progress: float) -> Tensor:
-        """What a step minimises, the mean over `targets` [rows, length], in nats."""
+    def batch(self, progress: float) -> tuple[Tensor, ...]:
+        """What the next step learns from: inputs and targets [rows, length], and whatever else
+        `loss` wants, row by row."""
+        config = self.config
+        length = config.long_length if progress >= config.long_from else config.short_length
+        shares = self.shares(progress)
+        return self.sampler.batch(config.tokens_per_step // length, length, shares)
+
+    def loss(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
+        """What a step minimises, the mean over `targets`, in nats; `more` is from `batch`."""
         cos, sin = rotary_table(self.config.net, inputs.shape[1])
         hidden = self.trunk(inputs, cos, sin)
         return head_loss(hidden.flatten(0, 1), self.net.embed, targets.flatten())
@@ -95,14 +103,13 @@ class Trainer:
     def step(self, progress: float) -> tuple[float, Tensor]:
         """One update at `progress`. Returns the loss in nats and the targets it was taken on."""
         config = self.config
-        length = config.long_length if progress >= config.long_from else config.short_length
-        shares = self.shares(progress)
-        inputs, targets = self.sampler.batch(config.tokens_per_step // length, length, shares)
-        rows = max(1, config.tokens_per_pass // length)
+        batch = self.batch(progress)
+        inputs, targets = batch[:2]
+        rows = max(1, config.tokens_per_pass // inputs.shape[1])
         passes = math.ceil(len(inputs) / rows)
         total = 0.0
-        for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
-            loss = self.loss(x, y, progress) / passes
+        for part in zip(*(torch.split(each, rows) for each in batch), strict=True):
+            loss = self.loss(*part) / passes
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):

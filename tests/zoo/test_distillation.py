@@ -143,6 +143,22 @@ def test_a_distillation_stopped_and_resumed_ends_as_if_never_stopped(
         torch.testing.assert_close(ours, theirs)
 
 
+def test_most_teaching_is_repetition_and_every_batch_is_kept(teacher: Path, tmp_path: Path) -> None:
+    trainer = distiller(teacher, tmp_path)
+    asked = []
+    hidden_of = trainer.teacher_hidden
+    trainer.teacher_hidden = lambda x: asked.append(trainer.step_count) or hidden_of(x)  # type: ignore[method-assign]
+    for _ in range(12):
+        trainer.step(0.5)
+    assert asked == [0, 4, 8]
+    assert len(list(tmp_path.glob("taught/*/32-*.npz"))) == 3
+    first = trainer.taught.draw(5, 32)
+    assert first is not None and first[2].shape == (4, 32, TEACHER.hidden_size)
+    wanted = hidden_of(first[0])
+    torch.testing.assert_close(first[2], wanted, rtol=1e-3, atol=1e-3)
+    assert trainer.taught.draw(0, 32) is None and trainer.taught.draw(9, 64) is None
+
+
 def test_teaching_brings_the_student_to_the_teachers_probabilities(
     teacher: Path, tmp_path: Path
 ) -> None:
