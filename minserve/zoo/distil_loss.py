@@ -33,16 +33,21 @@ class _DistilLoss(torch.autograd.Function):
         total = hidden.new_zeros(())
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
-            wanted = torch.softmax(teacher_hidden[part] @ teacher_weight.t(), dim=-1)
-            wanted.mul_(1.0 - hard_share)
-            label = labels[part, None]
+            h, label = hidden[part], labels[part, None]
+            wanted = teacher_hidden[part] @ teacher_weight.t()
+            wanted.sub_(wanted.amax(-1, keepdim=True)).exp_()
+            wanted.mul_((1.0 - hard_share) / wanted.sum(-1, keepdim=True))
             wanted.scatter_add_(1, label, wanted.new_full(label.shape, hard_share))
-            logits = hidden[part] @ weight.t()
-            total += torch.logsumexp(logits, dim=-1).sum() - (wanted * logits).sum()
-            grad = torch.softmax(logits, dim=-1).sub_(wanted).mul_(1.0 / rows)
-            torch.mm(grad, weight, out=grad_hidden[part])
-            grad_weight.addmm_(grad.t(), hidden[part])
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            p = h @ weight.t()
+            p.sub_(p.amax(-1, keepdim=True))
+            total -= torch.dot(wanted.view(-1), p.view(-1))
+            p.exp_()
+            norm = p.sum(-1, keepdim=True)
+            total += norm.log().sum()
+            p.div_(norm).sub_(wanted)
+            torch.mm(p, weight, out=grad_hidden[part])
+            grad_weight.addmm_(p.t(), h)
+        ctx.save_for_backward(grad_hidden.div_(rows), grad_weight.div_(rows))
         return total / rows
 
     @staticmethod
@@ -58,7 +63,7 @@ def distil_loss(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     hard_share: float = 0.0,
-    chunk: int = 256,
+    chunk: int = 128,
 ) -> Tensor:
     """Mean cross-entropy in nats of the student under a mixture of teacher and text.
 
