@@ -220,7 +220,7 @@ class Panel(views.Displayed):
         state = worker.state
         busy = state in ("waiting", "running")
         self.run_button.disabled = busy
-        self.stop_button.disabled = not busy
+        self.stop_button.disabled = not busy or worker.stopping
         self.progress.layout.visibility = "visible" if busy else "hidden"
         self.progress.value = worker.share
         if state == "failed" and worker.error is not None:
@@ -228,7 +228,8 @@ class Panel(views.Displayed):
             self.problem.value = _error_html(worker.error)
         else:
             texts = {"done": "Done.", "stopped": "Stopped. Nothing is quoted from this run."}
-            self.status.value = views.sentence(texts.get(state, worker.text))
+            text = "Stopping after the step under way." if worker.stopping else worker.text
+            self.status.value = views.sentence(texts.get(state, text))
 
     def _run_name(self) -> str:
         return f"“{self.run_button.description}”"

@@ -17,7 +17,8 @@ from IPython.display import display
 
 from widgets import theme
 from widgets.figures.lab_figure import LabFigure
-from widgets.figures.render import CONFIG, table_html
+from widgets.figures.render import table_html
+from widgets.live import figure_widget
 
 Kind = Literal["plain", "good", "bad", "info", "problem"]
 
@@ -130,8 +131,7 @@ class FigureView:
             self.widget.children = (self._words,)
             return
         if self._plot is None:
-            self._plot = go.FigureWidget(figure.figure)
-            self._plot._config = self._plot._config | CONFIG
+            self._plot = figure_widget(figure.figure)
             self.widget.children = (self._plot, self._words)
             return
         _replace(self._plot, figure.figure)
@@ -150,7 +150,11 @@ def _replace(plot: go.FigureWidget, figure: go.Figure) -> None:
         plot.add_traces(figure.data)
 
 
+_OURS = ("type", "uid", "autosize", "meta")
+"""What a live figure has beside what is drawn; the last two make it fill the page's width."""
+
+
 def _overwrite(old: Any, new: Any) -> None:
     wanted = new.to_plotly_json()
-    gone = {key: None for key in old.to_plotly_json() if key not in (*wanted, "type", "uid")}
+    gone = {key: None for key in old.to_plotly_json() if key not in (*wanted, *_OURS)}
     old.update(gone | wanted, overwrite=True)
