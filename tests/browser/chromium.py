@@ -26,8 +26,6 @@ class Missing(Exception):
 
 def find() -> str:
     """The path of a Chromium or Chrome. Raises Missing, with a sentence, where there is none."""
-    if importlib.util.find_spec("playwright") is None:
-        raise Missing(NO_PLAYWRIGHT)
     chosen = os.environ.get("MINSERVE_CHROMIUM")
     if chosen:
         if shutil.which(chosen) is None:
@@ -41,6 +39,8 @@ def find() -> str:
 
 def _playwrights_own() -> str | None:
     """What `playwright install chromium` downloads."""
+    if importlib.util.find_spec("playwright") is None:
+        return None
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

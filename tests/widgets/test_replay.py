@@ -11,6 +11,7 @@ import pytest
 
 from minserve.trace import RunTrace
 from tests.widgets.figures import runs
+from tests.widgets.front_end import front_end_draws
 from widgets import workers
 from widgets.frames import frame_times, replay_html
 from widgets.moments import Moment, Moments, speed_words
@@ -53,6 +54,8 @@ def clock() -> Clock:
 def replay(trace: RunTrace, clock: Clock) -> Iterator[Replay]:
     made = Replay(trace, ALL, speed=0.1, request="request-0", now=clock)
     made.controls  # noqa: B018 (as displaying it does)
+    for view in made.views[:2]:
+        front_end_draws(view.widget)
     yield made
     made.close()
 

@@ -18,7 +18,7 @@ from IPython.display import display
 from widgets import theme
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.render import table_html
-from widgets.live import figure_widget
+from widgets.live import LiveFigure
 
 Kind = Literal["plain", "good", "bad", "info", "problem"]
 
@@ -118,7 +118,7 @@ class FigureView:
     """A place for a figure and its words. The plot itself is made when first drawn."""
 
     def __init__(self) -> None:
-        self._plot: go.FigureWidget | None = None
+        self._plot: LiveFigure | None = None
         self._words = html()
         self.widget = widgets.VBox([])
         self.shown: LabFigure | None = None
@@ -131,10 +131,10 @@ class FigureView:
             self.widget.children = (self._words,)
             return
         if self._plot is None:
-            self._plot = figure_widget(figure.figure)
-            self.widget.children = (self._plot, self._words)
+            self._plot = LiveFigure(figure.figure)
+            self.widget.children = (self._plot.widget, self._words)
             return
-        _replace(self._plot, figure.figure)
+        self._plot.change(lambda plot: _replace(plot, figure.figure))
 
 
 def _replace(plot: go.FigureWidget, figure: go.Figure) -> None:
@@ -150,11 +150,7 @@ def _replace(plot: go.FigureWidget, figure: go.Figure) -> None:
         plot.add_traces(figure.data)
 
 
-_OURS = ("type", "uid", "autosize", "meta")
-"""What a live figure has beside what is drawn; the last two make it fill the page's width."""
-
-
 def _overwrite(old: Any, new: Any) -> None:
     wanted = new.to_plotly_json()
-    gone = {key: None for key in old.to_plotly_json() if key not in (*wanted, *_OURS)}
+    gone = {key: None for key in old.to_plotly_json() if key not in (*wanted, "type", "uid")}
     old.update(gone | wanted, overwrite=True)
