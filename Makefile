@@ -13,7 +13,7 @@ TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks figures clean distclean
+.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks timings memory figures clean distclean
 
 # An environment that happens to be active must change nothing.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
@@ -117,6 +117,13 @@ test-browser: setup ## drive the panels in a real JupyterLab (needs Chromium; no
 	$(call extra,browser,playwright)
 	@$(BIN)/python tests/browser/chromium.py
 	@$(BIN)/python -m pytest tests/browser -m browser --durations=5 $(ARGS)
+
+timings: setup ## measure what a reader waits for, in a real browser (needs Chromium)
+	$(call extra,browser,playwright)
+	@$(BIN)/python tests/browser/measure.py $(ARGS)
+
+memory: setup ## measure each chapter's peak memory, headless
+	@$(BIN)/python labs/tools/memory.py $(ARGS)
 
 figures: setup ## export the chapters' signature figures as SVG (needs Chromium)
 	$(call extra,figures,kaleido)

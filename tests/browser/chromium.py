@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = ["--disable-gpu", "--disable-quic", "--disable-sync"]
 NO_PLAYWRIGHT = "The browser tests need Playwright: make test-browser installs it."
 NO_CHROMIUM = (
     "The browser tests need Chromium, and none was found. On Debian: apt install chromium. "

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 HERE = Path(__file__).parent
-FLAGS = ["--disable-gpu", "--disable-quic", "--disable-sync"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,7 +50,7 @@ def browser() -> Iterator[Browser]:
 
     expect.set_options(timeout=PAGE_MS)
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        started = playwright.chromium.launch(executable_path=program, args=chromium.FLAGS)
         yield started
         started.close()
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+import psutil
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -42,6 +43,7 @@ class Lab:
         self.log = folder / "server.log"
         self._token = secrets.token_hex(16)
         self._port = _free_port()
+        folder.mkdir(exist_ok=True)
         shutil.copytree(ROOT / "labs", folder / "labs")
         self._write_settings()
         # The server leads a process group, so that no kernel outlives the tests.
@@ -74,6 +76,12 @@ class Lab:
         if not path.exists():
             return {}
         return {e["key"]: e for e in json.loads(path.read_text(encoding="utf-8"))["entries"]}
+
+    def newest_kernel(self) -> psutil.Process:
+        """The process of the kernel that was started last."""
+        children = psutil.Process(self._server.pid).children(recursive=True)
+        kernels = [each for each in children if "ipykernel_launcher" in " ".join(each.cmdline())]
+        return max(kernels, key=lambda each: each.create_time())
 
     def close(self) -> None:
         """End the server and its kernels."""

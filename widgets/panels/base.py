@@ -17,6 +17,7 @@ from IPython.display import display
 
 from minserve.config import ConfigError
 from minserve.request import InvalidRequestError
+from widgets.fallback import bundle
 from widgets.panels import views
 from widgets.theme import headless
 from widgets.workers import Job, Worker, describe_error
@@ -137,7 +138,7 @@ class Panel(views.Displayed):
         with self._lock:
             self._places.append((render, place))
         self._fill_places()
-        display(place)
+        display(bundle(place, f"{self.title}: shown after a run"), raw=True)
 
     def show_facts(self) -> None:
         """Show what is the same on every machine: for cells whose output is compared."""

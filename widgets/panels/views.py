@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from widgets import theme
+from widgets.fallback import bundle
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.render import table_html
 from widgets.live import LiveFigure
@@ -85,8 +86,8 @@ def as_widget(shown: Shown) -> widgets.Widget:
 def _still(figure: LabFigure) -> widgets.Widget:
     """A figure that will not change. A FigureWidget would bring 5 MB of plotly.js to the page."""
     words = html(theme.STYLE + figure.words_html())
-    bundle = dict(figure._repr_mimebundle_())
-    plot = {"output_type": "display_data", "data": bundle, "metadata": {}}
+    drawn = dict(figure._repr_mimebundle_())
+    plot = {"output_type": "display_data", "data": drawn, "metadata": {}}
     return widgets.VBox([widgets.Output(outputs=(plot,)), words])
 
 
@@ -107,11 +108,9 @@ class Displayed:
     widget: widgets.Widget
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        words = {"text/plain": repr(self)}
         if theme.headless():
-            return words
-        bundle: dict[str, Any] = self.widget._repr_mimebundle_(**options)
-        return bundle | words
+            return {"text/plain": repr(self)}
+        return bundle(self.widget, repr(self), **options)
 
 
 class FigureView:
