@@ -1,69 +1,79 @@
-"""A plotly figure as a live widget: whole from the start, as wide as the page, changed at any time.
+"""A plotly figure as a live widget: as wide as the page, and drawn anew as often as one likes.
 
-plotly's own widget opens empty and sends its data after; what is changed while a browser still
-loads plotly.js (seconds, on a busy machine) is lost; and it settles for 700 pixels when it is
-drawn before it stands in its place. All three are put right here. Knows nothing about what is
-drawn.
+plotly's own FigureWidget brings 4.5 MB of JavaScript with every figure, and is dead for good when a
+busy machine needs more than two seconds to read them. Here plotly.js comes once, and figures are
+sent whole: the page draws the newest, whenever it is ready. Knows nothing about what is drawn.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import anywidget
+import ipywidgets
 import plotly.graph_objects as go
+import traitlets
+from plotly.offline import get_plotlyjs
 
 from widgets.figures.render import CONFIG
-
-Change = Callable[[Any], None]
-"""Changes a live figure. It must stand for itself: of several only the newest may be made."""
 
 
 class LiveFigure:
     """A live copy of a figure, without the tool bar. Any thread may change it."""
 
     def __init__(self, figure: go.Figure) -> None:
-        self.widget: go.FigureWidget = _Whole(figure)
+        self.figure = go.Figure(figure)
+        """What the page shows, or will."""
         self._lock = threading.Lock()
-        self._seen = False
-        self._waiting: Change | None = None
-        self.widget.observe(self._drawn, "_js2py_traceDeltas")
+        traces, design = _parts(self.figure)
+        self.widget = _Plot(traces=traces, design=design, library=_library())
 
-    def change(self, make: Change) -> None:
-        """Call `make(widget)`: now, or when a front end has drawn the first picture."""
+    def show(self, figure: go.Figure) -> None:
+        """Show `figure` in place of what was there; the reader's zoom stays."""
         with self._lock:
-            if self._seen:
-                make(self.widget)
-            else:
-                self._waiting = make
+            self.figure = figure
+            self._send()
 
-    def _drawn(self, message: Any) -> None:
-        # A front end says so after each drawing of its own; here the first matters.
-        if not message["new"]:
-            return
+    def change(self, make: Callable[[go.Figure], object]) -> None:
+        """Let `make` change the figure, and show it. What stays equal is not sent again."""
         with self._lock:
-            self.widget.unobserve(self._drawn, "_js2py_traceDeltas")
-            self._seen = True
-            # Any change of the layout measures the place again, because of `autosize`.
-            self.widget.layout.meta = "measured"
-            if self._waiting is not None:
-                self._waiting(self.widget)
-                self._waiting = None
+            make(self.figure)
+            self._send()
+
+    def _send(self) -> None:
+        traces, design = _parts(self.figure)
+        with self.widget.hold_sync():
+            self.widget.traces, self.widget.design = traces, design
 
 
-class _Whole(go.FigureWidget):
-    """Introduces itself to the front end when it has its data, not before."""
+def _parts(figure: go.Figure) -> tuple[list[Any], dict[str, Any]]:
+    plain = json.loads(figure.to_json())
+    # A constant revision: zoom and hidden traces outlive a drawing.
+    return plain["data"], plain["layout"] | {"autosize": True, "uirevision": "the reader's"}
 
-    _complete = False
 
-    def __init__(self, figure: go.Figure) -> None:
-        super().__init__(figure)
-        self._config = self._config | CONFIG
-        self._widget_layout = {**self._widget_layout, "autosize": True}
-        self._complete = True
-        self.open()
+class _Library(anywidget.AnyWidget):
+    """plotly.js as text, for all figures of a kernel. It is never displayed."""
 
-    def open(self) -> None:
-        if self._complete:
-            super().open()
+    _esm = "export default {};"
+    source = traitlets.Unicode().tag(sync=True)
+
+
+@cache
+def _library() -> _Library:
+    return _Library(source=get_plotlyjs())
+
+
+class _Plot(anywidget.AnyWidget):
+    """`live.js` draws it."""
+
+    _esm = Path(__file__).with_suffix(".js")
+    traces = traitlets.List().tag(sync=True)
+    design = traitlets.Dict().tag(sync=True)
+    config = traitlets.Dict(CONFIG).tag(sync=True)
+    library = traitlets.Instance(_Library).tag(sync=True, **ipywidgets.widget_serialization)

@@ -27,6 +27,7 @@ from widgets.tokenview import TokenView, token_marks
 
 if TYPE_CHECKING:
     import ipywidgets
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class TimelineView:
     def move(self, moment: Moment) -> None:
         """Put the line where the moment is."""
 
-        def put(plot: Any) -> None:
+        def put(plot: go.Figure) -> None:
             with plot.batch_update():
                 for shape in plot.layout.shapes:
                     shape.x0 = shape.x1 = self.place(moment)
@@ -172,7 +173,7 @@ class PagesView:
     def move(self, moment: Moment) -> None:
         """Show the pages of the last step that had ended."""
 
-        def put(plot: Any) -> None:
+        def put(plot: go.Figure) -> None:
             with plot.batch_update():
                 plot.layout.title.text = self.heading(moment)
                 for trace, drawn in zip(plot.data, self.traces(moment), strict=False):

@@ -1,7 +1,8 @@
-"""Live figures reach the page whole, and nothing that is drawn early is lost."""
+"""Live figures are sent whole and small, and the page may draw them whenever it is ready."""
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -10,22 +11,24 @@ import plotly.graph_objects as go
 import pytest
 from comm.base_comm import BaseComm
 
-from tests.widgets.front_end import front_end_draws
 from widgets.figures.lab_figure import LabFigure
-from widgets.live import LiveFigure
+from widgets.live import LiveFigure, _library
 from widgets.panels.views import FigureView
+
+Wire = list[tuple[str, dict[str, Any]]]
 
 
 @pytest.fixture
-def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What goes to the page: (kind of message, state), in order."""
-    sent: list[tuple[str, dict[str, Any]]] = []
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    """What goes to the page: (kind of message, state), in order; plotly.js is there already."""
+    sent: Wire = []
+    _library()
 
-    class Wire(BaseComm):
+    class Recorder(BaseComm):
         def publish_msg(self, msg_type: str, data: Any = None, *args: Any, **keys: Any) -> None:
             sent.append((msg_type, (data or {}).get("state", {})))
 
-    monkeypatch.setattr(comm, "create_comm", lambda *args, **keys: Wire(*args, **keys))
+    monkeypatch.setattr(comm, "create_comm", lambda *args, **keys: Recorder(*args, **keys))
     return sent
 
 
@@ -33,52 +36,54 @@ def figure(*heights: int, traces: int = 1) -> go.Figure:
     return go.Figure([go.Scatter(y=list(heights)) for _ in range(traces)])
 
 
-def test_a_figure_opens_with_its_data_and_needs_nothing_more(
-    wire: list[tuple[str, dict[str, Any]]],
-) -> None:
-    live = LiveFigure(figure(1, 2, 3))
-    mine = [(kind, state) for kind, state in wire if "_esm" in state or "_widget_data" in state]
-    ((kind, state),) = mine
-    assert kind == "comm_open" and live.widget.comm is not None
-    assert list(state["_widget_data"][0]["y"]) == [1, 2, 3]
-    assert state["_widget_layout"]["autosize"] is True
-    assert state["_config"]["displayModeBar"] is False
-    assert "width" not in state["_widget_layout"]
+def test_a_figure_opens_with_its_data_and_without_plotly_js(wire: Wire) -> None:
+    LiveFigure(figure(1, 2, 3))
+    ((kind, state),) = (each for each in wire if "traces" in each[1])
+    assert kind == "comm_open"
+    assert [trace["y"] for trace in state["traces"]] == [[1, 2, 3]]
+    assert state["design"]["autosize"] is True and "width" not in state["design"]
+    assert state["config"]["displayModeBar"] is False
+    assert len(json.dumps(state)) < 50_000
+    assert len(_library().source) > 1_000_000 and "Plotly" in _library().source
 
 
-def test_changes_wait_for_the_page_and_the_newest_is_made_then() -> None:
+def test_a_drawing_is_one_message_with_the_whole_figure(wire: Wire) -> None:
     live = LiveFigure(figure(1))
-    made: list[str] = []
-    live.change(lambda plot: made.append("early"))
-    live.change(lambda plot: made.append("newest"))
-    assert made == []
-    front_end_draws(live.widget)
-    assert made == ["newest"]
-    assert live.widget.layout.meta, "a change of the layout makes plotly measure the width"
-    live.change(lambda plot: made.append("later"))
-    front_end_draws(live.widget)
-    assert made == ["newest", "later"]
+    wire.clear()
+    live.show(figure(3, 4, traces=2).update_layout(title="more"))
+    ((_, state),) = wire
+    assert [trace["y"] for trace in state["traces"]] == [[3, 4], [3, 4]]
+    assert state["design"]["title"]["text"] == "more"
+    assert state["design"]["uirevision"], "or the reader's zoom would end with every drawing"
 
 
-def test_a_view_drawn_while_the_page_loads_ends_up_with_the_newest_traces() -> None:
+def test_what_stays_equal_is_not_sent_again(wire: Wire) -> None:
+    live = LiveFigure(figure(1, 2).add_vline(x=0))
+    wire.clear()
+
+    def move(plot: go.Figure) -> None:
+        plot.layout.shapes[0].x0 = 7
+
+    live.change(move)
+    ((_, state),) = wire
+    assert state["design"]["shapes"][0]["x0"] == 7 and "traces" not in state
+
+
+def test_a_view_shows_the_newest_figure_and_its_words() -> None:
     view = FigureView()
-    view.draw(LabFigure(figure(1, 2), "", "first", ""))
-    view.draw(LabFigure(figure(3, 4, traces=2), "", "second", ""))
+    for n in (1, 2, 3):
+        view.draw(LabFigure(figure(n, traces=n), "", f"number {n}", ""))
     plot, words = view.widget.children
-    assert len(plot.data) == 1 and "second" in words.value
-    front_end_draws(plot)
-    assert [list(trace.y) for trace in plot.data] == [[3, 4], [3, 4]]
-    view.draw(LabFigure(figure(5), "", "third", ""))
-    assert [list(trace.y) for trace in plot.data] == [[5]]
+    assert [trace["y"] for trace in plot.traces] == [[3]] * 3
+    assert "number 3" in words.value and "number 1" not in words.value
 
 
 def test_two_threads_do_not_change_a_figure_at_once() -> None:
     live = LiveFigure(figure(1))
-    front_end_draws(live.widget)
     order: list[str] = []
     other = threading.Thread(target=lambda: live.change(lambda plot: order.append("other")))
 
-    def slow(plot: Any) -> None:
+    def slow(plot: go.Figure) -> None:
         other.start()
         other.join(0.05)
         order.append("first")

@@ -11,7 +11,6 @@ import pytest
 
 from minserve.trace import RunTrace
 from tests.widgets.figures import runs
-from tests.widgets.front_end import front_end_draws
 from widgets import workers
 from widgets.frames import frame_times, replay_html
 from widgets.moments import Moment, Moments, speed_words
@@ -54,8 +53,6 @@ def clock() -> Clock:
 def replay(trace: RunTrace, clock: Clock) -> Iterator[Replay]:
     made = Replay(trace, ALL, speed=0.1, request="request-0", now=clock)
     made.controls  # noqa: B018 (as displaying it does)
-    for view in made.views[:2]:
-        front_end_draws(view.widget)
     yield made
     made.close()
 
@@ -64,11 +61,11 @@ def shown(replay: Replay) -> tuple[float, str, str, str]:
     """What the four linked views show now."""
     assert replay.flush()
     timeline, pages, tokens, typewriters = replay.views
-    line = timeline.widget.layout.shapes[0]
+    line = timeline.live.figure.layout.shapes[0]
     assert line.x0 == line.x1
     found = re.search(r"(\d+) of \d+ tokens", typewriters.widget.value)
     assert found is not None
-    return line.x0, pages.widget.layout.title.text, tokens.widget.value, found[1]
+    return line.x0, pages.live.figure.layout.title.text, tokens.widget.value, found[1]
 
 
 def delivered(trace: RunTrace, steps: int) -> int:
@@ -219,7 +216,7 @@ def test_two_runs_share_one_time_axis() -> None:
     assert moment.done["off"] == sum(s.end_s - off.steps[0].start_s <= end for s in off.steps) - 1
     counts = re.findall(r"(\d+) of 10 tokens", replay.views[0].widget.value)
     assert [int(n) for n in counts] == [moment.done["off"] + 1, 10]
-    assert len(replay.views[1].widget.layout.shapes) == 2
+    assert len(replay.views[1].live.figure.layout.shapes) == 2
     replay.close()
 
 

@@ -12,7 +12,6 @@ from html import escape
 from typing import Any, Literal
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 from IPython.display import display
 
 from widgets import theme
@@ -133,23 +132,4 @@ class FigureView:
             self._plot = LiveFigure(figure.figure)
             self.widget.children = (self._plot.widget, self._words)
             return
-        self._plot.change(lambda plot: _replace(plot, figure.figure))
-
-
-def _replace(plot: go.FigureWidget, figure: go.Figure) -> None:
-    """Make the plot equal to the figure, keeping traces (and the reader's zoom) where it can."""
-    same = [old.type for old in plot.data] == [new.type for new in figure.data]
-    with plot.batch_update():
-        if same:
-            for old, new in zip(plot.data, figure.data, strict=True):
-                _overwrite(old, new)
-        _overwrite(plot.layout, figure.layout)
-    if not same:
-        plot.data = ()
-        plot.add_traces(figure.data)
-
-
-def _overwrite(old: Any, new: Any) -> None:
-    wanted = new.to_plotly_json()
-    gone = {key: None for key in old.to_plotly_json() if key not in (*wanted, "type", "uid")}
-    old.update(gone | wanted, overwrite=True)
+        self._plot.show(figure.figure)
