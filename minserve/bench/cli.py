@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.bench import latency, offline
+from minserve.bench import forward, latency, offline
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),
     "latency": (latency, "one request alone: time to first token, time per token"),
+    "forward": (forward, "one token's forward pass beside another model's, as a draft's cost"),
 }
 
 

@@ -95,6 +95,11 @@ class Sampler:
         self.tokens_drawn = dict.fromkeys(self.streams, 0)
         self._orders: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
 
+    def add(self, name: str, stream: Tokens) -> None:
+        """One more stream to draw from, also in the middle of a run."""
+        self.streams[name] = stream
+        self.tokens_drawn.setdefault(name, 0)
+
     def batch(
         self, sequences: int, length: int, shares: Mapping[str, float]
     ) -> tuple[torch.Tensor, torch.Tensor]:

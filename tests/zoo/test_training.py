@@ -19,10 +19,11 @@ from minserve.clock import VirtualClock
 from minserve.zoo import zoo_path
 from minserve.zoo.budget import Budget, seconds_until
 from minserve.zoo.data import SHARES, SPLIT_SHARE, Sampler, split_table
+from minserve.zoo.loop import run
 from minserve.zoo.muon import orthogonalise
 from minserve.zoo.net import Net, NetConfig, head_loss
 from minserve.zoo.tokenizer import decode_bytes, load_tokenizer
-from minserve.zoo.train import TrainConfig, Trainer, run
+from minserve.zoo.trainer import TrainConfig, Trainer
 
 TINY = TrainConfig(
     net=NetConfig(
