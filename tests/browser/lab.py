@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
-PAGE_MS = 60_000
+START_S = 240.0
+PAGE_MS = 120_000
 """For what a page does by itself."""
-RUN_MS = 240_000
+RUN_MS = 480_000
 """For what waits for the engine: a shared machine may be several times slower than a quiet one."""
 
 
@@ -204,6 +204,12 @@ class Notebook:
         """What the first plot in `place` draws: its traces, its cursors, its lines' paths."""
         shown: dict[str, Any] = place.locator(".js-plotly-plot").first.evaluate(_PLOT)
         return shown
+
+    def drawn_plot(self, place: Locator) -> dict[str, Any]:
+        """The same, once it has been drawn: plotly.js has to be read first."""
+        marks = place.locator(".js-plotly-plot").first.locator("g.trace, g.points, path.js-line")
+        marks.first.wait_for(state="attached", timeout=RUN_MS)
+        return self.plot(place)
 
     def wait_for(self, true: Callable[[], bool], what: str) -> None:
         """Ask until `true()`; fails with `what` was waited for."""

@@ -19,7 +19,7 @@ TITLE = "Requests that arrive"
 REPLAY = "One run again"
 HIDDEN = "Hidden until you commit"
 RATE_PER_S, REQUESTS, PLACES = 0.25, 240, 6
-"""A round at this rate would take sixteen minutes, four times as long as any test waits."""
+"""A round at this rate would take sixteen minutes, twice as long as any test waits."""
 
 CELLS = (
     f"""
@@ -91,7 +91,7 @@ def test_commit_shows_the_run_that_goes_on(notebook: Notebook) -> None:
     predict.get_by_role("button", name="Commit").click()
     expect(predict.get_by_text("Committed. Now run it and see.")).to_be_visible()
     expect(panel.get_by_text("so far")).to_be_visible()
-    expect(panel.locator(".js-plotly-plot")).to_be_visible()
+    assert notebook.drawn_plot(panel)["traces"]
     assert "99.flip" not in notebook.lab.scores()
 
 
@@ -105,7 +105,7 @@ def test_the_rate_is_dragged_while_the_engine_runs_and_the_plot_follows(
     running = panel.get_by_text("Live: “static” is running.")
     expect(rate.locator(".widget-readout")).to_have_text("0.250")
     expect(running).to_be_visible()
-    before = notebook.plot(panel)
+    before = notebook.drawn_plot(panel)
     notebook.drag(rate, 1.0)
     expect(rate.locator(".widget-readout")).to_have_text("512")
 
@@ -149,7 +149,7 @@ def test_a_replays_cursor_and_pages_follow_the_scrubber(notebook: Notebook) -> N
     replay = notebook.replays
     label = replay.get_by_text(re.compile(r"of \d+ steps"))
     expect(replay.locator(".js-plotly-plot")).to_have_count(2)
-    before, words = notebook.plot(replay)["cursors"], label.inner_text()
+    before, words = notebook.drawn_plot(replay)["cursors"], label.inner_text()
     heading = replay.locator(".gtitle").filter(has_text="Pages")
     pages = heading.text_content()
     notebook.drag(notebook.slider(replay, "Moment"), 0.6)
