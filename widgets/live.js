@@ -1,13 +1,13 @@
 // Draws what the kernel says last. Whole figures, no edits: nothing can arrive too early or be lost.
-// plotly.js is fetched from the kernel once a page, by whichever figure needs it first.
+// plotly.js comes from the kernel once a page, in the model of the library, and is read while the
+// reader still reads: anywidget drops every later word to a model that was made while a busy page
+// could not answer for two seconds.
 
 const SHARED = Symbol.for("minserve.plotly");
 
-async function load(model) {
-  const id = model.get("library").slice("IPY_MODEL_".length);
-  const library = await model.widget_manager.get_model(id);
+async function load(source) {
   const head = "const module = {exports: {}}, exports = module.exports; let define;\n";
-  const code = head + library.get("source") + "\nexport default module.exports;";
+  const code = head + source + "\nexport default module.exports;";
   const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
   try {
     return (await import(url)).default;
@@ -16,12 +16,23 @@ async function load(model) {
   }
 }
 
-function plotly(model) {
-  globalThis[SHARED] ??= load(model).catch((error) => {
+function shared(source) {
+  globalThis[SHARED] ??= load(source).catch((error) => {
     globalThis[SHARED] = undefined; // The next figure tries again.
     throw error;
   });
   return globalThis[SHARED];
+}
+
+function initialize({ model }) {
+  const source = model.get("source");
+  if (source) setTimeout(() => shared(source).catch(() => {}), 0);
+}
+
+async function plotly(model) {
+  const id = model.get("library").slice("IPY_MODEL_".length);
+  const library = await model.widget_manager.get_model(id);
+  return shared(library.get("source"));
 }
 
 async function render({ model, el }) {
@@ -63,4 +74,4 @@ async function render({ model, el }) {
   };
 }
 
-export default { render };
+export default { initialize, render };

@@ -31,7 +31,7 @@ class LiveFigure:
         """What the page shows, or will."""
         self._lock = threading.Lock()
         traces, design = _parts(self.figure)
-        self.widget = _Plot(traces=traces, design=design, library=_library())
+        self.widget = _Plot(traces=traces, design=design, library=prepare())
 
     def show(self, figure: go.Figure) -> None:
         """Show `figure` in place of what was there; the reader's zoom stays."""
@@ -57,22 +57,26 @@ def _parts(figure: go.Figure) -> tuple[list[Any], dict[str, Any]]:
     return plain["data"], plain["layout"] | {"autosize": True, "uirevision": "the reader's"}
 
 
+_SCRIPT = Path(__file__).with_suffix(".js")
+
+
 class _Library(anywidget.AnyWidget):
     """plotly.js as text, for all figures of a kernel. It is never displayed."""
 
-    _esm = "export default {};"
+    _esm = _SCRIPT
     source = traitlets.Unicode().tag(sync=True)
 
 
 @cache
-def _library() -> _Library:
+def prepare() -> _Library:
+    """Bring plotly.js to the page: call it before the first figure is due."""
     return _Library(source=get_plotlyjs())
 
 
 class _Plot(anywidget.AnyWidget):
-    """`live.js` draws it."""
+    """A figure; the script draws it."""
 
-    _esm = Path(__file__).with_suffix(".js")
+    _esm = _SCRIPT
     traces = traitlets.List().tag(sync=True)
     design = traitlets.Dict().tag(sync=True)
     config = traitlets.Dict(CONFIG).tag(sync=True)

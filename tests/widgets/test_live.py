@@ -12,7 +12,7 @@ import pytest
 from comm.base_comm import BaseComm
 
 from widgets.figures.lab_figure import LabFigure
-from widgets.live import LiveFigure, _library
+from widgets.live import LiveFigure, prepare
 from widgets.panels.views import FigureView
 
 Wire = list[tuple[str, dict[str, Any]]]
@@ -22,7 +22,7 @@ Wire = list[tuple[str, dict[str, Any]]]
 def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
     """What goes to the page: (kind of message, state), in order; plotly.js is there already."""
     sent: Wire = []
-    _library()
+    prepare()
 
     class Recorder(BaseComm):
         def publish_msg(self, msg_type: str, data: Any = None, *args: Any, **keys: Any) -> None:
@@ -44,7 +44,7 @@ def test_a_figure_opens_with_its_data_and_without_plotly_js(wire: Wire) -> None:
     assert state["design"]["autosize"] is True and "width" not in state["design"]
     assert state["config"]["displayModeBar"] is False
     assert len(json.dumps(state)) < 50_000
-    assert len(_library().source) > 1_000_000 and "Plotly" in _library().source
+    assert len(prepare().source) > 1_000_000 and "Plotly" in prepare().source
 
 
 def test_a_drawing_is_one_message_with_the_whole_figure(wire: Wire) -> None:

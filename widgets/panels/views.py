@@ -18,7 +18,7 @@ from widgets import theme
 from widgets.fallback import bundle
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.render import table_html
-from widgets.live import LiveFigure
+from widgets.live import LiveFigure, prepare
 
 Kind = Literal["plain", "good", "bad", "info", "problem"]
 
@@ -116,6 +116,8 @@ class FigureView:
     """A place for a figure and its words. The plot itself is made when first drawn."""
 
     def __init__(self) -> None:
+        if not theme.headless():
+            prepare()
         self._plot: LiveFigure | None = None
         self._words = html()
         self.widget = widgets.VBox([])
