@@ -32,7 +32,8 @@ def roofline_share(llm: LLM) -> float | None:
 
 
 def figures(llm: LLM) -> str:
-    """One line: tokens (those found in a cache too), TTFT, TPOT, tokens/s, KV bytes, percent of the roofline."""
+    """One line: tokens (and how many a cache had), TTFT, TPOT, tokens/s, KV bytes, percent of the
+    roofline."""
     totals = llm.trace.totals
     parts = []
     for record in llm.trace.requests[-1:]:
