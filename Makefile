@@ -13,7 +13,7 @@ TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks figures clean distclean
+.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks timings memory figures clean distclean
 
 # An environment that happens to be active must change nothing.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
@@ -26,6 +26,13 @@ heading = @printf '\n== %s ==\n' '$(1)'
 define stage
 @printf '\n== %s ==\n' '$(1)'; start=$$(date +%s); { $(2); }; code=$$?; \
 printf -- '-- %s: %d s\n' '$(1)' $$(( $$(date +%s) - start )); exit $$code
+endef
+
+# $(call extra,name,package): install an extra of pyproject.toml that few readers need, once.
+define extra
+@want=$$(grep '^$(2)==' constraints.txt); \
+$(BIN)/python -m pip freeze 2>/dev/null | grep -qxF "$$want" || \
+  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(1)]'
 endef
 
 help: ## list the targets
@@ -79,7 +86,7 @@ reset: setup ## take a fresh copy of one chapter (CHAPTER=00); yours is kept as 
 	@test -n '$(CHAPTER)' || { echo 'Which chapter? For example: make reset CHAPTER=00' >&2; exit 2; }
 	@$(BIN)/python labs/open_lab.py --copy-only --reset '$(CHAPTER)'
 
-test: setup lint types imports unit notebooks ## everything CI runs
+test: setup lint types imports unit notebooks ## everything CI runs, but for the browser
 
 test-fast: setup ## lint, types, imports, and the tests not marked slow
 	@$(MAKE) --no-print-directory lint types imports
@@ -107,13 +114,19 @@ notebooks: setup ## run every chapter headless and compare the outputs tagged fo
 
 test-browser: setup ## drive the panels in a real JupyterLab (needs Chromium; not part of test)
 	$(call heading,browser)
-	@want=$$(grep '^playwright==' constraints.txt); \
-	$(BIN)/python -m pip freeze 2>/dev/null | grep -qxF "$$want" || \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(call extra,browser,playwright)
 	@$(BIN)/python tests/browser/chromium.py
 	@$(BIN)/python -m pytest tests/browser -m browser --durations=5 $(ARGS)
 
-figures: setup ## export the chapters' signature figures as SVG (needs kaleido and Chromium)
+timings: setup ## measure what a reader waits for, in a real browser (needs Chromium)
+	$(call extra,browser,playwright)
+	@$(BIN)/python tests/browser/measure.py $(ARGS)
+
+memory: setup ## measure each chapter's peak memory, headless
+	@$(BIN)/python labs/tools/memory.py $(ARGS)
+
+figures: setup ## export the chapters' signature figures as SVG (needs Chromium)
+	$(call extra,figures,kaleido)
 	@$(BIN)/python labs/tools/figures.py $(ARGS)
 
 clean: ## remove caches and build products; .venv and work/ stay

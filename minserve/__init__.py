@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         TraceConfig,
     )
     from minserve.llm import LLM, StreamChunk
+    from minserve.pins import PinnedPrefix
     from minserve.request import InvalidRequestError, Output, SamplingParams
     from minserve.trace import RunTrace
 
@@ -29,6 +30,7 @@ _HOMES = {
     "LLM": "llm",
     "MemoryConfig": "config",
     "Output": "request",
+    "PinnedPrefix": "pins",
     "RunTrace": "trace",
     "SamplingParams": "request",
     "SchedulingConfig": "config",
@@ -45,6 +47,7 @@ __all__ = [
     "KernelsConfig",
     "MemoryConfig",
     "Output",
+    "PinnedPrefix",
     "RunTrace",
     "SamplingParams",
     "SchedulingConfig",

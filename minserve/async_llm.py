@@ -8,21 +8,27 @@ the streams it concerns and is raised to whoever reads them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from minserve.build import LoadedModel, Prompt, build_engine, load_model
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
 from minserve.llm import StreamChunk, StreamCursor
+from minserve.pins import PinnedPrefix, check_pin, pin_computed
 from minserve.request import Request, SamplingParams
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
+
+Answer = TypeVar("Answer")
 
 
 class EngineError(RuntimeError):
@@ -156,6 +162,48 @@ class AsyncLLM:
     def abort(self, request_id: str) -> None:
         """End a request; unknown and finished ones are left alone."""
         self._commands.put(lambda: self._abort(request_id))
+
+    def pin(self, prompt: Prompt, *, cache_salt: str = "", timeout_s: float = 60.0) -> PinnedPrefix:
+        """As `LLM.pin`; waits until the prefix is computed, at most `timeout_s` for each of the
+        engine's answers. From asyncio, call it in a thread (`asyncio.to_thread`)."""
+        ids = self._loaded.encode(prompt)
+        self._ask(lambda: check_pin(self._engine, ids), timeout_s)
+        once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=cache_salt)
+        # Under load, others may push the pages out between the two commands.
+        for _ in range(3):
+            handle = self._ask(lambda: self._pin(ids, cache_salt), timeout_s)
+            if handle is not None:
+                size = self._engine.memory.block_size
+                return PinnedPrefix(len(ids) // size * size, functools.partial(self._unpin, handle))
+            for _ in self.add(ids, once):
+                pass
+        raise EngineError("the prefix was computed three times, and evicted before it was pinned")
+
+    def unpin(self, pinned: PinnedPrefix) -> None:
+        """`pinned.unpin()`: let its pages be evicted again."""
+        pinned.unpin()
+
+    def _pin(self, ids: Sequence[int], cache_salt: str) -> int | None:
+        check_pin(self._engine, ids)  # again: others may have pinned meanwhile
+        return pin_computed(self._engine, ids, cache_salt)
+
+    def _unpin(self, handle: int) -> None:
+        self._commands.put(lambda: self._engine.memory.unpin(handle))
+
+    def _ask(self, what: Callable[[], Answer], timeout_s: float) -> Answer:
+        """Have the engine's thread do something, and wait for its answer."""
+        if self._closed:
+            raise RuntimeError("this AsyncLLM is closed; make a new one")
+        answer: Future[Answer] = Future()
+
+        def command() -> None:
+            try:
+                answer.set_result(what())
+            except Exception as error:
+                answer.set_exception(error)
+
+        self._commands.put(command)
+        return answer.result(timeout_s)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Abort everything and stop the thread. Closing twice is harmless."""

@@ -185,10 +185,9 @@ def build_virtual_engine(
     resolved = config.resolve(spec)
     clock = VirtualClock()
     num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
-    most = resolved.config.scheduling.max_num_seqs * resolved.blocks_per_request
     bandwidth = getattr(cost.device, "memory_bytes_per_s", None)
     store = VirtualStore(resolved.block_bytes, clock, host_link or HostLink(), bandwidth)
-    memory = build_manager(resolved, min(num_blocks, most), clock, store)
+    memory = build_manager(resolved, _usable_blocks(resolved, num_blocks), clock, store)
     runner = VirtualRunner(spec, itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)
     trace.header = dataclasses.replace(
@@ -228,9 +227,14 @@ def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     if kv_bytes is None:
         kv_bytes = _profile_gpu(config, decoder, ops)
     blocks = kv_bytes // config.block_bytes
+    return _usable_blocks(config, blocks)
+
+
+def _usable_blocks(config: ResolvedConfig, blocks: int) -> int:
+    """Of the pages that memory would hold, those that are ever used: without a prefix cache, no
+    more than all requests together can hold."""
     if config.config.memory.prefix_cache != "off":
         return blocks
-    # Without a prefix cache, pages beyond what all requests together can hold are never used.
     most = config.config.scheduling.max_num_seqs * config.blocks_per_request
     return min(blocks, most)
 

@@ -97,6 +97,12 @@ class Engine:
         pool_tokens = self.memory.capacity_tokens + 1  # the last token is drawn, never computed
         return min(self.config.max_model_len, pool_tokens)
 
+    @property
+    def longest_live_tokens(self) -> int:
+        """Most tokens that a live request may reach; 0 where none is live."""
+        lengths = (one.max_len for group in self._live.values() for one in group)
+        return max(lengths, default=0)
+
     def add(
         self,
         request_id: str,

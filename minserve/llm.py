@@ -7,6 +7,7 @@ block, see `AsyncLLM`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from minserve.build import Prompt, build_engine, load_model, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
+from minserve.pins import PinnedPrefix, check_pin, pin_computed
 from minserve.request import (
     FinishReason,
     InvalidRequestError,
@@ -177,6 +179,37 @@ class LLM:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         # The template writes its own special tokens.
         return tokenizer.encode(text, add_special_tokens=False)
+
+    def pin(self, prompt: Prompt, *, cache_salt: str = "") -> PinnedPrefix:
+        """Keep a prefix (a system prompt, a document) in the prefix cache until it is unpinned.
+
+        Computes it first where it is not computed yet: a run of its own, which `trace` then shows.
+        Whole pages are pinned. `cache_salt` is that of the requests which are to share it. A
+        context manager: `with llm.pin(document): ...`. Raises ConfigError without a prefix cache,
+        InvalidRequestError for a prefix shorter than a page or too long for the pool.
+        """
+        ids = self.encode(prompt)
+        with self._lock:
+            engine = self.engine
+            check_pin(engine, ids)
+            handle = pin_computed(engine, ids, cache_salt)
+            if handle is None:
+                once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=cache_salt)
+                self.generate([ids], once, progress=False)
+                handle = pin_computed(engine, ids, cache_salt)
+            if handle is None:
+                raise RuntimeError("the prefix was computed and is not in the cache")
+            size = engine.memory.block_size
+            return PinnedPrefix(len(ids) // size * size, functools.partial(self._unpin, handle))
+
+    def unpin(self, pinned: PinnedPrefix) -> None:
+        """`pinned.unpin()`: let its pages be evicted again."""
+        pinned.unpin()
+
+    def _unpin(self, handle: int) -> None:
+        with self._lock:
+            if self._engine is not None:
+                self._engine.memory.unpin(handle)
 
     def close(self) -> None:
         """Abort what runs; free pages, files and weights. Closing twice is harmless."""

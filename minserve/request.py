@@ -321,6 +321,8 @@ class Request:
     """Requests are numbered as they are queued: between equals the smaller number goes first."""
     predicted_tokens: float | None = None
     """Predicted output tokens, where the order of the queue asks for lengths."""
+    found_tokens: int = 0
+    """Tokens found computed when the queue was last ranked, where its order asks for prefixes."""
     waiting_since_s: float = 0.0
     waited_s: float = 0.0
     """Seconds in the queue so far, the current wait not included."""

@@ -117,3 +117,10 @@ def test_what_has_to_be_decided_or_told_is_not_passed_over(why):
     if why != "somebody reads":
         built.step()
     assert built.fast_forward() == 0
+
+
+def test_a_prefix_cache_gets_the_whole_pool_as_in_a_real_engine():
+    one_at_a_time = {"scheduling__max_num_seqs": 1, "scheduling__max_model_len": 64}
+    assert engine(pages=64, **one_at_a_time).memory.pool.num_blocks == 4
+    cached = engine(pages=64, memory__prefix_cache="radix", **one_at_a_time)
+    assert cached.memory.pool.num_blocks == 64

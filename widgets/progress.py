@@ -19,6 +19,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from widgets.fallback import bundle
 from widgets.theme import headless
 
 VERSION = 1
@@ -221,7 +222,7 @@ class Dashboard:
         if headless():
             # The scores of whoever executed a chapter are nobody else's business.
             return {"text/plain": "Dashboard: your scores appear here when the chapter runs"}
-        return self.widget._repr_mimebundle_(**options) | {"text/plain": repr(self)}
+        return bundle(self.widget, repr(self), **options)
 
 
 def _table(entries: Mapping[str, Entry]) -> str:

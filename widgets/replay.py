@@ -219,10 +219,12 @@ class Replay:
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
+        from widgets.fallback import bundle
+
         if theme.headless():
             display({"text/plain": self.text}, raw=True)
         else:
-            display(self.widget)
+            display(bundle(self.widget, self.text), raw=True)
 
 
 class _Controls:

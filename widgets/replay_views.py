@@ -20,7 +20,7 @@ from widgets.figures.page_table import block_size_of, count_pages, pages
 from widgets.figures.request_lanes import timeline
 from widgets.figures.sides import Side
 from widgets.figures.triangle import choose
-from widgets.live import figure_widget
+from widgets.live import LiveFigure
 from widgets.moments import Moment
 from widgets.pieces import Texts
 from widgets.tokenview import TokenView, token_marks
@@ -97,14 +97,19 @@ class TimelineView:
         # The whole run from the first picture on, or the axis would move with the cursor.
         lab.figure.update_xaxes(range=[0, 1.02 * last * self._factor])
         self.figure = lab.figure
-        self._live: go.FigureWidget | None = None
+        self._live: LiveFigure | None = None
+
+    @property
+    def live(self) -> LiveFigure:
+        """The figure on the page."""
+        if self._live is None:
+            self._live = LiveFigure(self.figure)
+        return self._live
 
     @property
     def widget(self) -> ipywidgets.Widget:
-        """The live figure."""
-        if self._live is None:
-            self._live = figure_widget(self.figure)
-        return self._live
+        """The live figure's widget."""
+        return self.live.widget
 
     def place(self, moment: Moment) -> float:
         """The cursor on the time axis."""
@@ -112,10 +117,13 @@ class TimelineView:
 
     def move(self, moment: Moment) -> None:
         """Put the line where the moment is."""
-        live: Any = self.widget
-        with live.batch_update():
-            for shape in live.layout.shapes:
-                shape.x0 = shape.x1 = self.place(moment)
+
+        def put(plot: go.Figure) -> None:
+            with plot.batch_update():
+                for shape in plot.layout.shapes:
+                    shape.x0 = shape.x1 = self.place(moment)
+
+        self.live.change(put)
 
 
 class PagesView:
@@ -135,14 +143,19 @@ class PagesView:
         self._size = block_size_of(self._side.run, None)
         self._columns = grid_columns(self._side.run.steps[0].blocks_total)
         self.figure = page_map(self._side.run, 0, columns=self._columns).figure
-        self._live: go.FigureWidget | None = None
+        self._live: LiveFigure | None = None
+
+    @property
+    def live(self) -> LiveFigure:
+        """The figure on the page."""
+        if self._live is None:
+            self._live = LiveFigure(self.figure)
+        return self._live
 
     @property
     def widget(self) -> ipywidgets.Widget:
-        """The live figure."""
-        if self._live is None:
-            self._live = figure_widget(self.figure)
-        return self._live
+        """The live figure's widget."""
+        return self.live.widget
 
     def heading(self, moment: Moment) -> str:
         """The title at a moment."""
@@ -159,11 +172,14 @@ class PagesView:
 
     def move(self, moment: Moment) -> None:
         """Show the pages of the last step that had ended."""
-        live: Any = self.widget
-        with live.batch_update():
-            live.layout.title.text = self.heading(moment)
-            for trace, drawn in zip(live.data, self.traces(moment), strict=False):
-                trace.update(drawn)
+
+        def put(plot: go.Figure) -> None:
+            with plot.batch_update():
+                plot.layout.title.text = self.heading(moment)
+                for trace, drawn in zip(plot.data, self.traces(moment), strict=False):
+                    trace.update(drawn)
+
+        self.live.change(put)
 
 
 class TokensView:

@@ -134,6 +134,8 @@ class Worker:
         """What the run does now, or for whom it waits."""
         self._on_change = on_change or (lambda worker: None)
         self._lock = threading.Lock()
+        # One word at a time, or a stop's could come after the end's.
+        self._telling = threading.RLock()
         self._job: Job | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -146,6 +148,11 @@ class Worker:
     def busy(self) -> bool:
         """True while a run waits for its turn or goes on."""
         return not self._ended.is_set()
+
+    @property
+    def stopping(self) -> bool:
+        """True from a stop to the end of the run."""
+        return self.busy and self._job is not None and self._job.stopping
 
     @property
     def own_thread(self) -> bool:
@@ -176,6 +183,8 @@ class Worker:
         job = self._job
         if job is not None:
             job._stop.set()
+        if self.busy:
+            self._tell()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the run's end; False when it outlasts `timeout_s`. Interrupting it stops it."""
@@ -222,7 +231,8 @@ class Worker:
 
     def _tell(self) -> None:
         try:
-            self._on_change(self)
+            with self._telling:
+                self._on_change(self)
         except Exception as error:
             if self.error is None:
                 self.error = error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.bench import calibrate, latency, offline, serve
+from minserve.bench import calibrate, forward, latency, offline, serve
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),
     "latency": (latency, "one request alone: time to first token, time per token"),
     "serve": (serve, "requests that arrive over time, here or on a modelled GPU"),
     "calibrate": (calibrate, "teach the virtual clock this machine, and check how honest it is"),
+    "forward": (forward, "one token's forward pass beside another model's, as a draft's cost"),
 }
 
 

@@ -211,15 +211,14 @@ def _ceilings() -> Iterator[Finding]:
 
 
 def _operators() -> Iterator[Finding]:
-    from minserve.kernels.cpu.build import NativeUnavailable, library_path
+    from minserve.kernels import why_not_native
 
-    try:
-        library_path()
-    except NativeUnavailable as error:
-        advice = "torch's own operators are used instead: the same results, slower."
-        yield Finding("C++ operators", "note", str(error), advice)
-    else:
+    reason = why_not_native()
+    if reason is None:
         yield Finding("C++ operators", "ok", "compiled for this processor")
+    else:
+        advice = "torch's own operators are used instead: the same results, slower."
+        yield Finding("C++ operators", "note", reason, advice)
 
 
 def _browser() -> Iterator[Finding]:

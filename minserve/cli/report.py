@@ -32,12 +32,15 @@ def roofline_share(llm: LLM) -> float | None:
 
 
 def figures(llm: LLM) -> str:
-    """One line: tokens, TTFT, TPOT, tokens/s, KV bytes, percent of the roofline."""
+    """One line: tokens (and how many a cache had), TTFT, TPOT, tokens/s, KV bytes, percent of the
+    roofline."""
     totals = llm.trace.totals
     parts = []
     for record in llm.trace.requests[-1:]:
         metrics = record.metrics
-        parts.append(f"{metrics.num_prompt_tokens} tokens in, {metrics.num_output_tokens} out")
+        cached = f" ({metrics.num_cached_tokens} cached)" if metrics.num_cached_tokens else ""
+        tokens_in = f"{metrics.num_prompt_tokens} tokens in{cached}"
+        parts.append(f"{tokens_in}, {metrics.num_output_tokens} out")
         if metrics.ttft_s is not None:
             parts.append(f"TTFT {metrics.ttft_s * 1e3:.1f} ms")
         if metrics.tpot_s is not None:

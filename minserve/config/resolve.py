@@ -257,8 +257,14 @@ def _check_scheduling(
     if scheduling.policy == "static" and order in ("priority", "mlfq"):
         raise ConfigError(
             f"scheduling.order={order!r} takes places from running requests, and with "
-            "scheduling.policy='static' a batch runs to its end: use order='sjf' or 'fcfs', or "
-            "policy='continuous'"
+            "scheduling.policy='static' a batch runs to its end: use order='sjf', 'lpm' or "
+            "'fcfs', or policy='continuous'"
+        )
+    if order == "lpm" and config.memory.prefix_cache == "off":
+        raise ConfigError(
+            "scheduling.order='lpm' puts the longest cached prefix first, and with "
+            "memory.prefix_cache='off' nobody has one: use prefix_cache='hash' or 'radix', or "
+            "order='fcfs'"
         )
     if order != "sjf":
         for name in ("length_error", "length_bucket"):

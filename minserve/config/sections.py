@@ -199,12 +199,13 @@ class SchedulingConfig(Section):
     order: str = knob(
         "fcfs",
         "Who goes first. fcfs: who came first. sjf: who is predicted to generate the fewest "
-        "tokens. priority: the smallest priority number, and running requests give way. mlfq: who "
-        "has had the least service, in levels, and running requests give way (FastServe).",
+        "tokens. lpm: who finds the longest prefix of its tokens in the cache. priority: the "
+        "smallest priority number, and running requests give way. mlfq: who has had the least "
+        "service, in levels, and running requests give way (FastServe).",
         trade_off="short requests stop waiting for long ones, which wait longer and may be "
         "preempted",
         survey="4.2.4",
-        choices=("fcfs", "sjf", "priority", "mlfq"),
+        choices=("fcfs", "sjf", "lpm", "priority", "mlfq"),
     )
     starvation_limit_s: float | None = knob(
         None,
@@ -288,10 +289,11 @@ class KernelsConfig(Section):
     backend: str = knob(
         "auto",
         "torch: plain torch operators, everywhere. native: a small C++ file, compiled on first "
-        "use, CPU only. auto: native on a CPU where it compiles, torch elsewhere.",
+        "use, CPU only. triton: fused kernels for NVIDIA GPUs of compute capability 8.0 and up. "
+        "auto: native on a CPU where it compiles, triton on such a GPU, torch elsewhere.",
         trade_off="the same results to rounding; fused operators move fewer bytes",
         survey="4.2.5",
-        choices=("auto", "torch", "native"),
+        choices=("auto", "torch", "native", "triton"),
     )
     num_threads: int | None = knob(
         None,

@@ -3,13 +3,20 @@
 from minserve.kernels.base import Ops, PlannedAttention
 from minserve.kernels.cpu.build import NativeUnavailable
 from minserve.kernels.reference import TorchOps
-from minserve.kernels.select import select_ops, why_not_native
+from minserve.kernels.select import (
+    TritonUnavailable,
+    select_ops,
+    why_not_native,
+    why_not_triton,
+)
 
 __all__ = [
     "NativeUnavailable",
     "Ops",
     "PlannedAttention",
     "TorchOps",
+    "TritonUnavailable",
     "select_ops",
     "why_not_native",
+    "why_not_triton",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import torch
 
 from minserve.kernels.base import Ops
@@ -13,16 +16,28 @@ CPU = torch.device("cpu")
 
 
 def select_ops(backend: str, device: torch.device, dtype: torch.dtype) -> Ops:
-    """The operators of `KernelsConfig.backend`: "torch", "native" or "auto".
+    """The operators of `KernelsConfig.backend`: "torch", "native", "triton" or "auto".
 
-    "auto" is native on a CPU where it compiles, and quietly torch everywhere else:
-    `why_not_native` has the reason. Raises NativeUnavailable, in a sentence, for "native" where it
-    cannot run, and ValueError for any other name.
+    "auto" is native on a CPU where it compiles, Triton on a GPU that has what it needs, and
+    quietly torch everywhere else: `why_not_native` and `why_not_triton` have the reasons. Raises
+    NativeUnavailable or TritonUnavailable, in a sentence, where the one asked for cannot run, and
+    ValueError for any other name.
     """
-    if backend not in ("auto", "torch", "native"):
-        raise ValueError(f"kernels.backend={backend!r}: choose 'auto', 'torch' or 'native'")
+    if backend not in ("auto", "torch", "native", "triton"):
+        raise ValueError(
+            f"kernels.backend={backend!r}: choose 'auto', 'torch', 'native' or 'triton'"
+        )
     if backend == "torch":
         return TorchOps()
+    if backend == "triton" or (backend == "auto" and device.type == "cuda"):
+        reason = why_not_triton(device, dtype)
+        if reason is None:
+            from minserve.kernels.triton import TritonOps
+
+            return TritonOps()
+        if backend == "auto":
+            return TorchOps()
+        raise TritonUnavailable(f"kernels.backend='triton' cannot run: {reason}. 'auto' chooses")
     reason = why_not_native(device, dtype)
     if reason is None:
         return native_ops()
@@ -45,4 +60,31 @@ def why_not_native(device: torch.device = CPU, dtype: torch.dtype = torch.float3
         native_ops()
     except NativeUnavailable as error:
         return str(error)
+    return None
+
+
+class TritonUnavailable(RuntimeError):
+    """The Triton kernels cannot run here. The message says why."""
+
+
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run on this device in this number type; None if they can."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return (
+            f"they are for an NVIDIA GPU, and the device is {str(device)!r} (TRITON_INTERPRET=1, "
+            "set before Python starts, interprets them on a CPU, slowly)"
+        )
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "this GPU is older than compute capability 8.0: they would run without matrix units"
+    if dtype not in TRITON_DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in TRITON_DTYPES)
+        return f"they know {names}, and the model is in {dtype}"
+    if interpreted and dtype is torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly: use float32 or float16"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
     return None

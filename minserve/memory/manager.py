@@ -89,8 +89,9 @@ class KVManager:
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens that one request alone can keep."""
-        return int(self._tables.rows.shape[1]) * self.block_size
+        """Tokens that one request alone can keep, none of them pinned."""
+        blocks = min(int(self._tables.rows.shape[1]), self.pool.num_blocks - self.num_pinned)
+        return blocks * self.block_size
 
     def blocks_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens`."""
@@ -338,6 +339,11 @@ class KVManager:
     def unpin(self, handle: int) -> None:
         """Let pinned pages be evicted again. An unknown handle is a KeyError."""
         self.pool.release(reversed(self._pins.pop(handle)))
+
+    @property
+    def num_pinned(self) -> int:
+        """Pages that pins hold; one that two hold counts once."""
+        return len({block for blocks in self._pins.values() for block in blocks})
 
     def take_notes(self) -> list[str]:
         """Sentences about what went wrong below and was got over, each once."""

@@ -1,7 +1,13 @@
 """Request scheduling (Miao et al., section 4.2.4): who computes how many tokens next."""
 
 from minserve.scheduling.lengths import LengthOracle, LengthPredictor
-from minserve.scheduling.order import MultiLevelFeedback, Order, PriorityFirst, ShortestFirst
+from minserve.scheduling.order import (
+    LongestPrefixFirst,
+    MultiLevelFeedback,
+    Order,
+    PriorityFirst,
+    ShortestFirst,
+)
 from minserve.scheduling.policy import (
     AdmissionError,
     ContinuousBatching,
@@ -17,6 +23,7 @@ __all__ = [
     "ContinuousBatching",
     "LengthOracle",
     "LengthPredictor",
+    "LongestPrefixFirst",
     "MultiLevelFeedback",
     "Order",
     "Policy",

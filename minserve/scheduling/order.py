@@ -25,10 +25,13 @@ class Order:
     Ranks of running requests are then asked for at every step."""
     needs_lengths: ClassVar[bool] = False
     """True: `Request.predicted_tokens` is filled in before `rank` is asked."""
+    needs_prefixes: ClassVar[bool] = False
+    """True: before every step with a free place, `Request.found_tokens` of everybody who waits is
+    brought up to date and the queue is ranked anew."""
 
     def rank(self, request: Request) -> float:
         """Smaller goes first. Asked when a request joins the queue and, if `preemptive`, of running
-        ones at every step: while somebody waits, his rank stands."""
+        ones at every step: while somebody waits, his rank stands, unless `needs_prefixes`."""
         return 0.0
 
     @classmethod
@@ -57,6 +60,20 @@ class ShortestFirst(Order):
     def from_config(cls, config: ResolvedConfig) -> Order:
         """With `scheduling.length_bucket`."""
         return cls(config.config.scheduling.length_bucket)
+
+
+class LongestPrefixFirst(Order):
+    """Whoever finds most of its tokens computed goes first: a cached prefix is used while it is
+    there, before others evict it (RadixAttention, Zheng et al., arXiv 2312.07104, section 3).
+
+    What runs is left to run.
+    """
+
+    needs_prefixes = True
+
+    def rank(self, request: Request) -> float:
+        """Minus the tokens found."""
+        return -request.found_tokens
 
 
 class PriorityFirst(Order):
@@ -117,6 +134,7 @@ class MultiLevelFeedback(Order):
 ORDERS: dict[str, type[Order]] = {
     "fcfs": Order,
     "sjf": ShortestFirst,
+    "lpm": LongestPrefixFirst,
     "priority": PriorityFirst,
     "mlfq": MultiLevelFeedback,
 }

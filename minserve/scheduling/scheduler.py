@@ -137,6 +137,10 @@ class Scheduler:
         self.waiting.promote(now_s)
         if type(self._order) is Order:
             return  # Order of arrival, which is the order of admission.
+        if self._order.needs_prefixes and len(self.running) < self._max_num_seqs:
+            for request in self.waiting:
+                request.found_tokens = self._memory.computed_tokens(request)
+            self.waiting.rank_anew()
         self.running.sort(key=self._key)
         if self.waiting and self._order.preemptive:
             self._displace(plan, now_s)

@@ -1,9 +1,9 @@
 """The queue: requests by urgency, rank and arrival, and the bound on how long anybody is overtaken.
 
-A rank is taken once, when a request joins. Whoever has waited `limit_s` in all (`now - arrival`,
-less the time it ran) becomes urgent for good: urgent requests go before all others, first come
-first served among themselves. So after the limit nobody is overtaken by a later arrival, whatever
-the order prefers. Knows nothing about places and pages.
+A rank is taken when a request joins, and when all are ranked anew. Whoever has waited `limit_s` in
+all (`now - arrival`, less the time it ran) becomes urgent for good: urgent requests go before all
+others, first come first served among themselves. So after the limit nobody is overtaken by a later
+arrival, whatever the order prefers. Knows nothing about places and pages.
 """
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ class WaitingQueue(Sequence[Request]):
                     self._take(request)
                     request.urgent = True
                     self._insert(request)
+
+    def rank_anew(self) -> None:
+        """Take everybody's rank again: what it hangs on has changed."""
+        self._where = {
+            one: (self.rank_of(one), one.arrival_number, one) for _, _, one in self._line
+        }
+        self._line = sorted(self._where.values())
 
     def _insert(self, request: Request) -> None:
         entry = (self.rank_of(request), request.arrival_number, request)

@@ -1,7 +1,15 @@
 """Small models that are really trained, and how they were made.
 
 Knows where the shipped model directories are; importing it loads nothing heavy. The parts:
-`corpus`, `tokenizer`, `data`, `net`, `muon`, `train`, `export`, `score`, `evaluate`.
+
+- text: `corpus` (what may be trained on, what is held out), `tokenizer`, `data` (windows),
+  `overlap` (what of the held-out text still stands in the rest)
+- training: `net`, `muon`, `trainer` (state and one step), `budget`, `loop`, `export`; the commands
+  are `python -m minserve.zoo.train` for `zoo/base` and, after it, `python -m minserve.zoo.distil`
+  for `zoo/draft`, with `own_text` (what the base writes), `taught` (what it thought) and
+  `distil_loss`
+- judging: `score`, `continuations`, `agreement`, `pair`, `evaluate` (`minserve zoo evaluate`), and
+  `card`, which writes what was found into the model cards
 """
 
 from __future__ import annotations

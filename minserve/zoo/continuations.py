@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-#: A prompt to the text that follows it.
-Writer = Callable[[str], str]
+#: Prompts to the texts that follow them.
+Writer = Callable[[Sequence[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def continue_signatures(
     """Have `write` continue `count` signatures of `modules`, chosen by `seed`, and judge them."""
     prompts = signatures(modules)
     random.Random(seed).shuffle(prompts)
-    written = []
-    for signature in prompts[:count]:
-        text = write(signature)
-        written.append(Continuation(signature, text, parses(signature, text)))
-    return written
+    chosen = prompts[:count]
+    return [
+        Continuation(signature, text, parses(signature, text))
+        for signature, text in zip(chosen, write(chosen), strict=True)
+    ]

@@ -35,11 +35,20 @@ BOS_SHARE = 0.9
 
 def prepare(folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
     """Collect the corpus, train the tokenizer unless it is there, and write one token file per
-    mix into `folder`. Returns (and saves) the facts that a model card needs."""
+    mix into `folder`. Returns (and saves) the facts that a model card needs.
+
+    Raises FileNotFoundError when the tokens are there and their tokenizer is not.
+    """
     from minserve.zoo import corpus, tokenizer
 
     facts_path = folder / "facts.json"
     if facts_path.is_file():
+        if not (tokenizer_folder / "tokenizer.json").is_file():
+            raise FileNotFoundError(
+                f"There are tokens in {folder}, but their tokenizer is not in {tokenizer_folder}: "
+                "copy tokenizer.json and tokenizer_config.json there from the model that was "
+                f"trained with them, or delete {folder} to start afresh."
+            )
         saved: dict[str, Any] = json.loads(facts_path.read_text())
         return saved
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +103,11 @@ class Sampler:
         self.cursors: dict[str, list[int]] = {}  # "mix/length" -> [epoch, next window]
         self.tokens_drawn = dict.fromkeys(self.streams, 0)
         self._orders: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
+
+    def add(self, name: str, stream: Tokens) -> None:
+        """One more stream to draw from, also in the middle of a run."""
+        self.streams[name] = stream
+        self.tokens_drawn.setdefault(name, 0)
 
     def batch(
         self, sequences: int, length: int, shares: Mapping[str, float]

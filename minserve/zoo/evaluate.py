@@ -1,7 +1,8 @@
 """Scores a model directory: bits per byte on unseen source, and whether what it writes parses.
 
 Knows the held-out modules, the windows of the house measure and how continuations are judged;
-runs the model through transformers, and knows nothing about training.
+transformers computes the scores, the engine writes. A draft is judged with its base (`pair`).
+Knows nothing about training.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minserve.zoo import zoo_path
+from minserve.zoo.card import renew
 from minserve.zoo.continuations import Writer, continue_signatures
 
 if TYPE_CHECKING:
@@ -105,31 +107,18 @@ def extra_texts(folder: Path, limit: int = 24) -> list[str]:
     return texts
 
 
-def sampled_writer(
-    model: LoadedModel, max_tokens: int = 64, temperature: float = 0.7, seed: int = 0
-) -> Writer:
-    """Continues a prompt by sampling from the whole distribution, with a seed."""
-    import torch
+def sampled_writer(folder: Path, max_tokens: int = 64, temperature: float = 0.7) -> Writer:
+    """Continues prompts in the engine by sampling from the whole distribution, a seed each."""
 
-    from minserve.zoo.tokenizer import END_OF_TEXT_ID, PAD_ID
+    def write(prompts: Sequence[str]) -> list[str]:
+        from minserve import LLM, EngineConfig, SamplingParams
 
-    torch.manual_seed(seed)
-
-    def write(prompt: str) -> str:
-        ids = model.tokenizer.encode(prompt, add_special_tokens=False).ids
-        inputs = torch.tensor([[END_OF_TEXT_ID, *ids]])
-        with torch.inference_mode():
-            output = model.hf_model.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=max_tokens,
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                pad_token_id=PAD_ID,
-            )
-        new = output[0, inputs.shape[1] :].tolist()
-        return model.tokenizer.decode(new, skip_special_tokens=True)
+        params = [
+            SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=index)
+            for index in range(len(prompts))
+        ]
+        with LLM(folder, EngineConfig(dtype="float32"), progress=False) as llm:
+            return [output.text for output in llm.generate(list(prompts), params)]
 
     return write
 
@@ -157,9 +146,9 @@ def evaluate(
         report["extra"][place.name] = {
             str(w): round(total(score_text(model, t, w) for t in texts).bits_per_byte, 4)
             for w in WINDOWS
-        } | {"files": len(texts)}
+        } | {"files": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
     if signatures_count:
-        written = continue_signatures(sampled_writer(model), HELD_OUT, signatures_count)
+        written = continue_signatures(sampled_writer(folder), HELD_OUT, signatures_count)
         report["signatures"] = len(written)
         report["signatures_that_parse"] = sum(c.parses for c in written)
         shown = random.Random(1).sample(written, min(10, len(written)))
@@ -186,20 +175,70 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def render_pair(pair: dict[str, Any]) -> str:
+    """A draft's figures beside its base, for people."""
+    settings = pair["settings"]
+    lines = [
+        f"with {pair['base']} as its base, on {settings['prompts']} held-out prompts of "
+        f"{settings['prompt_tokens']} tokens, continued by the base to "
+        f"{settings['new_tokens']} tokens; proposals in rounds of {settings['gamma']}"
+    ]
+    for temperature, found in pair["along_own_text"].items():
+        lines.append(
+            f"  temperature {temperature}: agreement {found['agreement']:.3f}, accepted/proposed "
+            f"{found['acceptance']:.3f} on {found['tokens']} tokens of {found['continuations']} "
+            f"continuations; {found['loops_excluded']} loop and are excluded"
+        )
+    along = pair["along_held_out_text"]
+    lines.append(
+        f"  along the held-out text itself: agreement {along['0.0']:.3f} greedy, "
+        f"{along['0.8']:.3f} at temperature 0.8"
+    )
+    return "\n".join(lines)
+
+
+def default_base(folder: Path) -> Path | None:
+    """The base that a model is judged with where none is named: `zoo/base` for `zoo/draft`."""
+    return zoo_path("base") if folder == Path(__file__).parent / "draft" else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score a model of the zoo, or any Hugging Face directory with this tokenizer's files."""
+    """Score models of the zoo, or any Hugging Face directories with this tokenizer's files."""
     parser = argparse.ArgumentParser(prog="minserve zoo evaluate", description=main.__doc__)
-    parser.add_argument("model", nargs="?", default="zoo/base", help="zoo name or directory")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: zoo/base zoo/draft")
     parser.add_argument("--extra", type=Path, action="append", default=[], help="more source")
     parser.add_argument("--signatures", type=int, default=200, help="0 skips the generation")
-    parser.add_argument("--json", type=Path, help="write the whole report there as well")
+    parser.add_argument("--base", help="judge each model as a draft of this one")
+    parser.add_argument("--tokens", type=Path, help="training tokens, for the 13-gram overlap")
+    parser.add_argument(
+        "--save", action="store_true", help="write evaluation.json and the card's numbers"
+    )
     args = parser.parse_args(argv)
-    folder = Path(args.model) if Path(args.model).is_dir() else zoo_path(args.model)
-    report = evaluate(folder, args.extra, args.signatures)
-    print(render(report))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    for name in args.models or ["zoo/base", "zoo/draft"]:
+        folder = _folder(name)
+        base = _folder(args.base) if args.base else default_base(folder)
+        report = evaluate(folder, args.extra, args.signatures)
+        print(render(report))
+        if base is not None:
+            from minserve.zoo.pair import judge_pair
+
+            report["pair"] = judge_pair(base, folder)
+            print(render_pair(report["pair"]))
+        if args.tokens is not None:
+            from minserve.zoo.data import load_streams
+            from minserve.zoo.overlap import overlap
+
+            shares = overlap(load_streams(args.tokens).values(), folder)
+            report["overlap"] = {module: round(share, 6) for module, share in shares.items()}
+        if args.save:
+            (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+            if (folder / "README.md").is_file():
+                renew(folder)
     return 0
+
+
+def _folder(name: str) -> Path:
+    return Path(name) if Path(name).is_dir() else zoo_path(name)
 
 
 if __name__ == "__main__":

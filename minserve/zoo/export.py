@@ -1,4 +1,4 @@
-"""Writes a trained network as a complete Hugging Face directory.
+"""Writes a trained network as a complete Hugging Face directory, and reads it back.
 
 Knows the file names and configuration fields that transformers reads; knows nothing about how
 the weights came to be.
@@ -6,6 +6,7 @@ the weights came to be.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -52,6 +53,30 @@ def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def load_net(folder: Path) -> Net:
+    """The network that `export` wrote to `folder`, in float32. Raises FileNotFoundError."""
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There are no weights in {folder}: train the model first (python -m "
+            "minserve.zoo.train), or name the directory of one that is trained."
+        )
+    config = json.loads((folder / "config.json").read_text())
+    names = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "max_positions": "max_position_embeddings",
+        "norm_eps": "rms_norm_eps",
+    }
+    shape = {f.name: config[names.get(f.name, f.name)] for f in dataclasses.fields(NetConfig)}
+    net = Net(NetConfig(**shape))
+    net.load_hf_state_dict(load_file(path))
+    return net
 
 
 def export(net: Net, tokenizer_folder: Path, folder: Path, curve: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ Hugging Face names; knows nothing about serving, caches, tokenizers, data or opt
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,12 @@ class Net(nn.Module):
             state[at + "input_layernorm.weight"] = block.norm1
             state[at + "post_attention_layernorm.weight"] = block.norm2
         return {name: tensor.detach() for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def load_hf_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights over from `hf_state_dict`, in whatever number format they are."""
+        for name, ours in self.hf_state_dict().items():
+            ours.copy_(state[name])  # slices of the parameters: writing to them sets these
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = ["--disable-gpu", "--disable-quic", "--disable-sync"]
 NO_PLAYWRIGHT = "The browser tests need Playwright: make test-browser installs it."
 NO_CHROMIUM = (
     "The browser tests need Chromium, and none was found. On Debian: apt install chromium. "
@@ -26,8 +27,6 @@ class Missing(Exception):
 
 def find() -> str:
     """The path of a Chromium or Chrome. Raises Missing, with a sentence, where there is none."""
-    if importlib.util.find_spec("playwright") is None:
-        raise Missing(NO_PLAYWRIGHT)
     chosen = os.environ.get("MINSERVE_CHROMIUM")
     if chosen:
         if shutil.which(chosen) is None:
@@ -41,6 +40,8 @@ def find() -> str:
 
 def _playwrights_own() -> str | None:
     """What `playwright install chromium` downloads."""
+    if importlib.util.find_spec("playwright") is None:
+        return None
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+import psutil
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
-PAGE_MS = 60_000
+START_S = 240.0
+PAGE_MS = 120_000
 """For what a page does by itself."""
-RUN_MS = 240_000
+RUN_MS = 480_000
 """For what waits for the engine: a shared machine may be several times slower than a quiet one."""
 
 
@@ -42,6 +43,7 @@ class Lab:
         self.log = folder / "server.log"
         self._token = secrets.token_hex(16)
         self._port = _free_port()
+        folder.mkdir(exist_ok=True)
         shutil.copytree(ROOT / "labs", folder / "labs")
         self._write_settings()
         # The server leads a process group, so that no kernel outlives the tests.
@@ -74,6 +76,12 @@ class Lab:
         if not path.exists():
             return {}
         return {e["key"]: e for e in json.loads(path.read_text(encoding="utf-8"))["entries"]}
+
+    def newest_kernel(self) -> psutil.Process:
+        """The process of the kernel that was started last."""
+        children = psutil.Process(self._server.pid).children(recursive=True)
+        kernels = [each for each in children if "ipykernel_launcher" in " ".join(each.cmdline())]
+        return max(kernels, key=lambda each: each.create_time())
 
     def close(self) -> None:
         """End the server and its kernels."""
@@ -196,6 +204,12 @@ class Notebook:
         """What the first plot in `place` draws: its traces, its cursors, its lines' paths."""
         shown: dict[str, Any] = place.locator(".js-plotly-plot").first.evaluate(_PLOT)
         return shown
+
+    def drawn_plot(self, place: Locator) -> dict[str, Any]:
+        """The same, once it has been drawn: plotly.js has to be read first."""
+        marks = place.locator(".js-plotly-plot").first.locator("g.trace, g.points, path.js-line")
+        marks.first.wait_for(state="attached", timeout=RUN_MS)
+        return self.plot(place)
 
     def wait_for(self, true: Callable[[], bool], what: str) -> None:
         """Ask until `true()`; fails with `what` was waited for."""

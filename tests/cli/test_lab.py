@@ -15,7 +15,7 @@ from minserve.cli import lab
 def elsewhere(monkeypatch, tmp_path):
     """No ceilings of this machine, no compiler run, and none of the known places."""
     monkeypatch.setenv("MINSERVE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("minserve.kernels.cpu.build.library_path", lambda: tmp_path)
+    monkeypatch.setattr("minserve.kernels.why_not_native", lambda: None)
     for name in ("VSCODE_PID", "TERM_PROGRAM", "BINDER_SERVICE_HOST", "COLAB_RELEASE_TAG"):
         monkeypatch.delenv(name, raising=False)
 
@@ -91,12 +91,8 @@ def test_ceilings_are_read_and_never_measured(monkeypatch):
 
 
 def test_a_missing_compiler_costs_speed_only(monkeypatch):
-    from minserve.kernels.cpu.build import NativeUnavailable
-
-    def refuse():
-        raise NativeUnavailable("there is no C++ compiler: install g++")
-
-    monkeypatch.setattr("minserve.kernels.cpu.build.library_path", refuse)
+    reason = "there is no C++ compiler: install g++"
+    monkeypatch.setattr("minserve.kernels.why_not_native", lambda: reason)
     found = finding("C++ operators")
     assert found.state == "note" and "g++" in found.text
 

@@ -33,6 +33,8 @@ DISCIPLINES = (
     {"order": "mlfq", "mlfq_quantum": 2},
     {"order": "mlfq", "mlfq_quantum": 1},
     {"order": "sjf", "length_error": 1.0},
+    {"order": "lpm"},
+    {"order": "lpm", "policy": "static"},
     {"order": "sjf", "policy": "static"},
     {"order": "sjf", "policy": "static", "length_bucket": 8},
 )
@@ -98,6 +100,8 @@ class EngineMachine(RuleBasedStateMachine):
         swaps = paged and tiers != "none"
         host_tokens = {"none": 0, "swap": 40, "host": 100, "disk": 16}[tiers] if swaps else 0
         self.folder = tempfile.TemporaryDirectory()
+        if prefix_cache == "off" and discipline.get("order") == "lpm":
+            discipline = {"policy": "continuous"}
         config = EngineConfig().with_values(
             {
                 "memory.block_size": block_size,

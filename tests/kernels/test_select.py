@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minserve.kernels import NativeUnavailable, TorchOps, select_ops, why_not_native
+from minserve.kernels import (
+    NativeUnavailable,
+    TorchOps,
+    TritonUnavailable,
+    select_ops,
+    why_not_native,
+)
 from minserve.kernels.cpu.build import library_path
 
 CPU = torch.device("cpu")
@@ -85,5 +91,21 @@ def test_native_where_it_cannot_run_is_a_sentence() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="choose 'auto', 'torch' or 'native'"):
-        select_ops("triton", CPU, torch.float32)
+    with pytest.raises(ValueError, match="choose 'auto', 'torch', 'native' or 'triton'"):
+        select_ops("cutlass", CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "interpreted", "reason"),
+    [
+        (torch.float32, "0", "for an NVIDIA GPU, and the device is 'cpu'"),
+        (torch.float64, "1", "the model is in torch.float64"),
+        (torch.bfloat16, "1", "computes bfloat16 wrongly"),
+    ],
+)
+def test_triton_where_it_cannot_run_is_a_sentence(
+    dtype: torch.dtype, interpreted: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    with pytest.raises(TritonUnavailable, match=reason):
+        select_ops("triton", CPU, dtype)

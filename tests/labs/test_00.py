@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from labs.chapters import run_cells
+from labs.chapters import LABS, run_cells
 
 from labs import lint
 from widgets.panels import Compare
@@ -16,6 +18,27 @@ CHAPTER = "00_start_here"
 def apart(tmp_path, monkeypatch):
     monkeypatch.setenv("MINSERVE_HEADLESS", "1")
     monkeypatch.setenv("MINSERVE_PROGRESS", str(tmp_path / "progress.json"))
+
+
+def exists(number):
+    """A leaf with several chapters (43a, 43b) is there as soon as one of them is."""
+    return any([*LABS.glob(f"{number}_*.ipynb"), *LABS.glob(f"{number}[a-z]_*.ipynb")])
+
+
+def test_the_map_links_the_chapters_there_are_and_marks_those_there_are_not():
+    cells = lint.read(LABS / f"{CHAPTER}.ipynb")["cells"]
+    (table,) = (text for text in map(lint.source, cells) if "| what you see |" in text)
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) >= 10
+    for row in rows:
+        last = row.strip("|").split("|")[-1]
+        for name, target in re.findall(r"\[([^]]+)\]\(([^)]+)\)", last):
+            assert (LABS / target).is_file(), f"{target} is linked and not there"
+            assert target.startswith(name.split()[0] + "_"), f"“{name}” leads to {target}"
+        plain = re.sub(r"\[[^]]+\]\([^)]+\)", "", last)
+        numbers = re.findall(r"\b\d\d[a-z]?\b", plain)
+        assert [number for number in numbers if exists(number)] == [], f"link it: {row}"
+        assert bool(numbers) == ("(planned)" in plain), f"mark what is planned: {row}"
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ SWITCHES: list[tuple[str, Any]] = [
     ("scheduling.enable_chunked_prefill", False),
     ("scheduling.policy", "static"),
     ("scheduling.order", "sjf"),
+    ("scheduling.order", "lpm"),
     ("scheduling.order", "priority"),
     ("scheduling.order", "mlfq"),
     ("scheduling.length_error", 1.0),
@@ -108,7 +109,9 @@ def is_refused(values: Mapping[str, Any]) -> bool:
         "mlfq",
     ):
         return True
-    names = values.keys()
+    names = set(values)
+    if values.get("scheduling.order") == "lpm":
+        names.add("memory.prefix_cache")  # It needs one.
     return any(names & left and names & right for left, right in REFUSED)
 
 
@@ -136,6 +139,8 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in values:
         for need, value in NEEDS.get(name, {}).items():
             settings.setdefault(need, value)
+    if values.get("scheduling.order") == "lpm":
+        settings.setdefault("memory.prefix_cache", "radix")
     if settings.get("memory.kv_bytes") == "tiny":
         settings["memory.kv_bytes"] = POOL_TOKENS * TOKEN_BYTES
     if settings.get("memory.host_bytes") == "some":
@@ -255,6 +260,8 @@ def test_samples_that_share_a_prompt_are_those_that_compute_it_each(
     both = values | {"memory.prefix_cache": prefix_cache}
     if CACHES & values.keys() or (prefix_cache != "off" and is_refused(both)):
         pytest.skip("refused, or a switch that brings its own prefix cache")
+    if values.get("scheduling.order") == "lpm" and prefix_cache == "off":
+        pytest.skip("refused: it orders by cached prefixes")
     alone, _ = run(model_dir, {"memory.copy_on_write": False}, 1.0, samples=3)
     shared, totals = run(model_dir, both, 1.0, samples=3)
     assert [r.output_token_ids for r in shared] == [r.output_token_ids for r in alone]

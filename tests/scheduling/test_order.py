@@ -221,7 +221,7 @@ def test_first_come_first_served_needs_no_limit_and_others_get_one_by_default():
         ({"length_bucket": 16}, "use order='sjf'"),
         ({"max_num_prefill_tokens": 64, "enable_chunked_prefill": False}, "splits prompts"),
         ({"max_num_prefill_tokens": 1024}, "above scheduling.max_num_batched_tokens=512"),
-        ({"order": "shortest"}, "expected one of fcfs, sjf, priority, mlfq"),
+        ({"order": "shortest"}, "expected one of fcfs, sjf, lpm, priority, mlfq"),
     ],
 )
 def test_what_cannot_go_together_is_refused_in_a_sentence(values, words):

@@ -61,11 +61,11 @@ def shown(replay: Replay) -> tuple[float, str, str, str]:
     """What the four linked views show now."""
     assert replay.flush()
     timeline, pages, tokens, typewriters = replay.views
-    line = timeline.widget.layout.shapes[0]
+    line = timeline.live.figure.layout.shapes[0]
     assert line.x0 == line.x1
     found = re.search(r"(\d+) of \d+ tokens", typewriters.widget.value)
     assert found is not None
-    return line.x0, pages.widget.layout.title.text, tokens.widget.value, found[1]
+    return line.x0, pages.live.figure.layout.title.text, tokens.widget.value, found[1]
 
 
 def delivered(trace: RunTrace, steps: int) -> int:
@@ -216,7 +216,7 @@ def test_two_runs_share_one_time_axis() -> None:
     assert moment.done["off"] == sum(s.end_s - off.steps[0].start_s <= end for s in off.steps) - 1
     counts = re.findall(r"(\d+) of 10 tokens", replay.views[0].widget.value)
     assert [int(n) for n in counts] == [moment.done["off"] + 1, 10]
-    assert len(replay.views[1].widget.layout.shapes) == 2
+    assert len(replay.views[1].live.figure.layout.shapes) == 2
     replay.close()
 
 

@@ -18,11 +18,12 @@ import torch
 from minserve.clock import VirtualClock
 from minserve.zoo import zoo_path
 from minserve.zoo.budget import Budget, seconds_until
-from minserve.zoo.data import SHARES, SPLIT_SHARE, Sampler, split_table
+from minserve.zoo.data import SHARES, SPLIT_SHARE, Sampler, prepare, split_table
+from minserve.zoo.loop import run
 from minserve.zoo.muon import orthogonalise
 from minserve.zoo.net import Net, NetConfig, head_loss
 from minserve.zoo.tokenizer import decode_bytes, load_tokenizer
-from minserve.zoo.train import TrainConfig, Trainer, run
+from minserve.zoo.trainer import TrainConfig, Trainer
 
 TINY = TrainConfig(
     net=NetConfig(
@@ -108,6 +109,13 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     other = Trainer(TrainConfig(net=NetConfig(num_layers=1)), Sampler({"stdlib": np.arange(9)}))
     with pytest.raises(ValueError, match="another shape"):
         other.load(tmp_path / "checkpoint.pt")
+
+
+def test_tokens_without_their_tokenizer_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"copy tokenizer\.json"):
+        prepare(tmp_path, tmp_path / "model")
+    assert prepare(tmp_path, zoo_path("base")) == {}
 
 
 def test_learning_lowers_the_loss() -> None:

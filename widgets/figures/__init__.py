@@ -11,6 +11,7 @@ from widgets.figures.kv_memory import kv_bytes
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.latencies import latency
 from widgets.figures.page_grid import page_map
+from widgets.figures.radix_tree import RadixTree, radix_tree
 from widgets.figures.request_lanes import timeline
 from widgets.figures.roofs import RooflinePoint, roofline_chart, roofline_points
 from widgets.figures.sides import Run, Runs, Side
@@ -22,6 +23,7 @@ from widgets.figures.triangle import recompute_triangle
 __all__ = [
     "Delivery",
     "LabFigure",
+    "RadixTree",
     "RooflinePoint",
     "Run",
     "Runs",
@@ -30,6 +32,7 @@ __all__ = [
     "kv_bytes",
     "latency",
     "page_map",
+    "radix_tree",
     "recompute_triangle",
     "roofline_chart",
     "roofline_points",

@@ -17,6 +17,7 @@ from IPython.display import display
 
 from minserve.config import ConfigError
 from minserve.request import InvalidRequestError
+from widgets.fallback import bundle
 from widgets.panels import views
 from widgets.theme import headless
 from widgets.workers import Job, Worker, describe_error
@@ -137,7 +138,7 @@ class Panel(views.Displayed):
         with self._lock:
             self._places.append((render, place))
         self._fill_places()
-        display(place)
+        display(bundle(place, f"{self.title}: shown after a run"), raw=True)
 
     def show_facts(self) -> None:
         """Show what is the same on every machine: for cells whose output is compared."""
@@ -220,7 +221,7 @@ class Panel(views.Displayed):
         state = worker.state
         busy = state in ("waiting", "running")
         self.run_button.disabled = busy
-        self.stop_button.disabled = not busy
+        self.stop_button.disabled = not busy or worker.stopping
         self.progress.layout.visibility = "visible" if busy else "hidden"
         self.progress.value = worker.share
         if state == "failed" and worker.error is not None:
@@ -228,7 +229,8 @@ class Panel(views.Displayed):
             self.problem.value = _error_html(worker.error)
         else:
             texts = {"done": "Done.", "stopped": "Stopped. Nothing is quoted from this run."}
-            self.status.value = views.sentence(texts.get(state, worker.text))
+            text = "Stopping after the step under way." if worker.stopping else worker.text
+            self.status.value = views.sentence(texts.get(state, text))
 
     def _run_name(self) -> str:
         return f"“{self.run_button.description}”"

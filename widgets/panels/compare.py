@@ -218,7 +218,8 @@ class Compare(Panel):
 
         def watch(trace: RunTrace, step: StepTrace) -> None:
             traces[name] = trace
-            if not self.masked:
+            # A drawing takes a tenth of a second and more: none is begun after a stop.
+            if not (self.masked or job.stopping):
                 pace.draw(lambda: self.view.draw_live(traces))
 
         slider = self.rate

@@ -12,12 +12,13 @@ from html import escape
 from typing import Any, Literal
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 from IPython.display import display
 
 from widgets import theme
+from widgets.fallback import bundle
 from widgets.figures.lab_figure import LabFigure
-from widgets.figures.render import CONFIG, table_html
+from widgets.figures.render import table_html
+from widgets.live import LiveFigure, prepare
 
 Kind = Literal["plain", "good", "bad", "info", "problem"]
 
@@ -84,8 +85,8 @@ def as_widget(shown: Shown) -> widgets.Widget:
 def _still(figure: LabFigure) -> widgets.Widget:
     """A figure that will not change. A FigureWidget would bring 5 MB of plotly.js to the page."""
     words = html(theme.STYLE + figure.words_html())
-    bundle = dict(figure._repr_mimebundle_())
-    plot = {"output_type": "display_data", "data": bundle, "metadata": {}}
+    drawn = dict(figure._repr_mimebundle_())
+    plot = {"output_type": "display_data", "data": drawn, "metadata": {}}
     return widgets.VBox([widgets.Output(outputs=(plot,)), words])
 
 
@@ -106,18 +107,18 @@ class Displayed:
     widget: widgets.Widget
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        words = {"text/plain": repr(self)}
         if theme.headless():
-            return words
-        bundle: dict[str, Any] = self.widget._repr_mimebundle_(**options)
-        return bundle | words
+            return {"text/plain": repr(self)}
+        return bundle(self.widget, repr(self), **options)
 
 
 class FigureView:
     """A place for a figure and its words. The plot itself is made when first drawn."""
 
     def __init__(self) -> None:
-        self._plot: go.FigureWidget | None = None
+        if not theme.headless():
+            prepare()
+        self._plot: LiveFigure | None = None
         self._words = html()
         self.widget = widgets.VBox([])
         self.shown: LabFigure | None = None
@@ -130,27 +131,7 @@ class FigureView:
             self.widget.children = (self._words,)
             return
         if self._plot is None:
-            self._plot = go.FigureWidget(figure.figure)
-            self._plot._config = self._plot._config | CONFIG
-            self.widget.children = (self._plot, self._words)
+            self._plot = LiveFigure(figure.figure)
+            self.widget.children = (self._plot.widget, self._words)
             return
-        _replace(self._plot, figure.figure)
-
-
-def _replace(plot: go.FigureWidget, figure: go.Figure) -> None:
-    """Make the plot equal to the figure, keeping traces (and the reader's zoom) where it can."""
-    same = [old.type for old in plot.data] == [new.type for new in figure.data]
-    with plot.batch_update():
-        if same:
-            for old, new in zip(plot.data, figure.data, strict=True):
-                _overwrite(old, new)
-        _overwrite(plot.layout, figure.layout)
-    if not same:
-        plot.data = ()
-        plot.add_traces(figure.data)
-
-
-def _overwrite(old: Any, new: Any) -> None:
-    wanted = new.to_plotly_json()
-    gone = {key: None for key in old.to_plotly_json() if key not in (*wanted, "type", "uid")}
-    old.update(gone | wanted, overwrite=True)
+        self._plot.show(figure.figure)

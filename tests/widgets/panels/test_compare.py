@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minserve import ConfigError
+from minserve.engine import Engine
 from minserve.hardware import DEVICES
 from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import BASE, STATIC, arriving, tiny
@@ -167,6 +168,32 @@ def test_stop_is_heard_within_half_a_second_and_nothing_is_quoted():
     with pytest.raises(RuntimeError, match="no result yet"):
         _ = panel.result
     raise_panel_errors()
+
+
+@pytest.mark.parametrize("words", ["Live: “on”", "Measuring undrawn, round 2"])
+def test_after_a_stop_no_engine_step_begins_and_nothing_is_drawn(monkeypatch, words):
+    panel = Compare(BASE, {"seed": 1}, tiny(2, (12,)), rounds=2, names=("off", "on"))
+    step, pressed, late = Engine.step, [], []
+
+    def watched(engine):
+        if pressed:
+            late.append("a step")
+        elif words in panel.status.value:
+            # In the middle of a step: as late as a press can come and still be in time.
+            pressed.append(True)
+            panel.stop_button.click()
+            assert panel.stop_button.disabled and "Stopping" in panel.status.value
+            monkeypatch.setattr(panel.view, "draw_live", lambda traces: late.append("a drawing"))
+            monkeypatch.setattr(panel.view, "draw", lambda result: late.append("a result"))
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    panel.run()
+    assert panel.wait(60)
+    raise_panel_errors()
+    assert pressed and not late
+    assert panel.worker.state == "stopped" and "Stopped" in panel.status.value
+    assert not panel.run_button.disabled and panel.stop_button.disabled
 
 
 def test_the_arrival_rate_reaches_the_running_loop():

@@ -1,0 +1,202 @@
+"""`Ops` on Triton kernels; matrix products are the vendor library's, through torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from minserve.kernels.base import PlannedAttention
+from minserve.kernels.triton import activation, norm, rotary, store
+from minserve.kernels.triton.attention import ragged_attention_kernel
+from minserve.kernels.triton.decode import merge_kernel, num_splits, split_attention_kernel
+
+SPLIT_STAGES = 3
+"""Tiles of keys and values in flight in a split decode: it does nothing but wait for them."""
+
+
+class TritonOps:
+    """See the package. `num_processors` decides how decode attention is split; None asks the
+    device that tensors are on."""
+
+    name = "triton"
+
+    def __init__(self, num_processors: int | None = None) -> None:
+        self.num_processors = num_processors
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Ops.linear`."""
+        return F.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm`."""
+        return norm.rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.add_rms_norm`."""
+        return norm.add_rms_norm(x, residual, weight, eps)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.silu_and_mul`."""
+        return activation.silu_and_mul(gate_up)
+
+    def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        """See `Ops.rotary_`."""
+        rotary.rotary_(x, positions, cos_sin)
+
+    def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """See `Ops.store_kv`."""
+        store.store_kv(k, v, keys, values, slots)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        return planned(q, keys, values, scale, window, need_lse)
+
+    def plan_attention(
+        self,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+    ) -> PlannedAttention:
+        """See `Ops.plan_attention`: split over the context where every request has one row."""
+        if max(query_lens) == 1:
+            processors = self.num_processors or _processors(block_tables.device)
+            return SplitAttention(block_tables, kv_lens, max(context_lens), processors)
+        return RaggedAttention(block_tables, query_starts, kv_lens, query_lens)
+
+
+class RaggedAttention:
+    """Attention of one step's prefill chunks and decodes; tiles are worked out once per shape."""
+
+    def __init__(
+        self,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+    ) -> None:
+        self._batch = block_tables, query_starts, kv_lens
+        self._query_lens = np.array(query_lens)
+        self._tiles: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `PlannedAttention`."""
+        tables, query_starts, kv_lens = self._batch
+        rows, num_heads, head_dim = q.shape
+        num_kv_heads, block_size = keys.shape[1], keys.shape[2]
+        group = num_heads // num_kv_heads
+        dim = max(16, triton.next_power_of_2(head_dim))
+        tile_rows, tile_keys, warps = tile_shape(dim, q.dtype.itemsize)
+        tile_rows = max(tile_rows, triton.next_power_of_2(group))
+        tokens = tile_rows // group
+        requests, starts = self._tiles_of(tokens, q.device)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
+        ragged_attention_kernel[(requests.shape[0], num_kv_heads)](
+            q, keys, values, out, lse, tables, query_starts, kv_lens, requests, starts,
+            q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
+            head_dim, scale, window or 0,
+            GROUP=group, TOKENS=tokens, ROWS=tile_rows, KEYS=tile_keys, DIM=dim,
+            WINDOW=window is not None, LSE=need_lse, num_warps=warps, num_stages=2,
+        )  # fmt: skip
+        return out, lse if need_lse else None
+
+    def _tiles_of(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Request and first token of every tile of `tokens` tokens, int32 each."""
+        if tokens not in self._tiles:
+            counts = -(-self._query_lens // tokens)
+            requests = np.repeat(np.arange(len(counts)), counts)
+            first = np.cumsum(counts) - counts
+            starts = (np.arange(len(requests)) - first[requests]) * tokens
+            self._tiles[tokens] = (
+                torch.from_numpy(requests.astype(np.int32)).to(device, non_blocking=True),
+                torch.from_numpy(starts.astype(np.int32)).to(device, non_blocking=True),
+            )
+        return self._tiles[tokens]
+
+
+class SplitAttention:
+    """Attention of one step in which every request has one row."""
+
+    def __init__(
+        self, block_tables: Tensor, kv_lens: Tensor, longest: int, num_processors: int
+    ) -> None:
+        self._batch = block_tables, kv_lens
+        self._longest = longest
+        self._num_processors = num_processors
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `PlannedAttention`."""
+        tables, kv_lens = self._batch
+        rows, num_heads, head_dim = q.shape
+        num_kv_heads, block_size = keys.shape[1], keys.shape[2]
+        group = num_heads // num_kv_heads
+        dim = max(16, triton.next_power_of_2(head_dim))
+        _, tile_keys, _ = tile_shape(dim, q.dtype.itemsize)
+        longest = self._longest if window is None else min(self._longest, window)
+        splits = num_splits(rows * num_kv_heads, longest, self._num_processors)
+        shape = (rows, num_heads, splits)
+        parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+        part_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+        split_attention_kernel[(rows, num_kv_heads, splits)](
+            q, keys, values, parts, part_lse, tables, kv_lens,
+            q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
+            head_dim, scale, window or 0, splits,
+            GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KEYS=tile_keys, DIM=dim,
+            WINDOW=window is not None, num_warps=4, num_stages=SPLIT_STAGES,
+        )  # fmt: skip
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
+        merge_kernel[(rows * num_heads,)](
+            parts, part_lse, out, lse, splits, head_dim,
+            SPLITS=triton.next_power_of_2(splits), DIM=dim, LSE=need_lse, num_warps=1,
+        )  # fmt: skip
+        return out, lse if need_lse else None
+
+
+def tile_shape(dim: int, itemsize: int) -> tuple[int, int, int]:
+    """Query rows, keys and warps of a tile: chosen so that nothing spills on compute capability
+    8.0 (`resources` compiles and counts; the budgets are in `tests/kernels`)."""
+    if itemsize > 2 or dim > 128:
+        return 32, 32, 4
+    return 64, 64, 8 if dim > 64 else 4
+
+
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,53 @@
+"""An engine on the Triton kernels, interpreted, writes the tokens of one on torch operators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.oracle import random_model, save
+
+from minserve.build import build_engine, load_model
+from minserve.config import EngineConfig
+from minserve.request import SamplingParams
+
+
+def test_an_engine_on_triton_writes_the_tokens_of_one_on_torch(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=64,
+    )
+    folder = save(random_model(config, seed=5), tmp_path)
+    outputs = {}
+    for backend in ("torch", "triton"):
+        engine = build_engine(
+            load_model(
+                folder,
+                EngineConfig().with_values(
+                    {
+                        "device": "cpu",
+                        "dtype": "float32",
+                        "kernels.backend": backend,
+                        "memory.kv_bytes": 40 * 2 * 2 * 2 * 16 * 4,
+                        "memory.block_size": 4,
+                        "scheduling.max_num_seqs": 3,
+                        "scheduling.max_num_batched_tokens": 16,
+                        "scheduling.max_model_len": 40,
+                    }
+                ),
+            )
+        )
+        assert engine.config.config.kernels.backend == backend
+        params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+        requests = [engine.add(str(n), list(range(1, n)), params)[0] for n in (4, 18, 11)]
+        while engine.has_work:
+            engine.step()
+        outputs[backend] = [request.output_token_ids for request in requests]
+    assert outputs["triton"] == outputs["torch"]

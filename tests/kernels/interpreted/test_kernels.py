@@ -1,0 +1,190 @@
+"""Every Triton kernel against the torch reference, over shapes hypothesis draws.
+
+float32 and float16 only: bfloat16 is silently wrong in Triton's interpreter. Memory that a kernel
+must not read is NaN, and so is memory it must write.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels.ragged import Shape, build, dense_attention, tolerance
+
+from minserve.kernels import TorchOps
+from minserve.kernels.triton import TritonOps
+from minserve.kernels.triton.decode import num_splits
+
+EXAMPLES = 12
+torch_ops = TorchOps()
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors are full of NaN, so that a number never written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def normal(*size: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@st.composite
+def small_shapes(draw: st.DrawFn, decode: bool) -> Shape:
+    """A program costs a millisecond here: few requests, and contexts that cross a few tiles."""
+    query_lens, context_lens = [], []
+    for _ in range(draw(st.integers(1, 3))):
+        rows = 1 if decode else draw(st.one_of(st.just(1), st.integers(1, 40)))
+        query_lens.append(rows)
+        context_lens.append(rows + draw(st.sampled_from([0, 1, 15, 31, 32, 63, 64, 100, 150])))
+    return Shape(
+        tuple(query_lens),
+        tuple(context_lens),
+        block_size=draw(st.sampled_from([1, 4, 16, 64])),
+        num_kv_heads=draw(st.sampled_from([1, 2])),
+        group_size=draw(st.sampled_from([1, 2, 3, 4, 8])),
+        head_dim=draw(st.sampled_from([16, 18, 32, 40, 64, 128, 256])),
+        window=draw(st.sampled_from([None, None, 1, 7, 64])),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+def check_attention(shape: Shape, dtype: torch.dtype, ops: TritonOps) -> None:
+    batch = build(shape, dtype)
+    expected, expected_lse = dense_attention(batch)
+    planned = ops.plan_attention(*batch.args())
+    args = (batch.q, batch.keys, batch.values, batch.scale, shape.window)
+    out, lse = planned(*args, True)
+    assert lse is not None and out.dtype == dtype and out.is_contiguous()
+    assert (out - expected).abs().max() < tolerance(dtype)
+    assert (lse - expected_lse).abs().max() < tolerance(dtype)
+    again, none = planned(*args)
+    assert none is None and torch.equal(again, out)
+
+
+@each_dtype
+@given(data=st.data())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_ragged_attention_is_its_definition(dtype: torch.dtype, data: st.DataObject) -> None:
+    check_attention(data.draw(small_shapes(decode=False)), dtype, TritonOps(1))
+
+
+@each_dtype
+@given(data=st.data(), processors=st.sampled_from([1, 4, 16, 132]))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_split_attention_is_its_definition(
+    dtype: torch.dtype, data: st.DataObject, processors: int
+) -> None:
+    check_attention(data.draw(small_shapes(decode=True)), dtype, TritonOps(processors))
+
+
+def test_a_context_split_into_parts_without_keys_is_still_exact() -> None:
+    # 130 tokens make three parts by length, and whole tiles leave the last ones with nothing.
+    shape = Shape((1, 1), (300, 3), 16, 1, 2, 32, None, 0)
+    check_attention(shape, torch.float32, TritonOps(132))
+
+
+def test_the_number_of_parts_fills_the_device_and_no_more() -> None:
+    assert num_splits(num_programs=8, longest=8192, num_processors=132) == 33
+    assert num_splits(num_programs=512, longest=8192, num_processors=132) == 1
+    assert num_splits(num_programs=8, longest=200, num_processors=132) == 2
+    assert num_splits(num_programs=1, longest=1, num_processors=132) == 1
+
+
+@each_dtype
+@given(
+    rows=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    width=st.sampled_from([1, 16, 33, 100, 600]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_rms_norm(dtype: torch.dtype, rows: int, heads: int, width: int, seed: int) -> None:
+    strided = normal(rows, heads + 1, width, dtype=dtype, seed=seed)[:, :heads]
+    weight = normal(width, dtype=dtype, seed=seed + 1)
+    got = TritonOps().rms_norm(strided, weight, 1e-5)
+    expected = torch_ops.rms_norm(strided.double(), weight.double(), 1e-5)
+    assert got.shape == strided.shape
+    assert (got - expected).abs().max() < 2 * tolerance(dtype)
+    flat = strided[:, 0]
+    got = TritonOps().rms_norm(flat, weight, 1e-5)
+    assert (got - expected[:, 0]).abs().max() < 2 * tolerance(dtype)
+
+
+@each_dtype
+@given(rows=st.integers(1, 3), width=st.sampled_from([1, 16, 100, 600]), seed=st.integers(0, 1000))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_add_rms_norm_writes_the_sum_it_normalises(
+    dtype: torch.dtype, rows: int, width: int, seed: int
+) -> None:
+    x = normal(rows, width + 3, dtype=dtype, seed=seed)[:, :width]
+    residual = normal(rows, width, dtype=dtype, seed=seed + 1)
+    weight = normal(width, dtype=dtype, seed=seed + 2)
+    total = residual + x
+    got = TritonOps().add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(residual, total)
+    expected = torch_ops.rms_norm(total.double(), weight.double(), 1e-5)
+    assert (got - expected).abs().max() < 2 * tolerance(dtype)
+
+
+@each_dtype
+@given(rows=st.integers(1, 3), inner=st.sampled_from([1, 40, 1024, 1500]), seed=st.integers(0, 999))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_silu_and_mul(dtype: torch.dtype, rows: int, inner: int, seed: int) -> None:
+    gate_up = normal(rows, 2 * inner + 1, dtype=dtype, seed=seed)[:, : 2 * inner]
+    got = TritonOps().silu_and_mul(gate_up)
+    expected = torch_ops.silu_and_mul(gate_up.double())
+    assert (got - expected).abs().max() < 4 * tolerance(dtype)
+
+
+@each_dtype
+@given(
+    rows=st.integers(1, 4),
+    heads=st.integers(1, 5),
+    head_dim=st.sampled_from([2, 16, 18, 64, 128]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_rotary_turns_in_place(
+    dtype: torch.dtype, rows: int, heads: int, head_dim: int, seed: int
+) -> None:
+    whole = normal(rows, heads + 2, head_dim, dtype=dtype, seed=seed)
+    angles = torch.rand(50, head_dim // 2, dtype=torch.float64) * 7
+    cos_sin = torch.cat((angles.cos(), angles.sin()), -1).to(dtype)
+    positions = torch.randint(0, 50, (rows,), generator=torch.Generator().manual_seed(seed))
+    expected = whole.double()
+    torch_ops.rotary_(expected[:, :heads], positions, cos_sin.double())
+    TritonOps().rotary_(whole[:, :heads], positions, cos_sin)
+    assert (whole - expected).abs().max() < 4 * tolerance(dtype)
+    assert torch.equal(whole[:, heads:].double(), expected[:, heads:])
+
+
+@each_dtype
+@given(
+    rows=st.integers(1, 5),
+    heads=st.integers(1, 3),
+    head_dim=st.sampled_from([16, 18, 64]),
+    block_size=st.sampled_from([1, 4, 16]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_store_writes_its_slots_and_nothing_else(
+    dtype: torch.dtype, rows: int, heads: int, head_dim: int, block_size: int, seed: int
+) -> None:
+    both = normal(rows, 2 * heads, head_dim, dtype=dtype, seed=seed)
+    k, v = both[:, :heads], both[:, heads:]
+    keys, values = (torch.full((6, heads, block_size, head_dim), math.nan) for _ in range(2))
+    keys, values = keys.to(dtype), values.to(dtype)
+    order = torch.randperm(6 * block_size, generator=torch.Generator().manual_seed(seed))
+    slots = order[: min(rows, 6 * block_size)]
+    expected = keys.clone(), values.clone()
+    torch_ops.store_kv(k, v, *expected, slots)
+    TritonOps().store_kv(k, v, keys, values, slots)
+    torch.testing.assert_close((keys, values), expected, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,53 @@
+"""The Triton kernels without a GPU: what they compute, and what they compile to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from minserve.kernels.triton.resources import CAPABILITIES, compile_for, variants
+
+BUDGETS = Path(__file__).parent / "triton_budgets.json"
+FOLDER = Path(__file__).parent / "interpreted"
+
+
+def test_the_kernels_compute_what_torch_does_in_the_interpreter() -> None:
+    """In a process of its own: the interpreter is chosen when Triton is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FOLDER)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout and "skipped" not in result.stdout
+
+
+@pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
+def test_compiled_kernels_stay_within_their_budget(variant) -> None:
+    """Compiled, not run. `python -m minserve.kernels.triton.resources` prints new budgets."""
+    budgets = json.loads(BUDGETS.read_text())[variant.name]
+    for capability in CAPABILITIES:
+        needed = asdict(compile_for(variant, capability))
+        allowed = budgets[f"sm_{capability}"]
+        grown = [
+            f"{what}: {needed[what]}, allowed {most}"
+            for what, most in allowed.items()
+            if needed[what] > most
+        ]
+        assert not grown, (
+            f"{variant.name} grew on sm_{capability} ({'; '.join(grown)}). If it is worth it, "
+            f"put the new numbers into {BUDGETS.name} and say why"
+        )
+
+
+def test_every_kernel_has_a_budget_and_nothing_spills() -> None:
+    budgets = json.loads(BUDGETS.read_text())
+    assert budgets.keys() == {variant.name for variant in variants()}
+    for name, targets in budgets.items():
+        for target, allowed in targets.items():
+            assert allowed["stack_bytes"] == 0, f"{name} spills registers on {target}"

@@ -1,0 +1,22 @@
+"""What a front end gets that shows no Jupyter widgets: words, and where the figures are.
+
+Every front end chooses from a bundle what it can show: the panel itself, or this text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets
+
+NO_WIDGETS = (
+    "A panel stands here where Jupyter widgets are shown: in JupyterLab, and in VS Code and Colab "
+    "with their support for widgets. Without it, the chapter's figures, as recorded, are in "
+    "labs/figures/."
+)
+
+
+def bundle(widget: ipywidgets.Widget, words: str, **options: Any) -> dict[str, Any]:
+    """The widget, or its words and a sentence."""
+    shown: dict[str, Any] = widget._repr_mimebundle_(**options)
+    return shown | {"text/plain": f"{words}\n{NO_WIDGETS}"}
