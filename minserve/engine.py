@@ -76,6 +76,7 @@ class Engine:
         self._block_bytes = config.block_bytes
         self._keep_cache = config.config.memory.kv_cache
         self._check = config.config.memory.check_integrity
+        self._pages = config.config.trace.per_request and config.config.trace.pages
         self._eos = frozenset(config.model.eos_token_ids)
         self._in_flight: deque[_InFlight] = deque()
         self._live: dict[str, list[Request]] = {}
@@ -290,6 +291,7 @@ class Engine:
                 external_bytes=self._scheduler.stranded_slots() * slot_bytes,
             ),
             requests=tuple(counts.details),
+            cached_pages=self.memory.pool.cached_blocks() if self._pages else (),
         )
         self._num_steps += 1
         self._num_aborted = 0

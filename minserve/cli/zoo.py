@@ -1,4 +1,4 @@
-"""`minserve zoo`: list the models that ship, or score one on the held-out modules."""
+"""`minserve zoo`: list the models that ship, or score them on the held-out modules."""
 
 from __future__ import annotations
 

@@ -111,6 +111,10 @@ class BlockPool:
         """Every page the index knows, owned or cached."""
         return {block for block, known in enumerate(self._indexed) if known}
 
+    def cached_blocks(self) -> tuple[int, ...]:
+        """Pages nobody owns, kept for a hit: the next to be evicted first."""
+        return tuple(self._cached)
+
     def owners(self, block: int) -> int:
         """How many hold the page."""
         return self._owners[block]

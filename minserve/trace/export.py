@@ -26,7 +26,7 @@ VERSION = 2
 
 _NESTED = {"stages": StageTimes, "work": StepWork, "pages": StepPages}
 _STEP_FIELDS = tuple(item.name for item in fields(StepTrace))
-_PLAIN = tuple(name for name in _STEP_FIELDS if name not in (*_NESTED, "requests"))
+_PLAIN = tuple(name for name in _STEP_FIELDS if name not in (*_NESTED, "requests", "cached_pages"))
 _STAGES = tuple(item.name for item in fields(StageTimes))
 _WORK = tuple(item.name for item in fields(StepWork))
 _PAGES = tuple(item.name for item in fields(StepPages))
@@ -83,6 +83,11 @@ def to_json(trace: RunTrace, path: str | Path | None = None) -> str:
                 for row, step in enumerate(snapshot.steps)
                 if step.requests
             },
+            "cached_pages": {
+                str(row): step.cached_pages
+                for row, step in enumerate(snapshot.steps)
+                if step.cached_pages
+            },
             "request_columns": REQUEST_COLUMNS,
             "requests": [request_row(request) for request in snapshot.requests],
         },
@@ -136,6 +141,7 @@ def _build(data: dict[str, Any]) -> RunTrace:
     columns, detail = data["step_columns"], data["detail"]
     if set(columns) != set(STEP_COLUMNS):
         raise KeyError(*sorted(set(columns) ^ set(STEP_COLUMNS)))
+    cached = data.get("cached_pages", {})
     steps = []
     for row, values in enumerate(data["steps"]):
         cells = dict(zip(columns, values, strict=True))
@@ -148,6 +154,7 @@ def _build(data: dict[str, Any]) -> RunTrace:
                 requests=tuple(
                     _part(data["detail_columns"], part) for part in detail.get(str(row), ())
                 ),
+                cached_pages=tuple(cached.get(str(row), ())),
             )
         )
     requests = []

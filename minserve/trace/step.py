@@ -148,6 +148,8 @@ class StepTrace:
     """Bytes of the tokens kept when the step ends."""
     pages: StepPages = StepPages()
     requests: tuple[RequestStep, ...] = ()
+    cached_pages: tuple[int, ...] = ()
+    """Pages nobody owns when the step ends, kept for a prefix hit; with `TraceConfig.pages`."""
 
     @property
     def duration_s(self) -> float:

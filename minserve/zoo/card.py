@@ -77,11 +77,32 @@ def pair_table(report: Report) -> str:
     return "\n".join(rows)
 
 
+def cost_table(report: Report) -> str:
+    """What one token costs beside the base's, by threads."""
+    first = report["cost"][0]
+    rows = ["| threads | draft, µs | base, µs | the base's is |", "|---|---|---|---|"]
+    for cost in report["cost"]:
+        cells = [
+            "{median:.0f} ({min:.0f} to {max:.0f})".format(**cost[side])
+            for side in ("model_us", "against_us")
+        ]
+        times = "{median:.1f} times as much ({min:.1f} to {max:.1f})".format(
+            **cost["times_cheaper"]
+        )
+        rows.append(f"| {cost['threads']} | {cells[0]} | {cells[1]} | {times} |")
+    return (
+        f"{first['device']}, {first['dtype']}, after {first['context']} tokens; medians of "
+        f"{first['rounds']} interleaved rounds, lowest to highest in brackets.\n\n"
+        + "\n".join(rows)
+    )
+
+
 SECTIONS: dict[str, Callable[[Report], str]] = {
     "scores": scores_table,
     "signatures": signatures_line,
     "examples": examples,
     "pair": pair_table,
+    "cost": cost_table,
 }
 
 

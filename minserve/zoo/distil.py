@@ -40,8 +40,8 @@ class DistilConfig(TrainConfig):
 
     net: NetConfig = field(default_factory=lambda: DRAFT)
     teach_from: float = 0.35  # progress at which the teacher comes in; text alone is cheaper
-    own_share: float = 0.50  # share of the windows, from then on, that the teacher wrote
-    own_parts: int = 24  # files of 256 continuations each
+    own_share: float = 0.75  # share of the windows, from then on, that the teacher wrote
+    own_parts: int = 35  # files of 256 continuations each
     replays: int = 3  # batches learnt from again for each that the teacher is asked about
     hard_share: float = 0.10  # weight of the text's own next token beside the teacher's
 

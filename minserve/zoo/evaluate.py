@@ -209,6 +209,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra", type=Path, action="append", default=[], help="more source")
     parser.add_argument("--signatures", type=int, default=200, help="0 skips the generation")
     parser.add_argument("--base", help="judge each model as a draft of this one")
+    parser.add_argument(
+        "--cost",
+        type=int,
+        action="append",
+        metavar="THREADS",
+        help="time one token of draft and base with so many threads; wants a quiet machine",
+    )
     parser.add_argument("--tokens", type=Path, help="training tokens, for the 13-gram overlap")
     parser.add_argument(
         "--save", action="store_true", help="write evaluation.json and the card's numbers"
@@ -224,6 +231,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             report["pair"] = judge_pair(base, folder)
             print(render_pair(report["pair"]))
+            if args.cost:
+                from minserve.bench.forward import describe, forward_cost
+
+                report["cost"] = [forward_cost(folder, base, threads=n) for n in args.cost]
+                for cost in report["cost"]:
+                    print(describe(folder.name, base.name, cost))
         if args.tokens is not None:
             from minserve.zoo.data import load_streams
             from minserve.zoo.overlap import overlap

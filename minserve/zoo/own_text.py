@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="minserve.zoo.own_text", description=main.__doc__)
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "base")
     parser.add_argument("--run", type=Path, default=Path("work/zoo"), help="working folder")
-    parser.add_argument("--parts", type=int, default=24, help=f"files of {PART} prompts each")
+    parser.add_argument("--parts", type=int, default=35, help=f"files of {PART} prompts each")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves them")
     args = parser.parse_args(argv)
     if args.threads:

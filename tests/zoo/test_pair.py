@@ -84,13 +84,21 @@ def test_evaluate_prints_a_pair_and_keeps_it_beside_the_model(
     monkeypatch.setattr("minserve.zoo.corpus.HELD_OUT", ("queue", "bisect"))
     monkeypatch.setattr("minserve.zoo.corpus.HEADLINE", ("queue",))
     monkeypatch.setattr(pair, "PairSettings", lambda: SMALL)
-    (tiny / "README.md").write_text("A\n<!-- pair: begin -->\nold\n<!-- pair: end -->\nB\n")
-    assert evaluate.main([str(tiny), "--base", str(tiny), "--signatures", "3", "--save"]) == 0
+    (tiny / "README.md").write_text(
+        "A\n<!-- pair: begin -->\nold\n<!-- pair: end -->\n"
+        "B\n<!-- cost: begin --><!-- cost: end -->\n"
+    )
+    assert (
+        evaluate.main(
+            [str(tiny), "--base", str(tiny), "--signatures", "3", "--cost", "1", "--save"]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "accepted/proposed 1.000" in printed and "Python 3." in printed
     report = json.loads((tiny / "evaluation.json").read_text())
     assert report["signatures"] == 3
     card = (tiny / "README.md").read_text()
-    assert card.startswith("A\n") and card.endswith("\nB\n") and "old" not in card
-    assert "| 1.000 | 1.000 |" in card
+    assert card.startswith("A\n") and "\nB\n" in card and "old" not in card
+    assert "| 1.000 | 1.000 |" in card and "times as much" in card and "| 1 | " in card
     assert filled(card, report) == card

@@ -28,6 +28,7 @@ from widgets.figures.sides import Run
 
 SHARED = theme.Look("shared by several requests", "#EEEEEE", "x")
 FREE = theme.Look("free", theme.FAINT)
+CACHED = theme.Look("cached: nobody's, kept for a hit", "rgba(128, 128, 128, 0.42)", ".")
 WASTED = theme.Look("owned, holds no token", "rgba(128, 128, 128, 0.15)", "/", solidity=0.15)
 
 MAX_NAMED = 260
@@ -91,7 +92,8 @@ def page_map(
         table=[
             {
                 "page": page.number,
-                "owner": ", ".join(lane_name(key) for key in page.owners) or "free",
+                "owner": ", ".join(lane_name(key) for key in page.owners)
+                or ("cached" if page.cached else "free"),
                 "tokens": page.tokens,
                 "wasted": size - page.tokens if page.owners else 0,
             }
@@ -176,7 +178,7 @@ def _bars(
 
 def _look(page: Page, looks: Mapping[LaneKey, theme.Look]) -> theme.Look:
     if not page.owners:
-        return FREE
+        return CACHED if page.cached else FREE
     return SHARED if len(page.owners) > 1 else looks[page.owners[0]]
 
 
@@ -189,13 +191,15 @@ def _text(page: Page, looks: Mapping[LaneKey, theme.Look]) -> str:
 
 def _hover(page: Page) -> str:
     if not page.owners:
-        return f"page {page.number}: free"
+        return f"page {page.number}: {'cached' if page.cached else 'free'}"
     names = ", ".join(lane_name(key) for key in page.owners)
     return f"page {page.number}: request {names}, {theme.format_count(page.tokens, 'token')}"
 
 
 def _legend(grid: Sequence[Page], looks: Mapping[LaneKey, theme.Look]) -> list[go.Bar]:
     shown = [WASTED, FREE]
+    if any(page.cached for page in grid):
+        shown.append(CACHED)
     if any(len(page.owners) > 1 for page in grid):
         shown.insert(0, SHARED)
     if len(grid) > MAX_NAMED and len(looks) <= MAX_EXPLAINED:
@@ -206,13 +210,16 @@ def _legend(grid: Sequence[Page], looks: Mapping[LaneKey, theme.Look]) -> list[g
 
 def _takeaway(words: PageCounts, block_size: int) -> str:
     if not words.owned:
+        if words.cached:
+            return f"Nobody owns a page; {words.cached:,} of {words.total:,} are cached."
         return f"All {words.total:,} pages are free."
     places = words.owned * block_size
     shared = f", {words.shared:,} of them shared" if words.shared else ""
+    cached = f"; {words.cached:,} more are cached for a prefix hit" if words.cached else ""
     return (
         f"{words.owned:,} of {words.total:,} pages are owned{shared}; of the {places:,} token "
         f"places in them {words.wasted_tokens:,} "
-        f"({theme.format_percent(words.wasted_tokens / places)}) are empty."
+        f"({theme.format_percent(words.wasted_tokens / places)}) are empty{cached}."
     )
 
 
@@ -225,6 +232,7 @@ def _alt(words: PageCounts, grid: Sequence[Page], step: int, block_size: int) ->
     more = f" and {len(owners) - 10} more" if len(owners) > 10 else ""
     text = (
         f"Grid of {words.total:,} pages of {block_size} tokens during step {step}: "
-        f"{words.owned:,} owned, {words.free:,} free."
+        f"{words.owned:,} owned, {words.free:,} free"
+        + (f", {words.cached:,} cached." if words.cached else ".")
     )
     return f"{text} {told}{more}." if told else text

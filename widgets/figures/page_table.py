@@ -15,9 +15,11 @@ class Page:
 
     number: int
     owners: tuple[LaneKey, ...]
-    """Nobody: free. Several: shared."""
+    """Nobody: free, or cached. Several: shared."""
     tokens: int
     """Tokens it holds when the step ends."""
+    cached: bool = False
+    """Nobody owns it, and the prefix cache keeps it for a hit."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class PageCounts:
     tokens: int
     wasted_tokens: int
     """Places in owned pages that hold no token."""
+    cached: int = 0
+    """Pages nobody owns, kept for a prefix hit."""
 
     @property
     def free(self) -> int:
-        """Pages nobody owns."""
-        return self.total - self.owned
+        """Pages nobody owns and nobody could find."""
+        return self.total - self.owned - self.cached
 
 
 def pages(
@@ -50,7 +54,13 @@ def pages(
             owners.setdefault(number, []).append(key)
             held = max(0, min(block_size, known - place * block_size))
             tokens[number] = max(tokens.get(number, 0), held)
-    return [Page(n, tuple(owners.get(n, ())), tokens.get(n, 0)) for n in range(total)]
+    cached = set(run.steps[step].cached_pages)
+    found_pages = []
+    for number in range(total):
+        kept = number in cached and number not in owners
+        held = block_size if kept else tokens.get(number, 0)
+        found_pages.append(Page(number, tuple(owners.get(number, ())), held, kept))
+    return found_pages
 
 
 def count_pages(grid: Sequence[Page], block_size: int) -> PageCounts:
@@ -63,6 +73,7 @@ def count_pages(grid: Sequence[Page], block_size: int) -> PageCounts:
         shared=sum(len(page.owners) > 1 for page in owned),
         tokens=held,
         wasted_tokens=len(owned) * block_size - held,
+        cached=sum(page.cached for page in grid),
     )
 
 
