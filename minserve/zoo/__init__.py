@@ -10,6 +10,8 @@ Knows where the shipped model directories are; importing it loads nothing heavy.
   `distil_loss`
 - judging: `score`, `continuations`, `agreement`, `pair`, `evaluate` (`minserve zoo evaluate`), and
   `card`, which writes what was found into the model cards
+- serving: `lengths`, which predicts how long an answer will be, fitted by
+  `python -m minserve.zoo.lengths_train` whenever the base model's weights change
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ is not free: `forward_tokens` counts what it computed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -66,6 +67,14 @@ class LengthMap:
             raise ValueError(f"not a length map: {error}") from None
 
 
+def weights_digest(directory: str | Path) -> str:
+    """Which weights a probe was fitted to: other weights have other hidden states."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(directory).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 class LastTokenStream:
     """Runs prompts through the first layers of a model, one at a time, in its own few pages."""
 
@@ -109,7 +118,8 @@ class LengthProbe:
     def __init__(self, loaded: LoadedModel, fitted: LengthMap | None = None) -> None:
         """`fitted` is read from beside the weights where it is not given.
 
-        Raises FileNotFoundError for a model that ships without one.
+        Raises FileNotFoundError for a model that ships without one, ValueError for one that was
+        fitted to other weights.
         """
         if fitted is None:
             path = Path(loaded.path) / FILE
@@ -119,6 +129,12 @@ class LengthProbe:
                     "minserve.zoo.lengths_train`, or use the oracle with scheduling.length_error"
                 )
             fitted = LengthMap.from_json(path.read_text(encoding="utf-8"))
+            if fitted.card.get("weights") != weights_digest(loaded.path):
+                raise ValueError(
+                    f"the {FILE} of {loaded.name!r} was fitted to other weights, whose hidden "
+                    "states mean something else: fit one with `python -m "
+                    "minserve.zoo.lengths_train`"
+                )
         self.fitted = fitted
         self.forward_tokens = 0
         """Prompt tokens computed once more so far, through `fitted.layer` layers."""

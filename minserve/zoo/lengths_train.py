@@ -28,7 +28,7 @@ from minserve.llm import LLM
 from minserve.request import SamplingParams
 from minserve.zoo.continuations import signatures
 from minserve.zoo.corpus import HELD_OUT, held_out_name, standard_library
-from minserve.zoo.lengths import FILE, LastTokenStream, LengthMap
+from minserve.zoo.lengths import FILE, LastTokenStream, LengthMap, weights_digest
 
 TEMPERATURE, MAX_TOKENS = 0.8, 192
 END = ("\n\n", *(f"\n{first}" for first in string.ascii_letters + "_@#\"'([{}])"))
@@ -177,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     features = torch.stack([stream.features(w.prompt_token_ids) for w in sets[1]])
     best.card.update(
         {
+            "weights": weights_digest(loaded.path),
             "temperature": TEMPERATURE,
             "length": "output tokens to the first blank line or line at the left margin",
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",

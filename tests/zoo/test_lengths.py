@@ -98,6 +98,15 @@ def test_evaluation_compares_with_one_number_and_with_the_prompts_length(loaded)
     assert spread(written)["share_cut_at_max_tokens"] == pytest.approx(10 / 35)
 
 
+def test_a_probe_of_other_weights_is_refused(loaded, tmp_path):
+    from dataclasses import replace
+
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    (tmp_path / FILE).write_text((find_model("zoo/base") / FILE).read_text())
+    with pytest.raises(ValueError, match="was fitted to other weights"):
+        LengthProbe(replace(loaded, path=tmp_path))
+
+
 def test_a_model_without_a_probe_says_what_to_do(loaded, tmp_path):
     from dataclasses import replace
 

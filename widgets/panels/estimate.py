@@ -94,6 +94,8 @@ class Estimate(views.Displayed):
         if choices:
             options = [(self._show(value), value) for value in self._choices]
             shared["style"] |= {"button_width": "4.5rem"}
+            # As wide as its buttons: at ipywidgets' own width they wrap below the label.
+            shared["layout"] = widgets.Layout(width="auto")
             self.input = widgets.ToggleButtons(options=options, value=None, **shared)
         else:
             hint = f"a number{f' in {unit}' if unit else ''}"
@@ -110,7 +112,10 @@ class Estimate(views.Displayed):
         self.widget = widgets.VBox(
             [
                 views.html(f"<b>{escape(question)}</b>"),
-                widgets.HBox([self.input, self.check_button, self.show_button]),
+                widgets.HBox(
+                    [self.input, self.check_button, self.show_button],
+                    layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
+                ),
                 self.feedback,
             ]
         )
