@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from widgets.figures.radix_tree import RadixTree
-from widgets.live import figure_widget
+from widgets.live import LiveFigure
 from widgets.moments import Moment
 
 if TYPE_CHECKING:
@@ -22,14 +22,19 @@ class TreeView:
         self.tree = tree
         self._side = side
         self.figure = tree.figure(0).figure
-        self._live: go.FigureWidget | None = None
+        self._live: LiveFigure | None = None
+
+    @property
+    def live(self) -> LiveFigure:
+        """The live figure."""
+        if self._live is None:
+            self._live = LiveFigure(self.figure)
+        return self._live
 
     @property
     def widget(self) -> ipywidgets.Widget:
-        """The live figure."""
-        if self._live is None:
-            self._live = figure_widget(self.figure)
-        return self._live
+        """What is displayed."""
+        return self.live.widget
 
     def index(self, moment: Moment) -> int:
         """The snapshot to show."""
@@ -38,8 +43,10 @@ class TreeView:
     def move(self, moment: Moment) -> None:
         """Show the tree of that moment."""
         index = self.index(moment)
-        live: Any = self.widget
-        with live.batch_update():
-            live.layout.title.text = self.tree.heading(index)
-            for trace, drawn in zip(live.data, self.tree.traces(index), strict=True):
+
+        def draw(figure: go.Figure) -> None:
+            figure.layout.title.text = self.tree.heading(index)
+            for trace, drawn in zip(figure.data, self.tree.traces(index), strict=True):
                 trace.update(drawn)
+
+        self.live.change(draw)

@@ -131,7 +131,7 @@ def test_replay_steps_through_the_tree() -> None:
     for moment in (replay.moments[n] for n in range(len(replay.moments))):
         view.move(moment)
         shown.append(view.index(moment))
-        live = view.widget
+        live = view.live.figure
         assert live.layout.title.text == tree.heading(shown[-1])
         assert [x or 0 for x in live.data[1].x] == [x or 0 for x in tree.traces(shown[-1])[1]["x"]]
     assert shown == sorted(shown) and shown[-1] == len(tree.snapshots) - 1
