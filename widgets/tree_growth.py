@@ -37,7 +37,7 @@ class TreeSnapshot:
     nodes: tuple[TreeNode, ...]
     """Parents before children."""
     hit_tokens: int
-    """Tokens found in the index so far."""
+    """Prompt tokens of those that had ended, found computed when they were admitted."""
     evicted_pages: int
     """Pages evicted so far."""
 
@@ -96,7 +96,7 @@ class TreeGrowth:
                 step=step,
                 finished=tuple(record.request_id for record in trace.requests),
                 nodes=tuple(nodes),
-                hit_tokens=trace.totals.hit_tokens,
+                hit_tokens=sum(record.metrics.num_cached_tokens for record in trace.requests),
                 evicted_pages=trace.totals.evicted_blocks,
             )
         )
