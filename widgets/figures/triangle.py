@@ -15,6 +15,7 @@ from widgets.figures.lanes import Lane, lanes
 from widgets.figures.sides import Runs, Side
 
 FIRST, AGAIN, KEPT = "computed for the first time", "computed again", "kept, only read"
+_ROWS_WITH_GAPS = 100
 
 
 def recompute_triangle(
@@ -121,13 +122,15 @@ def _draw(figure: go.Figure, column: int, parts: Sequence[RequestStep], every: i
         cells[KEPT].append((place, 0, part.start))
         cells[AGAIN].append((place, part.start, part.num_recomputed))
         cells[FIRST].append((place, again_end, part.num_tokens - part.num_recomputed))
+    # Between rows of a few pixels a gap falls on some and not on others, and draws stripes.
+    thickness = 0.86 if len(parts) <= _ROWS_WITH_GAPS else 1.0
     for name, look in looks.items():
         some = [cell for cell in cells[name] if cell[2]]
         # An empty bar keeps the legend whole where a side has none of a kind.
         figure.add_trace(
             go.Bar(
                 base=[a for _, a, _ in some] or [0], x=[n for *_, n in some] or [0],
-                y=[p for p, *_ in some] or [0], orientation="h", width=0.86 * every,
+                y=[p for p, *_ in some] or [0], orientation="h", width=thickness * every,
                 name=name, marker=look.marker(), legendgroup=name, showlegend=column == 1,
                 hovertemplate="step %{y}: %{x} tokens " + name + "<extra></extra>",
             ),
