@@ -148,15 +148,16 @@ class AsyncLLM:
         *,
         request_id: str | None = None,
         arrival_s: float | None = None,
+        priority: int = 0,
     ) -> Stream:
-        """Send a request; returns at once. What is wrong with it is raised by the stream."""
+        """Send a request; returns at once. What is wrong with it is raised by the stream. The
+        smaller `priority` goes first where `scheduling.order` is "priority"."""
         if self._closed:
             raise RuntimeError("this AsyncLLM is closed; make a new one")
         name = request_id if request_id is not None else f"request-{next(self._names)}"
         stream = Stream(name, self.abort)
-        self._commands.put(
-            lambda: self._add(stream, prompt, params or self.default_sampling_params, arrival_s)
-        )
+        chosen = params or self.default_sampling_params
+        self._commands.put(lambda: self._add(stream, prompt, chosen, arrival_s, priority))
         return stream
 
     def abort(self, request_id: str) -> None:
@@ -250,12 +251,22 @@ class AsyncLLM:
             wait = False
 
     def _add(
-        self, stream: Stream, prompt: Prompt, params: SamplingParams, arrival_s: float | None
+        self,
+        stream: Stream,
+        prompt: Prompt,
+        params: SamplingParams,
+        arrival_s: float | None,
+        priority: int,
     ) -> None:
         try:
             ids = self._loaded.encode(prompt)
             requests = self._engine.add(
-                stream.request_id, ids, params, stream_text=True, arrival_s=arrival_s
+                stream.request_id,
+                ids,
+                params,
+                stream_text=True,
+                arrival_s=arrival_s,
+                priority=priority,
             )
         except Exception as error:
             stream.put(error)

@@ -107,24 +107,31 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        priority: int | Sequence[int] = 0,
         progress: bool = True,
     ) -> list[Output]:
         """Complete prompts (strings or lists of token ids, one or many); outputs in their order.
 
-        `params` is one for all prompts or one each. Every prompt is checked before anything runs:
+        `params` is one for all prompts or one each, and so is `priority`, of which the smaller goes
+        first where `scheduling.order` is "priority". Every prompt is checked before anything runs:
         InvalidRequestError names the first that cannot be served. `progress` shows a bar on stderr
         when it takes more than two seconds.
         """
         texts = _as_list(prompts)
         each = self._params_for(params, len(texts))
+        ranks = [priority] * len(texts) if isinstance(priority, int) else list(priority)
+        if len(ranks) != len(texts):
+            raise InvalidRequestError(
+                f"{len(ranks)} priorities for {len(texts)} prompts: give one, or one each"
+            )
         ids = [self.encode(prompt) for prompt in texts]
         with self._lock:
             engine = self._start_run()
             names = [f"request-{next(self._names)}" for _ in texts]
             groups: list[list[Request]] = []
             try:
-                for name, prompt, one in zip(names, ids, each, strict=True):
-                    groups.append(engine.add(name, prompt, one))
+                for name, prompt, one, rank in zip(names, ids, each, ranks, strict=True):
+                    groups.append(engine.add(name, prompt, one, priority=rank))
                 self._run(engine, sum(len(group) for group in groups), progress)
             finally:
                 # After an interruption or an error nothing of this call stays behind.

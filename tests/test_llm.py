@@ -41,6 +41,16 @@ def test_outputs_come_in_the_order_of_the_prompts_with_params_each(llm):
     assert [o.prompt for o in outputs] == ["a =", "b =", "c ="]
 
 
+def test_a_smaller_priority_number_is_served_first():
+    config = CONFIG.with_values({"scheduling.order": "priority", "scheduling.max_num_seqs": 1})
+    with LLM("zoo/base", config) as llm:
+        outputs = llm.generate(["a =", "b =", "c ="], GREEDY, priority=[2, 0, 1])
+        order = sorted(outputs, key=lambda output: output.metrics.finished_s)
+        assert [output.prompt for output in order] == ["b =", "c =", "a ="]
+        with pytest.raises(InvalidRequestError, match="2 priorities for 1 prompts"):
+            llm.generate("a =", GREEDY, priority=[1, 2])
+
+
 def test_metrics_and_trace_say_what_it_cost(llm):
     output = llm.generate("import os\n", GREEDY)[0]
     metrics = output.metrics
