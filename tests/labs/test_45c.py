@@ -101,8 +101,8 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     values = {
         "scheduling.mlfq_quantum": 256,
         "spread": 1.0,
-        "essay_tokens": 60,
-        "prompt_tokens": 900,
+        "essay_tokens": 400,
+        "prompt_tokens": 2000,
     }
     for name, value in values.items():
         control = playground.controls[name]
