@@ -9,7 +9,9 @@ from widgets.figures.deliveries import Delivery, typed, typewriters
 from widgets.figures.kv_memory import kv_bytes
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.latencies import latency
+from widgets.figures.memory_shares import memory_shares
 from widgets.figures.page_grid import page_map
+from widgets.figures.parking_lot import parking_lot
 from widgets.figures.request_lanes import timeline
 from widgets.figures.roofs import RooflinePoint, roofline_chart, roofline_points
 from widgets.figures.sides import Run, Runs, Side
@@ -27,7 +29,9 @@ __all__ = [
     "Side",
     "kv_bytes",
     "latency",
+    "memory_shares",
     "page_map",
+    "parking_lot",
     "recompute_triangle",
     "roofline_chart",
     "roofline_points",
