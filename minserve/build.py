@@ -39,7 +39,7 @@ from minserve.scheduling import LengthPredictor, Order, Policy
 from minserve.spec import ModelSpec
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, TraceHeader
-from minserve.virtual import StepCost, VirtualRunner
+from minserve.virtual import StepCost, VirtualRunner, VirtualStore
 from minserve.virtual_engine import VirtualEngine
 
 ZOO = Path(__file__).parent / "zoo"
@@ -182,8 +182,9 @@ def build_virtual_engine(
     resolved = config.resolve(spec)
     clock = VirtualClock()
     num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
-    most = resolved.config.scheduling.max_num_seqs * resolved.blocks_per_request
-    memory = build_manager(resolved, min(num_blocks, most), clock)
+    links = getattr(cost, "links", None)
+    store = VirtualStore(resolved.block_bytes, links, clock) if links is not None else None
+    memory = build_manager(resolved, _useful_blocks(resolved, num_blocks), clock, store)
     runner = VirtualRunner(spec, itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)
     trace.header = dataclasses.replace(
@@ -222,12 +223,15 @@ def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     kv_bytes = config.config.memory.kv_bytes
     if kv_bytes is None:
         kv_bytes = _profile_gpu(config, decoder, ops)
-    blocks = kv_bytes // config.block_bytes
+    return _useful_blocks(config, kv_bytes // config.block_bytes)
+
+
+def _useful_blocks(config: ResolvedConfig, num_blocks: int) -> int:
+    """Without a prefix cache, pages beyond what all requests together can hold are never used."""
     if config.config.memory.prefix_cache != "off":
-        return blocks
-    # Without a prefix cache, pages beyond what all requests together can hold are never used.
+        return num_blocks
     most = config.config.scheduling.max_num_seqs * config.blocks_per_request
-    return min(blocks, most)
+    return min(num_blocks, most)
 
 
 def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:

@@ -7,12 +7,14 @@ it is a bound, not a prediction. Draws no real tokens: lengths come from the req
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.hardware import Ceilings, DeviceSpec, WorkCounter, roofline
+from minserve.memory import NoStore
 from minserve.runner import StepResult
 from minserve.spec import ModelSpec
 from minserve.trace import StepWork
@@ -37,6 +39,16 @@ class StepCost(Protocol):
 
 
 @dataclass(frozen=True)
+class Links:
+    """How fast pages move between tiers, in one direction."""
+
+    host_bytes_per_s: float
+    """Device to host memory and back: half of what vendors print for a bus."""
+    disk_bytes_per_s: float = float("inf")
+    """Host memory to disk and back."""
+
+
+@dataclass(frozen=True)
 class CostModel:
     """The roofline of a step's work over an efficiency, and an overhead per step."""
 
@@ -47,6 +59,8 @@ class CostModel:
     """Share of the roofline that is reached, above 0 and at most 1."""
     overhead_s: float = 0.0
     """Seconds per step that are neither arithmetic nor traffic: launches, scheduling."""
+    links: Links | None = None
+    """None: pages move between tiers in no time."""
 
     def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
         """Modelled seconds of a step with this work."""
@@ -59,6 +73,36 @@ class CostModel:
                 f"CostModel(efficiency={self.efficiency}, overhead_s={self.overhead_s}): expected "
                 "an efficiency above 0 and at most 1, and an overhead of at least 0 seconds"
             )
+
+
+class VirtualStore(NoStore):
+    """Pages without content, whose transfers take modelled time. The engine waits for them: what
+    it computes next reads these pages."""
+
+    def __init__(self, page_bytes: int, links: Links, clock: VirtualClock) -> None:
+        self._host_s = page_bytes / links.host_bytes_per_s
+        self._disk_s = page_bytes / links.disk_bytes_per_s
+        self._clock = clock
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """Device to host."""
+        self._pass(len(blocks) * self._host_s)
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        """Host to device."""
+        self._pass(len(blocks) * self._host_s)
+
+    def read_slot(self, slot: int) -> memoryview:
+        """Host to disk."""
+        self._pass(self._disk_s)
+        return super().read_slot(slot)
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        """Disk to host."""
+        self._pass(self._disk_s)
+
+    def _pass(self, seconds: float) -> None:
+        self._clock.wait_until(self._clock.now() + seconds)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.bench import latency, memory, offline
+from minserve.bench import latency, memory, offline, sessions
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),
     "latency": (latency, "one request alone: time to first token, time per token"),
     "memory": (memory, "one trace in one KV budget: from reserved memory to pages, rung by rung"),
+    "sessions": (sessions, "idle conversations in device, host and disk, and what resuming costs"),
 }
 
 

@@ -6,6 +6,7 @@ with caption, takeaway, alternative text and data table.
 """
 
 from widgets.figures.deliveries import Delivery, typed, typewriters
+from widgets.figures.idle_sessions import idle_sessions
 from widgets.figures.kv_memory import kv_bytes
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.latencies import latency
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "Runs",
     "Side",
+    "idle_sessions",
     "kv_bytes",
     "latency",
     "memory_shares",
