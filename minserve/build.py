@@ -186,7 +186,8 @@ def build_virtual_engine(
     clock = VirtualClock()
     num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
     bandwidth = getattr(cost.device, "memory_bytes_per_s", None)
-    store = VirtualStore(resolved.block_bytes, clock, host_link or HostLink(), bandwidth)
+    link = host_link or getattr(cost, "link", None) or HostLink()
+    store = VirtualStore(resolved.block_bytes, clock, link, bandwidth)
     memory = build_manager(resolved, _usable_blocks(resolved, num_blocks), clock, store)
     runner = VirtualRunner(spec, itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)
@@ -226,17 +227,16 @@ def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     kv_bytes = config.config.memory.kv_bytes
     if kv_bytes is None:
         kv_bytes = _profile_gpu(config, decoder, ops)
-    blocks = kv_bytes // config.block_bytes
-    return _usable_blocks(config, blocks)
+    return _usable_blocks(config, kv_bytes // config.block_bytes)
 
 
-def _usable_blocks(config: ResolvedConfig, blocks: int) -> int:
+def _usable_blocks(config: ResolvedConfig, num_blocks: int) -> int:
     """Of the pages that memory would hold, those that are ever used: without a prefix cache, no
     more than all requests together can hold."""
     if config.config.memory.prefix_cache != "off":
-        return blocks
+        return num_blocks
     most = config.config.scheduling.max_num_seqs * config.blocks_per_request
-    return min(blocks, most)
+    return min(num_blocks, most)
 
 
 def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:

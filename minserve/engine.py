@@ -137,7 +137,7 @@ class Engine:
         self._num_added += 1
         self._live[request_id] = list(requests)
         for request in requests:
-            if request is not requests[0]:
+            if request is not requests[0] and self.config.config.memory.copy_on_write:
                 request.leader = requests[0]
             request.priority = priority
             if params.prompt_logprobs is not None:

@@ -16,6 +16,7 @@ from minserve.hardware import Ceilings, DeviceSpec, WorkCounter, roofline
 from minserve.runner import StepResult
 from minserve.spec import ModelSpec
 from minserve.trace import StepWork
+from minserve.virtual_transfers import HostLink
 
 
 class StepCost(Protocol):
@@ -47,6 +48,8 @@ class CostModel:
     """Share of the roofline that is reached, above 0 and at most 1."""
     overhead_s: float = 0.0
     """Seconds per step that are neither arithmetic nor traffic: launches, scheduling."""
+    link: HostLink | None = None
+    """How pages move between tiers; None: as `HostLink` assumes."""
 
     def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
         """Modelled seconds of a step with this work."""

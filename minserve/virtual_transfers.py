@@ -22,12 +22,15 @@ class HostLink:
     of pages do not reach all of it."""
     latency_s: float = 10e-6
     """Of every transfer, however small."""
+    disk_bytes_per_s: float = 5e9
+    """Between the host and its disk, each way. An assumption: one NVMe drive of a server."""
 
     def __post_init__(self) -> None:
-        if self.bytes_per_s <= 0 or self.latency_s < 0:
+        if self.bytes_per_s <= 0 or self.latency_s < 0 or self.disk_bytes_per_s <= 0:
             raise ValueError(
-                f"HostLink(bytes_per_s={self.bytes_per_s}, latency_s={self.latency_s}): expected "
-                "a positive bandwidth and a latency of at least 0 seconds"
+                f"HostLink(bytes_per_s={self.bytes_per_s}, latency_s={self.latency_s}, "
+                f"disk_bytes_per_s={self.disk_bytes_per_s}): expected positive bandwidths and a "
+                "latency of at least 0 seconds"
             )
 
 
@@ -67,6 +70,7 @@ class VirtualStore:
         """`device_bytes_per_s` is the device's memory bandwidth; None: copies on it are free."""
         self._block_bytes, self._clock = block_bytes, clock
         self._device_bytes_per_s = device_bytes_per_s
+        self._disk_s = block_bytes / link.disk_bytes_per_s
         self._out, self._in = Direction(link, clock), Direction(link, clock)
         self._filled: dict[int, Ticket] = {}
 
@@ -90,11 +94,13 @@ class VirtualStore:
             self._clock.wait_until(ticket.done_s)
 
     def read_slot(self, slot: int) -> memoryview:
-        """No bytes, once they are there."""
+        """No bytes, once they are there and written to the disk."""
         if slot in self._filled:
             self._clock.wait_until(self._filled[slot].done_s)
+        self._clock.advance(self._disk_s)
         return memoryview(b"")
 
     def write_slot(self, slot: int, data: bytes) -> None:
-        """The slot is filled from below: no transfer of the device has to be waited for."""
+        """The slot is filled from the disk: no transfer of the device has to be waited for."""
         self._filled.pop(slot, None)
+        self._clock.advance(self._disk_s)

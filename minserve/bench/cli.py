@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.bench import calibrate, forward, latency, offline, serve
+from minserve.bench import calibrate, forward, latency, memory, offline, serve, sessions
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),
@@ -12,6 +12,8 @@ BENCHMARKS = {
     "serve": (serve, "requests that arrive over time, here or on a modelled GPU"),
     "calibrate": (calibrate, "teach the virtual clock this machine, and check how honest it is"),
     "forward": (forward, "one token's forward pass beside another model's, as a draft's cost"),
+    "memory": (memory, "one trace in one KV budget: from reserved memory to pages, rung by rung"),
+    "sessions": (sessions, "idle conversations in device, host and disk, and what resuming costs"),
 }
 
 

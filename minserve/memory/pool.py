@@ -133,10 +133,14 @@ class BlockPool:
             self.on_evict(blocks)
         self._free.extend(reversed(blocks))
 
+    def free_blocks(self) -> list[int]:
+        """Pages nobody owns and nobody could find, in ascending order."""
+        return sorted(self._free)
+
     def find_hole(self, count: int) -> int | None:
         """First page of the lowest `count` neighbouring free pages (first fit); None without."""
         run, previous = 0, -2
-        for block in sorted(self._free):
+        for block in self.free_blocks():
             run = run + 1 if block == previous + 1 else 1
             previous = block
             if run == count:

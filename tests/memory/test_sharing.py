@@ -353,3 +353,16 @@ def test_the_check_sees_a_page_that_two_would_write_to():
     memory._tables.replace(memory._tables[b], 1, memory.blocks_of(a)[1])
     with pytest.raises(IntegrityError, match="will write into page"):
         memory.check()
+
+
+def test_without_copy_on_write_samples_admitted_later_share_nothing_either():
+    values = {"prefix_cache": "off", "copy_on_write": False}
+    engine = engine_with(
+        **{f"memory__{name}": value for name, value in values.items()},
+        scheduling__max_num_batched_tokens=8,
+    )
+    engine.add("three", PROMPT, SamplingParams(n=3, max_tokens=4, temperature=0.0, ignore_eos=True))
+    run(engine)
+    totals = engine.trace.totals
+    assert totals.hit_tokens == totals.copied_blocks == 0
+    assert totals.prefill_tokens >= 3 * len(PROMPT)

@@ -7,10 +7,13 @@ with caption, takeaway, alternative text and data table.
 
 from widgets.figures.completions import completions
 from widgets.figures.deliveries import Delivery, typed, typewriters
+from widgets.figures.idle_sessions import idle_sessions
 from widgets.figures.kv_memory import kv_bytes
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.latencies import latency
+from widgets.figures.memory_shares import memory_shares
 from widgets.figures.page_grid import page_map
+from widgets.figures.parking_lot import parking_lot
 from widgets.figures.radix_tree import RadixTree, radix_tree
 from widgets.figures.request_lanes import timeline
 from widgets.figures.roofs import RooflinePoint, roofline_chart, roofline_points
@@ -29,9 +32,12 @@ __all__ = [
     "Runs",
     "Side",
     "completions",
+    "idle_sessions",
     "kv_bytes",
     "latency",
+    "memory_shares",
     "page_map",
+    "parking_lot",
     "radix_tree",
     "recompute_triangle",
     "roofline_chart",

@@ -1,0 +1,47 @@
+"""What became of KV memory over a run: the division of Kwon et al. (arXiv 2309.06180, figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from minserve.trace.step import StepTrace
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShares:
+    """Bytes of KV memory, summed over steps: counts, equal on any machine."""
+
+    used: int = 0
+    """Keys and values of tokens."""
+    future: int = 0
+    """Reserved for tokens that their request may still write."""
+    internal: int = 0
+    """Owned, and beyond anything their request may reach."""
+    external: int = 0
+    """Free, but in no hole large enough for the first in line."""
+    free: int = 0
+    """Nobody's, and nobody is kept waiting by its place."""
+
+    @classmethod
+    def of(cls, steps: Iterable[StepTrace]) -> MemoryShares:
+        """Sums over these steps."""
+        used = future = internal = external = pool = 0
+        for step in steps:
+            pages = step.pages
+            used += step.kv_bytes_used
+            future += pages.future_bytes
+            internal += pages.internal_bytes
+            external += pages.external_bytes
+            pool += step.kv_bytes_reserved
+        return cls(used, future, internal, external, pool - used - future - internal - external)
+
+    @property
+    def taken(self) -> int:
+        """All that nobody else can have: everything but `free`."""
+        return self.used + self.future + self.internal + self.external
+
+    @property
+    def useful(self) -> float:
+        """Share of what is taken that holds a token; 1 where nothing was taken."""
+        return self.used / self.taken if self.taken else 1.0

@@ -1,0 +1,116 @@
+"""Chapter 43a teaches what is so: the declared effect, no effect from nothing, and the reversal."""
+
+from __future__ import annotations
+
+import pytest
+from labs.chapters import run_cells
+
+from minserve.bench.heavy_tail import COMMITTED, heavy_tail
+from minserve.bench.memory import POOL_TOKENS, longest_of, rung_configs
+from minserve.bench.traces import read_mooncake, to_traffic
+from minserve.trace import MemoryShares
+from widgets.panels import Compare, Metric
+from widgets.panels.sweep import crossing
+from widgets.workers import raise_panel_errors
+
+CHAPTER = "43a_paging_and_sharing"
+SWITCH = "memory.layout"
+USEFUL = Metric(
+    "useful", "useful", "higher", lambda t: MemoryShares.of(t.steps).useful, str, counted=True
+)
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINSERVE_HEADLESS", "1")
+    monkeypatch.setenv("MINSERVE_PROGRESS", str(tmp_path / "progress.json"))
+
+
+@pytest.fixture(scope="module")
+def chapter():
+    return run_cells(CHAPTER, "workload")
+
+
+def compared(chapter, base, sides, workload):
+    """Both sides for the 8B on the modelled GPU, in the memory of as many tokens as here."""
+    panel = Compare(
+        base,
+        sides,
+        workload,
+        metrics=(USEFUL,),
+        virtual=chapter["A100"],
+        virtual_spec=chapter["LLAMA"],
+        clock="virtual",
+    )
+    panel.run()
+    return panel.result
+
+
+def big(chapter, config, tokens):
+    return config.with_values({"memory.kv_bytes": tokens * chapter["LLAMA"].kv_bytes_per_token(2)})
+
+
+def ratio(result, metric):
+    return result.metrics[metric].verdict.ratio.median
+
+
+def flipped(chapter, layouts=("contiguous", "paged"), **workload):
+    base = big(chapter, chapter["RESERVED"], chapter["PAGES"] * 8)
+    sides = tuple(base.with_values({SWITCH: each}) for each in layouts)
+    return compared(chapter, base, sides, chapter["workload"](**workload))
+
+
+def test_the_headline_effect_passes_its_threshold_in_counts_and_in_virtual_time(chapter):
+    result = flipped(chapter)
+    assert ratio(result, "steps") < 0.65
+    assert ratio(result, "output_tokens_per_s") > 1.5
+    assert ratio(result, "useful") > 2
+    before, after = (MemoryShares.of(trace.steps) for trace in result.traces.values())
+    assert before.useful < 0.4 and after.useful > 0.85
+    assert before.external and not after.external
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "paged"])
+def test_a_layout_against_itself_shows_no_effect(chapter, layout):
+    result = flipped(chapter, (layout, layout))
+    assert {name: ratio(result, name) for name in result.metrics} == dict.fromkeys(
+        result.metrics, 1.0
+    )
+
+
+@pytest.mark.slow
+def test_the_ladder_climbs_on_the_committed_trace(chapter):
+    trace = to_traffic(read_mooncake(COMMITTED), vocab_size=4096)
+    kv_bytes = POOL_TOKENS * chapter["LLAMA"].kv_bytes_per_token(2)
+    rungs = rung_configs(kv_bytes, longest_of(trace))
+    first, longest, power, oracle, paged = rungs.values()
+    whole = compared(chapter, first, (first, paged), trace)
+    assert ratio(whole, "output_tokens_per_s") > 3
+    for worse, better in ((first, power), (longest, power), (power, oracle), (oracle, paged)):
+        assert ratio(compared(chapter, worse, (worse, better), trace), "steps") < 1
+
+
+def test_the_committed_trace_is_what_its_script_makes():
+    assert read_mooncake(COMMITTED) == heavy_tail()
+
+
+@pytest.mark.slow
+def test_break_it_loses_the_gain_inside_its_range_and_every_slider_moves_the_headline():
+    chapter = run_cells(CHAPTER, "workload", "break")
+    sweep, playground = chapter["sweep"].result, chapter["playground"]
+    gains = {value: spread.median for value, spread in sweep.points.items()}
+    assert gains[0.0] < 1.2 and gains[2.0] > 3
+    at = crossing({value: gain / 1.2 for value, gain in gains.items()})
+    assert 0 < at < 0.1
+    playground.run()
+    start = playground.result
+    assert start.verdict.outcome == "worse" and start.verdict.ratio.median > 2
+    # What it buys at the same time.
+    assert ratio(start, "output_tokens_per_s") > 1
+    for name, value in {"spread": 2.0, "output_mean": 16}.items():
+        control = playground.controls[name]
+        before, control.value = control.value, value
+        playground.run()
+        assert abs(playground.result.verdict.ratio.median / start.verdict.ratio.median - 1) > 0.05
+        control.value = before
+    raise_panel_errors()
