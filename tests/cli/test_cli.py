@@ -111,7 +111,8 @@ def test_info_as_json_has_machine_model_and_config(capsys):
 
 def test_zoo_lists_its_models(capsys):
     assert main(["zoo", "list"]) == 0
-    assert "zoo/base" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "zoo/base" in printed and "zoo/draft" in printed
 
 
 @pytest.mark.parametrize(

@@ -26,20 +26,25 @@ PROMPTS = [
 ]
 
 
+@pytest.fixture(scope="module", params=["zoo/base", "zoo/draft"])
+def model(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def oracle():
+def oracle(model):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(find_model("zoo/base"), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(find_model(model), dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_float32_differs_from_transformers_only_at_ties(oracle, backend):
+def test_float32_differs_from_transformers_only_at_ties(model, oracle, backend):
     config = EngineConfig(dtype="float32", device="cpu").with_values(
         {"kernels.backend": backend, "scheduling.max_num_batched_tokens": 64}
     )
     params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
-    with LLM("zoo/base", config) as llm:
+    with LLM(model, config) as llm:
         outputs = llm.generate(PROMPTS, params, progress=False)
     ties = 0
     for output in outputs:
@@ -53,14 +58,27 @@ def test_float32_differs_from_transformers_only_at_ties(oracle, backend):
                 assert gap < TIE, f"token {position} differs where the gap is {gap}"
                 ties += 1
                 break
-    print(f"float32, {backend}: {ties} of {len(outputs)} outputs part at a tie below {TIE}")
+    part = f"{ties} of {len(outputs)} outputs part at a tie below {TIE}"
+    print(f"{model}, float32, {backend}: {part}")
 
 
-def test_bfloat16_logprobs_stay_near_float32_and_repeat_bit_for_bit():
+def test_float32_logprobs_are_those_of_transformers(model, oracle):
+    with LLM(model, EngineConfig(dtype="float32", device="cpu")) as llm:
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        output = llm.generate(PROMPTS[2] * 6, params, progress=False)[0]
+    tokens = torch.tensor([output.prompt_token_ids])
+    with torch.inference_mode():
+        logprobs = oracle(tokens, use_cache=False).logits[0, :-1].log_softmax(-1)
+    theirs = logprobs.gather(1, tokens[0, 1:, None])[:, 0]
+    ours = torch.tensor([entry.logprob for entry in output.prompt_logprobs[1:]])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_logprobs_stay_near_float32_and_repeat_bit_for_bit(model):
     text = PROMPTS[2] * 6
     runs = []
     for dtype in ("float32", "bfloat16", "bfloat16"):
-        with LLM("zoo/base", EngineConfig(dtype=dtype, device="cpu")) as llm:
+        with LLM(model, EngineConfig(dtype=dtype, device="cpu")) as llm:
             params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
             scored = llm.generate(text, params, progress=False)[0].prompt_logprobs
             runs.append([entry.logprob for entry in scored[1:]])
