@@ -1,9 +1,10 @@
-"""The drawers: a cell for every idle session, coloured by the slowest tier that keeps its pages."""
+"""The drawers: idle sessions row by row, coloured by the slowest tier that keeps their pages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -29,7 +30,7 @@ def idle_sessions(
     caption: str = "",
     title: str = "Where idle sessions are kept",
 ) -> LabFigure:
-    """A grid per side, a cell per session: `where` has the tier of each, in order of arrival.
+    """A grid per side, a place per session: `where` has the tier of each, in order of arrival.
 
     The provenance is that of `runs`, or `caption`. Raises ValueError for an unknown tier.
     """
@@ -46,11 +47,10 @@ def idle_sessions(
     )
     theme.style_panels(figure)
     for column, side in enumerate(where.values(), start=1):
-        for tier, look in TIERS.items():
-            places = [place for place, found in enumerate(side) if found == tier]
-            for start in range(0, len(places), theme.MAX_MARKS):
-                some = places[start : start + theme.MAX_MARKS]
-                figure.add_trace(_cells(some, width, look, tier), row=1, col=column)
+        for tier, some in _stretches(side, width).items():
+            for start in range(0, len(some), theme.MAX_MARKS):
+                cut = some[start : start + theme.MAX_MARKS]
+                figure.add_trace(_bars(cut, width, tier), row=1, col=column)
     for look in TIERS.values():
         figure.add_trace(go.Bar(theme.legend_entry(look)))
     figure.update_xaxes(visible=False, range=[-0.1, width + 0.1])
@@ -67,7 +67,7 @@ def idle_sessions(
         figure=figure,
         caption=given.caption(given.sides(runs)) if runs is not None else caption,
         takeaway=f"{told[:1].upper()}{told[1:]}.",
-        alt=f"Grids of cells, one for every idle session. {told}.",
+        alt=f"Grids with a place for every idle session. {told}.",
         table=[
             {"side": name, "session": number, "tier": tier}
             for name, side in where.items()
@@ -76,16 +76,26 @@ def idle_sessions(
     )
 
 
-def _cells(places: Sequence[int], width: int, look: theme.Look, tier: str) -> go.Bar:
+def _stretches(side: Sequence[str], width: int) -> dict[str, list[tuple[int, int]]]:
+    """Tier -> (first session, how many): neighbours in a row of the grid are drawn as one."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for row in range(0, len(side), width):
+        for tier, some in groupby(range(row, min(row + width, len(side))), key=side.__getitem__):
+            places = list(some)
+            found.setdefault(tier, []).append((places[0], len(places)))
+    return found
+
+
+def _bars(some: Sequence[tuple[int, int]], width: int, tier: str) -> go.Bar:
     return go.Bar(
-        base=[place % width + 0.06 for place in places],
-        x=[0.88] * len(places),
-        y=[place // width + 0.5 for place in places],
+        base=[first % width for first, _ in some],
+        x=[count for _, count in some],
+        y=[first // width + 0.5 for first, _ in some],
         width=0.88,
         orientation="h",
-        marker=look.marker(),
+        marker=TIERS[tier].marker(),
         showlegend=False,
-        customdata=[f"session {place}: {tier}" for place in places],
+        customdata=[f"{tier}: sessions {first} to {first + n - 1}" for first, n in some],
         hovertemplate="%{customdata}<extra></extra>",
     )
 

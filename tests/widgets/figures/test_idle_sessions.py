@@ -5,11 +5,11 @@ import pytest
 from widgets.figures import idle_sessions
 
 
-def test_every_session_is_one_cell_and_the_words_add_up():
+def test_every_session_is_drawn_once_and_the_words_add_up():
     where = {"small": ["gone"] * 700 + ["device"] * 20, "large": ["disk"] * 600 + ["host"] * 120}
     drawn = idle_sessions(where, caption="Recorded somewhere.")
     cells = [bar for bar in drawn.figure.data if bar.base]
-    assert sum(len(bar.y) for bar in cells) == 1440 == len(drawn.table)
+    assert sum(sum(bar.x) for bar in cells) == 1440 == len(drawn.table)
     assert "20 of 720 sessions kept" in drawn.takeaway
     assert "720 of 720 sessions kept (120 in host memory, 600 on disk)" in drawn.takeaway
     assert drawn.caption == "Recorded somewhere."
@@ -18,10 +18,11 @@ def test_every_session_is_one_cell_and_the_words_add_up():
 def test_no_two_sessions_share_a_place():
     drawn = idle_sessions({"one": ["host", "gone", "disk"] * 30})
     places = [
-        (x, y)
+        (base + place, y)
         for bar in drawn.figure.data
         if bar.base
-        for x, y in zip(bar.base, bar.y, strict=True)
+        for base, size, y in zip(bar.base, bar.x, bar.y, strict=True)
+        for place in range(size)
     ]
     assert len(set(places)) == len(places) == 90
 
