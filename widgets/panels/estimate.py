@@ -95,7 +95,7 @@ class Estimate(views.Displayed):
             options = [(self._show(value), value) for value in self._choices]
             shared["style"] |= {"button_width": "4.5rem"}
             # As wide as its buttons: at ipywidgets' own width they wrap below the label.
-            shared["layout"] = widgets.Layout(width="auto")
+            shared["layout"] = widgets.Layout(width="max-content")
             self.input = widgets.ToggleButtons(options=options, value=None, **shared)
         else:
             hint = f"a number{f' in {unit}' if unit else ''}"
