@@ -14,7 +14,7 @@ KINDS: dict[str, theme.Look] = {
     "used": theme.Look("holds tokens", "#44AA99"),
     "future": theme.Look("reserved, filled later", "#DDCC77", "."),
     "internal": theme.Look("owned, never filled", "#CC6677", "/"),
-    "external": theme.Look("free, in holes too small", "#AA4499", "x"),
+    "external": theme.Look("free, in holes too small", "#444444", "x"),
     "free": theme.Look("free", theme.FAINT),
 }
 """A field of `MemoryShares` -> its look, the useful one first."""
