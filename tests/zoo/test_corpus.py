@@ -49,7 +49,8 @@ def test_other_modules_are_not_held_out(stem: str) -> None:
 
 def test_no_held_out_file_is_in_the_corpus(documents: list[Document]) -> None:
     names = [Path(document.name).stem for document in documents]
-    assert len(names) > 200
+    # Some distributions leave the library's own tests out.
+    assert len(names) > 100
     assert not [name for name in names if held_out_name(name)]
 
 
