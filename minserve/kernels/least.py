@@ -1,0 +1,112 @@
+"""The least bytes an operator can move: every input that is needed read once, every output written
+once.
+
+Counted from shapes alone, so tensors may be on torch's `meta` device. Nothing that a kernel makes
+for itself (partial results, scores) is in here: that is what is held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Bytes(NamedTuple):
+    """Traffic of one operator, or of several."""
+
+    read: int
+    written: int
+
+    @property
+    def total(self) -> int:
+        """Both ways."""
+        return self.read + self.written
+
+    def plus(self, other: Bytes) -> Bytes:
+        """The sum, way by way."""
+        return Bytes(self.read + other.read, self.written + other.written)
+
+
+NOTHING = Bytes(0, 0)
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of a tensor's numbers, each counted once where it is expanded."""
+    count = tensor.itemsize
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= length if stride or not length else 1
+    return count
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Bytes:
+    """See `Ops.linear`."""
+    written = x.shape[0] * weight.shape[0] * x.itemsize
+    return Bytes(size(x) + size(weight) + (0 if bias is None else size(bias)), written)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Bytes:
+    """See `Ops.rms_norm`."""
+    return Bytes(size(x) + size(weight), size(x))
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Bytes:
+    """See `Ops.add_rms_norm`: the sum and its norm are both written."""
+    return Bytes(size(x) + size(residual) + size(weight), 2 * size(x))
+
+
+def silu_and_mul(gate_up: Tensor) -> Bytes:
+    """See `Ops.silu_and_mul`."""
+    return Bytes(size(gate_up), size(gate_up) // 2)
+
+
+def rotary(x: Tensor, positions: Tensor, cos_sin: Tensor) -> Bytes:
+    """See `Ops.rotary_`: each row reads its position's angles."""
+    angles = x.shape[0] * cos_sin.shape[1] * cos_sin.itemsize
+    return Bytes(size(x) + size(positions) + angles, size(x))
+
+
+def store_kv(k: Tensor, v: Tensor, slots: Tensor) -> Bytes:
+    """See `Ops.store_kv`."""
+    return Bytes(size(k) + size(v) + size(slots), size(k) + size(v))
+
+
+def attention(
+    q: Tensor,
+    keys: Tensor,
+    query_lens: Sequence[int],
+    context_lens: Sequence[int],
+    window: int | None = None,
+    need_lse: bool = False,
+) -> Bytes:
+    """See `Ops.paged_attention`: the keys and values that any row of a request sees, once, the
+    block table's entries for them, two lengths per request, queries and output."""
+    _, num_kv_heads, block_size, head_dim = keys.shape
+    seen = pages = 0
+    for rows, context in zip(query_lens, context_lens, strict=True):
+        first = 0 if window is None else max(0, context - rows - window + 1)
+        seen += context - first
+        pages += -(-context // block_size) - first // block_size
+    cached = 2 * seen * num_kv_heads * head_dim * keys.itemsize
+    lengths = 4 * (pages + 2 * len(query_lens) + 1)
+    written = size(q) + (4 * q.shape[0] * q.shape[1] if need_lse else 0)
+    return Bytes(size(q) + cached + lengths, written)
+
+
+def split_attention(
+    requests: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    splits: int,
+    itemsize: int,
+) -> Bytes:
+    """Decode attention whose context is cut into `splits` parts: what `attention` moves for
+    `requests` contexts of `context` tokens, lengths and tables left out, and in float32 the parts
+    and their log-sum-exps, written by one kernel and read by the other."""
+    rows = requests * heads * head_dim * itemsize
+    cached = 2 * requests * kv_heads * context * head_dim * itemsize
+    parts = requests * heads * splits * (head_dim + 1) * 4
+    return Bytes(rows + cached + parts, rows + parts)

@@ -1,0 +1,147 @@
+"""Launches and bytes of torch compositions, counted while they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minserve.bench import launches as bench
+from minserve.bench.shapes import SHAPES
+from minserve.hardware import DEVICES
+from minserve.kernels import TorchOps, least
+from minserve.kernels.cases import cases
+from minserve.kernels.launches import LaunchCounter, Total, by_operator
+from minserve.kernels.least_ops import LeastOps, pairs
+
+LLAMA = SHAPES["llama-3.1-8b"].spec()
+
+
+def counted(run) -> list[tuple[str, tuple[int, int]]]:
+    with LaunchCounter("cpu") as counter, torch.inference_mode():
+        run()
+    return [(launch.name, tuple(launch.moved)) for launch in counter.launches]
+
+
+def test_views_and_allocations_are_no_launches() -> None:
+    x = torch.zeros(4, 6)
+    assert counted(lambda: x.view(2, 12).t().chunk(2)[0].unsqueeze(0).expand(3, -1, -1)) == []
+    assert counted(lambda: torch.empty_like(x).reshape(24)) == []
+    assert counted(lambda: x.t().reshape(24)) == [("reshape", (96, 96))]
+
+
+def test_an_operator_reads_its_inputs_and_writes_its_result() -> None:
+    x, y = torch.zeros(4, 6), torch.zeros(4, 6)
+    assert counted(lambda: x + y) == [("add", (192, 96))]
+    assert counted(lambda: x.add_(y)) == [("add_", (192, 96))]
+    assert counted(lambda: x.copy_(y)) == [("copy_", (96, 96))]
+    assert counted(lambda: x.to(torch.float16)) == [("to", (96, 48))]
+    # What is expanded is read once.
+    assert counted(lambda: x * torch.zeros(6))[-1] == ("mul", (96 + 24, 96))
+    assert counted(lambda: x + y[:1].expand(4, -1)) == [("add", (96 + 24, 96))]
+
+
+def test_a_gather_reads_what_it_yields_and_a_scatter_writes_what_it_is_given() -> None:
+    table, rows = torch.zeros(100, 8), torch.tensor([3, 4])
+    assert counted(lambda: table.index_select(0, rows)) == [("index_select", (64 + 16, 64))]
+    assert counted(lambda: torch.nn.functional.embedding(rows, table)) == [
+        ("embedding", (64 + 16, 64))
+    ]
+
+    def put() -> None:
+        table[rows] = torch.ones(2, 8)
+
+    assert counted(put)[-1] == ("index_put_", (64 + 16, 64))
+
+
+def test_only_tensors_of_the_device_count() -> None:
+    with LaunchCounter("meta") as counter, torch.inference_mode():
+        torch.zeros(3) + 1
+        here = torch.arange(3).to("meta")
+        here + 1
+    assert [launch.name for launch in counter.launches] == ["add"]
+
+
+@pytest.mark.parametrize("name", [case.name for case in cases(device="meta")])
+def test_an_operator_of_ops_is_many_of_torchs_and_one_when_fused(name: str) -> None:
+    case = {case.name: case for case in cases(device="meta")}[name]
+    with LaunchCounter("meta") as unfused, torch.inference_mode():
+        case.run(TorchOps(use_sdpa=False))
+    with LaunchCounter("meta") as fused, torch.inference_mode():
+        case.run(LeastOps(fused))
+    total = Total.of(fused.launches)
+    assert (total.launches, total.moved) == (1, case.least)
+    assert len(unfused.launches) > 1
+    assert Total.of(unfused.launches).moved.total > case.least.total
+
+
+def test_the_least_of_windowed_attention_is_what_its_rows_see() -> None:
+    q, keys = torch.empty(3, 4, 8), torch.empty(20, 2, 4, 8)
+    whole = least.attention(q, keys, (3,), (40,)).read - least.attention(q, keys, (3,), (30,)).read
+    assert whole == 2 * 10 * 2 * 8 * 4 + 4 * 2
+    assert pairs((3,), (40,), None) == 38 + 39 + 40
+    assert pairs((3,), (40,), 8) == 24
+    # Three rows with a window of 8 see 10 keys, on three pages and part of another.
+    windowed = least.attention(q, keys, (3,), (40,), window=8).read
+    assert windowed == 3 * 4 * 8 * 4 + 2 * 10 * 2 * 8 * 4 + 4 * (3 + 3)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_fusing_leaves_products_alone_and_removes_most_launches(rows: int) -> None:
+    lens = [rows], [max(rows, 200)]
+    found = {way: bench.step_launches(LLAMA, way, *lens, "bfloat16") for way in bench.WAYS}
+    totals = {way: Total.of(each) for way, each in found.items()}
+    assert totals["written out"].launches > totals["torch"].launches
+    assert totals["torch"].launches > 4 * totals["fused"].launches
+    assert totals["written out"].moved.total > totals["torch"].moved.total
+    assert totals["torch"].moved.total > totals["fused"].moved.total
+    products = {by_operator(each)["linear"] for each in found.values()}
+    assert len(products) == 1
+    assert next(iter(products)).launches == 4 * LLAMA.num_layers + 1
+
+
+def test_a_step_is_modelled_by_its_launches_or_by_its_bytes() -> None:
+    found = bench.step_launches(LLAMA, "fused", [1], [200], "bfloat16")
+    gpu = DEVICES["H100 SXM"]
+    weights = 2 * LLAMA.num_parameters() / gpu.memory_bytes_per_s
+    assert weights * 0.9 < bench.modelled_s(found, gpu, "bfloat16") < weights * 1.1
+    assert bench.modelled_s(found, gpu, "bfloat16", 1e-3) == len(found) * 1e-3
+    with pytest.raises(ValueError, match="no sourced figure"):
+        bench.modelled_s(found, DEVICES["A10G"], "bfloat16")
+
+
+def test_an_unknown_way_is_named() -> None:
+    with pytest.raises(ValueError, match="written out, torch, fused"):
+        bench.step_launches(LLAMA, "quickly", [1], [1], "bfloat16")
+
+
+def test_bytes_cannot_be_watched_where_kernels_are_compiled() -> None:
+    triton = pytest.importorskip("minserve.kernels.triton.traffic")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"), triton.watch():
+        pass
+
+
+@pytest.mark.slow
+def test_the_command_prints_every_kernel_and_interprets_by_itself() -> None:
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "minserve.kernels.triton.traffic"],
+        env=environment, capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found.keys() == {case.name for case in cases(device="meta")}
+    for counts in found.values():
+        assert counts["memory over least"] <= 1.1 < counts["unfused over least"] + 0.1
+        assert counts["launches"] < counts["unfused launches"]
+
+
+def test_the_step_command_prints_json(capsys) -> None:
+    bench.main(["--model", "llama-3.1-8b", "--context", "64"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["fused"]["launches"] < report["torch"]["launches"]
+    assert report["fused"]["modelled_s"] < report["torch"]["modelled_s"]
