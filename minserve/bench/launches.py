@@ -7,7 +7,11 @@ costs is given, not measured: the times here are modelled.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -147,6 +151,24 @@ def modelled_s(
         max(each.moved.total / device.memory_bytes_per_s, each.flops / rate) for each in launches
     )
     return max(busy, len(launches) * launch_s)
+
+
+def kernel_counts() -> dict[str, dict[str, float]] | None:
+    """`minserve.kernels.triton.traffic`, in a process that interprets: operator -> its counts.
+
+    None where Triton is not installed.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return None
+    done = subprocess.run(
+        [sys.executable, "-m", "minserve.kernels.triton.traffic"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

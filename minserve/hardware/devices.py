@@ -32,6 +32,8 @@ class DeviceSpec:
     """Titles of the documents the figures are from."""
     aliases: tuple[str, ...] = ()
     """Substrings of the name the driver reports, lower case."""
+    processors: int | None = None
+    """Streaming multiprocessors (AMD: compute units): programs that run at once, at least."""
 
     def flops_per_s(self, dtype: str) -> float:
         """Dense FLOP/s in a number format. Raises ValueError where there is no sourced figure."""
@@ -68,7 +70,23 @@ def _spec(
         tdp_watts=watts,
         source=source,
         aliases=aliases,
+        processors=_PROCESSORS.get(name),
     )
+
+
+# From the same documents; where they do not print it, there is no figure.
+_PROCESSORS = {
+    "T4": 40,
+    "RTX 3090": 82,
+    "A100 40GB SXM": 108,
+    "A100 80GB SXM": 108,
+    "A100 80GB PCIe": 108,
+    "RTX 4090": 128,
+    "H100 PCIe": 114,
+    "H100 SXM": 132,
+    "H200": 132,
+    "MI300X": 304,
+}
 
 
 def _tensor(

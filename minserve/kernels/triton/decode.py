@@ -1,8 +1,7 @@
 """Decode attention with the context split over programs, and the merge of the parts.
 
-One query per request leaves a GPU idle: a batch of 4 requests with 8 KV heads is 32 programs for
-132 multiprocessors. Flash-decoding (Dao et al., 2023) cuts the context too; each part leaves its
-normalised output and its log-sum-exp, and a second kernel joins them exactly.
+Flash-decoding (Dao et al., 2023): each part of a context leaves its normalised output and its
+log-sum-exp, and a second kernel joins them exactly. `splits` says how many parts are worth it.
 """
 
 from __future__ import annotations
@@ -11,18 +10,6 @@ import triton
 import triton.language as tl
 
 from minserve.kernels.triton.attention import attend
-
-LEAST_KEYS = 128
-"""Keys a part is worth a program for."""
-PROGRAMS_PER_PROCESSOR = 2
-"""Programs that hide each other's waits for memory."""
-
-
-def num_splits(num_programs: int, longest: int, num_processors: int) -> int:
-    """Parts of each context, so that the programs of one layer fill the device: `num_programs`
-    is requests times KV heads, `longest` the longest context in tokens."""
-    wanted = -(-PROGRAMS_PER_PROCESSOR * num_processors // num_programs)
-    return max(1, min(wanted, -(-longest // LEAST_KEYS)))
 
 
 @triton.jit

@@ -9,9 +9,10 @@ import triton
 from torch import Tensor
 
 from minserve.kernels.base import PlannedAttention
+from minserve.kernels.splits import num_splits
 from minserve.kernels.triton import activation, norm, rotary, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
-from minserve.kernels.triton.decode import merge_kernel, num_splits, split_attention_kernel
+from minserve.kernels.triton.decode import merge_kernel, split_attention_kernel
 
 SPLIT_STAGES = 3
 """Tiles of keys and values in flight in a split decode: it does nothing but wait for them."""

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from kernels.ragged import Shape, build, dense_attention, tolerance
 
 from minserve.kernels import TorchOps
+from minserve.kernels.splits import num_splits
 from minserve.kernels.triton import TritonOps
-from minserve.kernels.triton.decode import num_splits
 
 EXAMPLES = 12
 torch_ops = TorchOps()
