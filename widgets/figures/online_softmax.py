@@ -151,8 +151,8 @@ class OnlineSoftmax:
             ),
             alt=(
                 "Three panels. Above, a bar per key with its score, tile by tile, under a "
-                "staircase that is the running maximum. Below, the running sum of exponentials after each "
-                "tile, and the output's numbers so far beside those of the whole softmax."
+                "staircase that is the running maximum. Below, the running sum of exponentials "
+                "after each tile, and the output so far beside that of the whole softmax."
             ),
             table=[self._row(place) for place in range(len(self))],
         )
