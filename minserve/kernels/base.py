@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -36,6 +37,19 @@ class Ops(Protocol):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""
+        ...
+
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """Outputs per panel of the packed weights that this implementation multiplies fastest in
+        this number type (`packed_linear`); None where it wants matrices as they are."""
+        ...
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """`linear` with its weight packed: `panels[p, i, j]` is the weight of output
+        `p * width + j` and input i, `[ceil(out / width), in, width]`, the last panel filled up
+        with zeros. `[rows, in]`, panels, `[out]` -> `[rows, out]`."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

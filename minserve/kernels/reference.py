@@ -13,6 +13,23 @@ from minserve.kernels.base import PlannedAttention
 from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
 
 
+def pack_panels(weight: Tensor, width: int) -> Tensor:
+    """`[out, in]` -> the panels `[ceil(out / width), in, width]` of `Ops.packed_linear`, a copy."""
+    out_features, in_features = weight.shape
+    panels = weight.new_zeros(-(-out_features // width), in_features, width)
+    whole = out_features // width
+    if whole:
+        panels[:whole].copy_(weight[: whole * width].view(whole, width, in_features).mT)
+    if whole < len(panels):
+        panels[whole, :, : out_features - whole * width].copy_(weight[whole * width :].t())
+    return panels
+
+
+def unpack_panels(panels: Tensor, out_features: int) -> Tensor:
+    """The matrix `[out_features, in]` that was packed, a copy."""
+    return panels.mT.reshape(-1, panels.shape[1])[:out_features]
+
+
 class TorchOps:
     """`Ops` in plain torch.
 
@@ -28,6 +45,16 @@ class TorchOps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
+
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """See `Ops.panel_width`: torch packs for itself."""
+        return None
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Ops.packed_linear`: unpacked anew at every call, for comparison only."""
+        return F.linear(x, unpack_panels(panels, out_features), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""

@@ -67,14 +67,13 @@ class Decoder:
         self.weights = weights
         self.ops = ops
         self.max_position = spec.max_position if max_position is None else max_position
-        embedding = weights.embedding.weight
         tables: dict[int, Tensor] = {}
         layers = []
         for index, (layer, stored) in enumerate(zip(spec.layers, weights.layers, strict=True)):
             head_dim = layer.mixer.head_dim
             if head_dim not in tables:
                 tables[head_dim] = rotary_table(
-                    spec.rope, head_dim, self.max_position, embedding.dtype, embedding.device
+                    spec.rope, head_dim, self.max_position, weights.dtype, weights.device
                 )
             mixer = AttentionMixer(
                 layer.mixer,

@@ -85,36 +85,72 @@ void dots(i64 rows, const T* const* w, const Sum<T>* x, i64 n, Sum<T>* out, i64 
     else dots<1>(w, x, n, out, out_stride);
 }
 
-// y = x @ w.T + bias, a vector of outputs at a time: their weights are read from memory once, for
-// all rows of x.
-void linear(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in, i64 out,
-            i64 x_stride, int threads) {
-    constexpr i64 L = lanes<float>, some = 4;
-    static thread_local std::vector<float> x_scratch, w_scratch;
-    x_scratch.resize(rows * in);
-    float* wide_x = x_scratch.data();
+// y = x @ w.T + bias for at most 4 rows and weights that are not packed, a vector of outputs at a
+// time.
+void few_rows_linear(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in,
+                     i64 out, i64 x_stride, int threads) {
+    constexpr i64 L = lanes<float>;
+    static thread_local std::vector<float> scratch;
+    scratch.resize(rows * in);
+    float* wide_x = scratch.data();
     for (i64 row = 0; row < rows; ++row) widen(x + row * x_stride, wide_x + row * in, in);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 o = 0; o < out; o += L) {
-        // For more rows than one product takes it pays to widen the weights only once.
-        if (rows > some) w_scratch.resize(L * in);
         const bf16* from[L];
-        const float* from_wide[L];
-        for (i64 j = 0; j < L; ++j) {
-            from[j] = w + std::min(o + j, out - 1) * in;
-            from_wide[j] = w_scratch.data() + j * in;
-            if (rows > some) widen(from[j], w_scratch.data() + j * in, in);
-        }
+        for (i64 j = 0; j < L; ++j) from[j] = w + std::min(o + j, out - 1) * in;
         Vec<float> add = bias ? load(bias + o, out - o) : Vec<float>{};
-        float sums[some * L];
-        for (i64 row = 0; row < rows; row += some) {
-            i64 count = std::min(rows - row, some);
-            if (rows > some) dots(count, from_wide, wide_x + row * in, in, sums, L);
-            else dots(count, from, wide_x + row * in, in, sums, L);
-            for (i64 r = 0; r < count; ++r)
-                store(y + (row + r) * out + o, load(sums + r * L) + add, out - o);
-        }
+        float sums[4 * L];
+        dots(rows, from, wide_x, in, sums, L);
+        for (i64 r = 0; r < rows; ++r) store(y + r * out + o, load(sums + r * L) + add, out - o);
     }
+}
+
+// y = x @ w.T + bias with w in panels (vectors.h), of which the last may be filled up with zeros.
+template <class T>
+void linear(const T* x, const T* w, const T* bias, T* y, i64 rows, i64 in, i64 out, i64 x_stride,
+            int threads) {
+    typedef Sum<T> A;
+    constexpr i64 width = panel<T>, L = lanes<A>, most = 4;  // panels at once, for few rows
+    static thread_local std::vector<A> scratch;
+    const A* wide_x = (const A*)x;
+    if (sizeof(T) != sizeof(A) || x_stride != in) {
+        scratch.resize(rows * in);
+        for (i64 row = 0; row < rows; ++row) widen(x + row * x_stride, scratch.data() + row * in, in);
+        wide_x = scratch.data();
+    }
+    // Few rows would leave most of a processor waiting for its own sums: they take more panels.
+    i64 panels = (out + width - 1) / width, together = rows * most <= panel_rows ? most
+                                                       : rows * 2 <= panel_rows ? 2 : 1;
+    // Rows that stay in the cache while all panels pass.
+    i64 chunk = std::max<i64>(16 * panel_rows, (1 << 16) / in / panel_rows * panel_rows);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (i64 part = 0; part < threads; ++part)
+        for (i64 start = 0; start < rows; start += chunk) {
+            i64 end = std::min(rows, start + chunk), blocks = (end - start - 1) / panel_rows + 1;
+            i64 p = panels * part / threads, stop = panels * (part + 1) / threads;
+            for (i64 count; p < stop; p += count) {
+                count = stop - p >= together ? together : 1;
+                const T* from = w + p * in * width;
+                // Blocks of nearly equal size: 7 rows are 4 and 3, not 6 and 1.
+                for (i64 block = 0, row = start; block < blocks; ++block) {
+                    i64 n = (end - row + blocks - block - 1) / (blocks - block);
+                    A sums[panel_rows * width];  // = most * width of as many rows fewer
+                    const A* at = wide_x + row * in;
+                    i64 span = count * width;
+                    if (count == 4) panel_block<4>(n, at, in, from, sums, span);
+                    else if (count == 2) panel_block<2>(n, at, in, from, sums, span);
+                    else panel_block<1>(n, at, in, from, sums, span);
+                    for (i64 i = 0; i < n; ++i)
+                        for (i64 o = p * width, j = 0; j < span && o + j < out; j += L) {
+                            i64 some = out - o - j;
+                            Vec<A> sum = load(sums + i * span + j);
+                            if (bias) sum += load(bias + o + j, some);
+                            store(y + (row + i) * out + o + j, sum, some);
+                        }
+                    row += n;
+                }
+            }
+        }
 }
 
 // ---- paged attention --------------------------------------------------------------------------
@@ -285,14 +321,16 @@ template <class T> struct Attention {
                 Vec<A> before = load(most + w), top = before;
                 for (i64 j = 0; j < n; ++j) top = larger<A>(top, load(scores + j * R + w));
                 Vec<A> base = top == -inf<A> ? Vec<A>{} : top;
-                Vec<A> shrink = exponential<A>(before - base), sum = load(weight + w) * shrink;
+                Vec<A> shrink = exponential<A>(before - base), sum = {};
                 for (i64 j = 0; j < n; ++j) {
                     Vec<A> e = exponential<A>(load(scores + j * R + w) - base);
                     store(scores + j * R + w, e);
                     sum += e;
                 }
                 store(most + w, top);
-                store(weight + w, sum);
+                // Not before the loop: a compiler that peels it would fuse this product with the
+                // first sum in one instance of this template and not in another.
+                store(weight + w, load(weight + w) * shrink + sum);
                 for (i64 d = 0; d < D; ++d) store(out + d * R + w, load(out + d * R + w) * shrink);
             }
             multiply<W>(out, v, 1, D, scores, D, n, true);
@@ -420,15 +458,20 @@ template <class T> struct Attention {
                          i64 head_dim, i64 row_stride, int threads) {                             \
         rotary(x, positions, cos_sin, rows, heads, head_dim, row_stride, threads);                \
     }                                                                                             \
+    EXPORT linear_##name(const T* x, const T* w, const T* bias, T* y, i64 rows, i64 in, i64 out,  \
+                         i64 x_stride, int threads) {                                             \
+        linear(x, w, bias, y, rows, in, out, x_stride, threads);                                  \
+    }                                                                                             \
+    EXPORT panel_##name(i64* width) { *width = panel<T>; }                                        \
     EXPORT attention_##name(const AttentionCall* call) { Attention<T>{*call}.run(); }
 
 FOR_TYPE(float, float32)
 FOR_TYPE(double, float64)
 FOR_TYPE(bf16, bfloat16)
 
-EXPORT linear_bfloat16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in,
-                       i64 out, i64 x_stride, int threads) {
-    linear(x, w, bias, y, rows, in, out, x_stride, threads);
+EXPORT few_rows_linear_bfloat16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows,
+                                i64 in, i64 out, i64 x_stride, int threads) {
+    few_rows_linear(x, w, bias, y, rows, in, out, x_stride, threads);
 }
 
 // Copy rows of [heads, row_bytes] into their slots of [blocks, heads, block_size, row_bytes].

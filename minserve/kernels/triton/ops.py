@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from minserve.kernels.base import PlannedAttention
+from minserve.kernels.reference import unpack_panels
 from minserve.kernels.triton import activation, norm, rotary, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
 from minserve.kernels.triton.decode import merge_kernel, num_splits, split_attention_kernel
@@ -29,6 +30,16 @@ class TritonOps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
+
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """See `Ops.panel_width`: the vendor library takes matrices as they are."""
+        return None
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Ops.packed_linear`."""
+        return F.linear(x, unpack_panels(panels, out_features), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
