@@ -102,13 +102,28 @@ class PagedAttentionPlan:
         self._slots = [tables.slots for tables in batch.groups]
         self._planned = planned
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `AttentionPlan.run`."""
+    def store_rotated(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        layer: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """See `AttentionPlan.store_rotated`."""
         backend = self._backend
-        group = backend.group_of_layer[layer]
         keys, values = backend.caches[layer]
+        slots = self._slots[backend.group_of_layer[layer]]
+        backend.ops.rotary_store_(
+            heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+        )
+        return heads.narrow(1, 0, heads.shape[1] - 2 * keys.shape[1])
+
+    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+        """See `AttentionPlan.attend`."""
+        backend = self._backend
+        planned = self._planned[backend.group_of_layer[layer]]
         mixer = backend.spec.layers[layer].mixer
-        backend.ops.store_kv(k, v, keys, values, self._slots[group])
-        return self._planned[group](q, keys, values, mixer.scale, mixer.window, need_lse)
+        return planned(q, *backend.caches[layer], mixer.scale, mixer.window, need_lse)

@@ -67,6 +67,28 @@ class Ops(Protocol):
         """
         ...
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """From a fused projection to rotated queries and stored keys and values, in one go.
+
+        `heads`: `[rows, num_heads + 2 * num_kv_heads, head_dim]`, queries, keys and values of each
+        row; rows may be strided. With `q_norm` and `k_norm` (`[head_dim]` each, Qwen3), query and
+        key heads are RMS-normalised first. Queries are rotated in place; keys are rotated and, with
+        the values, written to their slots. What the key heads of `heads` hold afterwards is
+        unspecified. The other arguments are those of `rotary_` and `store_kv`.
+        """
+        ...
+
     def paged_attention(
         self,
         q: Tensor,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import Ops, PlannedAttention
 from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
 
 
@@ -60,6 +60,23 @@ class TorchOps:
         keys[blocks, :, offsets] = k
         values[blocks, :, offsets] = v
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        unfused_rotary_store_(
+            self, heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+        )
+
     def paged_attention(
         self,
         q: Tensor,
@@ -88,3 +105,28 @@ class TorchOps:
     ) -> PlannedAttention:
         """See `Ops.plan_attention`; the device copies of the lengths are not needed here."""
         return TorchPlannedAttention(block_tables, query_lens, context_lens, self.use_sdpa)
+
+
+def unfused_rotary_store_(
+    ops: Ops,
+    heads: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> None:
+    """`Ops.rotary_store_` as two to six operators, one after the other: what fusion is measured
+    against. Queries and keys are adjacent heads, so one rotation turns both."""
+    num_kv_heads = keys.shape[1]
+    rotated = heads.shape[1] - num_kv_heads
+    num_heads = rotated - num_kv_heads
+    q, k, v = heads.split_with_sizes([num_heads, num_kv_heads, num_kv_heads], 1)
+    if q_norm is not None and k_norm is not None:
+        q.copy_(ops.rms_norm(q, q_norm, eps))
+        k.copy_(ops.rms_norm(k, k_norm, eps))
+    ops.rotary_(heads.narrow(1, 0, rotated), positions, cos_sin)
+    ops.store_kv(k, v, keys, values, slots)

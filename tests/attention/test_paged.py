@@ -91,11 +91,14 @@ def test_chunked_prefill_equals_one_pass_in_every_layer() -> None:
             item.mixer.num_kv_heads,
             item.mixer.head_dim,
         )
-        q, k, v = (
-            torch.randn(20, n, head_dim, generator=generator, dtype=torch.float64)
-            for n in (heads, kv_heads, kv_heads)
-        )
-        expected, lse = whole.plan(make_batch(lens, lens, 1)).run(q, k, v, layer, need_lse=True)
+        size = (20, heads + 2 * kv_heads, head_dim)
+        qkv = torch.randn(size, generator=generator, dtype=torch.float64)
+        cos_sin = torch.randn(13, head_dim, generator=generator, dtype=torch.float64)
+        batch = make_batch(lens, lens, 1)
+        plan = whole.plan(batch)
+        q = plan.store_rotated(qkv.clone(), batch.positions, cos_sin, layer)
+        assert q.shape == (20, heads, head_dim)
+        expected, lse = plan.attend(q, layer, need_lse=True)
         assert lse is not None and lse.shape == (20, heads)
         done = (0, 0)
         for step in ((5, 1), (1, 5), (7, 1)):
@@ -108,7 +111,8 @@ def test_chunked_prefill_equals_one_pass_in_every_layer() -> None:
                 for tables in make_batch(lens, lens, 1).groups
             ]
             plan = chunked.plan(replace(batch, groups=tuple(groups)))
-            out, _ = plan.run(q[rows], k[rows], v[rows], layer)
+            q = plan.store_rotated(qkv[rows], batch.positions, cos_sin, layer)
+            out, _ = plan.attend(q, layer)
             assert (out - expected[rows]).abs().max() < 1e-12
 
 

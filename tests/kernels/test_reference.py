@@ -114,3 +114,29 @@ def test_store_kv_writes_each_row_to_its_slot_and_nowhere_else() -> None:
         assert torch.equal(keys[slot // 4, :, slot % 4], k[row])
         assert torch.equal(values[slot // 4, :, slot % 4], v[row])
     assert keys.isnan().sum() == values.isnan().sum() == keys.numel() - k.numel()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotary_store_is_norm_rotation_and_store(normed: bool) -> None:
+    heads = torch.randn(4, 10, 8, dtype=torch.float64)[:, 1:]
+    q, k, v = heads.clone().split((5, 2, 2), 1)
+    cos_sin, positions = torch.randn(50, 8, dtype=torch.float64), torch.tensor([0, 17, 49, 17])
+    slots = torch.tensor([0, 23, 9, 10])
+    norms = [torch.rand(8, dtype=torch.float64) for _ in range(2)] if normed else [None, None]
+    if normed:
+        q, k = (
+            x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+            for x, weight in zip((q, k), norms, strict=True)
+        )
+    cos, sin = cos_sin[positions, None, :4], cos_sin[positions, None, 4:]
+    q, k = (
+        torch.cat((x[..., :4] * cos - x[..., 4:] * sin, x[..., 4:] * cos + x[..., :4] * sin), -1)
+        for x in (q, k)
+    )
+    keys, values = torch.full((2, 6, 2, 4, 8), math.nan, dtype=torch.float64)
+    TorchOps().rotary_store_(heads, positions, cos_sin, keys, values, slots, *norms, eps=1e-3)
+    assert (heads[:, :5] - q).abs().max() < 1e-14
+    for row, slot in enumerate(slots.tolist()):
+        assert (keys[slot // 4, :, slot % 4] - k[row]).abs().max() < 1e-14
+        assert torch.equal(values[slot // 4, :, slot % 4], v[row])
+    assert keys.isnan().sum() == values.isnan().sum() == keys.numel() - k.numel()

@@ -22,7 +22,7 @@ from minserve.kernels.cpu.native_attention import (
     Function,
     NativePlannedAttention,
 )
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference import TorchOps, unfused_rotary_store_
 from minserve.kernels.reference_attention import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -247,6 +247,23 @@ class NativeOps:
             strides[0] * size,
             strides[1] * size,
             _threads(rows * heads * head_dim),
+        )
+
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        unfused_rotary_store_(
+            self, heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
         )
 
     def paged_attention(

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from minserve.kernels.base import PlannedAttention
-from minserve.kernels.triton import activation, norm, rotary, store
+from minserve.kernels.triton import activation, norm, rotary, rotary_store, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
 from minserve.kernels.triton.decode import merge_kernel, num_splits, split_attention_kernel
 
@@ -49,6 +49,23 @@ class TritonOps:
     def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """See `Ops.store_kv`."""
         store.store_kv(k, v, keys, values, slots)
+
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        rotary_store.rotary_store_(
+            heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+        )
 
     def paged_attention(
         self,

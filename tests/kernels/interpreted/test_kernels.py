@@ -188,3 +188,48 @@ def test_store_writes_its_slots_and_nothing_else(
     torch_ops.store_kv(k, v, *expected, slots)
     TritonOps().store_kv(k, v, keys, values, slots)
     torch.testing.assert_close((keys, values), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@each_dtype
+@given(
+    rows=st.integers(1, 4),
+    heads=st.integers(1, 5),
+    kv_heads=st.integers(1, 3),
+    head_dim=st.sampled_from([16, 18, 40, 64, 128, 256]),
+    block_size=st.sampled_from([1, 4, 16]),
+    normed=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_rotary_store_turns_and_stores_in_one_go(
+    dtype: torch.dtype,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    normed: bool,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    whole = normal(rows, heads + 2 * kv_heads + 1, head_dim, dtype=dtype, seed=seed)
+    angles = torch.rand(50, head_dim // 2, generator=generator) * 7
+    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
+    positions = torch.randint(0, 50, (rows,), generator=generator)
+    norms = [normal(head_dim, dtype=dtype, seed=seed + n) for n in (1, 2)] if normed else []
+    keys, values = (torch.full((6, kv_heads, block_size, head_dim), math.nan) for _ in range(2))
+    keys, values = keys.to(dtype), values.to(dtype)
+    slots = torch.randperm(6 * block_size, generator=generator)[:rows]
+    wide, expected = whole.double(), (keys.double(), values.double())
+    doubled = [norm.double() for norm in norms]
+    torch_ops.rotary_store_(
+        wide[:, 1:], positions, cos_sin.double(), *expected, slots, *doubled, eps=1e-5
+    )
+    TritonOps().rotary_store_(
+        whole[:, 1:], positions, cos_sin, keys, values, slots, *norms, eps=1e-5
+    )
+    error = 4 * tolerance(dtype)
+    queries = slice(0, heads + 1)
+    torch.testing.assert_close(whole[:, queries].double(), wide[:, queries], rtol=0, atol=error)
+    torch.testing.assert_close(keys.double(), expected[0], rtol=0, atol=error, equal_nan=True)
+    torch.testing.assert_close(values.double(), expected[1], rtol=0, atol=0, equal_nan=True)
