@@ -11,6 +11,7 @@ from torch import Tensor
 from minserve.attention.base import Caches
 from minserve.batch import ForwardBatch
 from minserve.kernels.base import Ops, PlannedAttention
+from minserve.kernels.tree import refuse_window
 from minserve.spec import ModelSpec
 
 
@@ -44,9 +45,12 @@ class PagedAttention:
         """Check the batch on the host and prepare it, once for all layers.
 
         Raises ValueError for a request without rows, rows that reach before a request's first
-        token, and a context longer than its block table.
+        token, a context longer than its block table, and a speculative tree where a layer has a
+        sliding window.
         """
         self._check(batch)
+        for layer in self.spec.layers:
+            refuse_window(batch.tree, layer.mixer.window)
         planned = [
             self.ops.plan_attention(
                 tables.block_tables,
@@ -54,6 +58,7 @@ class PagedAttention:
                 batch.kv_lens,
                 batch.query_lens,
                 batch.context_lens,
+                batch.tree,
             )
             for tables in batch.groups
         ]

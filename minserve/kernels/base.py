@@ -102,6 +102,7 @@ class Ops(Protocol):
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Causal attention of a ragged batch of queries over paged keys and values.
 
@@ -109,7 +110,9 @@ class Ops(Protocol):
         `query_starts[r]` to `query_starts[r + 1]`, which are the last `query_lens[r]` of its
         `kv_lens[r]` tokens. `block_tables`: int32 `[num_requests, max_blocks]`. With a `window`, a
         query sees itself and the `window - 1` tokens before it. Grouped heads: query head h reads
-        KV head `h // (num_heads // num_kv_heads)`. Returns `[rows, num_heads, head_dim]` and, when
+        KV head `h // (num_heads // num_kv_heads)`. With a `tree`, int64 `[rows]` masks as in
+        `kernels.tree`, the rows of a request may be a speculative tree instead of a chain; with a
+        window that is a ValueError. Returns `[rows, num_heads, head_dim]` and, when
         asked, the natural log-sum-exp of the scaled scores, float32 (float64 for float64 inputs)
         `[rows, num_heads]`.
         """
@@ -122,6 +125,7 @@ class Ops(Protocol):
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
         """`paged_attention` for all layers of one step: arguments as there, prepared once."""
         ...

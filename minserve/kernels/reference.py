@@ -90,9 +90,12 @@ class TorchOps:
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
         return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
@@ -102,9 +105,10 @@ class TorchOps:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
         """See `Ops.plan_attention`; the device copies of the lengths are not needed here."""
-        return TorchPlannedAttention(block_tables, query_lens, context_lens, self.use_sdpa)
+        return TorchPlannedAttention(block_tables, query_lens, context_lens, self.use_sdpa, tree)
 
 
 def unfused_rotary_store_(

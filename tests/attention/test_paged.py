@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from minserve.attention.paged import PagedAttention
-from minserve.batch import ForwardBatch, GroupTables
+from minserve.batch import ForwardBatch, GroupTables, to_device
 from minserve.kernels.reference import TorchOps
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
@@ -133,6 +134,29 @@ def test_more_rows_than_context_are_refused() -> None:
     batch = replace(make_batch((3, 1), (8, 6), 0), context_lens=(2, 6))
     with pytest.raises(ValueError, match=r"request 0 .* 3 rows .* only 2 tokens"):
         make_backend(make_spec()).plan(batch)
+
+
+def test_a_tree_in_a_model_with_a_window_is_refused() -> None:
+    batch = replace(make_batch((3, 1), (8, 6), 0), tree=torch.tensor([1, 3, 5, -1]))
+    with pytest.raises(ValueError, match=r"tree mask in a layer with a sliding window of 5"):
+        make_backend(make_spec()).plan(batch)
+
+
+def test_a_batch_carries_its_tree_to_the_operators() -> None:
+    spec = make_spec()
+    spec = replace(spec, layers=spec.layers[:2])
+    qkv = torch.randn(3, 8, 8, dtype=torch.float64)
+    cos_sin = torch.ones(9, 8, dtype=torch.float64)
+    results = []
+    for tree in (None, torch.tensor([1, 3, 5])):
+        batch = replace(pickle.loads(pickle.dumps(make_batch((3,), (8,), 0))), tree=tree)
+        backend = make_backend(spec)
+        for cache in backend.caches[0]:
+            cache.fill_(1.0)
+        plan = backend.plan(to_device(batch, torch.device("cpu")))
+        results.append(plan.attend(plan.store_rotated(qkv.clone(), batch.positions, cos_sin, 0), 0))
+    (chain, _), (branches, _) = results
+    assert torch.equal(chain[:2], branches[:2]) and not torch.equal(chain[2], branches[2])
 
 
 def test_a_cache_per_layer_is_required() -> None:

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels.ragged import Shape, build, dense_attention, shapes, tolerance
+from hypothesis import strategies as st
+from kernels.ragged import Shape, build, dense_attention, grown, shapes, tolerance
 
 from minserve.kernels import reference_attention
 from minserve.kernels.reference import TorchOps
@@ -32,6 +33,31 @@ def test_attention_is_its_definition(
         assert (lse is not None) == need_lse
         if lse is not None:
             assert (lse - expected_lse).abs().max() < max(tolerance(dtype), 1e-12)
+
+
+@pytest.mark.parametrize("use_sdpa", [None, False])
+@given(data=st.data())
+@settings(max_examples=20)
+def test_a_tree_sees_its_branches_only(use_sdpa: bool | None, data: st.DataObject) -> None:
+    shape = data.draw(shapes(max_requests=4).flatmap(grown))
+    batch = build(shape, torch.float64)
+    expected, expected_lse = dense_attention(batch)
+    planned = TorchOps(use_sdpa).plan_attention(*batch.args())
+    out, lse = planned(batch.q, batch.keys, batch.values, batch.scale, None, True)
+    assert lse is not None
+    assert (out - expected).abs().max() < 1e-12
+    assert (lse - expected_lse).abs().max() < 1e-12
+
+
+def test_a_tree_meets_no_window_and_has_a_mask_per_row() -> None:
+    shape = Shape((3,), (9,), 4, 1, 1, 16, None, 0, tree=(1, 3, 5))
+    batch = build(shape, torch.float64)
+    planned = TorchOps().plan_attention(*batch.args())
+    with pytest.raises(ValueError, match=r"a tree mask in a layer with a sliding window of 4 tok"):
+        planned(batch.q, batch.keys, batch.values, batch.scale, 4)
+    short = torch.ones(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"mask is torch.int64 \[2\], and the batch has 3 rows"):
+        TorchOps().plan_attention(*batch.args()[:5], short)
 
 
 def test_attention_in_bounded_pieces_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,9 +279,12 @@ class NativeOps:
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
         return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
@@ -291,8 +294,13 @@ class NativeOps:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`."""
+        """See `Ops.plan_attention`; trees are torch's to do."""
+        if tree is not None:
+            return self._torch.plan_attention(
+                block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+            )
         return NativePlannedAttention(
             self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
         )

@@ -114,12 +114,20 @@ def _attention(head_dim: int) -> list[Variant]:
     sums = dict.fromkeys(("lse", "parts", "part_lse"), "fp32")
     rows, keys, warps = tile_shape(head_dim, 2)
     shape = {"GROUP": 4, "KEYS": keys, "DIM": head_dim, "WINDOW": False}
+    chunk = shape | {"TOKENS": rows // 4, "ROWS": rows, "LSE": False}
     return [
         Variant(
             f"ragged attention, head size {head_dim}",
             ragged_attention_kernel,
             same | index | sums,
-            shape | {"TOKENS": rows // 4, "ROWS": rows, "LSE": False},
+            chunk | {"TREE": False, "tree": None},
+            warps,
+        ),
+        Variant(
+            f"ragged attention over trees, head size {head_dim}",
+            ragged_attention_kernel,
+            same | index | sums | {"tree": "i64"},
+            chunk | {"TREE": True},
             warps,
         ),
         Variant(

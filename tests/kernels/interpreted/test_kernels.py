@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.ragged import Shape, build, dense_attention, tolerance
+from kernels.ragged import Shape, build, dense_attention, grown, tolerance
 
 from minserve.kernels import TorchOps
 from minserve.kernels.triton import TritonOps
@@ -74,6 +74,21 @@ def check_attention(shape: Shape, dtype: torch.dtype, ops: TritonOps) -> None:
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_ragged_attention_is_its_definition(dtype: torch.dtype, data: st.DataObject) -> None:
     check_attention(data.draw(small_shapes(decode=False)), dtype, TritonOps(1))
+
+
+@each_dtype
+@given(data=st.data())
+@settings(max_examples=EXAMPLES // 2, deadline=None)
+def test_ragged_attention_over_trees(dtype: torch.dtype, data: st.DataObject) -> None:
+    shape = data.draw(small_shapes(decode=False).flatmap(grown))
+    check_attention(shape, dtype, TritonOps(1))
+
+
+def test_a_tree_of_63_rows_sees_its_last_row() -> None:
+    # A star: every row sees the first and itself. The last bit before the sign is in use.
+    star = tuple(1 | 1 << node for node in range(63))
+    shape = Shape((63, 2), (80, 2), 16, 1, 2, 32, None, 0, tree=(*star, -1, -1))
+    check_attention(shape, torch.float32, TritonOps(1))
 
 
 @each_dtype
