@@ -170,13 +170,13 @@ class EagerRunner:
             return None
         if rows.numel() == hidden.shape[0]:
             return self._decoder.head(hidden)
-        return self._decoder.head(hidden.index_select(0, rows))
+        return self._decoder.head(hidden, rows)
 
     def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> list[Logprobs]:
         """In chunks: the logits of a long prompt would take more memory than its KV cache."""
         return [
             prompt_logprobs(
-                self._decoder.head(hidden.index_select(0, rows)),
+                self._decoder.head(hidden, rows),
                 targets,
                 batch.num_prompt_logprobs,
             )

@@ -43,6 +43,12 @@ class Ops(Protocol):
         float32: `[rows, hidden]` (or `[rows, heads, head_dim]`, strided) -> same shape."""
         ...
 
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`rms_norm(x[rows])` of `x` `[num_rows, hidden]` and int64 `rows` `[n]`, in any order and
+        repeated where wanted -> `[n, hidden]`: the rows whose logits are needed, without a gathered
+        copy of them where the implementation can do without."""
+        ...
+
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`residual += x` in place, then `rms_norm(residual)`: `[rows, hidden]` each."""
         ...

@@ -35,6 +35,10 @@ class TorchOps:
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return (wide * inverse * weight).to(x.dtype)
 
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        return self.rms_norm(x.index_select(0, rows), weight, eps)
+
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
         residual.add_(x)

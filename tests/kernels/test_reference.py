@@ -98,6 +98,12 @@ def test_rms_norm_of_strided_heads(dtype: torch.dtype) -> None:
     assert (TorchOps().rms_norm(x, weight, 1e-5) - expected).abs().max() < tolerance(dtype)
 
 
+def test_rms_norm_of_chosen_rows_is_that_of_a_gathered_copy() -> None:
+    x, weight, rows = torch.randn(6, 8), torch.rand(8), torch.tensor([4, 0, 4])
+    expected = TorchOps().rms_norm(torch.stack((x[4], x[0], x[4])), weight, 1e-5)
+    assert torch.equal(TorchOps().rms_norm_rows(x, rows, weight, 1e-5), expected)
+
+
 def test_add_rms_norm_updates_the_residual() -> None:
     x, residual, weight = torch.randn(3, 8), torch.randn(3, 8), torch.rand(8)
     total = x + residual

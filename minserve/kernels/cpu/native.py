@@ -149,6 +149,10 @@ class NativeOps:
         )
         return out
 
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        return self.rms_norm(x.index_select(0, rows), weight, eps)
+
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
         dtype, strides = x.dtype, x.stride()

@@ -35,6 +35,10 @@ class TritonOps:
         """See `Ops.rms_norm`."""
         return norm.rms_norm(x, weight, eps)
 
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        return norm.rms_norm_rows(x, rows, weight, eps)
+
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
         return norm.add_rms_norm(x, residual, weight, eps)

@@ -156,7 +156,20 @@ def variants() -> list[Variant]:
     joined = {"parts": "fp32", "part_lse": "fp32", "out": half, "lse": "fp32"}
     wide = {"BLOCK": 4096}
     return [
-        Variant("rms norm", rms_norm_kernel, norm, wide, warps_for(4096)),
+        Variant(
+            "rms norm",
+            rms_norm_kernel,
+            norm,
+            wide | {"GATHER": False, "rows": None},
+            warps_for(4096),
+        ),
+        Variant(
+            "rms norm of chosen rows",
+            rms_norm_kernel,
+            norm | {"rows": "i64"},
+            wide | {"GATHER": True},
+            warps_for(4096),
+        ),
         Variant("add, rms norm", add_rms_norm_kernel, norm, wide, warps_for(4096)),
         Variant("silu and multiply", silu_and_mul_kernel, gated, {"BLOCK": BLOCK}),
         Variant("rotary", rotary_kernel, turned, {"HEADS": 32, "HALF": 64}),

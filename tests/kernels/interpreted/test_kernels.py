@@ -134,6 +134,24 @@ def test_rms_norm(dtype: torch.dtype, rows: int, heads: int, width: int, seed: i
 
 
 @each_dtype
+@given(
+    rows=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    width=st.sampled_from([1, 16, 33, 600]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_rms_norm_of_chosen_rows(
+    dtype: torch.dtype, rows: list[int], width: int, seed: int
+) -> None:
+    x = normal(5, width + 3, dtype=dtype, seed=seed)[:, :width]
+    weight = normal(width, dtype=dtype, seed=seed + 1)
+    got = TritonOps().rms_norm_rows(x, torch.tensor(rows), weight, 1e-5)
+    assert torch.equal(got, TritonOps().rms_norm(x[rows], weight, 1e-5))
+    expected = torch_ops.rms_norm_rows(x.double(), torch.tensor(rows), weight.double(), 1e-5)
+    assert (got - expected).abs().max() < 2 * tolerance(dtype)
+
+
+@each_dtype
 @given(rows=st.integers(1, 3), width=st.sampled_from([1, 16, 100, 600]), seed=st.integers(0, 1000))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_add_rms_norm_writes_the_sum_it_normalises(
