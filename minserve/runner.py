@@ -75,11 +75,24 @@ class _TimedPlan:
         self._plan, self._clock = plan, clock
         self.elapsed_s = 0.0
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def store_rotated(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        layer: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
         start = self._clock.now()
-        result = self._plan.run(q, k, v, layer, need_lse)
+        q = self._plan.store_rotated(heads, positions, cos_sin, layer, q_norm, k_norm, eps)
+        self.elapsed_s += self._clock.now() - start
+        return q
+
+    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+        start = self._clock.now()
+        result = self._plan.attend(q, layer, need_lse)
         self.elapsed_s += self._clock.now() - start
         return result
 
@@ -157,13 +170,13 @@ class EagerRunner:
             return None
         if rows.numel() == hidden.shape[0]:
             return self._decoder.head(hidden)
-        return self._decoder.head(hidden.index_select(0, rows))
+        return self._decoder.head(hidden, rows)
 
     def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> list[Logprobs]:
         """In chunks: the logits of a long prompt would take more memory than its KV cache."""
         return [
             prompt_logprobs(
-                self._decoder.head(hidden.index_select(0, rows)),
+                self._decoder.head(hidden, rows),
                 targets,
                 batch.num_prompt_logprobs,
             )

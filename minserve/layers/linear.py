@@ -72,6 +72,10 @@ class LinearWeight(Protocol):
         """`[rows, in_features]` -> `[rows, out_features]`."""
         ...
 
+    def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
+        """`silu_and_mul(apply(x))`: `[rows, in_features]` -> `[rows, out_features / 2]`."""
+        ...
+
     def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> LinearWeight:
         """The part of this weight, shaped `shape`, that `rank` of `world` keeps: a copy, so that
         the whole can be freed."""
@@ -138,6 +142,10 @@ class DenseWeight:
     def apply(self, ops: Ops, x: Tensor) -> Tensor:
         """`x @ weight.T + bias`."""
         return ops.linear(x, self.weight, self.bias)
+
+    def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
+        """`silu_and_mul(apply(x))`."""
+        return ops.silu_and_mul(ops.linear(x, self.weight, self.bias))
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the matrix: int64 `[n]` -> `[n, in_features]`, a copy."""
@@ -209,6 +217,12 @@ class PackedWeight:
         """`x @ weight.T + bias`."""
         return ops.packed_linear(x, self.panels, self.out_features, self.bias)
 
+    def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
+        """`silu_and_mul(apply(x))`, without the projection in between where there is no bias."""
+        if self.bias is not None:
+            return ops.silu_and_mul(self.apply(ops, x))
+        return ops.packed_gated_linear(x, self.panels, self.out_features // 2)
+
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the matrix: int64 `[n]` -> `[n, in_features]`, a copy."""
         width = self.panels.shape[2]
@@ -246,13 +260,14 @@ class PackedFormat:
 class Linear:
     """One (possibly fused) projection: its shape and its weight."""
 
-    __slots__ = ("apply", "shape", "weight")
+    __slots__ = ("apply", "apply_gated", "shape", "weight")
 
     def __init__(self, shape: LinearShape, weight: LinearWeight) -> None:
         self.shape = shape
         self.weight = weight
         self.apply = weight.apply
         """`apply(ops, x)`; held as an attribute to save one call per projection and step."""
+        self.apply_gated = weight.apply_gated
 
     @property
     def nbytes(self) -> int:

@@ -113,12 +113,14 @@ class Decoder:
             pending = layer.forward(pending, h, plan, positions)
         return h if pending is None else h.add_(pending)
 
-    def head(self, h: Tensor) -> Tensor:
-        """Rows of the residual stream `[rows, hidden_size]` -> logits `[rows, vocab_size]`: final
-        norm and unembedding. Callers select the rows they need and cut them into chunks: logits
-        are the largest activation there is."""
+    def head(self, h: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Rows of the residual stream `[num_tokens, hidden_size]` -> logits `[n, vocab_size]`:
+        final norm and unembedding of `rows`, int64 `[n]` (None: of all). Callers name the rows
+        they need and cut them into chunks: logits are the largest activation there is."""
         ops, weights = self.ops, self.weights
-        return weights.head.apply(ops, weights.final_norm.apply(ops, h))
+        norm = weights.final_norm
+        x = norm.apply(ops, h) if rows is None else norm.apply_rows(ops, h, rows)
+        return weights.head.apply(ops, x)
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan) -> Tensor:
         """`embed` and all layers: the residual stream `[num_tokens, hidden_size]` of a batch."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.ragged import Paged, Shape, build, shapes, tolerance
+from kernels.ragged import Paged, Shape, build, dense_attention, shapes, tolerance
 
 from minserve.kernels import TorchOps, why_not_native
 from minserve.kernels.cpu.native import NativeOps, native_ops
@@ -142,6 +142,15 @@ def test_float64_rows_are_bitwise_the_same_in_any_chunk(shape: Shape, cut: int) 
             ]
             first = int(batch.query_starts[request])
             assert torch.equal(torch.cat(parts), together[first : first + rows])
+
+
+def test_trees_are_attended_to(ops: NativeOps) -> None:
+    shape = Shape((4, 1), (30, 9), 16, 2, 2, 32, None, 0, tree=(1, 3, 5, 11, -1))
+    batch = build(shape, torch.float64)
+    out, lse = attend(ops, batch)
+    expected, expected_lse = dense_attention(batch)
+    assert (out - expected).abs().max() < 1e-12
+    assert lse is not None and (lse - expected_lse).abs().max() < 1e-12
 
 
 def test_a_nan_stays_in_its_request(ops: NativeOps) -> None:
@@ -303,6 +312,22 @@ def test_linear(dtype: torch.dtype, rows: int, inputs: int, outputs: int, bias: 
     for out in results:
         assert out.shape == expected.shape and out.dtype == dtype
         assert (out - expected).abs().max() <= tolerance(dtype) * max(1, expected.abs().max())
+
+
+@each_dtype
+@given(
+    rows=st.integers(1, 30), inputs=st.integers(1, 300), inner=st.sampled_from([1, 16, 20, 32, 96])
+)
+@settings(max_examples=30)
+def test_packed_gated_linear(dtype: torch.dtype, rows: int, inputs: int, inner: int) -> None:
+    x = torch.randn(rows, inputs + 3).to(dtype)[:, :inputs]
+    weight = (torch.randn(2 * inner, inputs) / inputs**0.5).to(dtype)
+    gate, up = (x.double() @ weight.double().T).chunk(2, -1)
+    ops = native_ops()
+    out = ops.packed_gated_linear(x, pack_panels(weight, ops.panel_width(dtype) or 16), inner)
+    assert out.shape == (rows, inner) and out.dtype == dtype
+    expected = torch.nn.functional.silu(gate) * up
+    assert (out - expected).abs().max() <= 2 * tolerance(dtype) * max(1, expected.abs().max())
 
 
 @each_dtype

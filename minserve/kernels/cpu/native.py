@@ -26,7 +26,7 @@ from minserve.kernels.reference import TorchOps, pack_panels
 from minserve.kernels.reference_attention import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-ONE_THREAD = 1 << 15
+ONE_THREAD = 1 << 13
 """Numbers up to which a row-wise operator stays on one thread: a second costs a few microseconds
 to set going."""
 
@@ -86,12 +86,18 @@ class NativeOps:
         self._rms_norm = _per_dtype(holding, "rms_norm", *[pointer] * 4, *[size] * 5, number, count)
         self._silu_and_mul = _per_dtype(holding, "silu_and_mul", *[pointer] * 2, *[size] * 3, count)
         self._rotary = _per_dtype(holding, "rotary", *[pointer] * 3, *[size] * 4, count)
+        self._rotary_store = _per_dtype(
+            holding, "rotary_store", *[pointer] * 8, *[size] * 8, number, count
+        )
         self._store_kv = _declare(holding.store_kv, *[pointer] * 5, *[size] * 8, count)
         self._attention = _per_dtype(releasing, "attention", ctypes.POINTER(AttentionCall))
         product = (*[pointer] * 4, *[size] * 4, count)
         self._few_rows_linear = _declare(holding.few_rows_linear_bfloat16, *product)
         self._short_linear = _per_dtype(holding, "linear", *product)
         self._long_linear = _per_dtype(releasing, "linear", *product)
+        gated = (*[pointer] * 3, *[size] * 4, count)
+        self._short_gated_linear = _per_dtype(holding, "gated_linear", *gated)
+        self._long_gated_linear = _per_dtype(releasing, "gated_linear", *gated)
         widths = _per_dtype(holding, "panel", ctypes.POINTER(size))
         self._panel_widths = {dtype: _panel_width(widths[dtype]) for dtype in DTYPES}
         if not processor_features().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"}):
@@ -162,6 +168,33 @@ class NativeOps:
         )
         return out
 
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """See `Ops.packed_gated_linear`; in bfloat16 what lies between is not rounded."""
+        dtype = x.dtype
+        rows, inputs = x.shape
+        width = panels.shape[2]
+        if (
+            width != self._panel_widths.get(dtype)
+            or inner % width
+            or panels.dtype != dtype
+            or x.stride(1) != 1
+        ):
+            return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+        out = x.new_empty(rows, inner)
+        products = 2 * rows * inputs * inner
+        functions = self._short_gated_linear if products < LONG else self._long_gated_linear
+        functions[dtype](
+            x.data_ptr(),
+            panels.data_ptr(),
+            out.data_ptr(),
+            rows,
+            inputs,
+            inner,
+            x.stride(0),
+            torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1,
+        )
+        return out
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
         dtype, shape, strides = x.dtype, x.shape, x.stride()
@@ -187,6 +220,10 @@ class NativeOps:
             _threads(rows * heads * size),
         )
         return out
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        return self.rms_norm(x.index_select(0, rows), weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
@@ -288,6 +325,59 @@ class NativeOps:
             _threads(rows * heads * head_dim),
         )
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        dtype, strides, cache = heads.dtype, heads.stride(), keys.stride()
+        function = self._rotary_store.get(dtype)
+        rows, num_heads, head_dim = heads.shape
+        if (
+            function is None
+            or not dtype == keys.dtype == values.dtype
+            or cos_sin.dtype != accumulation_dtype(dtype)
+            or not positions.dtype == slots.dtype == torch.int64
+            or cache != values.stride()
+            or not strides[1] == cache[2] == head_dim
+            or not strides[2] == cache[3] == 1
+            or (q_norm is None) != (k_norm is None)
+            or any(norm is not None and norm.dtype != dtype for norm in (q_norm, k_norm))
+        ):
+            self._torch.rotary_store_(
+                heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+            )
+            return
+        num_kv_heads = keys.shape[1]
+        function(
+            heads.data_ptr(),
+            positions.data_ptr(),
+            cos_sin.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            slots.data_ptr(),
+            None if q_norm is None else q_norm.data_ptr(),
+            None if k_norm is None else k_norm.data_ptr(),
+            rows,
+            num_heads - 2 * num_kv_heads,
+            num_kv_heads,
+            head_dim,
+            strides[0],
+            keys.shape[2],
+            cache[0],
+            cache[1],
+            eps,
+            _threads(rows * num_heads * head_dim),
+        )
+
     def paged_attention(
         self,
         q: Tensor,
@@ -301,9 +391,12 @@ class NativeOps:
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
         return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
@@ -313,8 +406,13 @@ class NativeOps:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`."""
+        """See `Ops.plan_attention`; trees are torch's to do."""
+        if tree is not None:
+            return self._torch.plan_attention(
+                block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+            )
         return NativePlannedAttention(
             self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
         )
