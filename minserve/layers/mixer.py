@@ -56,6 +56,11 @@ class AttentionMixer:
         self._sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
         self._view = (-1, sum(self._sizes), spec.head_dim)
 
+    def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[rows, projections]` -> queries, keys, values: views `[rows, heads, head_dim]`."""
+        q, k, v = projected.view(self._view).split_with_sizes(self._sizes, 1)
+        return q, k, v
+
     def forward(self, x: Tensor, plan: AttentionPlan, positions: Tensor) -> Tensor:
         """`[rows, hidden]`, int64 `[rows]` -> `[rows, hidden]`, without the residual."""
         ops = self.ops
