@@ -16,7 +16,7 @@ from torch import Tensor
 from minserve.attention.base import AttentionBackend, AttentionPlan
 from minserve.batch import ForwardBatch, to_device
 from minserve.clock import Clock
-from minserve.models import Decoder
+from minserve.models import Compilations, Decoder
 from minserve.request import TokenLogprobs
 from minserve.sampling import (
     Logprobs,
@@ -40,6 +40,11 @@ class StepResult:
     forward_s: float
     attention_s: float
     sample_s: float
+    compile_s: float = 0.0
+    """Compilation's part of `forward_s`."""
+    num_compiled_graphs: int = 0
+    num_cached_graphs: int = 0
+    """See `StepTrace`."""
 
 
 Handle = Any
@@ -66,6 +71,7 @@ class _EagerHandle:
     forward_s: float
     attention_s: float
     sample_s: float
+    compiled: Compilations
 
 
 class _TimedPlan:
@@ -98,7 +104,7 @@ class _TimedPlan:
 
 
 class EagerRunner:
-    """One operator after the other, in this process."""
+    """Forward passes in this process, as the decoder it is given runs them."""
 
     def __init__(
         self,
@@ -138,6 +144,7 @@ class EagerRunner:
             forward_s=middle - start,
             attention_s=timed.elapsed_s if timed else 0.0,
             sample_s=self._clock.now() - middle,
+            compiled=self._decoder.take_compilations(),
         )
 
     def collect(self, handle: _EagerHandle) -> StepResult:
@@ -163,6 +170,9 @@ class EagerRunner:
             forward_s=handle.forward_s,
             attention_s=handle.attention_s,
             sample_s=handle.sample_s + self._clock.now() - start,
+            compile_s=handle.compiled.seconds,
+            num_compiled_graphs=handle.compiled.num_graphs,
+            num_cached_graphs=handle.compiled.num_cached,
         )
 
     def _sample_logits(self, hidden: Tensor, rows: Tensor) -> Tensor | None:

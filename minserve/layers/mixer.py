@@ -52,6 +52,11 @@ class AttentionMixer:
         self.width = spec.num_heads * spec.head_dim
         self._view = (-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
 
+    def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[rows, projections]` -> queries, keys, values: views `[rows, heads, head_dim]`."""
+        q, k, v = projected.view(self._view).split_with_sizes(self._sizes, 1)
+        return q, k, v
+
     def forward(self, x: Tensor, plan: AttentionPlan, positions: Tensor) -> Tensor:
         """`[rows, hidden]`, int64 `[rows]` -> `[rows, hidden]`, without the residual."""
         ops = self.ops

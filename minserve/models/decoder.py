@@ -9,6 +9,8 @@ plain, which costs one small operator per call. Knows nothing about requests, sa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from minserve.attention.base import AttentionPlan
@@ -17,6 +19,23 @@ from minserve.kernels.base import Ops
 from minserve.layers import AttentionMixer, GatedFeedForward, RMSNorm, rotary_table
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Compilations:
+    """What a decoder compiled in some stretch of time."""
+
+    seconds: float = 0.0
+    num_graphs: int = 0
+    num_cached: int = 0
+    """Of the graphs, those whose machine code torch found in its cache on disk."""
+
+    def __add__(self, other: Compilations) -> Compilations:
+        return Compilations(
+            self.seconds + other.seconds,
+            self.num_graphs + other.num_graphs,
+            self.num_cached + other.num_cached,
+        )
 
 
 class DecoderLayer:
@@ -121,6 +140,10 @@ class Decoder:
         norm = weights.final_norm
         x = norm.apply(ops, h) if rows is None else norm.apply_rows(ops, h, rows)
         return weights.head.apply(ops, x)
+
+    def take_compilations(self) -> Compilations:
+        """What was compiled since the last call: nothing, operators run as they are."""
+        return Compilations()
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan) -> Tensor:
         """`embed` and all layers: the residual stream `[num_tokens, hidden_size]` of a batch."""
