@@ -111,11 +111,15 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
     if config.kernels.num_threads is not None:
         torch.set_num_threads(config.kernels.num_threads)
     name = str(model) if str(model).startswith("zoo/") else path.name
+    ops = select_ops(resolved.config.kernels.backend, resolved.device, resolved.dtype)
+    weights = default_store.load(
+        path, spec, resolved.dtype, resolved.device, progress, ops.panel_width(resolved.dtype)
+    )
     return LoadedModel(
         name=name,
         path=path,
         config=resolved,
-        weights=default_store.load(path, spec, resolved.dtype, resolved.device, progress),
+        weights=weights,
         tokenizer=Tokenizer.from_dir(path),
         generation_defaults=load_generation_defaults(path),
     )
@@ -137,6 +141,8 @@ def build_engine(
     clock = clock or WallClock()
     ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
+    if config.config.kernels.compile:
+        decoder = _compiled(decoder, clock)
     config = dataclasses.replace(
         config,
         config=config.config.with_values({"kernels.backend": ops.name}),
@@ -144,7 +150,13 @@ def build_engine(
     num_blocks = _pool_blocks(config, decoder, ops)
     block_size = config.config.memory.block_size
     cache = KVCache(
-        config.model, num_blocks, block_size, config.dtype, config.device, config.num_host_slots
+        config.model,
+        # One page more than the manager knows: padding's keys and values, which nobody reads.
+        num_blocks + (config.config.kernels.padding != "none"),
+        block_size,
+        config.dtype,
+        config.device,
+        config.num_host_slots,
     )
     memory = build_manager(config, num_blocks, clock, cache)
     attention = PagedAttention(config.model, cache.layers, ops)
@@ -170,6 +182,11 @@ def build_virtual_engine(
     The pool is `memory.kv_bytes`, or what the modelled GPU's memory leaves beside the weights.
     Pages that are swapped or offloaded take the time of `host_link`.
     """
+    if config.kernels.compile:
+        raise ConfigError(
+            "kernels.compile=True has nothing to compile in an engine on modelled time: leave it "
+            "off, and give the cost model a smaller overhead per step instead"
+        )
     config = config.with_values({"device": "cpu", "dtype": cost.dtype})
     itemsize = DTYPES[cost.dtype].itemsize
     memory_bytes = getattr(cost.device, "memory_bytes", None)
@@ -216,6 +233,13 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
         notes=config.notes,
     )
     return RunTrace(config.config.trace.max_steps, header=header)
+
+
+def _compiled(decoder: Decoder, clock: Clock) -> Decoder:
+    # Torch's compiler takes seconds to import.
+    from minserve.models.compiled import CompiledDecoder
+
+    return CompiledDecoder(decoder.spec, decoder.weights, decoder.ops, decoder.max_position, clock)
 
 
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from minserve.clock import Clock
 from minserve.config import ResolvedConfig
 from minserve.hardware import WorkCounter
 from minserve.memory import IntegrityError, KVManager
-from minserve.prepare import BatchBuilder, Builder, BuiltBatch
+from minserve.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
 from minserve.request import (
     FinishReason,
     InvalidRequestError,
@@ -71,6 +71,12 @@ class Engine:
         self._builder: Builder = builder or BatchBuilder(
             memory, len(groups), config.model.eos_token_ids
         )
+        padding = config.config.kernels.padding
+        if padding != "none":
+            # The page behind the pool's own, which the cache then has: see `build`.
+            self._builder = PaddedBuilder(
+                self._builder, padding, memory.pool.num_blocks, memory.block_size
+            )
         self._counter = WorkCounter(config.model, config.itemsize)
         self._token_bytes = config.model.kv_bytes_per_token(config.itemsize)
         self._block_bytes = config.block_bytes
@@ -244,7 +250,9 @@ class Engine:
         use, events = self.memory.use(), self.memory.take_events()
         num_prefill = sum(flight.plan.num_tokens) - counts.num_decode
         if num_prefill:
-            spent_s = result.forward_s * num_prefill / sum(flight.plan.num_tokens)
+            # A compilation is paid once and says nothing about what tokens cost.
+            forward_s = result.forward_s - result.compile_s
+            spent_s = forward_s * num_prefill / sum(flight.plan.num_tokens)
             self.memory.costs.computed(num_prefill, spent_s)
         slot_bytes = self._token_bytes
         trace = StepTrace(
@@ -257,6 +265,7 @@ class Engine:
                 prepare_s=flight.prepare_s,
                 forward_s=result.forward_s,
                 attention_s=result.attention_s,
+                compile_s=result.compile_s,
                 sample_s=result.sample_s,
                 commit_s=self.clock.now() - now,
             ),
@@ -292,6 +301,9 @@ class Engine:
             ),
             requests=tuple(counts.details),
             cached_pages=self.memory.pool.cached_blocks() if self._pages else (),
+            num_padded_rows=flight.built.batch.num_tokens - sum(flight.plan.num_tokens),
+            num_compiled_graphs=result.num_compiled_graphs,
+            num_cached_graphs=result.num_cached_graphs,
         )
         self._num_steps += 1
         self._num_aborted = 0

@@ -6,7 +6,7 @@ tables; nothing about models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from minserve.batch import ForwardBatch, GroupTables
 from minserve.memory import KVManager
+from minserve.padding import pad
 from minserve.request import Request
 from minserve.sampling import plan_sampling
 from minserve.scheduling import StepPlan
@@ -37,6 +38,23 @@ class Builder(Protocol):
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of one step's plan."""
         ...
+
+
+class PaddedBuilder:
+    """Another builder's batches with padding (`KernelsConfig.padding`): whatever reads a batch, the
+    count of its work and the runner, meets the padded one."""
+
+    def __init__(self, builder: Builder, kind: str, scratch_block: int, block_size: int) -> None:
+        self._builder = builder
+        self._kind = kind
+        self._scratch_block = scratch_block
+        self._block_size = block_size
+
+    def build(self, plan: StepPlan) -> BuiltBatch:
+        """The batch of one step's plan, padding behind the requests' own rows."""
+        built = self._builder.build(plan)
+        batch = pad(built.batch, self._kind, self._scratch_block, self._block_size)
+        return replace(built, batch=batch)
 
 
 class ShapeBuilder:

@@ -15,6 +15,7 @@ from minserve.config import ResolvedConfig
 from minserve.kernels.base import Ops
 from minserve.memory import KVCache
 from minserve.models import Decoder
+from minserve.padding import pad
 from minserve.request import Request, SamplingParams
 from minserve.runner import EagerRunner
 from minserve.sampling import plan_sampling
@@ -25,9 +26,12 @@ def largest_batch(config: ResolvedConfig) -> ForwardBatch:
     tokens, requests = config.max_num_batched_tokens, config.config.scheduling.max_num_seqs
     share, extra = divmod(tokens, requests)
     lens = [min(share + (index < extra), config.max_model_len) for index in range(requests)]
+    kernels, block_size = config.config.kernels, config.config.memory.block_size
+    if kernels.padding == "longest":
+        # One long prompt among single tokens: everybody gets as many rows as it has.
+        lens = [min(tokens - requests + 1, config.max_model_len)] + [1] * (requests - 1)
     starts = np.concatenate([[0], np.cumsum(lens)])
     positions = np.concatenate([np.arange(length) for length in lens])
-    block_size = config.config.memory.block_size
     blocks = -(-max(lens) // block_size)
     group = GroupTables(
         # Every request writes to the same few pages: only shapes matter here.
@@ -35,7 +39,7 @@ def largest_batch(config: ResolvedConfig) -> ForwardBatch:
         block_tables=torch.arange(blocks, dtype=torch.int32).repeat(requests, 1),
     )
     empty = torch.zeros(0, dtype=torch.int64)
-    return ForwardBatch(
+    batch = ForwardBatch(
         token_ids=torch.zeros(len(positions), dtype=torch.int64),
         positions=torch.from_numpy(positions),
         query_starts=torch.from_numpy(starts.astype(np.int32)),
@@ -49,6 +53,7 @@ def largest_batch(config: ResolvedConfig) -> ForwardBatch:
         query_lens=tuple(lens),
         context_lens=tuple(lens),
     )
+    return pad(batch, kernels.padding, scratch_block=0, block_size=block_size)
 
 
 def _sampled_requests(count: int) -> list[Request]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from minserve.attention.base import AttentionBackend, AttentionPlan
 from minserve.batch import ForwardBatch, to_device
 from minserve.clock import Clock
-from minserve.models import Decoder
+from minserve.models import Compilations, Decoder
 from minserve.request import TokenLogprobs
 from minserve.sampling import (
     Logprobs,
@@ -40,6 +40,11 @@ class StepResult:
     forward_s: float
     attention_s: float
     sample_s: float
+    compile_s: float = 0.0
+    """Compilation's part of `forward_s`."""
+    num_compiled_graphs: int = 0
+    num_cached_graphs: int = 0
+    """See `StepTrace`."""
 
 
 Handle = Any
@@ -66,6 +71,7 @@ class _EagerHandle:
     forward_s: float
     attention_s: float
     sample_s: float
+    compiled: Compilations
 
 
 class _TimedPlan:
@@ -75,17 +81,30 @@ class _TimedPlan:
         self._plan, self._clock = plan, clock
         self.elapsed_s = 0.0
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def store_rotated(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        layer: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
         start = self._clock.now()
-        result = self._plan.run(q, k, v, layer, need_lse)
+        q = self._plan.store_rotated(heads, positions, cos_sin, layer, q_norm, k_norm, eps)
+        self.elapsed_s += self._clock.now() - start
+        return q
+
+    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+        start = self._clock.now()
+        result = self._plan.attend(q, layer, need_lse)
         self.elapsed_s += self._clock.now() - start
         return result
 
 
 class EagerRunner:
-    """One operator after the other, in this process."""
+    """Forward passes in this process, as the decoder it is given runs them."""
 
     def __init__(
         self,
@@ -125,6 +144,7 @@ class EagerRunner:
             forward_s=middle - start,
             attention_s=timed.elapsed_s if timed else 0.0,
             sample_s=self._clock.now() - middle,
+            compiled=self._decoder.take_compilations(),
         )
 
     def collect(self, handle: _EagerHandle) -> StepResult:
@@ -150,6 +170,9 @@ class EagerRunner:
             forward_s=handle.forward_s,
             attention_s=handle.attention_s,
             sample_s=handle.sample_s + self._clock.now() - start,
+            compile_s=handle.compiled.seconds,
+            num_compiled_graphs=handle.compiled.num_graphs,
+            num_cached_graphs=handle.compiled.num_cached,
         )
 
     def _sample_logits(self, hidden: Tensor, rows: Tensor) -> Tensor | None:
@@ -157,13 +180,13 @@ class EagerRunner:
             return None
         if rows.numel() == hidden.shape[0]:
             return self._decoder.head(hidden)
-        return self._decoder.head(hidden.index_select(0, rows))
+        return self._decoder.head(hidden, rows)
 
     def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> list[Logprobs]:
         """In chunks: the logits of a long prompt would take more memory than its KV cache."""
         return [
             prompt_logprobs(
-                self._decoder.head(hidden.index_select(0, rows)),
+                self._decoder.head(hidden, rows),
                 targets,
                 batch.num_prompt_logprobs,
             )

@@ -125,7 +125,7 @@ def test_same_trace_gives_the_same_compressed_file(tmp_path: Path) -> None:
 def test_unreadable_traces_are_refused_with_a_sentence() -> None:
     data = json.loads(make_trace().to_json())
     cases = [
-        (data | {"version": 99}, "reads version 2"),
+        (data | {"version": 99}, "reads version 3"),
         (data | {"schema": "other"}, "not a minserve trace"),
         (data | {"step_columns": [*data["step_columns"][:-1], "surprise"]}, "surprise"),
         ({key: value for key, value in data.items() if key != "totals"}, "totals"),

@@ -62,6 +62,7 @@ def both(traffic, **options):
         [{}, {"scheduling__policy": "static"}]
         + [{"scheduling__order": order} for order in ("sjf", "priority", "mlfq")]
         + [{"scheduling__prefill": turns} for turns in ("decode_first", "prefill_first")]
+        + [{"kernels__padding": kind} for kind in ("longest", "power_of_two")]
     ),
     max_num_seqs=st.sampled_from([1, 3, 8]),
 )

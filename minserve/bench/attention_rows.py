@@ -35,18 +35,29 @@ class AttentionRow:
 
 
 class _Kept:
-    """A plan that keeps what every layer is asked and answers."""
+    """A plan that keeps the last row's query and answer in every layer."""
 
     def __init__(self, plan: AttentionPlan) -> None:
         self._plan = plan
-        self.layers: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `AttentionPlan.run`."""
-        out, lse = self._plan.run(q, k, v, layer, need_lse)
-        self.layers[layer] = (q[-1].clone(), k.clone(), v.clone(), out[-1].clone())
+    def store_rotated(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        layer: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """See `AttentionPlan.store_rotated`."""
+        return self._plan.store_rotated(heads, positions, cos_sin, layer, q_norm, k_norm, eps)
+
+    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+        """See `AttentionPlan.attend`."""
+        out, lse = self._plan.attend(q, layer, need_lse)
+        self.layers[layer] = (q[-1].clone(), out[-1].clone())
         return out, lse
 
 
@@ -69,8 +80,10 @@ def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, l
         kept = _Kept(PagedAttention(spec, tuple(caches), ops).plan(batch))
         decoder.run_layers(decoder.embed(batch.token_ids), kept, batch.positions)
     found = {}
-    for layer, (q, k, v, out) in kept.layers.items():
+    for layer, (q, out) in kept.layers.items():
         mixer = spec.layers[layer].mixer
+        # The pages are in a row: token-major again, they are the prompt's keys and values.
+        k, v = (cache.transpose(1, 2).flatten(0, 1)[: len(token_ids)] for cache in caches[layer])
         group = mixer.num_heads // mixer.num_kv_heads
         found[layer] = [
             AttentionRow(

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.bench import calibrate, forward, latency, memory, offline, serve, sessions
+from minserve.bench import (
+    calibrate,
+    compilation,
+    forward,
+    latency,
+    memory,
+    offline,
+    serve,
+    sessions,
+)
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),
@@ -13,6 +22,7 @@ BENCHMARKS = {
     "calibrate": (calibrate, "teach the virtual clock this machine, and check how honest it is"),
     "forward": (forward, "one token's forward pass beside another model's, as a draft's cost"),
     "memory": (memory, "one trace in one KV budget: from reserved memory to pages, rung by rung"),
+    "compile": (compilation, "what torch.compile costs, and after how many tokens it has paid"),
     "sessions": (sessions, "idle conversations in device, host and disk, and what resuming costs"),
 }
 

@@ -98,9 +98,8 @@ def run_step(
     with counter, torch.inference_mode():
         plan = attention.plan(batch)
         hidden = decoder.forward(batch, plan)
-        if batch.num_samples < batch.num_tokens:
-            hidden = hidden.index_select(0, batch.sample_rows)
-        decoder.head(hidden)
+        whole = batch.num_samples == batch.num_tokens
+        decoder.head(hidden, None if whole else batch.sample_rows)
 
 
 def make_batch(

@@ -140,17 +140,14 @@ def resolve(
             "raise the budget or lower max_model_len"
         )
     limit_s = _check_scheduling(config, budget, whole_prompts, notes)
-    if config.kernels.backend == "native" and target.type != "cpu":
-        raise ConfigError(
-            f"kernels.backend='native' runs on a CPU only, and device is {str(target)!r}: use "
-            "kernels.backend='auto' or device='cpu'"
-        )
+    _check_kernels(config, target, notes)
     _check_memory(config)
     copy_on_write = _copy_on_write(config, notes)
     effective = config.with_values(
         {
             "device": str(target),
             "memory.copy_on_write": copy_on_write,
+            "kernels.backend": "torch" if config.kernels.compile else config.kernels.backend,
             "dtype": str(dtype).removeprefix("torch."),
             "scheduling.max_model_len": max_model_len,
             "scheduling.max_num_batched_tokens": budget,
@@ -184,6 +181,28 @@ def resolve(
             "kv_bytes or lower block_size"
         )
     return resolved
+
+
+def _check_kernels(config: EngineConfig, device: torch.device, notes: list[str]) -> None:
+    """Refuse operators that cannot run here, or not together with compilation."""
+    kernels = config.kernels
+    if kernels.backend == "native" and device.type != "cpu":
+        raise ConfigError(
+            f"kernels.backend='native' runs on a CPU only, and device is {str(device)!r}: use "
+            "kernels.backend='auto' or device='cpu'"
+        )
+    if kernels.compile and kernels.backend in ("native", "triton"):
+        raise ConfigError(
+            f"kernels.compile=True compiles torch operators, and kernels.backend="
+            f"{kernels.backend!r} has compiled ones of its own: use kernels.backend='auto' or "
+            "'torch', or compile=False"
+        )
+    if kernels.compile and kernels.backend == "auto":
+        notes.append("kernels.backend: torch, because kernels.compile=True compiles its operators")
+    if kernels.padding != "none":
+        notes.append(
+            f"kernels.padding={kernels.padding!r}: a page beside memory.kv_bytes takes the padding"
+        )
 
 
 def _check_memory(config: EngineConfig) -> None:

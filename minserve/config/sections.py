@@ -295,6 +295,25 @@ class KernelsConfig(Section):
         survey="4.2.5",
         choices=("auto", "torch", "native", "triton"),
     )
+    padding: str = knob(
+        "none",
+        "Rows added to a step, computed and dropped. none: only the tokens there are, packed. "
+        "longest: as many rows for everybody as for the request with most, the rectangle of "
+        "kernels that know no lengths. power_of_two: the step's rows rounded up, so that few "
+        "shapes occur.",
+        trade_off="padding is arithmetic for nothing; few shapes are what kernels compiled or "
+        "captured per shape need",
+        survey="4.2.5",
+        choices=("none", "longest", "power_of_two"),
+    )
+    compile: bool = knob(
+        False,
+        "Compile what lies between attentions with torch.compile, at the first step of each kind. "
+        "Needs the torch operators: backend auto then means torch.",
+        trade_off="fused operators and fewer launches, against seconds of compilation that many "
+        "tokens must earn back",
+        survey="4.2.5",
+    )
     num_threads: int | None = knob(
         None,
         "Threads of the CPU operators, for the whole process. None: torch's current setting.",

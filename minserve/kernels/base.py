@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -38,9 +39,32 @@ class Ops(Protocol):
         """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""
         ...
 
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """Outputs per panel of the packed weights that this implementation multiplies fastest in
+        this number type (`packed_linear`); None where it wants matrices as they are."""
+        ...
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """`linear` with its weight packed: `panels[p, i, j]` is the weight of output
+        `p * width + j` and input i, `[ceil(out / width), in, width]`, the last panel filled up
+        with zeros. `[rows, in]`, panels, `[out]` -> `[rows, out]`."""
+        ...
+
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """`silu_and_mul(packed_linear(x, panels, 2 * inner))`: `[rows, in]` -> `[rows, inner]`."""
+        ...
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension, accumulated in at least
         float32: `[rows, hidden]` (or `[rows, heads, head_dim]`, strided) -> same shape."""
+        ...
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`rms_norm(x[rows])` of `x` `[num_rows, hidden]` and int64 `rows` `[n]`, in any order and
+        repeated where wanted -> `[n, hidden]`: the rows whose logits are needed, without a gathered
+        copy of them where the implementation can do without."""
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -67,6 +91,28 @@ class Ops(Protocol):
         """
         ...
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """From a fused projection to rotated queries and stored keys and values, in one go.
+
+        `heads`: `[rows, num_heads + 2 * num_kv_heads, head_dim]`, queries, keys and values of each
+        row; rows may be strided. With `q_norm` and `k_norm` (`[head_dim]` each, Qwen3), query and
+        key heads are RMS-normalised first. Queries are rotated in place; keys are rotated and, with
+        the values, written to their slots. What the key heads of `heads` hold afterwards is
+        unspecified. The other arguments are those of `rotary_` and `store_kv`.
+        """
+        ...
+
     def paged_attention(
         self,
         q: Tensor,
@@ -80,6 +126,7 @@ class Ops(Protocol):
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Causal attention of a ragged batch of queries over paged keys and values.
 
@@ -87,7 +134,9 @@ class Ops(Protocol):
         `query_starts[r]` to `query_starts[r + 1]`, which are the last `query_lens[r]` of its
         `kv_lens[r]` tokens. `block_tables`: int32 `[num_requests, max_blocks]`. With a `window`, a
         query sees itself and the `window - 1` tokens before it. Grouped heads: query head h reads
-        KV head `h // (num_heads // num_kv_heads)`. Returns `[rows, num_heads, head_dim]` and, when
+        KV head `h // (num_heads // num_kv_heads)`. With a `tree`, int64 `[rows]` masks as in
+        `kernels.tree`, the rows of a request may be a speculative tree instead of a chain; with a
+        window that is a ValueError. Returns `[rows, num_heads, head_dim]` and, when
         asked, the natural log-sum-exp of the scaled scores, float32 (float64 for float64 inputs)
         `[rows, num_heads]`.
         """
@@ -100,6 +149,7 @@ class Ops(Protocol):
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
         """`paged_attention` for all layers of one step: arguments as there, prepared once."""
         ...

@@ -50,6 +50,7 @@ def cases(
     turned = heads[:, : HEADS + KV_HEADS]
     k, v = heads[:, HEADS : HEADS + KV_HEADS], heads[:, HEADS + KV_HEADS :]
     positions, slots = whole([3, 70, 9, 44], torch.int64), whole([5, 40, 41, 99], torch.int64)
+    some = whole([3, 0, 2, 1], torch.int64)
     angles = torch.rand(128, HEAD_DIM, generator=generator).to(device)
     pages = [-(-context // PAGE) for context in CONTEXTS]
     cached = [normal(sum(pages), KV_HEADS, PAGE, HEAD_DIM) for _ in range(2)]
@@ -60,6 +61,11 @@ def cases(
     decode, chunk = (1,) * len(CONTEXTS), (48, 16)
     return [
         Case("rms norm", lambda ops: ops.rms_norm(x, weight, 1e-5), least.rms_norm(x, weight)),
+        Case(
+            "rms norm of some rows",
+            lambda ops: ops.rms_norm_rows(x, some, weight, 1e-5),
+            least.rms_norm_rows(x, some, weight),
+        ),
         Case(
             "add, rms norm",
             lambda ops: ops.add_rms_norm(x, residual, weight, 1e-5),
@@ -79,6 +85,11 @@ def cases(
             "store keys and values",
             lambda ops: ops.store_kv(k, v, cached[0], cached[1], slots),
             least.store_kv(k, v, slots),
+        ),
+        Case(
+            "rotary and store",
+            lambda ops: ops.rotary_store_(heads, positions, angles, cached[0], cached[1], slots),
+            least.rotary_store(heads, positions, angles, cached[0], slots),
         ),
         *(
             _attention(name, normal(sum(rows), HEADS, HEAD_DIM), cached, tables.to(device), rows)

@@ -51,6 +51,12 @@ def rms_norm(x: Tensor, weight: Tensor) -> Bytes:
     return Bytes(size(x) + size(weight), size(x))
 
 
+def rms_norm_rows(x: Tensor, rows: Tensor, weight: Tensor) -> Bytes:
+    """See `Ops.rms_norm_rows`: only those rows are read."""
+    moved = rows.shape[0] * x.shape[1] * x.itemsize
+    return Bytes(moved + size(rows) + size(weight), moved)
+
+
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Bytes:
     """See `Ops.add_rms_norm`: the sum and its norm are both written."""
     return Bytes(size(x) + size(residual) + size(weight), 2 * size(x))
@@ -70,6 +76,22 @@ def rotary(x: Tensor, positions: Tensor, cos_sin: Tensor) -> Bytes:
 def store_kv(k: Tensor, v: Tensor, slots: Tensor) -> Bytes:
     """See `Ops.store_kv`."""
     return Bytes(size(k) + size(v) + size(slots), size(k) + size(v))
+
+
+def rotary_store(
+    heads: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    keys: Tensor,
+    slots: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+) -> Bytes:
+    """See `Ops.rotary_store_`: queries go back to where they were, keys and values to pages."""
+    angles = heads.shape[0] * cos_sin.shape[1] * cos_sin.itemsize
+    norms = sum(size(weight) for weight in (q_norm, k_norm) if weight is not None)
+    read = size(heads) + size(positions) + size(slots) + angles + norms
+    return Bytes(read, size(heads))
 
 
 def attention(

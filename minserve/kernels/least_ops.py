@@ -34,10 +34,32 @@ class LeastOps:
         self._record("linear", least.linear(x, weight, bias), flops)
         return x.new_empty(x.shape[0], weight.shape[0])
 
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """See `Ops.panel_width`: how a matrix lies in memory changes no count."""
+        return None
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Ops.packed_linear`."""
+        return self.linear(x, _unpacked(panels, out_features), bias)
+
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """See `Ops.packed_gated_linear`: nothing between product and gate is written."""
+        moved = least.linear(x, _unpacked(panels, 2 * inner))
+        gated = moved._replace(written=moved.written // 2)
+        self._record("packed_gated_linear", gated, 4 * x.shape[0] * inner * x.shape[1])
+        return x.new_empty(x.shape[0], inner)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
         self._record("rms_norm", least.rms_norm(x, weight))
         return x.new_empty(x.shape)
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        self._record("rms_norm_rows", least.rms_norm_rows(x, rows, weight))
+        return x.new_empty(rows.shape[0], x.shape[1])
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
@@ -57,6 +79,22 @@ class LeastOps:
         """See `Ops.store_kv`."""
         self._record("store_kv", least.store_kv(k, v, slots))
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        moved = least.rotary_store(heads, positions, cos_sin, keys, slots, q_norm, k_norm)
+        self._record("rotary_store_", moved)
+
     def paged_attention(
         self,
         q: Tensor,
@@ -70,9 +108,12 @@ class LeastOps:
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
         return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
@@ -82,8 +123,9 @@ class LeastOps:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`."""
+        """See `Ops.plan_attention`. A tree's rows are counted as a chain's: at most that much."""
 
         def attend(
             q: Tensor,
@@ -100,6 +142,10 @@ class LeastOps:
             return q.new_empty(q.shape), lse
 
         return attend
+
+
+def _unpacked(panels: Tensor, out_features: int) -> Tensor:
+    return panels.new_empty((out_features, panels.shape[1]), device="meta")
 
 
 def pairs(query_lens: Sequence[int], context_lens: Sequence[int], window: int | None) -> int:

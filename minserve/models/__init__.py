@@ -6,7 +6,7 @@ requests, pages, sampling or tokenizers.
 """
 
 from minserve.models.checkpoint import load_weights
-from minserve.models.decoder import Decoder
+from minserve.models.decoder import Compilations, Decoder
 from minserve.models.describe import load_generation_defaults, load_spec
 from minserve.models.errors import ModelError
 from minserve.models.families import FAMILIES
@@ -16,6 +16,7 @@ from minserve.models.weights import DecoderWeights, LayerWeights, random_weights
 
 __all__ = [
     "FAMILIES",
+    "Compilations",
     "Decoder",
     "DecoderWeights",
     "LayerWeights",

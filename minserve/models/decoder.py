@@ -9,6 +9,8 @@ plain, which costs one small operator per call. Knows nothing about requests, sa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from minserve.attention.base import AttentionPlan
@@ -17,6 +19,23 @@ from minserve.kernels.base import Ops
 from minserve.layers import AttentionMixer, GatedFeedForward, RMSNorm, rotary_table
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Compilations:
+    """What a decoder compiled in some stretch of time."""
+
+    seconds: float = 0.0
+    num_graphs: int = 0
+    num_cached: int = 0
+    """Of the graphs, those whose machine code torch found in its cache on disk."""
+
+    def __add__(self, other: Compilations) -> Compilations:
+        return Compilations(
+            self.seconds + other.seconds,
+            self.num_graphs + other.num_graphs,
+            self.num_cached + other.num_cached,
+        )
 
 
 class DecoderLayer:
@@ -67,14 +86,13 @@ class Decoder:
         self.weights = weights
         self.ops = ops
         self.max_position = spec.max_position if max_position is None else max_position
-        embedding = weights.embedding.weight
         tables: dict[int, Tensor] = {}
         layers = []
         for index, (layer, stored) in enumerate(zip(spec.layers, weights.layers, strict=True)):
             head_dim = layer.mixer.head_dim
             if head_dim not in tables:
                 tables[head_dim] = rotary_table(
-                    spec.rope, head_dim, self.max_position, embedding.dtype, embedding.device
+                    spec.rope, head_dim, self.max_position, weights.dtype, weights.device
                 )
             mixer = AttentionMixer(
                 layer.mixer,
@@ -114,12 +132,18 @@ class Decoder:
             pending = layer.forward(pending, h, plan, positions)
         return h if pending is None else h.add_(pending)
 
-    def head(self, h: Tensor) -> Tensor:
-        """Rows of the residual stream `[rows, hidden_size]` -> logits `[rows, vocab_size]`: final
-        norm and unembedding. Callers select the rows they need and cut them into chunks: logits
-        are the largest activation there is."""
+    def head(self, h: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Rows of the residual stream `[num_tokens, hidden_size]` -> logits `[n, vocab_size]`:
+        final norm and unembedding of `rows`, int64 `[n]` (None: of all). Callers name the rows
+        they need and cut them into chunks: logits are the largest activation there is."""
         ops, weights = self.ops, self.weights
-        return weights.head.apply(ops, weights.final_norm.apply(ops, h))
+        norm = weights.final_norm
+        x = norm.apply(ops, h) if rows is None else norm.apply_rows(ops, h, rows)
+        return weights.head.apply(ops, x)
+
+    def take_compilations(self) -> Compilations:
+        """What was compiled since the last call: nothing, operators run as they are."""
+        return Compilations()
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan) -> Tensor:
         """`embed` and all layers: the residual stream `[num_tokens, hidden_size]` of a batch."""

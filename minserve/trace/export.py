@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = "minserve.trace"
-VERSION = 2
+VERSION = 3
 
 _NESTED = {"stages": StageTimes, "work": StepWork, "pages": StepPages}
 _STEP_FIELDS = tuple(item.name for item in fields(StepTrace))

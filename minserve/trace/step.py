@@ -56,6 +56,8 @@ class StageTimes:
     """Logits to tokens, the wait for the device included."""
     commit_s: float = 0.0
     """Tokens to requests: stop conditions, text, freed pages."""
+    compile_s: float = 0.0
+    """Compilation's part of `forward_s`: the first step of its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,12 @@ class StepTrace:
     requests: tuple[RequestStep, ...] = ()
     cached_pages: tuple[int, ...] = ()
     """Pages nobody owns when the step ends, kept for a prefix hit; with `TraceConfig.pages`."""
+    num_padded_rows: int = 0
+    """Rows computed beside the tokens, whose results are dropped; `work` counts them too."""
+    num_compiled_graphs: int = 0
+    """Graphs that were compiled in this step, or read from torch's cache."""
+    num_cached_graphs: int = 0
+    """Of those, graphs whose machine code was found in torch's cache on disk."""
 
     @property
     def duration_s(self) -> float:
@@ -160,3 +168,8 @@ class StepTrace:
     def num_tokens(self) -> int:
         """Tokens computed."""
         return self.num_prefill_tokens + self.num_decode_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows computed: tokens and padding."""
+        return self.num_tokens + self.num_padded_rows

@@ -25,6 +25,11 @@ class RunTotals:
     decode_tokens: int = 0
     recomputed_tokens: int = 0
     sampled_tokens: int = 0
+    padded_rows: int = 0
+    """Rows computed beside the tokens, whose results were dropped."""
+    compiled_graphs: int = 0
+    cached_graphs: int = 0
+    """Of those, graphs found in torch's cache on disk."""
     preemptions: int = 0
     hit_tokens: int = 0
     loaded_tokens: int = 0
@@ -46,6 +51,7 @@ class RunTotals:
     prepare_s: float = 0.0
     forward_s: float = 0.0
     attention_s: float = 0.0
+    compile_s: float = 0.0
     sample_s: float = 0.0
     commit_s: float = 0.0
 
@@ -88,6 +94,9 @@ class RunTotals:
         self.decode_tokens += step.num_decode_tokens
         self.recomputed_tokens += step.num_recomputed_tokens
         self.sampled_tokens += step.num_sampled_tokens
+        self.padded_rows += step.num_padded_rows
+        self.compiled_graphs += step.num_compiled_graphs
+        self.cached_graphs += step.num_cached_graphs
         self.preemptions += step.num_preempted
         self.aborted += step.num_aborted
         self.scheduled += step.num_scheduled
@@ -112,6 +121,7 @@ class RunTotals:
         self.prepare_s += stages.prepare_s
         self.forward_s += stages.forward_s
         self.attention_s += stages.attention_s
+        self.compile_s += stages.compile_s
         self.sample_s += stages.sample_s
         self.commit_s += stages.commit_s
         self.linear_flops += work.linear_flops

@@ -138,3 +138,17 @@ def test_auto_dtype_on_a_cpu_depends_on_its_instructions(monkeypatch, has_bfloat
 def test_auto_dtype_never_is_float16_on_a_cpu():
     resolved = with_values(device="cpu").resolve(replace(MODEL, dtype="float16"))
     assert resolved.dtype is torch.float32
+
+
+def test_compilation_is_of_torch_operators():
+    for backend in ("native", "triton"):
+        with pytest.raises(ConfigError, match=f"compile=True .* kernels.backend='{backend}"):
+            with_values(kernels__compile=True, kernels__backend=backend).resolve(MODEL, "cpu")
+    resolved = with_values(kernels__compile=True).resolve(MODEL, "cpu")
+    assert resolved.config.kernels.backend == "torch"
+    assert any("kernels.compile" in note for note in resolved.notes)
+
+
+def test_padding_says_where_its_page_comes_from():
+    resolved = with_values(kernels__padding="longest").resolve(MODEL, "cpu")
+    assert any("kernels.padding='longest'" in note for note in resolved.notes)

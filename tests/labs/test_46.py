@@ -68,13 +68,13 @@ def test_the_switch_against_itself_shows_no_effect(chapter, backend):
 def test_what_the_prose_says_of_the_counts(chapter):
     torchs, fused = (by_operator(chapter["STEP"][way]) for way in ("torch", "fused"))
     layers = chapter["SMALL"].num_layers
-    norms = torchs["rms_norm"].launches + torchs["add_rms_norm"].launches
+    norms = sum(total.launches for name, total in torchs.items() if "rms_norm" in name)
     launches = sum(total.launches for total in torchs.values())
-    assert norms + torchs["rotary_"].launches > launches / 2, "most launches are these"
+    assert norms + torchs["rotary_store_"].launches > launches / 2, "most launches are these"
     between = sum(t.moved.total for name, t in torchs.items() if name != "linear")
     assert torchs["attention"].moved.total > between / 2, "most bytes are attention's"
     assert torchs["linear"] == fused["linear"], "the products stay"
-    assert fused["attention"].launches == fused["rotary_"].launches == layers
+    assert fused["attention"].launches == fused["rotary_store_"].launches == layers
 
 
 def test_the_modelled_gains_are_three_different_ones(chapter):
@@ -104,7 +104,7 @@ def test_the_real_kernels_keep_the_promise():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     counts = kernel_counts()
-    assert counts is not None and len(counts) == 7
+    assert counts is not None and len(counts) == 9
     assert all(each["memory over least"] <= 1.1 for each in counts.values())
     assert all(each["unfused launches"] > each["launches"] for each in counts.values())
 

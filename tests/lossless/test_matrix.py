@@ -60,6 +60,8 @@ SWITCHES: list[tuple[str, Any]] = [
     ("scheduling.preemption", "swap"),
     ("kernels.backend", "torch"),
     ("kernels.logits_chunk", 1),
+    ("kernels.padding", "longest"),
+    ("kernels.padding", "power_of_two"),
 ]
 """A new switch joins here in the commit that brings it. Values are those that differ from BASE."""
 COMPANY: dict[str, tuple[str, Any]] = {
@@ -293,3 +295,22 @@ def test_switches_change_no_sampled_token(switches, model_dir, sampled, expected
     requests, _ = run(model_dir, dict(switches), temperature=1.0)
     assert [request.output_token_ids for request in requests] == sampled
     assert sampled != expected
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_no_token_and_new_batch_sizes_compile_nothing(model_dir, expected):
+    """Not among the pairs: compiling takes longer than all of them. The engines here share what
+    the first one compiled."""
+    requests, totals = run(model_dir, {"kernels.compile": True})
+    assert [request.output_token_ids for request in requests] == expected
+    # Two halves of a layer, the first of them also without a predecessor, and steps of one row.
+    assert 3 <= totals.compiled_graphs <= 6 and totals.compile_s > 0
+    assert totals.compile_s < totals.forward_s
+    for values in ({"memory.kv_bytes": "tiny"}, {"scheduling.max_num_batched_tokens": 33},
+                   {"kernels.padding": "longest"}, {"scheduling.policy": "static"}):  # fmt: skip
+        requests, totals = run(model_dir, {"kernels.compile": True, **values}, aborts=True)
+        for request, tokens in zip(requests, expected, strict=True):
+            assert request.output_token_ids == tokens[: request.num_output_tokens]
+            assert request.finish_reason == "abort" or request.output_token_ids == tokens
+        # Steps of a single row may first come here; other numbers of rows are known.
+        assert totals.compiled_graphs in (0, 3)

@@ -12,11 +12,16 @@ from widgets import theme
 from widgets.figures.lab_figure import LabFigure
 
 KINDS: dict[str, tuple[theme.Look, tuple[str, ...]]] = {
-    "products": (theme.Look("matrix products", "#5B5BD6"), ("linear",)),
+    "products": (theme.Look("matrix products", "#5B5BD6"), ("linear", "packed_linear")),
     "attention": (theme.Look("attention", "#88CCEE", "/"), ("attention", "paged_attention")),
-    "norms": (theme.Look("norms and residuals", "#CC6677", "."), ("rms_norm", "add_rms_norm")),
-    "rotary": (theme.Look("rotary embedding", "#DDCC77", "x"), ("rotary_",)),
-    "store": (theme.Look("store keys and values", "#44AA99", "-"), ("store_kv",)),
+    "norms": (
+        theme.Look("norms and residuals", "#CC6677", "."),
+        ("rms_norm", "rms_norm_rows", "add_rms_norm"),
+    ),
+    "store": (
+        theme.Look("rotary embedding, store", "#DDCC77", "x"),
+        ("rotary_", "store_kv", "rotary_store_"),
+    ),
     "activation": (theme.Look("activation", "#AA4499", "\\"), ("silu_and_mul",)),
     "other": (theme.Look("everything else", theme.FAINT), ()),
 }

@@ -1,0 +1,136 @@
+"""The decoder with what lies between two attentions compiled by torch.compile.
+
+A layer is two graphs: up to its attention, and from there on. Attention itself, which is planned
+per batch over pages, stays outside, so a graph sees nothing but rows and weights; layers of one
+shape share it, because weights are its inputs. The number of rows is marked as dynamic: torch
+compiles for one row and for several, and never again for another batch. The embedding, the
+unembedding and the sampler are not compiled. Knows nothing about requests or pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minserve.attention.base import AttentionPlan
+from minserve.clock import Clock
+from minserve.kernels.base import Ops
+from minserve.models.decoder import Compilations, Decoder, DecoderLayer
+from minserve.models.weights import DecoderWeights
+from minserve.spec import ModelSpec
+
+MOST_GRAPHS = 64
+"""Graphs of one function that a process may keep. Torch's own limit, which is the process's too, is
+8: soon reached where several models, number formats and kinds of step live in one process."""
+
+
+def before_attention(
+    layer: DecoderLayer, pending: Tensor | None, residual: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first half of `DecoderLayer.forward`: queries, keys and values, ready to be attended.
+
+    `[rows, heads, head_dim]` each; `pending` is added into `residual` `[rows, hidden]` in place.
+    """
+    ops, mixer = layer.ops, layer.mixer
+    if pending is None:
+        x = layer.input_norm.apply(ops, residual)
+    else:
+        x = layer.input_norm.add_apply(ops, pending, residual)
+    q, k, v = mixer.split(mixer.qkv.apply(ops, x))
+    if mixer.q_norm is not None and mixer.k_norm is not None:
+        q, k = mixer.q_norm.apply(ops, q), mixer.k_norm.apply(ops, k)
+    ops.rotary_(q, positions, mixer.cos_sin)
+    ops.rotary_(k, positions, mixer.cos_sin)
+    return q, k, v
+
+
+def after_attention(layer: DecoderLayer, attended: Tensor, residual: Tensor) -> Tensor:
+    """The second half: `[rows, heads, head_dim]` -> the feed-forward's output, not added yet."""
+    x = layer.mixer.output.apply(layer.ops, attended.flatten(1))
+    x = layer.post_norm.add_apply(layer.ops, x, residual)
+    return layer.feed_forward.forward(x)
+
+
+class CompiledDecoder(Decoder):
+    """A `Decoder` over torch operators whose layers run as compiled graphs."""
+
+    __slots__ = ("_after", "_before", "_clock", "_made")
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: DecoderWeights,
+        ops: Ops,
+        max_position: int | None,
+        clock: Clock,
+    ) -> None:
+        super().__init__(spec, weights, ops, max_position)
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, MOST_GRAPHS)
+        self._before = torch.compile(before_attention, fullgraph=True)
+        self._after = torch.compile(after_attention, fullgraph=True)
+        self._clock = clock
+        self._made = Compilations()
+
+    def run_layers(
+        self,
+        h: Tensor,
+        plan: AttentionPlan,
+        positions: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """See `Decoder.run_layers`. The first call with a kind of step compiles, for seconds."""
+        pending = None
+        rows_vary(h, positions)
+        for layer in self.layers[start:stop]:
+            rows_vary(pending)
+            q, k, v = self._watch(self._before, layer, pending, h, positions)
+            attended, _ = plan.run(q, k, v, layer.mixer.layer)
+            rows_vary(attended)
+            pending = self._watch(self._after, layer, attended, h)
+        return h if pending is None else h.add_(pending)
+
+    def take_compilations(self) -> Compilations:
+        """What was compiled since the last call."""
+        made, self._made = self._made, Compilations()
+        return made
+
+    def _watch(self, graph: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a graph; where that compiled it first, note how long, and whether torch knew it."""
+        before, start_s = _counted(), self._clock.now()
+        result = graph(*arguments)
+        after = _counted()
+        if after != before:
+            self._made += Compilations(
+                self._clock.now() - start_s,
+                after.num_graphs - before.num_graphs,
+                after.num_cached - before.num_cached,
+            )
+        return result
+
+
+def rows_vary(*tensors: Tensor | None) -> None:
+    """Tell torch that the first dimension is a number of rows, which changes from step to step."""
+    for tensor in tensors:
+        if tensor is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    num_graphs: int
+    num_cached: int
+
+
+def _counted() -> _Counted:
+    """Torch's own counts, of the whole process: graphs, and those whose code it found on disk."""
+    counters = torch._dynamo.utils.counters
+    hits = counters["aot_autograd"]["autograd_cache_hit"]
+    return _Counted(
+        counters["stats"]["unique_graphs"], hits or counters["inductor"]["fxgraph_cache_hit"]
+    )

@@ -1,0 +1,72 @@
+"""Rows that are computed and dropped, so that a batch takes a shape it would not have by itself.
+
+Kernels that know no lengths need a rectangle: as many rows for everybody as for the longest. Graphs
+captured per shape need few shapes: a ladder of row counts. Padding is appended as requests of
+their own behind the real ones, so no real row moves, attends to padding, or is attended to by it.
+Their keys and values go to one scratch page that belongs to nobody. Rows are padded, contexts are
+not: the attention of the padding is over itself alone. Knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from minserve.batch import ForwardBatch, GroupTables
+
+
+def padding_lens(kind: str, query_lens: Sequence[int]) -> tuple[int, ...]:
+    """Rows of each request of padding, for real ones with `query_lens` rows each.
+
+    `longest`: what each lacks to the longest. `power_of_two`: what the step lacks to the next power
+    of two, a row each. `none`: nothing.
+    """
+    if kind == "longest":
+        longest = max(query_lens)
+        return tuple(longest - rows for rows in query_lens if rows < longest)
+    if kind == "power_of_two":
+        rows = sum(query_lens)
+        return (1,) * ((1 << (rows - 1).bit_length()) - rows)
+    return ()
+
+
+def pad(batch: ForwardBatch, kind: str, scratch_block: int, block_size: int) -> ForwardBatch:
+    """The batch with padding of this `kind` appended; itself where there is nothing to add.
+
+    `scratch_block` is a page of `block_size` slots in every group that no request ever owns.
+    """
+    lens = padding_lens(kind, batch.query_lens)
+    if not lens:
+        return batch
+    added = torch.tensor(lens, dtype=torch.int32)
+    positions = torch.cat([torch.arange(rows) for rows in lens])
+    slots = scratch_block * block_size + positions % block_size
+    ends = batch.num_tokens + added.cumsum(0, dtype=torch.int32)
+    pages = -(-max(lens) // block_size)
+    return replace(
+        batch,
+        token_ids=torch.cat((batch.token_ids, torch.zeros_like(positions))),
+        positions=torch.cat((batch.positions, positions)),
+        query_starts=torch.cat((batch.query_starts, ends)),
+        kv_lens=torch.cat((batch.kv_lens, added)),
+        groups=tuple(
+            GroupTables(
+                torch.cat((group.slots, slots)),
+                _tables(group.block_tables, len(lens), pages, scratch_block),
+            )
+            for group in batch.groups
+        ),
+        query_lens=batch.query_lens + lens,
+        context_lens=batch.context_lens + lens,
+    )
+
+
+def _tables(real: Tensor, num_added: int, pages: int, scratch_block: int) -> Tensor:
+    """The block tables, wide enough for the padding, whose every page is the scratch page."""
+    tables = real.new_zeros(len(real) + num_added, max(real.shape[1], pages))
+    tables[: len(real), : real.shape[1]] = real
+    tables[len(real) :] = scratch_block
+    return tables

@@ -1,0 +1,156 @@
+"""Padding is computed, counted and dropped: rows by rows, pages untouched, tokens as without."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from engine.fakes import tiny_spec
+from hypothesis import given
+from hypothesis import strategies as st
+from models.oracle import random_model, save
+
+from minserve.bench.drive import drive
+from minserve.bench.traffic import at_once, fixed_length
+from minserve.build import build_engine, build_virtual_engine, load_model
+from minserve.config import ConfigError, EngineConfig
+from minserve.hardware import DEVICES, WorkCounter
+from minserve.padding import padding_lens
+from minserve.profiling import largest_batch
+from minserve.virtual import CostModel
+
+PROMPTS = (3, 40, 1, 17, 9)
+COST = CostModel(DEVICES["A100 80GB SXM"], efficiency=0.5)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=101, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=16, max_position_embeddings=128,
+        eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    return save(random_model(config, seed=5), tmp_path_factory.mktemp("padding"))
+
+
+def config(padding, **values):
+    fields = {
+        "device": "cpu", "dtype": "float64", "kernels.backend": "torch",
+        "kernels.padding": padding, "scheduling.max_num_seqs": 4,
+        "scheduling.max_num_batched_tokens": 64, "scheduling.max_model_len": 96,
+        "memory.check_integrity": True, "trace.per_request": True,
+    } | {name.replace("__", "."): value for name, value in values.items()}  # fmt: skip
+    return EngineConfig().with_values(fields)
+
+
+def traffic(prompts=PROMPTS, tokens=6):
+    draw = torch.Generator().manual_seed(3)
+    drawn = [torch.randint(2, 101, (n,), generator=draw).tolist() for n in prompts]
+    return at_once(drawn, [fixed_length(tokens + index) for index in range(len(prompts))])
+
+
+def served(model_dir, padding, prepare=None, **values):
+    engine = build_engine(load_model(model_dir, config(padding, **values)))
+    if prepare is not None:
+        prepare(engine)
+    tokens = [request.output_token_ids for request in drive(engine, traffic()).requests]
+    return tokens, engine
+
+
+def rows_wanted(kind, step):
+    longest = max(part.num_tokens for part in step.requests)
+    if kind == "longest":
+        return longest * len(step.requests)
+    return 1 << math.ceil(math.log2(step.num_tokens))
+
+
+@given(
+    st.sampled_from(["none", "longest", "power_of_two"]),
+    st.lists(st.integers(1, 300), min_size=1, max_size=40),
+)
+def test_the_shape_is_what_its_name_says(kind, lens):
+    added = padding_lens(kind, lens)
+    assert min(added, default=1) >= 1
+    rows = sum(lens) + sum(added)
+    if kind == "none":
+        assert rows == sum(lens)
+    elif kind == "longest":
+        assert rows == max(lens) * len(lens)
+    else:
+        assert rows & (rows - 1) == 0 and sum(lens) <= rows < 2 * sum(lens)
+    assert padding_lens("longest", [max(lens)] * len(lens)) == ()
+
+
+@pytest.mark.parametrize("kind", ["longest", "power_of_two"])
+def test_every_step_counts_its_padding_and_its_work(kind, model_dir):
+    plain_tokens, plain = served(model_dir, "none")
+    tokens, padded = served(model_dir, kind)
+    assert tokens == plain_tokens
+    assert len(padded.trace.steps) == len(plain.trace.steps)
+    counter = WorkCounter(padded.config.model, 8)
+    for step, without in zip(padded.trace.steps, plain.trace.steps, strict=True):
+        assert step.num_tokens == without.num_tokens == without.num_rows
+        assert step.num_rows == rows_wanted(kind, step)
+        real = [part.num_tokens for part in step.requests]
+        contexts = [part.start + part.num_tokens for part in step.requests]
+        added = padding_lens(kind, real)
+        counted = counter.count([*real, *added], [*contexts, *added], step.num_sampled_tokens)
+        assert step.work == counted
+        assert (step.work.flops > without.work.flops) == (step.num_padded_rows > 0)
+    totals = padded.trace.totals
+    assert totals.padded_rows == sum(step.num_padded_rows for step in padded.trace.steps) > 0
+    assert plain.trace.totals.padded_rows == 0
+
+
+def poison(engine):
+    """Every slot of the pool, the scratch page's too, as memory that nobody wrote may be."""
+    for keys, values in engine._runner._attention.caches:
+        keys.fill_(math.nan)
+        values.fill_(math.nan)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("kind", ["longest", "power_of_two"])
+def test_padding_writes_to_the_scratch_page_alone(kind, backend, model_dir):
+    plain, before = served(model_dir, "none", poison, kernels__backend=backend)
+    tokens, after = served(model_dir, kind, poison, kernels__backend=backend)
+    assert tokens == plain
+    pages = after.memory.pool.num_blocks
+    assert before.memory.pool.num_blocks == pages
+    for (keys, _), (padded, _) in zip(
+        before._runner._attention.caches, after._runner._attention.caches, strict=True
+    ):
+        assert len(keys) == pages and len(padded) == pages + 1
+        torch.testing.assert_close(padded[:pages], keys, equal_nan=True, rtol=1e-9, atol=1e-9)
+        assert not padded[pages].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["none", "longest", "power_of_two"])
+def test_a_modelled_engine_charges_for_padding(kind, model_dir):
+    _, real = served(model_dir, kind)
+    spec = real.config.model
+    built = build_virtual_engine(spec, config(kind, memory__kv_bytes=1 << 20), COST)
+    drive(built, traffic())
+    rows = [step.num_rows for step in built.trace.steps]
+    assert rows == [step.num_rows for step in real.trace.steps]
+    plain = build_virtual_engine(spec, config("none", memory__kv_bytes=1 << 20), COST)
+    drive(plain, traffic())
+    longer = built.trace.totals.duration_s > plain.trace.totals.duration_s
+    assert longer == (kind != "none")
+
+
+def test_nothing_is_compiled_on_modelled_time():
+    with pytest.raises(ConfigError, match=r"kernels.compile=True has nothing to compile"):
+        build_virtual_engine(tiny_spec(64), config("none", kernels__compile=True), COST)
+
+
+def test_memory_is_profiled_with_the_padding(model_dir):
+    loaded = load_model(model_dir, config("longest"))
+    # One prompt takes the budget but for a token each of the others, and all get its rows.
+    assert largest_batch(loaded.config).num_tokens == 4 * (64 - 3)
+    packed = load_model(model_dir, config("none"))
+    assert largest_batch(packed.config).num_tokens == 64
