@@ -77,29 +77,32 @@ def test_what_the_prose_says_of_the_counts(chapter):
     assert fused["attention"].launches == fused["rotary_store_"].launches == layers
 
 
+@pytest.mark.slow
 def test_the_modelled_gains_are_three_different_ones(chapter):
     llama, gpu = chapter["LLAMA"], chapter["DEVICES"]["H100 SXM"]
 
-    def times(rows, requests, launch_s):
+    def step(rows, requests):
         lens = [rows] * requests, [max(rows, 1024)] * requests
-        ways = {way: step_launches(llama, way, *lens, "bfloat16") for way in WAYS}
-        seconds = {way: modelled_s(each, gpu, "bfloat16", launch_s) for way, each in ways.items()}
-        return ways, seconds
+        return {way: step_launches(llama, way, *lens, "bfloat16") for way in WAYS}
 
-    _, bare = times(1, 1, 0.0)
-    ways, real = times(1, 1, 5e-6)
+    def seconds(ways, launch_s):
+        return {way: modelled_s(each, gpu, "bfloat16", launch_s) for way, each in ways.items()}
+
+    one, many, prompt = step(1, 1), step(1, 64), step(2048, 1)
+    bare, real = seconds(one, 0.0), seconds(one, 5e-6)
     assert bare["torch"] / bare["fused"] < 1.1 < 1.4 < real["torch"] / real["fused"]
-    assert real["torch"] == len(ways["torch"]) * 5e-6, "one request waits for launches"
-    ways, real = times(1, 64, 5e-6)
-    assert real["torch"] == times(1, 64, 0.0)[1]["torch"] > 1.5 * real["fused"]
-    cached = by_operator(ways["fused"])["attention"].moved.total
-    assert by_operator(ways["torch"])["attention"].moved.total > 2.9 * cached, "copies of pages"
-    ways, real = times(2048, 1, 5e-6)
-    moved = {way: Total.of(each).moved.total for way, each in ways.items()}
+    assert real["torch"] == len(one["torch"]) * 5e-6, "one request waits for launches"
+    real = seconds(many, 5e-6)
+    assert real["torch"] == seconds(many, 0.0)["torch"] > 1.5 * real["fused"]
+    cached = by_operator(many["fused"])["attention"].moved.total
+    assert by_operator(many["torch"])["attention"].moved.total > 2.9 * cached, "copies of pages"
+    moved = {way: Total.of(each).moved.total for way, each in prompt.items()}
     assert moved["written out"] > 2 * moved["torch"] > 4 * moved["fused"], "scores"
+    real = seconds(prompt, 5e-6)
     assert real["written out"] > 2 * real["fused"]
 
 
+@pytest.mark.slow
 def test_the_real_kernels_keep_the_promise():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
