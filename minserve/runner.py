@@ -16,6 +16,7 @@ from torch import Tensor
 from minserve.attention.base import AttentionBackend, AttentionPlan
 from minserve.batch import ForwardBatch, to_device
 from minserve.clock import Clock
+from minserve.kernels.base import LayerStack
 from minserve.models import Compilations, Decoder
 from minserve.request import TokenLogprobs
 from minserve.sampling import (
@@ -96,11 +97,23 @@ class _TimedPlan:
         self.elapsed_s += self._clock.now() - start
         return q
 
+    def store(self, k: Tensor, v: Tensor, layer: int) -> None:
+        start = self._clock.now()
+        self._plan.store(k, v, layer)
+        self.elapsed_s += self._clock.now() - start
+
     def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
         start = self._clock.now()
         result = self._plan.attend(q, layer, need_lse)
         self.elapsed_s += self._clock.now() - start
         return result
+
+    def run_stack(
+        self, stack: LayerStack, h: Tensor, positions: Tensor, start: int, stop: int
+    ) -> float | None:
+        elapsed_s = self._plan.run_stack(stack, h, positions, start, stop)
+        self.elapsed_s += elapsed_s or 0.0
+        return elapsed_s
 
 
 class EagerRunner:

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from minserve.batch import ForwardBatch
+from minserve.kernels.base import LayerStack
 
 LayerCache = tuple[Tensor, Tensor]
 """A layer's keys and values: `[num_blocks, num_kv_heads, block_size, head_dim]` each."""
@@ -38,6 +39,11 @@ class AttentionPlan(Protocol):
         """
         ...
 
+    def store(self, k: Tensor, v: Tensor, layer: int) -> None:
+        """Write keys and values `[num_tokens, num_kv_heads, head_dim]`, rotated already, into the
+        layer's pages."""
+        ...
+
     def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attend over the layer's pages, the keys and values of these rows being there already.
 
@@ -45,6 +51,12 @@ class AttentionPlan(Protocol):
         like `q` and contiguous, and the log-sum-exp `[num_tokens, num_heads]` when asked for: with
         it, partial results over disjoint keys can be merged.
         """
+        ...
+
+    def run_stack(
+        self, stack: LayerStack, h: Tensor, positions: Tensor, start: int, stop: int
+    ) -> float | None:
+        """Run whole layers in one call, as `LayerStack.run` does with this batch's pages."""
         ...
 
 

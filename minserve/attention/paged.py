@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minserve.attention.base import Caches
 from minserve.batch import ForwardBatch
-from minserve.kernels.base import Ops, PlannedAttention
+from minserve.kernels.base import LayerStack, Ops, PlannedAttention
 from minserve.kernels.tree import refuse_window
 from minserve.spec import ModelSpec
 
@@ -126,9 +126,31 @@ class PagedAttentionPlan:
         )
         return heads.narrow(1, 0, heads.shape[1] - 2 * keys.shape[1])
 
+    def store(self, k: Tensor, v: Tensor, layer: int) -> None:
+        """See `AttentionPlan.store`."""
+        backend = self._backend
+        keys, values = backend.caches[layer]
+        backend.ops.store_kv(k, v, keys, values, self._slots[backend.group_of_layer[layer]])
+
     def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
         """See `AttentionPlan.attend`."""
         backend = self._backend
         planned = self._planned[backend.group_of_layer[layer]]
         mixer = backend.spec.layers[layer].mixer
         return planned(q, *backend.caches[layer], mixer.scale, mixer.window, need_lse)
+
+    def run_stack(
+        self, stack: LayerStack, h: Tensor, positions: Tensor, start: int, stop: int
+    ) -> float | None:
+        """See `AttentionPlan.run_stack`."""
+        backend = self._backend
+        return stack.run(
+            h,
+            positions,
+            backend.caches,
+            backend.group_of_layer,
+            self._slots,
+            self._planned,
+            start,
+            stop,
+        )

@@ -7,6 +7,8 @@ receive it as an argument. Knows nothing about requests, models or memory policy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -26,6 +28,60 @@ class PlannedAttention(Protocol):
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in one layer; arguments and results are those of `Ops.paged_attention`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """One decoder layer as tensors and numbers, for operators that run whole layers."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    """Packed, as `Ops.packed_linear` has it, like the three other matrices."""
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    cos_sin: Tensor
+    output: Tensor
+    output_bias: Tensor | None
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    down_bias: Tensor | None
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    inner: int
+    scale: float
+    window: int | None
+    eps: float
+
+    @property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The four packed weights."""
+        return self.qkv, self.output, self.gate_up, self.down
+
+
+class LayerStack(Protocol):
+    """The layers of one decoder, ready to run in one call."""
+
+    def run(
+        self,
+        h: Tensor,
+        positions: Tensor,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        groups: Sequence[int],
+        slots: Sequence[Tensor],
+        planned: Sequence[PlannedAttention],
+        start: int,
+        stop: int,
+    ) -> float | None:
+        """Run layers `start` to `stop` over `h` `[rows, hidden]`, in place.
+
+        `caches`: keys and values of every layer; `groups`: its cache group; `slots`, `planned`: of
+        every group. Returns the seconds spent in attention, or None, with nothing done, where this
+        batch is not one it takes.
+        """
         ...
 
 
@@ -152,4 +208,9 @@ class Ops(Protocol):
         tree: Tensor | None = None,
     ) -> PlannedAttention:
         """`paged_attention` for all layers of one step: arguments as there, prepared once."""
+        ...
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """Whole layers as one call, bit for bit what the operators give one by one; None where
+        this implementation has no such thing for them."""
         ...

@@ -5,11 +5,13 @@ Sums are taken in at least float32, and in true float64 for float64 inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minserve.kernels.base import Ops, PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, Ops, PlannedAttention
 from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
 
 
@@ -59,6 +61,10 @@ class TorchOps:
     def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`."""
         return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`."""
+        return None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""

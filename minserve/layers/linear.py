@@ -68,6 +68,16 @@ class LinearWeight(Protocol):
         """Bytes it holds, scales and packing included."""
         ...
 
+    @property
+    def panels(self) -> Tensor | None:
+        """The panels of `Ops.packed_linear`, where that is all the matrix is stored as."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`[out_features]`, or none."""
+        ...
+
     def apply(self, ops: Ops, x: Tensor) -> Tensor:
         """`[rows, in_features]` -> `[rows, out_features]`."""
         ...
@@ -128,11 +138,12 @@ class DenseWeight:
     """A matrix `[out_features, in_features]`, stored as `empty_matrix` has it, and an optional bias
     `[out_features]`."""
 
-    __slots__ = ("bias", "weight")
+    __slots__ = ("bias", "panels", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
-        self.bias = bias
+        self.bias: Tensor | None = bias
+        self.panels: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -204,9 +215,9 @@ class PackedWeight:
     __slots__ = ("bias", "out_features", "panels")
 
     def __init__(self, panels: Tensor, out_features: int, bias: Tensor | None = None) -> None:
-        self.panels = panels
+        self.panels: Tensor = panels
         self.out_features = out_features
-        self.bias = bias
+        self.bias: Tensor | None = bias
 
     @property
     def nbytes(self) -> int:

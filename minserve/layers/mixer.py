@@ -19,6 +19,7 @@ class AttentionMixer:
     """One layer's attention, bound to one engine's operators and rotary table."""
 
     __slots__ = (
+        "_sizes",
         "_view",
         "cos_sin",
         "k_norm",
@@ -50,6 +51,7 @@ class AttentionMixer:
         self.cos_sin = cos_sin
         self.ops = ops
         self.width = spec.num_heads * spec.head_dim
+        self._sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
         self._view = (-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
 
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:

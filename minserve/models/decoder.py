@@ -17,6 +17,7 @@ from minserve.attention.base import AttentionPlan
 from minserve.batch import ForwardBatch
 from minserve.kernels.base import Ops
 from minserve.layers import AttentionMixer, GatedFeedForward, RMSNorm, rotary_table
+from minserve.models.stack import layer_tensors
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
@@ -75,7 +76,7 @@ class DecoderLayer:
 class Decoder:
     """A model bound to one engine's operators. The weights stay shared and read-only."""
 
-    __slots__ = ("layers", "max_position", "ops", "spec", "weights")
+    __slots__ = ("_stack", "layers", "max_position", "ops", "spec", "weights")
 
     def __init__(
         self, spec: ModelSpec, weights: DecoderWeights, ops: Ops, max_position: int | None = None
@@ -109,6 +110,13 @@ class Decoder:
                 DecoderLayer(stored.input_norm, mixer, stored.post_norm, feed_forward, ops)
             )
         self.layers = tuple(layers)
+        tensors = layer_tensors(spec, weights, tables)
+        self._stack = None if tensors is None else ops.layer_stack(tensors)
+
+    @property
+    def runs_in_one_call(self) -> bool:
+        """Whether the operators take whole layers (`Ops.layer_stack`)."""
+        return self._stack is not None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 `[num_tokens]` -> the residual stream `[num_tokens, hidden_size]`, a new tensor."""
@@ -127,6 +135,10 @@ class Decoder:
         `h` is `[num_tokens, hidden_size]` and is updated in place and returned: clone it first to
         keep the stream as it was before these layers. `positions`: int64 `[num_tokens]`.
         """
+        stop = len(self.layers) if stop is None else stop
+        stack = self._stack
+        if stack and start < stop and plan.run_stack(stack, h, positions, start, stop) is not None:
+            return h
         pending = None
         for layer in self.layers[start:stop]:
             pending = layer.forward(pending, h, plan, positions)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
 from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
 from minserve.kernels.cpu.native_attention import (
     ONE_THREAD_PRODUCTS,
@@ -22,6 +23,7 @@ from minserve.kernels.cpu.native_attention import (
     Function,
     NativePlannedAttention,
 )
+from minserve.kernels.cpu.native_layers import NativeLayers, why_not_one_call
 from minserve.kernels.reference import TorchOps, pack_panels
 from minserve.kernels.reference_attention import accumulation_dtype
 
@@ -91,6 +93,7 @@ class NativeOps:
         )
         self._store_kv = _declare(holding.store_kv, *[pointer] * 5, *[size] * 8, count)
         self._attention = _per_dtype(releasing, "attention", ctypes.POINTER(AttentionCall))
+        self._layers = _per_dtype(releasing, "layers", pointer)
         product = (*[pointer] * 4, *[size] * 4, count)
         self._few_rows_linear = _declare(holding.few_rows_linear_bfloat16, *product)
         self._short_linear = _per_dtype(holding, "linear", *product)
@@ -416,6 +419,13 @@ class NativeOps:
         return NativePlannedAttention(
             self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
         )
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`."""
+        dtype = layers[0].input_norm.dtype if layers else torch.float32
+        if why_not_one_call(layers, self.panel_width(dtype)):
+            return None
+        return NativeLayers(self._layers, layers)
 
     def check(self) -> None:
         """Compare with torch on a small ragged batch; NativeUnavailable if they disagree.

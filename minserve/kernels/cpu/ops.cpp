@@ -3,6 +3,7 @@
 // A plain C ABI for ctypes and no torch headers, so that it compiles in seconds. No fast-math: -inf
 // and NaN mean what they say. Strides are in elements unless a name says bytes.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <vector>
 
@@ -481,6 +482,96 @@ template <class T> struct Attention {
     }
 };
 
+// ---- whole layers -------------------------------------------------------------------------------
+
+// Structures that native_layers.py has too. A pointer that a model does not need is 0.
+struct Layer {
+    const void *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *cos_sin, *output, *output_bias;
+    const void *post_norm, *gate_up, *down, *down_bias;
+    void *keys, *values;
+    i64 group, window;
+    double scale;
+};
+struct Group {
+    const AttentionCall* attention;  // all but queries, pages, window and scale
+    const i64* slots;
+};
+struct LayersCall {
+    const Layer* layers;
+    const Group* groups;
+    void *h, *scratch;
+    const i64* positions;
+    i64 num_layers, rows, hidden, inner;
+    double eps, attention_s;  // the last is written: seconds spent attending
+    i64 threads;
+};
+
+// Work up to which one thread is faster than setting others going: numbers, and multiplications.
+constexpr i64 one_thread = 1 << 13, one_thread_products = 1 << 17;
+
+// The layers of a decoder over the rows of one step, an operator after the other: what the Python
+// of a layer does, for a model small enough that calling the operators takes longer than they do.
+template <class T> struct Layers {
+    LayersCall& c;
+    int threads(i64 work, i64 alone) const { return work > alone ? int(c.threads) : 1; }
+    int wide(i64 size) const { return threads(c.rows * size, one_thread); }
+
+    void product(const T* x, const void* w, const void* bias, T* y, i64 in, i64 out) const {
+        linear<T, false>(x, (const T*)w, (const T*)bias, y, c.rows, in, out, in,
+                         threads(c.rows * in * out, one_thread_products));
+    }
+    void norm(const T* x, T* residual, const void* weight, T* out) const {
+        rms_norm(x, residual, (const T*)weight, out, c.rows, 1, c.hidden, c.hidden, 0, c.eps,
+                 wide(c.hidden));
+    }
+    void feed_forward(const Layer& layer, const T* x, T* between, T* out) const {
+        i64 inner = c.inner, rows = c.rows, products = 2 * rows * c.hidden * inner;
+        if (inner % panel<T>) {
+            T* gate_up = between + rows * inner;
+            product(x, layer.gate_up, nullptr, gate_up, c.hidden, 2 * inner);
+            silu_and_mul(gate_up, between, rows, inner, 2 * inner, wide(2 * inner));
+        } else {
+            linear<T, true>(x, (const T*)layer.gate_up, nullptr, between, rows, c.hidden, inner,
+                            c.hidden, threads(products, one_thread_products));
+        }
+        product(between, layer.down, layer.down_bias, out, inner, c.hidden);
+    }
+
+    void run() {
+        i64 rows = c.rows;
+        T *h = (T*)c.h, *x = (T*)c.scratch, *pending = x + rows * c.hidden;
+        T* between = pending + rows * c.hidden;
+        c.attention_s = 0;
+        for (i64 i = 0; i < c.num_layers; ++i) {
+            const Layer& layer = c.layers[i];
+            AttentionCall call = *c.groups[layer.group].attention;
+            i64 D = call.head_dim, kv_heads = call.num_kv_heads, heads = kv_heads * call.group_size;
+            i64 projected = (heads + 2 * kv_heads) * D;
+            if (i) norm(pending, h, layer.input_norm, x);
+            else norm(h, nullptr, layer.input_norm, x);
+            T *qkv = between, *attended = qkv + rows * projected;
+            product(x, layer.qkv, layer.qkv_bias, qkv, c.hidden, projected);
+            auto start = std::chrono::steady_clock::now();
+            rotary_store(qkv, c.positions, (const Sum<T>*)layer.cos_sin, (T*)layer.keys,
+                         (T*)layer.values, c.groups[layer.group].slots, (const T*)layer.q_norm,
+                         (const T*)layer.k_norm, rows, heads, kv_heads, D, projected,
+                         call.block_size, call.block_stride, call.head_stride, c.eps,
+                         wide(projected));
+            call.q = qkv, call.keys = layer.keys, call.values = layer.values;
+            call.out = attended, call.lse = nullptr;
+            call.window = layer.window, call.scale = layer.scale;
+            Attention<T>{call}.run();
+            std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+            c.attention_s += spent.count();
+            product(attended, layer.output, layer.output_bias, pending, heads * D, c.hidden);
+            norm(pending, h, layer.post_norm, x);
+            feed_forward(layer, x, between, pending);
+        }
+        for (i64 j = 0, n = rows * c.hidden; j < n; j += lanes<Sum<T>>)
+            store(h + j, load(h + j, n - j) + load(pending + j, n - j), n - j);
+    }
+};
+
 }  // namespace
 
 // ---- the C ABI --------------------------------------------------------------------------------
@@ -516,7 +607,8 @@ template <class T> struct Attention {
         linear<T, true>(x, w, nullptr, y, rows, in, out, x_stride, threads);                      \
     }                                                                                             \
     EXPORT panel_##name(i64* width) { *width = panel<T>; }                                        \
-    EXPORT attention_##name(const AttentionCall* call) { Attention<T>{*call}.run(); }
+    EXPORT attention_##name(const AttentionCall* call) { Attention<T>{*call}.run(); }             \
+    EXPORT layers_##name(LayersCall* call) { Layers<T>{*call}.run(); }
 
 FOR_TYPE(float, float32)
 FOR_TYPE(double, float64)

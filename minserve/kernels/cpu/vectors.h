@@ -240,6 +240,9 @@ inline void panel_block(const Sum<T>* x, i64 in, const T* w, Sum<T>* y, i64 y_st
     for (i64 k = 0; k < in; ++k)
         for (int p = 0; p < P; ++p) {
             const T* from = w + (p * in + k) * 2 * L;
+            // Narrow weights for few rows pass by faster than the hardware notices where each panel
+            // begins: what comes after these panels is asked for meanwhile. Wide ones it follows.
+            if (P > 1 && sizeof(T) < sizeof(A)) __builtin_prefetch(from + P * in * 2 * L);
             Vec<A> left = load(from), right = load(from + L);
             for (int i = 0; i < M; ++i) {
                 A factor = x[i * in + k];

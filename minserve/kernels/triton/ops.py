@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
 from minserve.kernels.reference import unpack_panels
 from minserve.kernels.splits import num_splits
 from minserve.kernels.tree import check_tree, refuse_window
@@ -46,6 +48,10 @@ class TritonOps:
     def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`."""
         return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`."""
+        return None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
