@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from minserve.attention import PagedAttention
-from minserve.attention.base import AttentionPlan
 from minserve.bench.launches import PAGE, make_batch
 from minserve.build import LoadedModel
+from minserve.kernels.base import PlannedAttention
 from minserve.kernels.reference import TorchOps
 from minserve.models import Decoder
 
@@ -34,36 +34,53 @@ class AttentionRow:
     """float32 `[head_dim]`, as the engine's attention gave it."""
 
 
-class _Kept:
-    """A plan that keeps the last row's query and answer in every layer."""
+class _Watched(TorchOps):
+    """Operators that keep the last row's query and answer, layer after layer."""
 
-    def __init__(self, plan: AttentionPlan) -> None:
-        self._plan = plan
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[Tensor, Tensor]] = []
 
-    def store_rotated(
+    def plan_attention(
         self,
-        heads: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        layer: int,
-        q_norm: Tensor | None = None,
-        k_norm: Tensor | None = None,
-        eps: float = 0.0,
-    ) -> Tensor:
-        """See `AttentionPlan.store_rotated`."""
-        return self._plan.store_rotated(heads, positions, cos_sin, layer, q_norm, k_norm, eps)
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
+    ) -> PlannedAttention:
+        """See `Ops.plan_attention`."""
+        planned = super().plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
 
-    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
-        """See `AttentionPlan.attend`."""
-        out, lse = self._plan.attend(q, layer, need_lse)
-        self.layers[layer] = (q[-1].clone(), out[-1].clone())
-        return out, lse
+        def attend(
+            q: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            scale: float,
+            window: int | None,
+            need_lse: bool = False,
+        ) -> tuple[Tensor, Tensor | None]:
+            out, lse = planned(q, keys, values, scale, window, need_lse)
+            self.rows.append((q[-1].clone(), out[-1].clone()))
+            return out, lse
+
+        return attend
 
 
 def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, list[AttentionRow]]:
-    """Layer -> the last token's row of every head. The prompt starts at the first token."""
+    """Layer -> the last token's row of every head. The prompt starts at the first token.
+
+    Raises ValueError for a model whose rows see a window only.
+    """
     spec, weights = loaded.config.model, loaded.weights
+    if any(layer.mixer.window is not None for layer in spec.layers):
+        raise ValueError(
+            f"{loaded.name} attends to windows, and rows over every key are asked for: choose "
+            "another model"
+        )
     batch, blocks = make_batch(spec, [len(token_ids)], [len(token_ids)], weights.device)
     batch = dataclasses.replace(
         batch, token_ids=torch.tensor(token_ids, dtype=torch.int64, device=weights.device)
@@ -74,13 +91,12 @@ def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, l
         keys, values = (torch.zeros(shape, dtype=weights.dtype, device=weights.device)
                         for _ in range(2))  # fmt: skip
         caches.append((keys, values))
-    ops = TorchOps()
+    ops = _Watched()
     decoder = Decoder(spec, weights, ops, len(token_ids))
     with torch.inference_mode():
-        kept = _Kept(PagedAttention(spec, tuple(caches), ops).plan(batch))
-        decoder.run_layers(decoder.embed(batch.token_ids), kept, batch.positions)
+        decoder.forward(batch, PagedAttention(spec, tuple(caches), ops).plan(batch))
     found = {}
-    for layer, (q, out) in kept.layers.items():
+    for layer, (q, out) in enumerate(ops.rows):
         mixer = spec.layers[layer].mixer
         # The pages are in a row: token-major again, they are the prompt's keys and values.
         k, v = (cache.transpose(1, 2).flatten(0, 1)[: len(token_ids)] for cache in caches[layer])

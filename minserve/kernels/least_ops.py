@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minserve.kernels import least
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
 from minserve.kernels.launches import LaunchCounter
 
 
@@ -142,6 +142,10 @@ class LeastOps:
             return q.new_empty(q.shape), lse
 
         return attend
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`: every operator is counted by itself."""
+        return None
 
 
 def _unpacked(panels: Tensor, out_features: int) -> Tensor:
