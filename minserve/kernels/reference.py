@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minserve.kernels.base import Ops, PlannedAttention
+from minserve.kernels.base import Ops, PlannedAttention, SampleKernel
 from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
 
 
@@ -21,6 +21,7 @@ class TorchOps:
     """
 
     name = "torch"
+    sample_kernel: SampleKernel | None = None
 
     def __init__(self, use_sdpa: bool | None = None) -> None:
         self.use_sdpa = use_sdpa

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from minserve.batch import SamplingBatch
 from minserve.kernels.base import PlannedAttention
 from minserve.kernels.tree import check_tree, refuse_window
-from minserve.kernels.triton import activation, norm, rotary, rotary_store, store
+from minserve.kernels.triton import activation, norm, rotary, rotary_store, sample, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
 from minserve.kernels.triton.decode import merge_kernel, num_splits, split_attention_kernel
 
@@ -26,6 +27,10 @@ class TritonOps:
 
     def __init__(self, num_processors: int | None = None) -> None:
         self.num_processors = num_processors
+
+    def sample_kernel(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """See `Ops.sample_kernel`."""
+        return sample.sample(logits, batch)[0]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`."""

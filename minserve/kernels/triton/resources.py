@@ -28,6 +28,7 @@ from minserve.kernels.triton.norm import add_rms_norm_kernel, rms_norm_kernel, w
 from minserve.kernels.triton.ops import SPLIT_STAGES, tile_shape
 from minserve.kernels.triton.rotary import rotary_kernel
 from minserve.kernels.triton.rotary_store import rotary_store_kernel
+from minserve.kernels.triton.sample import LANES, PIVOTS, TILE, WARPS, sample_kernel
 from minserve.kernels.triton.store import store_kv_kernel
 
 CAPABILITIES = (80, 90)
@@ -179,6 +180,17 @@ def variants() -> list[Variant]:
             for name, norms in (("rotary and store", False), ("norms, rotary and store", True))
         ),
         Variant("merge", merge_kernel, joined, {"SPLITS": 32, "DIM": 128, "LSE": False}, 1),
+        *(
+            Variant(
+                name,
+                sample_kernel,
+                {"logits": half, "params": "fp64", "tokens": "i64", "thresholds": "fp32"},
+                {"TILE": TILE, "LANES": LANES, "PIVOTS": PIVOTS, "MIN_P": filters}
+                | {"TOP_K": filters, "TOP_P": filters},
+                WARPS,
+            )
+            for name, filters in (("sample", False), ("sample, all filters", True))
+        ),
         *(variant for head_dim in (64, 128, 256) for variant in _attention(head_dim)),
     ]
 
