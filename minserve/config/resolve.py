@@ -145,6 +145,7 @@ def resolve(
             f"kernels.backend='native' runs on a CPU only, and device is {str(target)!r}: use "
             "kernels.backend='auto' or device='cpu'"
         )
+    _check_capability(config, target, notes)
     _check_memory(config)
     copy_on_write = _copy_on_write(config, notes)
     effective = config.with_values(
@@ -184,6 +185,26 @@ def resolve(
             "kv_bytes or lower block_size"
         )
     return resolved
+
+
+def _check_capability(config: EngineConfig, device: torch.device, notes: list[str]) -> None:
+    """Say what an older GPU runs: the Triton kernels' products need matrix units of their own."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) >= (8, 0):
+        return
+    reason = (
+        f"this GPU has compute capability {major}.{minor}, and below 8.0 the Triton kernels would "
+        "run without matrix units"
+    )
+    if config.kernels.backend == "triton":
+        raise ConfigError(
+            f"kernels.backend='triton' and device={str(device)!r}: {reason}; use "
+            "kernels.backend='auto' or 'torch'"
+        )
+    if config.kernels.backend == "auto":
+        notes.append(f"kernels.backend: torch, because {reason}")
 
 
 def _check_memory(config: EngineConfig) -> None:
