@@ -163,7 +163,7 @@ def variants() -> list[Variant]:
     pages = dict.fromkeys(("k", "v", "keys", "values"), half) | {"slots": "i64"}
     turned = {"x": half, "cos_sin": half, "positions": "i64"}
     turned_and_stored = (
-        dict.fromkeys(("heads", "q_norm", "k_norm", "keys", "values"), half)
+        dict.fromkeys(("heads", "keys", "values"), half)
         | dict.fromkeys(("positions", "slots"), "i64")
         | {"cos_sin": "fp32"}
     )
@@ -190,9 +190,17 @@ def variants() -> list[Variant]:
         Variant("silu and multiply", silu_and_mul_kernel, gated, {"BLOCK": BLOCK}),
         Variant("rotary", rotary_kernel, turned, {"HEADS": 32, "HALF": 64}),
         Variant("store keys and values", store_kv_kernel, pages, {"HEADS": 8, "DIM": 128}),
-        *(
-            Variant(name, rotary_store_kernel, turned_and_stored, heads | {"NORM": norms})
-            for name, norms in (("rotary and store", False), ("norms, rotary and store", True))
+        Variant(
+            "rotary and store",
+            rotary_store_kernel,
+            turned_and_stored,
+            heads | {"NORM": False, "q_norm": None, "k_norm": None},
+        ),
+        Variant(
+            "norms, rotary and store",
+            rotary_store_kernel,
+            turned_and_stored | {"q_norm": half, "k_norm": half},
+            heads | {"NORM": True},
         ),
         Variant("merge", merge_kernel, joined, {"PARTS": PARTS, "DIM": 128, "LSE": False}, 1),
         *(
