@@ -129,7 +129,7 @@ class EagerRunner:
     ) -> None:
         self._decoder = decoder
         self._attention = attention
-        self._sampler = Sampler()
+        self._sampler = Sampler(decoder.ops.sample_kernel)
         self._device = device
         self._clock = clock
         self._logits_chunk = logits_chunk

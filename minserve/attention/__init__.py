@@ -1,4 +1,4 @@
-"""Attention over paged keys and values: the plan/run interface and its backends."""
+"""Attention over paged keys and values: the plan/attend interface and its backends."""
 
 from minserve.attention.base import AttentionBackend, AttentionPlan, Caches, LayerCache
 from minserve.attention.merge import merge_partials

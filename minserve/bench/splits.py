@@ -3,8 +3,8 @@
 Programs and bytes are counted, by the same formulas that the interpreter's counts are held against;
 seconds are modelled for a device: attention is bound by memory, a processor without a program moves
 nothing, and one with a program at most its share of the bandwidth. (A lone processor can move more
-than its share, so a real GPU gains less from the first parts.) Launches are the same two for any
-number of parts and left out.
+than its share, so a real GPU gains less from the first parts.) Launches, one for one part and
+two for more, are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from minserve.hardware import DEVICES, DeviceSpec
 from minserve.kernels.least import split_attention
-from minserve.kernels.splits import num_splits
+from minserve.kernels.occupancy import SPLIT_WARPS, num_splits, split_programs, tile_shape
 from minserve.spec import AttentionSpec
 
 PARTS = (1, 2, 4, 8, 16, 32, 64)
@@ -55,18 +55,27 @@ class Splitting:
         mixer = self.mixer
         shape = (self.requests, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, self.context)
         moved = split_attention(*shape, parts, self.itemsize)
-        bare = split_attention(*shape, 0, self.itemsize)
+        bare = split_attention(*shape, 1, self.itemsize)
         partial = moved.written - bare.written
         programs = self.requests * mixer.num_kv_heads * parts
         merging = self.requests * mixer.num_heads
-        first = (bare.read + partial) / (bandwidth * min(1.0, programs / processors))
-        second = (partial + bare.written) / (bandwidth * min(1.0, merging / processors))
+        written = partial if parts > 1 else bare.written
+        first = (bare.read + written) / (bandwidth * min(1.0, programs / processors))
+        second = 0.0  # One part is the result: there is nothing to join.
+        if parts > 1:
+            second = (partial + bare.written) / (bandwidth * min(1.0, merging / processors))
         return SplitCost(parts, programs, bare.total, 2 * partial, first + second)
 
     def chosen(self) -> int:
         """The parts that the engine takes."""
         _, processors = limits(self.device)
-        return num_splits(self.requests * self.mixer.num_kv_heads, self.context, processors)
+        dim = 1 << (self.mixer.head_dim - 1).bit_length()
+        _, tile_keys, _ = tile_shape(dim, self.itemsize)
+        # Of compute capability 8.0: where registers bind, as at the usual head sizes, 9.0 holds
+        # no more.
+        at_once = processors * split_programs(dim, self.itemsize, SPLIT_WARPS, 80)
+        programs = self.requests * self.mixer.num_kv_heads
+        return num_splits(programs, self.context, at_once, tile_keys)
 
     def costs(self, parts: Sequence[int] = PARTS) -> list[SplitCost]:
         """Several, in order; none with parts shorter than a key."""

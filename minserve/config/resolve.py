@@ -141,6 +141,7 @@ def resolve(
         )
     limit_s = _check_scheduling(config, budget, whole_prompts, notes)
     _check_kernels(config, target, notes)
+    _check_capability(config, target, notes)
     _check_memory(config)
     copy_on_write = _copy_on_write(config, notes)
     effective = config.with_values(
@@ -203,6 +204,26 @@ def _check_kernels(config: EngineConfig, device: torch.device, notes: list[str])
         notes.append(
             f"kernels.padding={kernels.padding!r}: a page beside memory.kv_bytes takes the padding"
         )
+
+
+def _check_capability(config: EngineConfig, device: torch.device, notes: list[str]) -> None:
+    """Say what an older GPU runs: the Triton kernels' products need matrix units of their own."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) >= (8, 0):
+        return
+    reason = (
+        f"this GPU has compute capability {major}.{minor}, and below 8.0 the Triton kernels would "
+        "run without matrix units"
+    )
+    if config.kernels.backend == "triton":
+        raise ConfigError(
+            f"kernels.backend='triton' and device={str(device)!r}: {reason}; use "
+            "kernels.backend='auto' or 'torch'"
+        )
+    if config.kernels.backend == "auto":
+        notes.append(f"kernels.backend: torch, because {reason}")
 
 
 def _check_memory(config: EngineConfig) -> None:

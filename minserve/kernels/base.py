@@ -7,12 +7,18 @@ receive it as an argument. Knows nothing about requests, models or memory policy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from minserve.batch import SamplingBatch
+
+SampleKernel = Callable[[Tensor, SamplingBatch], Tensor]
+"""Logits `[num_samples, vocab]` of up to 32 bits, left unchanged, biases and penalties applied, and
+how to draw -> tokens, int64 `[num_samples]`, -1 where a row's logits are no numbers."""
 
 
 class PlannedAttention(Protocol):
@@ -90,6 +96,11 @@ class Ops(Protocol):
 
     name: str
     """What `EngineConfig.kernels.backend` calls this implementation."""
+
+    @property
+    def sample_kernel(self) -> SampleKernel | None:
+        """Sampling as one kernel; None: `sampling.Sampler` draws with torch operators."""
+        ...
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""

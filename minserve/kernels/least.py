@@ -127,8 +127,8 @@ def split_attention(
 ) -> Bytes:
     """Decode attention whose context is cut into `splits` parts: what `attention` moves for
     `requests` contexts of `context` tokens, lengths and tables left out, and in float32 the parts
-    and their log-sum-exps, written by one kernel and read by the other."""
+    and their log-sum-exps, written by one kernel and read by the other. One part is the result."""
     rows = requests * heads * head_dim * itemsize
     cached = 2 * requests * kv_heads * context * head_dim * itemsize
-    parts = requests * heads * splits * (head_dim + 1) * 4
+    parts = requests * heads * splits * (head_dim + 1) * 4 if splits > 1 else 0
     return Bytes(rows + cached + parts, rows + parts)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minserve.kernels import least
-from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention, SampleKernel
 from minserve.kernels.launches import LaunchCounter
 
 
@@ -20,6 +20,7 @@ class LeastOps:
     """See the module. Everything is written down in `counter`."""
 
     name = "least"
+    sample_kernel: SampleKernel | None = None
 
     def __init__(self, counter: LaunchCounter) -> None:
         self._counter = counter

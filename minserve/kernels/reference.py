@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minserve.kernels.base import LayerStack, LayerTensors, Ops, PlannedAttention
+from minserve.kernels.base import (
+    LayerStack,
+    LayerTensors,
+    Ops,
+    PlannedAttention,
+    SampleKernel,
+)
 from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
 
 
@@ -40,6 +46,7 @@ class TorchOps:
     """
 
     name = "torch"
+    sample_kernel: SampleKernel | None = None
 
     def __init__(self, use_sdpa: bool | None = None) -> None:
         self.use_sdpa = use_sdpa

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minserve.batch import SamplingBatch
+from minserve.kernels.base import SampleKernel
 from minserve.sampling.edits import edit_logits
 from minserve.sampling.filters import Filters, keep, row_mass, threshold_min_p, thresholds
 from minserve.sampling.logprobs import Logprobs, token_logprobs
@@ -49,21 +50,36 @@ class SampledTokens:
 
 
 class Sampler:
-    """Draws one token per row. Has no state: one may serve several engines."""
+    """Draws one token per row. Has no state: one may serve several engines.
+
+    `kernel` (`Ops.sample_kernel`) draws where logits are of up to 32 bits; it draws the same tokens
+    but where a sum in another order moves a boundary. None: torch operators, its oracle.
+    """
+
+    def __init__(self, kernel: SampleKernel | None = None) -> None:
+        self._kernel = kernel
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledTokens:
         """Draw from `logits` `[num_samples, vocab]`, of any float type and left unchanged.
 
         The arithmetic is float32 (float64 for float64 logits), running totals are float64. On the
-        same device as the batch; where top-k or top-p is in use, a GPU is waited for.
+        same device as the batch; without a kernel, where top-k or top-p is in use, a GPU is waited
+        for.
         """
         with torch.inference_mode():
-            parts = [
-                _sample_block(logits, batch, start, stop)
-                for start, stop in _blocks(logits, batch.num_samples)
-            ]
-            tokens = parts[0] if len(parts) == 1 else torch.cat(parts)
+            tokens = self._tokens(logits, batch)
             return SampledTokens(tokens, _logprobs(logits, batch, tokens))
+
+    def _tokens(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        if self._kernel is not None and logits.dtype != torch.float64:
+            if batch.edits_logits:
+                logits = _edited(logits, batch, 0, batch.num_samples)
+            return self._kernel(logits, batch)
+        parts = [
+            _sample_block(logits, batch, start, stop)
+            for start, stop in _blocks(logits, batch.num_samples)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def probabilities(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """The distributions that `sample` draws from: `[num_samples, vocab]`, float32 or float64.

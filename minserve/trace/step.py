@@ -51,7 +51,8 @@ class StageTimes:
     forward_s: float = 0.0
     """Decoder layers (attention included) and logits."""
     attention_s: float = 0.0
-    """Attention's part of `forward_s`; 0 on a GPU, where it is not timed apart."""
+    """Attention's part of `forward_s`, rotation and the store into pages included; 0 on a GPU,
+    where it is not timed apart."""
     sample_s: float = 0.0
     """Logits to tokens, the wait for the device included."""
     commit_s: float = 0.0

@@ -15,6 +15,7 @@ from minserve.config import (
     describe,
 )
 from minserve.config import resolve as resolve_module
+from minserve.kernels import TorchOps, TritonUnavailable, select_ops
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
 MODEL = ModelSpec(
@@ -133,6 +134,27 @@ def test_auto_dtype_on_a_cpu_depends_on_its_instructions(monkeypatch, has_bfloat
     resolved = with_values(device="cpu").resolve(MODEL)
     assert resolved.config.dtype == dtype
     assert any(note.startswith(f"dtype: {dtype}") for note in resolved.notes)
+
+
+@pytest.mark.parametrize(("capability", "old"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_a_gpu_below_8_0_runs_torch_operators_in_float16_and_says_so(monkeypatch, capability, old):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    resolved = with_values(device="cuda", memory__kv_bytes=1 << 24).resolve(MODEL)
+    assert resolved.dtype is (torch.float16 if old else torch.bfloat16)
+    said = [note for note in resolved.notes if note.startswith("kernels.backend: torch, because")]
+    assert len(said) == old
+    asked = with_values(device="cuda", memory__kv_bytes=1 << 24, kernels__backend="triton")
+    if old:
+        assert "compute capability 7.5, and below 8.0" in said[0]
+        assert isinstance(select_ops("auto", resolved.device, resolved.dtype), TorchOps)
+        with pytest.raises(TritonUnavailable, match="without matrix units"):
+            select_ops("triton", resolved.device, resolved.dtype)
+        with pytest.raises(ConfigError, match=r"backend='triton' and device='cuda': .*7\.5"):
+            asked.resolve(MODEL)
+    else:
+        assert asked.resolve(MODEL).config.kernels.backend == "triton"
 
 
 def test_auto_dtype_never_is_float16_on_a_cpu():

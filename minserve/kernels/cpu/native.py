@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention, SampleKernel
 from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
 from minserve.kernels.cpu.native_attention import (
     ONE_THREAD_PRODUCTS,
@@ -68,6 +68,7 @@ class NativeOps:
     """
 
     name = "native"
+    sample_kernel: SampleKernel | None = None
 
     def __init__(self) -> None:
         path = str(library_path())

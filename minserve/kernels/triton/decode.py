@@ -11,6 +11,9 @@ import triton.language as tl
 
 from minserve.kernels.triton.attention import attend
 
+PARTS = 8
+"""Parts that the merge takes at a time."""
+
 
 @triton.jit
 def split_attention_kernel(
@@ -55,20 +58,31 @@ def split_attention_kernel(
 @triton.jit
 def merge_kernel(
     parts, part_lse, out, lse, num_splits, head_dim,
-    SPLITS: tl.constexpr, DIM: tl.constexpr, LSE: tl.constexpr,
+    PARTS: tl.constexpr, DIM: tl.constexpr, LSE: tl.constexpr,
 ):  # fmt: skip
-    """Program p joins the parts of one request and head."""
+    """Program p joins the parts of one request and head, any number of them, each read once."""
     program = tl.program_id(0).to(tl.int64)
-    split, column = tl.arange(0, SPLITS), tl.arange(0, DIM)
-    there = split < num_splits
-    sums = tl.load(part_lse + program * num_splits + split, there, other=float("-inf"))
-    best = tl.max(sums, 0)
-    weights = tl.exp(sums - best)
-    total = tl.sum(weights, 0)
-    mask = there[:, None] & (column < head_dim)[None, :]
-    rows = (program * num_splits + split)[:, None] * head_dim + column[None, :]
-    values = tl.load(parts + rows, mask, other=0.0)
-    result = tl.sum(values * (weights / total)[:, None], 0)
+    column = tl.arange(0, DIM)
+    best = tl.max(tl.full([PARTS], float("-inf"), tl.float32), 0)
+    total = tl.sum(tl.zeros([PARTS], tl.float32), 0)
+    joined = tl.zeros([DIM], tl.float32)
+    for start in range(0, num_splits, PARTS):
+        split = start + tl.arange(0, PARTS)
+        there = split < num_splits
+        sums = tl.load(part_lse + program * num_splits + split, there, other=float("-inf"))
+        newest = tl.maximum(best, tl.max(sums, 0))
+        # A row of padding has no keys at all: -inf minus -inf would be NaN.
+        base = tl.where(newest == float("-inf"), 0.0, newest)
+        weights = tl.exp(sums - base)
+        shrink = tl.exp(best - base)
+        mask = there[:, None] & (column < head_dim)[None, :]
+        rows = (program * num_splits + split)[:, None] * head_dim + column[None, :]
+        values = tl.load(parts + rows, mask, other=0.0)
+        joined = joined * shrink + tl.sum(values * weights[:, None], 0)
+        total = total * shrink + tl.sum(weights, 0)
+        best = newest
+    total = tl.where(total == 0.0, 1.0, total)
+    result = joined / total
     tl.store(out + program * head_dim + column, result.to(out.dtype.element_ty), column < head_dim)
     if LSE:
         tl.store(lse + program, best + tl.log(total))

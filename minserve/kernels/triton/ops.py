@@ -10,13 +10,14 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from minserve.batch import SamplingBatch
 from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
+from minserve.kernels.occupancy import SPLIT_WARPS, num_splits, split_programs, tile_shape
 from minserve.kernels.reference import unpack_panels
-from minserve.kernels.splits import num_splits
 from minserve.kernels.tree import check_tree, refuse_window
-from minserve.kernels.triton import activation, norm, rotary, rotary_store, store
+from minserve.kernels.triton import activation, norm, rotary, rotary_store, sample, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
-from minserve.kernels.triton.decode import merge_kernel, split_attention_kernel
+from minserve.kernels.triton.decode import PARTS, merge_kernel, split_attention_kernel
 
 SPLIT_STAGES = 3
 """Tiles of keys and values in flight in a split decode: it does nothing but wait for them."""
@@ -30,6 +31,10 @@ class TritonOps:
 
     def __init__(self, num_processors: int | None = None) -> None:
         self.num_processors = num_processors
+
+    def sample_kernel(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """See `Ops.sample_kernel`."""
+        return sample.sample(logits, batch)[0]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`."""
@@ -224,35 +229,40 @@ class SplitAttention:
         dim = max(16, triton.next_power_of_2(head_dim))
         _, tile_keys, _ = tile_shape(dim, q.dtype.itemsize)
         longest = self._longest if window is None else min(self._longest, window)
-        splits = num_splits(rows * num_kv_heads, longest, self._num_processors)
-        shape = (rows, num_heads, splits)
-        parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
-        part_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+        per_processor = split_programs(dim, q.dtype.itemsize, SPLIT_WARPS, _capability(q.device))
+        at_once = self._num_processors * per_processor
+        splits = num_splits(rows * num_kv_heads, longest, at_once, tile_keys)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
+        parts, part_lse = out, lse  # One part is the whole.
+        if splits > 1:
+            shape = (rows, num_heads, splits)
+            parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
+            part_lse = torch.empty(shape, dtype=torch.float32, device=q.device)
         split_attention_kernel[(rows, num_kv_heads, splits)](
             q, keys, values, parts, part_lse, tables, kv_lens,
             q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
             head_dim, scale, window or 0, splits,
             GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KEYS=tile_keys, DIM=dim,
-            WINDOW=window is not None, num_warps=4, num_stages=SPLIT_STAGES,
+            WINDOW=window is not None, num_warps=SPLIT_WARPS, num_stages=SPLIT_STAGES,
         )  # fmt: skip
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
-        merge_kernel[(rows * num_heads,)](
-            parts, part_lse, out, lse, splits, head_dim,
-            SPLITS=triton.next_power_of_2(splits), DIM=dim, LSE=need_lse, num_warps=1,
-        )  # fmt: skip
+        if splits > 1:
+            merge_kernel[(rows * num_heads,)](
+                parts, part_lse, out, lse, splits, head_dim,
+                PARTS=PARTS, DIM=dim, LSE=need_lse, num_warps=1,
+            )  # fmt: skip
         return out, lse if need_lse else None
-
-
-def tile_shape(dim: int, itemsize: int) -> tuple[int, int, int]:
-    """Query rows, keys and warps of a tile: chosen so that nothing spills on compute capability
-    8.0 (`resources` compiles and counts; the budgets are in `tests/kernels`)."""
-    if itemsize > 2 or dim > 128:
-        return 32, 32, 4
-    return 64, 64, 8 if dim > 64 else 4
 
 
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _capability(device: torch.device) -> int:
+    """Compute capability times ten; in the interpreter 9.0's, so that splits are those of a GPU."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -21,13 +21,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from minserve.kernels.occupancy import SPLIT_WARPS, tile_shape
 from minserve.kernels.triton.activation import BLOCK, silu_and_mul_kernel
 from minserve.kernels.triton.attention import ragged_attention_kernel
-from minserve.kernels.triton.decode import merge_kernel, split_attention_kernel
+from minserve.kernels.triton.decode import PARTS, merge_kernel, split_attention_kernel
 from minserve.kernels.triton.norm import add_rms_norm_kernel, rms_norm_kernel, warps_for
-from minserve.kernels.triton.ops import SPLIT_STAGES, tile_shape
+from minserve.kernels.triton.ops import SPLIT_STAGES
 from minserve.kernels.triton.rotary import rotary_kernel
 from minserve.kernels.triton.rotary_store import rotary_store_kernel
+from minserve.kernels.triton.sample import LANES, PIVOTS, TILE, WARPS, sample_kernel
 from minserve.kernels.triton.store import store_kv_kernel
 
 CAPABILITIES = (80, 90)
@@ -106,48 +108,63 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _attention(head_dim: int) -> list[Variant]:
-    same = dict.fromkeys(("q", "keys", "values", "out"), "bf16")
+KINDS = {2: "bf16", 4: "fp32"}
+
+
+def _size(head_dim: int, itemsize: int) -> str:
+    return f"head size {head_dim}" + (", float32" if itemsize == 4 else "")
+
+
+def _attention(head_dim: int, itemsize: int = 2) -> list[Variant]:
+    same = dict.fromkeys(("q", "keys", "values", "out"), KINDS[itemsize])
     index = dict.fromkeys(
         ("tables", "query_starts", "kv_lens", "tile_requests", "tile_tokens"), "i32"
     )
-    sums = dict.fromkeys(("lse", "parts", "part_lse"), "fp32")
-    rows, keys, warps = tile_shape(head_dim, 2)
+    sums = {"lse": "fp32"}
+    rows, keys, warps = tile_shape(head_dim, itemsize)
     shape = {"GROUP": 4, "KEYS": keys, "DIM": head_dim, "WINDOW": False}
     chunk = shape | {"TOKENS": rows // 4, "ROWS": rows, "LSE": False}
     return [
         Variant(
-            f"ragged attention, head size {head_dim}",
+            f"ragged attention, {_size(head_dim, itemsize)}",
             ragged_attention_kernel,
             same | index | sums,
             chunk | {"TREE": False, "tree": None},
             warps,
         ),
         Variant(
-            f"ragged attention over trees, head size {head_dim}",
+            f"ragged attention over trees, {_size(head_dim, itemsize)}",
             ragged_attention_kernel,
             same | index | sums | {"tree": "i64"},
             chunk | {"TREE": True},
             warps,
         ),
-        Variant(
-            f"split attention, head size {head_dim}",
-            split_attention_kernel,
-            same | index | sums,
-            shape | {"ROWS": 16},
-            num_stages=SPLIT_STAGES,
-        ),
     ]
 
 
+def _split(head_dim: int, itemsize: int = 2) -> Variant:
+    _, keys, _ = tile_shape(head_dim, itemsize)
+    return Variant(
+        f"split attention, {_size(head_dim, itemsize)}",
+        split_attention_kernel,
+        dict.fromkeys(("q", "keys", "values"), KINDS[itemsize])
+        | dict.fromkeys(("parts", "part_lse"), "fp32")
+        | dict.fromkeys(("tables", "kv_lens"), "i32"),
+        {"GROUP": 4, "KEYS": keys, "DIM": head_dim, "WINDOW": False, "ROWS": 16},
+        SPLIT_WARPS,
+        SPLIT_STAGES,
+    )
+
+
 def variants() -> list[Variant]:
-    """Every kernel at the shapes of an 8B model in bfloat16, attention at three head sizes."""
+    """Every kernel at the shapes of an 8B model in bfloat16; attention at several head sizes, and
+    in float32 what is nearest to spilling and what `occupancy` has in its table."""
     half = "bf16"
     norm = {"x": half, "residual": half, "weight": half, "out": half}
     pages = dict.fromkeys(("k", "v", "keys", "values"), half) | {"slots": "i64"}
     turned = {"x": half, "cos_sin": half, "positions": "i64"}
     turned_and_stored = (
-        dict.fromkeys(("heads", "q_norm", "k_norm", "keys", "values"), half)
+        dict.fromkeys(("heads", "keys", "values"), half)
         | dict.fromkeys(("positions", "slots"), "i64")
         | {"cos_sin": "fp32"}
     )
@@ -174,12 +191,33 @@ def variants() -> list[Variant]:
         Variant("silu and multiply", silu_and_mul_kernel, gated, {"BLOCK": BLOCK}),
         Variant("rotary", rotary_kernel, turned, {"HEADS": 32, "HALF": 64}),
         Variant("store keys and values", store_kv_kernel, pages, {"HEADS": 8, "DIM": 128}),
-        *(
-            Variant(name, rotary_store_kernel, turned_and_stored, heads | {"NORM": norms})
-            for name, norms in (("rotary and store", False), ("norms, rotary and store", True))
+        Variant(
+            "rotary and store",
+            rotary_store_kernel,
+            turned_and_stored,
+            heads | {"NORM": False, "q_norm": None, "k_norm": None},
         ),
-        Variant("merge", merge_kernel, joined, {"SPLITS": 32, "DIM": 128, "LSE": False}, 1),
+        Variant(
+            "norms, rotary and store",
+            rotary_store_kernel,
+            turned_and_stored | {"q_norm": half, "k_norm": half},
+            heads | {"NORM": True},
+        ),
+        Variant("merge", merge_kernel, joined, {"PARTS": PARTS, "DIM": 128, "LSE": False}, 1),
+        *(
+            Variant(
+                name,
+                sample_kernel,
+                {"logits": half, "params": "fp64", "tokens": "i64", "thresholds": "fp32"},
+                {"TILE": TILE, "LANES": LANES, "PIVOTS": PIVOTS, "MIN_P": filters}
+                | {"TOP_K": filters, "TOP_P": filters},
+                WARPS,
+            )
+            for name, filters in (("sample", False), ("sample, all filters", True))
+        ),
         *(variant for head_dim in (64, 128, 256) for variant in _attention(head_dim)),
+        _attention(256, 4)[0],
+        *(_split(head_dim, size) for size in (2, 4) for head_dim in (16, 32, 64, 128, 256)),
     ]
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from models.oracle import random_model, save
 
 from minserve.build import build_engine, load_model
 from minserve.config import EngineConfig
 from minserve.request import SamplingParams
 
+GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+SAMPLED = [
+    SamplingParams(max_tokens=4, temperature=0.9, top_p=0.8, seed=3, ignore_eos=True),
+    SamplingParams(max_tokens=4, temperature=1.4, top_k=9, min_p=0.02, seed=4, ignore_eos=True),
+    SamplingParams(max_tokens=4, temperature=0.0, repetition_penalty=1.4, ignore_eos=True),
+]
 
-def test_an_engine_on_triton_writes_the_tokens_of_one_on_torch(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("params", [[GREEDY] * 3, SAMPLED], ids=["greedy", "sampled"])
+def test_an_engine_on_triton_writes_the_tokens_of_one_on_torch(
+    params: list[SamplingParams], tmp_path: Path
+) -> None:
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -45,8 +56,10 @@ def test_an_engine_on_triton_writes_the_tokens_of_one_on_torch(tmp_path: Path) -
             )
         )
         assert engine.config.config.kernels.backend == backend
-        params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
-        requests = [engine.add(str(n), list(range(1, n)), params)[0] for n in (4, 18, 11)]
+        requests = [
+            engine.add(str(n), list(range(1, n)), each)[0]
+            for n, each in zip((4, 18, 11), params, strict=True)
+        ]
         while engine.has_work:
             engine.step()
         outputs[backend] = [request.output_token_ids for request in requests]

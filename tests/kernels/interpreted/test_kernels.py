@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from kernels.ragged import Shape, build, dense_attention, grown, tolerance
 
 from minserve.kernels import TorchOps
-from minserve.kernels.splits import num_splits
 from minserve.kernels.triton import TritonOps
+from minserve.kernels.triton.decode import PARTS, merge_kernel
 
 EXAMPLES = 12
 torch_ops = TorchOps()
@@ -106,11 +106,36 @@ def test_a_context_split_into_parts_without_keys_is_still_exact() -> None:
     check_attention(shape, torch.float32, TritonOps(132))
 
 
-def test_the_number_of_parts_fills_the_device_and_no_more() -> None:
-    assert num_splits(num_programs=8, longest=8192, num_processors=132) == 33
-    assert num_splits(num_programs=512, longest=8192, num_processors=132) == 1
-    assert num_splits(num_programs=8, longest=200, num_processors=132) == 2
-    assert num_splits(num_programs=1, longest=1, num_processors=132) == 1
+def test_one_part_needs_no_merge() -> None:
+    shape = Shape((1, 1, 1), (64, 3, 100), 16, 2, 2, 32, 50, 0)
+    check_attention(shape, torch.float16, TritonOps(1))
+
+
+@each_dtype
+@given(data=st.data(), splits=st.integers(1, 20), head_dim=st.sampled_from([16, 40, 128]))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_any_number_of_parts_is_joined_exactly(
+    dtype: torch.dtype, data: st.DataObject, splits: int, head_dim: int
+) -> None:
+    seed = data.draw(st.integers(0, 1000))
+    sizes = normal(3, splits, dtype=torch.float32, seed=seed) * 20
+    # Behind the first, any part may have had no keys; the last row is padding and has none at all.
+    empty = torch.rand(3, splits, generator=torch.Generator().manual_seed(seed)) < 0.3
+    empty[:, 0], empty[2] = False, True
+    lse = sizes.masked_fill(empty, -math.inf)
+    parts = normal(3, splits, head_dim, dtype=torch.float32, seed=seed + 1)
+    parts[empty] = 0.0
+    out = torch.full((3, head_dim), math.nan, dtype=dtype)
+    joined = torch.full((3,), math.nan)
+    merge_kernel[(3,)](
+        parts, lse, out, joined, splits, head_dim,
+        PARTS=PARTS, DIM=max(16, 1 << (head_dim - 1).bit_length()), LSE=True,
+    )  # fmt: skip
+    weights = lse[:2].double().softmax(-1)
+    expected = (weights[:, :, None] * parts[:2].double()).sum(1)
+    assert (out[:2] - expected).abs().max() < tolerance(dtype)
+    assert (joined[:2] - lse[:2].double().logsumexp(-1)).abs().max() < 1e-5
+    assert (out[2] == 0).all() and joined[2] == -math.inf
 
 
 @each_dtype
