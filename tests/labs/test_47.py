@@ -90,7 +90,7 @@ def test_one_prompt_that_joins_seven_chats_pads_as_much_as_the_chapter_says(chap
 
 @pytest.mark.slow
 def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_headline():
-    chapter = run_cells(CHAPTER, "workload", "action", "launches", "break")
+    chapter = run_cells(CHAPTER, "workload", "predict", "launches", "break")
     sweep, playground = chapter["sweep"].result, chapter["playground"]
     points = {requests: spread.median for requests, spread in sweep.points.items()}
     assert points[3] > 1.5 and points[768] < 0.95
@@ -100,7 +100,7 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     playground.run()
     start = playground.result
     assert start.verdict.outcome == "worse"
-    for name, value in {"requests": 700, "prompt_tokens": 512, "output_tokens": 1}.items():
+    for name, value in {"requests": 768, "prompt_tokens": 512, "output_tokens": 1}.items():
         control = playground.controls[name]
         before, control.value = control.value, value
         playground.run()
