@@ -1,0 +1,32 @@
+"""The compilation benchmark measures what it says: cold, from the cache, and every kind of step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minserve.__main__ import main
+from minserve.bench.compilation import SIDES
+from minserve.config import EngineConfig
+
+
+def test_sides_are_switches_of_the_engine():
+    for switches in SIDES.values():
+        assert EngineConfig().with_values(switches).kernels
+
+
+@pytest.mark.slow
+def test_a_new_process_compiles_and_the_next_one_finds_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "untouched"))
+    path = tmp_path / "compile.json"
+    arguments = ["bench", "compile", "--model", "zoo/draft", "--rows", "2", "--tokens", "3"]
+    assert main([*arguments, "--repeats", "1", "--no-progress", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    cold, warm = found["compilation"]["cold"], found["compilation"]["warm"]
+    # Two halves of a layer and the first layer's, for one row and for several.
+    assert cold["graphs"] == warm["graphs"] == 6
+    assert cold["from_cache"] == 0 and warm["from_cache"] == 6
+    assert found["same_tokens"] and found["steps"][0]["rows"] == 2
+    assert {"eager", "compiled"} <= set(found["steps"][0]["step_s"])
+    assert not (tmp_path / "untouched").exists()
