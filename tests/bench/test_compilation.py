@@ -25,9 +25,9 @@ def test_a_new_process_compiles_and_the_next_one_finds_its_cache(tmp_path, monke
     # From the shell, as a reader would: this process may have asked torch for its cache already.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "untouched"))
     path = tmp_path / "compile.json"
-    command = [sys.executable, "-m", "minserve", "bench", "compile", "--model", "zoo/draft",
-               "--rows", "2", "--tokens", "3", "--repeats", "1", "--no-progress", "--json"]  # fmt: skip
-    done = subprocess.run([*command, str(path)], cwd=ROOT, capture_output=True, text=True)
+    command = "bench compile --model zoo/draft --rows 2 --tokens 3 --repeats 1 --no-progress --json"
+    command = [sys.executable, "-m", "minserve", *command.split(), str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "even after tokens" in done.stderr
     found = json.loads(path.read_text())
