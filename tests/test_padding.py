@@ -148,6 +148,13 @@ def test_nothing_is_compiled_on_modelled_time():
         build_virtual_engine(tiny_spec(64), config("none", kernels__compile=True), COST)
 
 
+def test_without_a_compiler_nothing_is_compiled(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"kernels.compile=True .* no C\+\+ compiler: install"):
+        build_engine(load_model(model_dir, config("none", kernels__compile=True)))
+
+
 def test_memory_is_profiled_with_the_padding(model_dir):
     loaded = load_model(model_dir, config("longest"))
     # One prompt takes the budget but for a token each of the others, and all get its rows.
