@@ -154,6 +154,9 @@ class ForwardBatch:
     """Rows of each request, on the host, so that planning needs no device round trip."""
     context_lens: tuple[int, ...]
     """`kv_lens` on the host."""
+    tree: Tensor | None = None
+    """int64 `[num_tokens]`: what each row sees of its request's other rows, where those are a
+    speculative tree (`kernels.tree`); None: every row sees all rows before it."""
 
     @property
     def num_samples(self) -> int:

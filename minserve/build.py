@@ -112,11 +112,15 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
     if config.kernels.num_threads is not None:
         torch.set_num_threads(config.kernels.num_threads)
     name = str(model) if str(model).startswith("zoo/") else path.name
+    ops = select_ops(resolved.config.kernels.backend, resolved.device, resolved.dtype)
+    weights = default_store.load(
+        path, spec, resolved.dtype, resolved.device, progress, ops.panel_width(resolved.dtype)
+    )
     return LoadedModel(
         name=name,
         path=path,
         config=resolved,
-        weights=default_store.load(path, spec, resolved.dtype, resolved.device, progress),
+        weights=weights,
         tokenizer=Tokenizer.from_dir(path),
         generation_defaults=load_generation_defaults(path),
     )

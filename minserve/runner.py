@@ -16,6 +16,7 @@ from torch import Tensor
 from minserve.attention.base import AttentionBackend, AttentionPlan
 from minserve.batch import ForwardBatch, to_device
 from minserve.clock import Clock
+from minserve.kernels.base import LayerStack
 from minserve.models import Compilations, Decoder
 from minserve.request import TokenLogprobs
 from minserve.sampling import (
@@ -81,13 +82,38 @@ class _TimedPlan:
         self._plan, self._clock = plan, clock
         self.elapsed_s = 0.0
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def store_rotated(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        layer: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
         start = self._clock.now()
-        result = self._plan.run(q, k, v, layer, need_lse)
+        q = self._plan.store_rotated(heads, positions, cos_sin, layer, q_norm, k_norm, eps)
+        self.elapsed_s += self._clock.now() - start
+        return q
+
+    def store(self, k: Tensor, v: Tensor, layer: int) -> None:
+        start = self._clock.now()
+        self._plan.store(k, v, layer)
+        self.elapsed_s += self._clock.now() - start
+
+    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+        start = self._clock.now()
+        result = self._plan.attend(q, layer, need_lse)
         self.elapsed_s += self._clock.now() - start
         return result
+
+    def run_stack(
+        self, stack: LayerStack, h: Tensor, positions: Tensor, start: int, stop: int
+    ) -> float | None:
+        elapsed_s = self._plan.run_stack(stack, h, positions, start, stop)
+        self.elapsed_s += elapsed_s or 0.0
+        return elapsed_s
 
 
 class EagerRunner:
@@ -167,13 +193,13 @@ class EagerRunner:
             return None
         if rows.numel() == hidden.shape[0]:
             return self._decoder.head(hidden)
-        return self._decoder.head(hidden.index_select(0, rows))
+        return self._decoder.head(hidden, rows)
 
     def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> list[Logprobs]:
         """In chunks: the logits of a long prompt would take more memory than its KV cache."""
         return [
             prompt_logprobs(
-                self._decoder.head(hidden.index_select(0, rows)),
+                self._decoder.head(hidden, rows),
                 targets,
                 batch.num_prompt_logprobs,
             )

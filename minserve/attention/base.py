@@ -1,4 +1,4 @@
-"""Attention as `plan(batch)` once per step, then `run(q, k, v, layer)` once per layer.
+"""Attention as `plan(batch)` once per step, then `store_rotated` and `attend` once per layer.
 
 Everything that depends on the batch alone (masks, splits, padded tables) is worked out in `plan`.
 A backend sees pages as tensors; who owns which page is not its business.
@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from minserve.batch import ForwardBatch
+from minserve.kernels.base import LayerStack
 
 LayerCache = tuple[Tensor, Tensor]
 """A layer's keys and values: `[num_blocks, num_kv_heads, block_size, head_dim]` each."""
@@ -20,16 +21,42 @@ LayerCache = tuple[Tensor, Tensor]
 class AttentionPlan(Protocol):
     """What a backend prepared for one batch."""
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Store `k` and `v` in the layer's pages and attend.
+    def store_rotated(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        layer: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """Rotate a fused projection's heads, and store its keys and values in the layer's pages.
 
-        `q`: `[num_tokens, num_heads, head_dim]`; `k`, `v`: `[num_tokens, num_kv_heads, head_dim]`;
-        rows may be strided. Returns the output, shaped like `q` and contiguous, and the
-        log-sum-exp `[num_tokens, num_heads]` when asked for: with it, partial results over
-        disjoint keys can be merged.
+        `heads`: `[num_tokens, num_heads + 2 * num_kv_heads, head_dim]`, changed in place; the other
+        arguments are those of `Ops.rotary_store_`. Returns the rotated queries
+        `[num_tokens, num_heads, head_dim]`, a view of `heads`.
         """
+        ...
+
+    def store(self, k: Tensor, v: Tensor, layer: int) -> None:
+        """Write keys and values `[num_tokens, num_kv_heads, head_dim]`, rotated already, into the
+        layer's pages."""
+        ...
+
+    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Attend over the layer's pages, the keys and values of these rows being there already.
+
+        `q`: `[num_tokens, num_heads, head_dim]`, rows may be strided. Returns the output, shaped
+        like `q` and contiguous, and the log-sum-exp `[num_tokens, num_heads]` when asked for: with
+        it, partial results over disjoint keys can be merged.
+        """
+        ...
+
+    def run_stack(
+        self, stack: LayerStack, h: Tensor, positions: Tensor, start: int, stop: int
+    ) -> float | None:
+        """Run whole layers in one call, as `LayerStack.run` does with this batch's pages."""
         ...
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minserve.attention.base import Caches
 from minserve.batch import ForwardBatch
-from minserve.kernels.base import Ops, PlannedAttention
+from minserve.kernels.base import LayerStack, Ops, PlannedAttention
+from minserve.kernels.tree import refuse_window
 from minserve.spec import ModelSpec
 
 
@@ -44,9 +45,12 @@ class PagedAttention:
         """Check the batch on the host and prepare it, once for all layers.
 
         Raises ValueError for a request without rows, rows that reach before a request's first
-        token, and a context longer than its block table.
+        token, a context longer than its block table, and a speculative tree where a layer has a
+        sliding window.
         """
         self._check(batch)
+        for layer in self.spec.layers:
+            refuse_window(batch.tree, layer.mixer.window)
         planned = [
             self.ops.plan_attention(
                 tables.block_tables,
@@ -54,6 +58,7 @@ class PagedAttention:
                 batch.kv_lens,
                 batch.query_lens,
                 batch.context_lens,
+                batch.tree,
             )
             for tables in batch.groups
         ]
@@ -102,13 +107,50 @@ class PagedAttentionPlan:
         self._slots = [tables.slots for tables in batch.groups]
         self._planned = planned
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, need_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `AttentionPlan.run`."""
+    def store_rotated(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        layer: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """See `AttentionPlan.store_rotated`."""
         backend = self._backend
-        group = backend.group_of_layer[layer]
         keys, values = backend.caches[layer]
+        slots = self._slots[backend.group_of_layer[layer]]
+        backend.ops.rotary_store_(
+            heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+        )
+        return heads.narrow(1, 0, heads.shape[1] - 2 * keys.shape[1])
+
+    def store(self, k: Tensor, v: Tensor, layer: int) -> None:
+        """See `AttentionPlan.store`."""
+        backend = self._backend
+        keys, values = backend.caches[layer]
+        backend.ops.store_kv(k, v, keys, values, self._slots[backend.group_of_layer[layer]])
+
+    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+        """See `AttentionPlan.attend`."""
+        backend = self._backend
+        planned = self._planned[backend.group_of_layer[layer]]
         mixer = backend.spec.layers[layer].mixer
-        backend.ops.store_kv(k, v, keys, values, self._slots[group])
-        return self._planned[group](q, keys, values, mixer.scale, mixer.window, need_lse)
+        return planned(q, *backend.caches[layer], mixer.scale, mixer.window, need_lse)
+
+    def run_stack(
+        self, stack: LayerStack, h: Tensor, positions: Tensor, start: int, stop: int
+    ) -> float | None:
+        """See `AttentionPlan.run_stack`."""
+        backend = self._backend
+        return stack.run(
+            h,
+            positions,
+            backend.caches,
+            backend.group_of_layer,
+            self._slots,
+            self._planned,
+            start,
+            stop,
+        )

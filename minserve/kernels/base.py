@@ -7,8 +7,11 @@ receive it as an argument. Knows nothing about requests, models or memory policy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -28,6 +31,60 @@ class PlannedAttention(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LayerTensors:
+    """One decoder layer as tensors and numbers, for operators that run whole layers."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    """Packed, as `Ops.packed_linear` has it, like the three other matrices."""
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    cos_sin: Tensor
+    output: Tensor
+    output_bias: Tensor | None
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    down_bias: Tensor | None
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    inner: int
+    scale: float
+    window: int | None
+    eps: float
+
+    @property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The four packed weights."""
+        return self.qkv, self.output, self.gate_up, self.down
+
+
+class LayerStack(Protocol):
+    """The layers of one decoder, ready to run in one call."""
+
+    def run(
+        self,
+        h: Tensor,
+        positions: Tensor,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        groups: Sequence[int],
+        slots: Sequence[Tensor],
+        planned: Sequence[PlannedAttention],
+        start: int,
+        stop: int,
+    ) -> float | None:
+        """Run layers `start` to `stop` over `h` `[rows, hidden]`, in place.
+
+        `caches`: keys and values of every layer; `groups`: its cache group; `slots`, `planned`: of
+        every group. Returns the seconds spent in attention, or None, with nothing done, where this
+        batch is not one it takes.
+        """
+        ...
+
+
 class Ops(Protocol):
     """Operators over rows of a ragged batch. Unless said otherwise a row is one token."""
 
@@ -38,9 +95,32 @@ class Ops(Protocol):
         """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""
         ...
 
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """Outputs per panel of the packed weights that this implementation multiplies fastest in
+        this number type (`packed_linear`); None where it wants matrices as they are."""
+        ...
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """`linear` with its weight packed: `panels[p, i, j]` is the weight of output
+        `p * width + j` and input i, `[ceil(out / width), in, width]`, the last panel filled up
+        with zeros. `[rows, in]`, panels, `[out]` -> `[rows, out]`."""
+        ...
+
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """`silu_and_mul(packed_linear(x, panels, 2 * inner))`: `[rows, in]` -> `[rows, inner]`."""
+        ...
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension, accumulated in at least
         float32: `[rows, hidden]` (or `[rows, heads, head_dim]`, strided) -> same shape."""
+        ...
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`rms_norm(x[rows])` of `x` `[num_rows, hidden]` and int64 `rows` `[n]`, in any order and
+        repeated where wanted -> `[n, hidden]`: the rows whose logits are needed, without a gathered
+        copy of them where the implementation can do without."""
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -67,6 +147,28 @@ class Ops(Protocol):
         """
         ...
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """From a fused projection to rotated queries and stored keys and values, in one go.
+
+        `heads`: `[rows, num_heads + 2 * num_kv_heads, head_dim]`, queries, keys and values of each
+        row; rows may be strided. With `q_norm` and `k_norm` (`[head_dim]` each, Qwen3), query and
+        key heads are RMS-normalised first. Queries are rotated in place; keys are rotated and, with
+        the values, written to their slots. What the key heads of `heads` hold afterwards is
+        unspecified. The other arguments are those of `rotary_` and `store_kv`.
+        """
+        ...
+
     def paged_attention(
         self,
         q: Tensor,
@@ -80,6 +182,7 @@ class Ops(Protocol):
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Causal attention of a ragged batch of queries over paged keys and values.
 
@@ -87,7 +190,9 @@ class Ops(Protocol):
         `query_starts[r]` to `query_starts[r + 1]`, which are the last `query_lens[r]` of its
         `kv_lens[r]` tokens. `block_tables`: int32 `[num_requests, max_blocks]`. With a `window`, a
         query sees itself and the `window - 1` tokens before it. Grouped heads: query head h reads
-        KV head `h // (num_heads // num_kv_heads)`. Returns `[rows, num_heads, head_dim]` and, when
+        KV head `h // (num_heads // num_kv_heads)`. With a `tree`, int64 `[rows]` masks as in
+        `kernels.tree`, the rows of a request may be a speculative tree instead of a chain; with a
+        window that is a ValueError. Returns `[rows, num_heads, head_dim]` and, when
         asked, the natural log-sum-exp of the scaled scores, float32 (float64 for float64 inputs)
         `[rows, num_heads]`.
         """
@@ -100,6 +205,12 @@ class Ops(Protocol):
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
         """`paged_attention` for all layers of one step: arguments as there, prepared once."""
+        ...
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """Whole layers as one call, bit for bit what the operators give one by one; None where
+        this implementation has no such thing for them."""
         ...

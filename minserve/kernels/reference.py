@@ -5,12 +5,31 @@ Sums are taken in at least float32, and in true float64 for float64 inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, Ops, PlannedAttention
 from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
+
+
+def pack_panels(weight: Tensor, width: int) -> Tensor:
+    """`[out, in]` -> the panels `[ceil(out / width), in, width]` of `Ops.packed_linear`, a copy."""
+    out_features, in_features = weight.shape
+    panels = weight.new_zeros(-(-out_features // width), in_features, width)
+    whole = out_features // width
+    if whole:
+        panels[:whole].copy_(weight[: whole * width].view(whole, width, in_features).mT)
+    if whole < len(panels):
+        panels[whole, :, : out_features - whole * width].copy_(weight[whole * width :].t())
+    return panels
+
+
+def unpack_panels(panels: Tensor, out_features: int) -> Tensor:
+    """The matrix `[out_features, in]` that was packed, a copy."""
+    return panels.mT.reshape(-1, panels.shape[1])[:out_features]
 
 
 class TorchOps:
@@ -29,11 +48,33 @@ class TorchOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """See `Ops.panel_width`: torch packs for itself."""
+        return None
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Ops.packed_linear`: unpacked anew at every call, for comparison only."""
+        return F.linear(x, unpack_panels(panels, out_features), bias)
+
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """See `Ops.packed_gated_linear`."""
+        return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`."""
+        return None
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
         wide = x.to(accumulation_dtype(x.dtype))
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return (wide * inverse * weight).to(x.dtype)
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        return self.rms_norm(x.index_select(0, rows), weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
@@ -60,6 +101,23 @@ class TorchOps:
         keys[blocks, :, offsets] = k
         values[blocks, :, offsets] = v
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        unfused_rotary_store_(
+            self, heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+        )
+
     def paged_attention(
         self,
         q: Tensor,
@@ -73,9 +131,12 @@ class TorchOps:
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
         return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
@@ -85,6 +146,32 @@ class TorchOps:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
         """See `Ops.plan_attention`; the device copies of the lengths are not needed here."""
-        return TorchPlannedAttention(block_tables, query_lens, context_lens, self.use_sdpa)
+        return TorchPlannedAttention(block_tables, query_lens, context_lens, self.use_sdpa, tree)
+
+
+def unfused_rotary_store_(
+    ops: Ops,
+    heads: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> None:
+    """`Ops.rotary_store_` as two to six operators, one after the other: what fusion is measured
+    against. Queries and keys are adjacent heads, so one rotation turns both."""
+    num_kv_heads = keys.shape[1]
+    rotated = heads.shape[1] - num_kv_heads
+    num_heads = rotated - num_kv_heads
+    q, k, v = heads.split_with_sizes([num_heads, num_kv_heads, num_kv_heads], 1)
+    if q_norm is not None and k_norm is not None:
+        q.copy_(ops.rms_norm(q, q_norm, eps))
+        k.copy_(ops.rms_norm(k, k_norm, eps))
+    ops.rotary_(heads.narrow(1, 0, rotated), positions, cos_sin)
+    ops.store_kv(k, v, keys, values, slots)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minserve.kernels.tree import MOST_ROWS, check_tree, refuse_window
+
 QUERY_TILE = 128
 """Query rows of one segment: a long chunk is cut, and each tile reads only the keys it can see."""
 GATHER_TOKENS = 1 << 15
@@ -49,6 +51,8 @@ class _Segment(NamedTuple):
     kv_len: int
     """Keys the last row sees, itself included, counted from the request's first token."""
     first_page: int
+    first_query: int
+    """Place of the request's first query row among its keys."""
     num_pages: int
 
     @property
@@ -70,7 +74,17 @@ def _segments(
             oldest = 0 if geometry.window is None else max(0, position - geometry.window + 1)
             first_page = oldest // geometry.block_size
             num_pages = -(-kv_len // geometry.block_size) - first_page
-            segments.append(_Segment(request, row + start, num_rows, kv_len, first_page, num_pages))
+            segments.append(
+                _Segment(
+                    request,
+                    row + start,
+                    num_rows,
+                    kv_len,
+                    first_page,
+                    context_len - query_len,
+                    num_pages,
+                )
+            )
         row += query_len
     return segments
 
@@ -122,7 +136,12 @@ class _Bucket:
     """One batched attention: `size` segments of `num_rows` rows over `num_keys` gathered keys."""
 
     def __init__(
-        self, segments: list[_Segment], geometry: _Geometry, num_tokens: int, block_tables: Tensor
+        self,
+        segments: list[_Segment],
+        geometry: _Geometry,
+        num_tokens: int,
+        block_tables: Tensor,
+        tree: Tensor | None,
     ) -> None:
         device = block_tables.device
         self.geometry = geometry
@@ -131,7 +150,9 @@ class _Bucket:
         num_pages = max(segment.num_pages for segment in segments)
         self.num_keys = num_pages * geometry.block_size
         table = torch.tensor(segments, dtype=torch.int64)
-        request, row, length, kv_len, first_page = (column[:, None] for column in table.T[:5])
+        request, row, length, kv_len, first_page, first_query = (
+            column[:, None] for column in table.T[:6]
+        )
 
         # A segment shorter than the bucket repeats its last row; the repeats are dropped later.
         step = torch.arange(self.num_rows)
@@ -156,6 +177,8 @@ class _Bucket:
         self.tail = past.flatten().nonzero().flatten().to(device)
         self.positions = (kv_len - length + repeat)[:, :, None].to(device)
         self.key_positions = key[:, None, :].to(device)
+        self.first_query = first_query[:, :, None].to(device)
+        self.tree = None if tree is None else tree[rows.to(device)].view(self.size, -1, 1)
         self._mask: Tensor | None = None
 
     def mask(self, dtype: torch.dtype) -> Tensor:
@@ -165,6 +188,10 @@ class _Bucket:
         hidden = self.key_positions > self.positions
         if self.geometry.window is not None:
             hidden |= self.key_positions <= self.positions - self.geometry.window
+        if self.tree is not None:
+            place = self.key_positions - self.first_query
+            other_branch = (self.tree >> place.clamp(0, MOST_ROWS)) & 1 == 0
+            hidden |= other_branch & (place >= 0)
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         mask.masked_fill_(hidden, -math.inf)
         mask = mask.repeat_interleave(self.geometry.group_size, dim=1)[:, None]
@@ -227,7 +254,10 @@ class TorchPlannedAttention:
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
         use_sdpa: bool | None = None,
+        tree: Tensor | None = None,
     ) -> None:
+        check_tree(tree, sum(query_lens))
+        self.tree = tree
         self.block_tables = block_tables
         self.query_lens = query_lens
         self.context_lens = context_lens
@@ -244,6 +274,7 @@ class TorchPlannedAttention:
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
+        refuse_window(self.tree, window)
         geometry = _Geometry(keys.shape[1], keys.shape[2], q.shape[1] // keys.shape[1], window)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = q.new_empty(q.shape[:2], dtype=accumulation_dtype(q.dtype)) if need_lse else None
@@ -267,7 +298,10 @@ class TorchPlannedAttention:
         if layout is None:
             groups = _group(_segments(self.query_lens, self.context_lens, geometry), geometry)
             layout = [
-                [_Bucket(part, geometry, num_tokens, self.block_tables) for part in slices]
+                [
+                    _Bucket(part, geometry, num_tokens, self.block_tables, self.tree)
+                    for part in slices
+                ]
                 for slices in (_key_slices(group, geometry) for group in groups)
             ]
             self._layouts[geometry] = layout

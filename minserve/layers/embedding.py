@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from minserve.layers.linear import TableWeight
 
 
 class Embedding:
     """The table `[vocab_size, hidden_size]`."""
 
-    __slots__ = ("weight",)
+    __slots__ = ("table",)
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, table: TableWeight) -> None:
+        self.table = table
 
     @property
     def nbytes(self) -> int:
         """Bytes of the table."""
-        return self.weight.nbytes
+        return self.table.nbytes
 
     def apply(self, token_ids: Tensor) -> Tensor:
         """int64 `[rows]` -> `[rows, hidden_size]`, always a new tensor: the residual stream of a
         forward pass starts here and is updated in place."""
-        return torch.index_select(self.weight, 0, token_ids)
+        return self.table.rows(token_ids)

@@ -21,4 +21,4 @@ class GatedFeedForward:
     def forward(self, x: Tensor) -> Tensor:
         """`[rows, hidden]` -> `[rows, hidden]`, without the residual."""
         ops = self.ops
-        return self.down.apply(ops, ops.silu_and_mul(self.gate_up.apply(ops, x)))
+        return self.down.apply(ops, self.gate_up.apply_gated(ops, x))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minserve.kernels.base import Ops
+from minserve.kernels.reference import pack_panels, unpack_panels
 
 ShardDim = Literal["output", "input"]
 """Which side of the matrix is cut: rows of every part (column-parallel in Megatron-LM's words,
@@ -67,8 +68,22 @@ class LinearWeight(Protocol):
         """Bytes it holds, scales and packing included."""
         ...
 
+    @property
+    def panels(self) -> Tensor | None:
+        """The panels of `Ops.packed_linear`, where that is all the matrix is stored as."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`[out_features]`, or none."""
+        ...
+
     def apply(self, ops: Ops, x: Tensor) -> Tensor:
         """`[rows, in_features]` -> `[rows, out_features]`."""
+        ...
+
+    def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
+        """`silu_and_mul(apply(x))`: `[rows, in_features]` -> `[rows, out_features / 2]`."""
         ...
 
     def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> LinearWeight:
@@ -77,10 +92,21 @@ class LinearWeight(Protocol):
         ...
 
 
+class TableWeight(LinearWeight, Protocol):
+    """A weight whose rows can be looked up: an embedding table, tied to the head or not."""
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """int64 `[n]` -> those rows `[n, in_features]`, a copy."""
+        ...
+
+
 class WeightFormat(Protocol):
     """How a kind of weight is read from a checkpoint."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
 
     def load(
         self,
@@ -96,11 +122,12 @@ class WeightFormat(Protocol):
 def empty_matrix(
     out_features: int, in_features: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """An uninitialised `[out_features, in_features]` in the memory order that is fastest here.
+    """An uninitialised `[out_features, in_features]` in the memory order that torch multiplies
+    fastest.
 
-    On a CPU in float32 and float64 that is input-major, a transposed view: MKL then multiplies 16
-    to 63 rows, the usual decode batch, 2.5 to 8 times as fast (256 wide, 2 threads of an Ice Lake
-    Xeon, torch 2.13), and other numbers of rows equally fast.
+    On a CPU in float32 and float64 that is input-major, a transposed view: MKL then takes 16 to 63
+    rows, the usual decode batch, 2.5 to 8 times as fast (256 wide, 2 threads of an Ice Lake Xeon,
+    torch 2.13), and other numbers of rows equally fast.
     """
     if device.type == "cpu" and dtype in (torch.float32, torch.float64):
         return torch.empty(in_features, out_features, dtype=dtype, device=device).t()
@@ -111,11 +138,12 @@ class DenseWeight:
     """A matrix `[out_features, in_features]`, stored as `empty_matrix` has it, and an optional bias
     `[out_features]`."""
 
-    __slots__ = ("bias", "weight")
+    __slots__ = ("bias", "panels", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
-        self.bias = bias
+        self.bias: Tensor | None = bias
+        self.panels: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -125,6 +153,14 @@ class DenseWeight:
     def apply(self, ops: Ops, x: Tensor) -> Tensor:
         """`x @ weight.T + bias`."""
         return ops.linear(x, self.weight, self.bias)
+
+    def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
+        """`silu_and_mul(apply(x))`."""
+        return ops.silu_and_mul(ops.linear(x, self.weight, self.bias))
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the matrix: int64 `[n]` -> `[n, in_features]`, a copy."""
+        return torch.index_select(self.weight, 0, indices)
 
     def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> DenseWeight:
         """Rank's rows of every part, or rank's columns."""
@@ -173,16 +209,76 @@ class DenseFormat:
         return DenseWeight(weight, bias)
 
 
+class PackedWeight:
+    """A matrix in the panels of `Ops.packed_linear`, and an optional bias `[out_features]`."""
+
+    __slots__ = ("bias", "out_features", "panels")
+
+    def __init__(self, panels: Tensor, out_features: int, bias: Tensor | None = None) -> None:
+        self.panels: Tensor = panels
+        self.out_features = out_features
+        self.bias: Tensor | None = bias
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of panels and bias."""
+        return self.panels.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def apply(self, ops: Ops, x: Tensor) -> Tensor:
+        """`x @ weight.T + bias`."""
+        return ops.packed_linear(x, self.panels, self.out_features, self.bias)
+
+    def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
+        """`silu_and_mul(apply(x))`, without the projection in between where there is no bias."""
+        if self.bias is not None:
+            return ops.silu_and_mul(self.apply(ops, x))
+        return ops.packed_gated_linear(x, self.panels, self.out_features // 2)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the matrix: int64 `[n]` -> `[n, in_features]`, a copy."""
+        width = self.panels.shape[2]
+        panel = torch.div(indices, width, rounding_mode="floor")
+        return self.panels[panel, :, indices - panel * width]
+
+    def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> PackedWeight:
+        """Rank's rows of every part, or rank's columns, packed anew."""
+        whole = DenseWeight(unpack_panels(self.panels, self.out_features), self.bias)
+        part = whole.shard(shape, rank, world, dim)
+        panels = pack_panels(part.weight, self.panels.shape[2])
+        return PackedWeight(panels, part.weight.shape[0], part.bias)
+
+
+@dataclass(frozen=True)
+class PackedFormat:
+    """Unquantized weights in panels: what our own CPU product reads from front to back."""
+
+    width: int
+    """Outputs per panel: `Ops.panel_width` of the operators that will multiply."""
+    name: str = "packed"
+
+    def load(
+        self,
+        shape: LinearShape,
+        sources: Sequence[TensorSource],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> PackedWeight:
+        """Read the matrix whole, then pack it: for a moment one projection exists twice."""
+        whole = DenseFormat().load(shape, sources, dtype, device)
+        return PackedWeight(pack_panels(whole.weight, self.width), shape.out_features, whole.bias)
+
+
 class Linear:
     """One (possibly fused) projection: its shape and its weight."""
 
-    __slots__ = ("apply", "shape", "weight")
+    __slots__ = ("apply", "apply_gated", "shape", "weight")
 
     def __init__(self, shape: LinearShape, weight: LinearWeight) -> None:
         self.shape = shape
         self.weight = weight
         self.apply = weight.apply
         """`apply(ops, x)`; held as an attribute to save one call per projection and step."""
+        self.apply_gated = weight.apply_gated
 
     @property
     def nbytes(self) -> int:

@@ -1,7 +1,7 @@
 """The attention mixer: project, normalise heads (Qwen3), rotate, attend over pages, project back.
 
-Queries, keys and values stay strided views of the one fused projection: nothing is copied before
-the attention backend stores keys and values in their pages. Knows nothing about pages itself.
+Queries, keys and values stay in the one fused projection: nothing is copied before the attention
+plan, in one operator, turns them and stores keys and values. Knows nothing about pages itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class AttentionMixer:
         "output",
         "q_norm",
         "qkv",
-        "rotated_heads",
         "width",
     )
 
@@ -52,9 +51,8 @@ class AttentionMixer:
         self.cos_sin = cos_sin
         self.ops = ops
         self.width = spec.num_heads * spec.head_dim
-        self.rotated_heads = spec.num_heads + spec.num_kv_heads
         self._sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
-        self._view = (-1, sum(self._sizes), spec.head_dim)
+        self._view = (-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
 
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[rows, projections]` -> queries, keys, values: views `[rows, heads, head_dim]`."""
@@ -65,14 +63,18 @@ class AttentionMixer:
         """`[rows, hidden]`, int64 `[rows]` -> `[rows, hidden]`, without the residual."""
         ops = self.ops
         heads = self.qkv.apply(ops, x).view(self._view)
-        q, k, v = heads.split_with_sizes(self._sizes, 1)
-        if self.q_norm is None or self.k_norm is None:
-            # Queries and keys are adjacent heads: one rotation turns both.
-            ops.rotary_(heads.narrow(1, 0, self.rotated_heads), positions, self.cos_sin)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if q_norm is None or k_norm is None:
+            q = plan.store_rotated(heads, positions, self.cos_sin, self.layer)
         else:
-            q = self.q_norm.apply(ops, q)
-            k = self.k_norm.apply(ops, k)
-            ops.rotary_(q, positions, self.cos_sin)
-            ops.rotary_(k, positions, self.cos_sin)
-        attended, _ = plan.run(q, k, v, self.layer)
+            q = plan.store_rotated(
+                heads,
+                positions,
+                self.cos_sin,
+                self.layer,
+                q_norm.weight,
+                k_norm.weight,
+                q_norm.eps,
+            )
+        attended, _ = plan.attend(q, self.layer)
         return self.output.apply(ops, attended.view(-1, self.width))

@@ -28,6 +28,10 @@ class RMSNorm:
         """`[rows, hidden]` or `[rows, heads, head_dim]` -> same shape, new tensor."""
         return ops.rms_norm(x, self.weight, self.eps)
 
+    def apply_rows(self, ops: Ops, x: Tensor, rows: Tensor) -> Tensor:
+        """Rows `rows`, int64 `[n]`, of `[num_rows, hidden]` -> `[n, hidden]`, new tensor."""
+        return ops.rms_norm_rows(x, rows, self.weight, self.eps)
+
     def add_apply(self, ops: Ops, x: Tensor, residual: Tensor) -> Tensor:
         """Add `x` into the residual stream in place, and return the normalised stream."""
         return ops.add_rms_norm(x, residual, self.weight, self.eps)

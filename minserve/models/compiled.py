@@ -92,7 +92,8 @@ class CompiledDecoder(Decoder):
         for layer in self.layers[start:stop]:
             rows_vary(pending)
             q, k, v = self._watch(self._before, layer, pending, h, positions)
-            attended, _ = plan.run(q, k, v, layer.mixer.layer)
+            plan.store(k, v, layer.mixer.layer)
+            attended, _ = plan.attend(q, layer.mixer.layer)
             rows_vary(attended)
             pending = self._watch(self._after, layer, attended, h)
         return h if pending is None else h.add_(pending)

@@ -17,6 +17,7 @@ from minserve.attention.base import AttentionPlan
 from minserve.batch import ForwardBatch
 from minserve.kernels.base import Ops
 from minserve.layers import AttentionMixer, GatedFeedForward, RMSNorm, rotary_table
+from minserve.models.stack import layer_tensors
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
@@ -75,7 +76,7 @@ class DecoderLayer:
 class Decoder:
     """A model bound to one engine's operators. The weights stay shared and read-only."""
 
-    __slots__ = ("layers", "max_position", "ops", "spec", "weights")
+    __slots__ = ("_stack", "layers", "max_position", "ops", "spec", "weights")
 
     def __init__(
         self, spec: ModelSpec, weights: DecoderWeights, ops: Ops, max_position: int | None = None
@@ -86,14 +87,13 @@ class Decoder:
         self.weights = weights
         self.ops = ops
         self.max_position = spec.max_position if max_position is None else max_position
-        embedding = weights.embedding.weight
         tables: dict[int, Tensor] = {}
         layers = []
         for index, (layer, stored) in enumerate(zip(spec.layers, weights.layers, strict=True)):
             head_dim = layer.mixer.head_dim
             if head_dim not in tables:
                 tables[head_dim] = rotary_table(
-                    spec.rope, head_dim, self.max_position, embedding.dtype, embedding.device
+                    spec.rope, head_dim, self.max_position, weights.dtype, weights.device
                 )
             mixer = AttentionMixer(
                 layer.mixer,
@@ -110,6 +110,13 @@ class Decoder:
                 DecoderLayer(stored.input_norm, mixer, stored.post_norm, feed_forward, ops)
             )
         self.layers = tuple(layers)
+        tensors = layer_tensors(spec, weights, tables)
+        self._stack = None if tensors is None else ops.layer_stack(tensors)
+
+    @property
+    def runs_in_one_call(self) -> bool:
+        """Whether the operators take whole layers (`Ops.layer_stack`)."""
+        return self._stack is not None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 `[num_tokens]` -> the residual stream `[num_tokens, hidden_size]`, a new tensor."""
@@ -128,17 +135,23 @@ class Decoder:
         `h` is `[num_tokens, hidden_size]` and is updated in place and returned: clone it first to
         keep the stream as it was before these layers. `positions`: int64 `[num_tokens]`.
         """
+        stop = len(self.layers) if stop is None else stop
+        stack = self._stack
+        if stack and start < stop and plan.run_stack(stack, h, positions, start, stop) is not None:
+            return h
         pending = None
         for layer in self.layers[start:stop]:
             pending = layer.forward(pending, h, plan, positions)
         return h if pending is None else h.add_(pending)
 
-    def head(self, h: Tensor) -> Tensor:
-        """Rows of the residual stream `[rows, hidden_size]` -> logits `[rows, vocab_size]`: final
-        norm and unembedding. Callers select the rows they need and cut them into chunks: logits
-        are the largest activation there is."""
+    def head(self, h: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Rows of the residual stream `[num_tokens, hidden_size]` -> logits `[n, vocab_size]`:
+        final norm and unembedding of `rows`, int64 `[n]` (None: of all). Callers name the rows
+        they need and cut them into chunks: logits are the largest activation there is."""
         ops, weights = self.ops, self.weights
-        return weights.head.apply(ops, weights.final_norm.apply(ops, h))
+        norm = weights.final_norm
+        x = norm.apply(ops, h) if rows is None else norm.apply_rows(ops, h, rows)
+        return weights.head.apply(ops, x)
 
     def take_compilations(self) -> Compilations:
         """What was compiled since the last call: nothing, operators run as they are."""

@@ -17,12 +17,14 @@ from minserve.models.hub import resolve_model_dir
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
-_Key = tuple[Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device]
+_Key = tuple[
+    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, int | None
+]
 
 
 class WeightStore:
     """Weights by what they were loaded from: real path, sizes and times of the files, spec, number
-    format and device. A file that changes on disk is another model."""
+    format, device and packing. A file that changes on disk is another model."""
 
     def __init__(self) -> None:
         self._live: WeakValueDictionary[_Key, DecoderWeights] = WeakValueDictionary()
@@ -39,6 +41,7 @@ class WeightStore:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         progress: bool = True,
+        panel_width: int | None = None,
     ) -> DecoderWeights:
         """`load_weights`, or the copy that another engine already holds.
 
@@ -52,11 +55,11 @@ class WeightStore:
         for path in checkpoint_files(directory):
             status = path.stat()
             stamps.append((path.name, status.st_size, status.st_mtime_ns))
-        key = (directory, tuple(stamps), spec, dtype, where)
+        key = (directory, tuple(stamps), spec, dtype, where, panel_width)
         with self._lock:
             weights = self._live.get(key)
             if weights is None:
-                weights = load_weights(directory, spec, dtype, where, progress)
+                weights = load_weights(directory, spec, dtype, where, progress, panel_width)
                 self._live[key] = weights
             return weights
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from minserve.layers import (
     DenseFormat,
-    DenseWeight,
     Embedding,
     Linear,
     LinearShape,
+    PackedFormat,
     RMSNorm,
+    TableWeight,
     TensorSource,
-    WeightFormat,
 )
 from minserve.spec import LayerSpec, ModelSpec
 
@@ -72,12 +72,12 @@ class DecoderWeights:
     @property
     def dtype(self) -> torch.dtype:
         """The number format activations are computed in."""
-        return self.embedding.weight.dtype
+        return self.final_norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
-        return self.embedding.weight.device
+        return self.final_norm.weight.device
 
 
 class TensorReader(Protocol):
@@ -109,10 +109,16 @@ def build_weights(
     reader: TensorReader,
     dtype: torch.dtype,
     device: torch.device,
-    weight_format: WeightFormat | None = None,
+    panel_width: int | None = None,
 ) -> DecoderWeights:
-    """Read every tensor the spec calls for, one at a time, into `dtype` on `device`."""
-    linear_format = weight_format or DenseFormat()
+    """Read every tensor the spec calls for, one at a time, into `dtype` on `device`.
+
+    `panel_width`: pack matrices into panels of that many outputs (`Ops.panel_width`); None leaves
+    them as they are.
+    """
+    dense: DenseFormat | PackedFormat = DenseFormat()
+    if panel_width is not None:
+        dense = PackedFormat(panel_width)
 
     def vector(name: str, size: int) -> Tensor:
         return reader.read(name, (size,)).to(device=device, dtype=dtype, copy=True)
@@ -122,25 +128,26 @@ def build_weights(
 
     def linear(shape: LinearShape, *names: str) -> Linear:
         sources: Sequence[TensorSource] = [_Projection(reader, name) for name in names]
-        return Linear(shape, linear_format.load(shape, sources, dtype, device))
+        return Linear(shape, dense.load(shape, sources, dtype, device))
 
-    def table(name: str) -> DenseWeight:
-        # Dense whatever the format: the embedding is looked up, and quantizing the head costs the
-        # most quality.
-        return DenseFormat().load(head_shape, [_Projection(reader, name)], dtype, device)
+    def table(name: str, table_format: DenseFormat | PackedFormat) -> TableWeight:
+        return table_format.load(head_shape, [_Projection(reader, name)], dtype, device)
 
     head_shape = LinearShape(spec.hidden_size, (spec.vocab_size,))
     tied = spec.tie_embeddings
     # A tied table may be stored under either name.
     only_head = tied and not reader.has("model.embed_tokens.weight") and reader.has(_HEAD)
-    embedding = table("lm_head" if only_head else "model.embed_tokens")
+    # A table that is only looked up stays as it is: its rows lie side by side.
+    embedding = table(
+        "lm_head" if only_head else "model.embed_tokens", dense if tied else DenseFormat()
+    )
     layers = tuple(
         _layer(f"model.layers.{index}", spec.hidden_size, layer, norm, linear)
         for index, layer in enumerate(spec.layers)
     )
     final_norm = norm("model.norm", spec.hidden_size)
-    head = Linear(head_shape, embedding if tied else table("lm_head"))
-    return DecoderWeights(Embedding(embedding.weight), layers, final_norm, head, tied)
+    head = Linear(head_shape, embedding if tied else table("lm_head", dense))
+    return DecoderWeights(Embedding(embedding), layers, final_norm, head, tied)
 
 
 def _layer(

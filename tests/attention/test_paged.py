@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from minserve.attention.paged import PagedAttention
-from minserve.batch import ForwardBatch, GroupTables
+from minserve.batch import ForwardBatch, GroupTables, to_device
 from minserve.kernels.reference import TorchOps
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
@@ -91,11 +92,14 @@ def test_chunked_prefill_equals_one_pass_in_every_layer() -> None:
             item.mixer.num_kv_heads,
             item.mixer.head_dim,
         )
-        q, k, v = (
-            torch.randn(20, n, head_dim, generator=generator, dtype=torch.float64)
-            for n in (heads, kv_heads, kv_heads)
-        )
-        expected, lse = whole.plan(make_batch(lens, lens, 1)).run(q, k, v, layer, need_lse=True)
+        size = (20, heads + 2 * kv_heads, head_dim)
+        qkv = torch.randn(size, generator=generator, dtype=torch.float64)
+        cos_sin = torch.randn(13, head_dim, generator=generator, dtype=torch.float64)
+        batch = make_batch(lens, lens, 1)
+        plan = whole.plan(batch)
+        q = plan.store_rotated(qkv.clone(), batch.positions, cos_sin, layer)
+        assert q.shape == (20, heads, head_dim)
+        expected, lse = plan.attend(q, layer, need_lse=True)
         assert lse is not None and lse.shape == (20, heads)
         done = (0, 0)
         for step in ((5, 1), (1, 5), (7, 1)):
@@ -108,7 +112,8 @@ def test_chunked_prefill_equals_one_pass_in_every_layer() -> None:
                 for tables in make_batch(lens, lens, 1).groups
             ]
             plan = chunked.plan(replace(batch, groups=tuple(groups)))
-            out, _ = plan.run(q[rows], k[rows], v[rows], layer)
+            q = plan.store_rotated(qkv[rows], batch.positions, cos_sin, layer)
+            out, _ = plan.attend(q, layer)
             assert (out - expected[rows]).abs().max() < 1e-12
 
 
@@ -129,6 +134,29 @@ def test_more_rows_than_context_are_refused() -> None:
     batch = replace(make_batch((3, 1), (8, 6), 0), context_lens=(2, 6))
     with pytest.raises(ValueError, match=r"request 0 .* 3 rows .* only 2 tokens"):
         make_backend(make_spec()).plan(batch)
+
+
+def test_a_tree_in_a_model_with_a_window_is_refused() -> None:
+    batch = replace(make_batch((3, 1), (8, 6), 0), tree=torch.tensor([1, 3, 5, -1]))
+    with pytest.raises(ValueError, match=r"tree mask in a layer with a sliding window of 5"):
+        make_backend(make_spec()).plan(batch)
+
+
+def test_a_batch_carries_its_tree_to_the_operators() -> None:
+    spec = make_spec()
+    spec = replace(spec, layers=spec.layers[:2])
+    qkv = torch.randn(3, 8, 8, dtype=torch.float64)
+    cos_sin = torch.ones(9, 8, dtype=torch.float64)
+    results = []
+    for tree in (None, torch.tensor([1, 3, 5])):
+        batch = replace(pickle.loads(pickle.dumps(make_batch((3,), (8,), 0))), tree=tree)
+        backend = make_backend(spec)
+        for cache in backend.caches[0]:
+            cache.fill_(1.0)
+        plan = backend.plan(to_device(batch, torch.device("cpu")))
+        results.append(plan.attend(plan.store_rotated(qkv.clone(), batch.positions, cos_sin, 0), 0))
+    (chain, _), (branches, _) = results
+    assert torch.equal(chain[:2], branches[:2]) and not torch.equal(chain[2], branches[2])
 
 
 def test_a_cache_per_layer_is_required() -> None:

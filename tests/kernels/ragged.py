@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from minserve.kernels.tree import MOST_ROWS, PLAIN
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Shape:
     head_dim: int
     window: int | None
     seed: int
+    tree: tuple[int, ...] | None = None
+    """Masks of all rows."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,14 @@ class Paged:
     kv_lens: Tensor
     shape: Shape
 
-    def args(self) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...], tuple[int, ...]]:
+    def args(
+        self,
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...], tuple[int, ...], Tensor | None]:
         """The arguments of `plan_attention`."""
-        lens = self.shape.query_lens, self.shape.context_lens
-        return (self.block_tables, self.query_starts, self.kv_lens, *lens)
+        shape = self.shape
+        tree = None if shape.tree is None else torch.tensor(shape.tree, device=self.q.device)
+        lens = shape.query_lens, shape.context_lens
+        return (self.block_tables, self.query_starts, self.kv_lens, *lens, tree)
 
     @property
     def scale(self) -> float:
@@ -64,6 +72,23 @@ def shapes(draw: st.DrawFn, max_requests: int = 9) -> Shape:
         window=draw(st.sampled_from([None, 1, 7, 64])),
         seed=draw(st.integers(0, 2**31)),
     )
+
+
+@st.composite
+def grown(draw: st.DrawFn, shape: Shape) -> Shape:
+    """The same shape without a window, where requests of 2 to 63 rows may be trees."""
+    masks: list[int] = []
+    for rows in shape.query_lens:
+        if not 2 <= rows <= MOST_ROWS or draw(st.booleans()):
+            masks += [PLAIN] * rows
+            continue
+        branches: list[int] = []
+        for node in range(rows):
+            # A root where there is no parent: several continuations may start at once.
+            parent = draw(st.integers(-1, node - 1))
+            branches.append(1 << node | (branches[parent] if parent >= 0 else 0))
+        masks += branches
+    return replace(shape, window=None, tree=tuple(masks))
 
 
 def build(shape: Shape, dtype: torch.dtype, strided: bool = True) -> Paged:
@@ -113,10 +138,13 @@ def dense_attention(batch: Paged) -> tuple[Tensor, Tensor]:
         table = batch.block_tables[request].long()
         blocks, offsets = table[where // shape.block_size], where % shape.block_size
         k, v = keys[blocks, :, offsets], values[blocks, :, offsets]
+        start = context - rows
         for i in range(rows):
             position = context - rows + i
             first = 0 if shape.window is None else max(0, position - shape.window + 1)
-            seen = slice(first, position + 1)
+            seen = [
+                key for key in range(first, position + 1) if visible(shape, row, i, key - start)
+            ]
             grouped = q[row].view(shape.num_kv_heads, shape.group_size, -1)
             scores = torch.einsum("hgd,thd->hgt", grouped, k[seen]) * batch.scale
             lse[row] = scores.logsumexp(-1).flatten()
@@ -124,6 +152,12 @@ def dense_attention(batch: Paged) -> tuple[Tensor, Tensor]:
             out[row] = weighted.reshape(out[row].shape)
             row += 1
     return out, lse
+
+
+def visible(shape: Shape, row: int, query: int, place: int) -> bool:
+    """Does the batch's row `row`, its request's row `query`, see the key `place` after row 0's?"""
+    mask = PLAIN if shape.tree is None else shape.tree[row]
+    return place < 0 or mask == PLAIN or bool(mask >> place & 1)
 
 
 def tolerance(dtype: torch.dtype) -> float:

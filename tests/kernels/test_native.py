@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.ragged import Paged, Shape, build, shapes, tolerance
+from kernels.ragged import Paged, Shape, build, dense_attention, shapes, tolerance
 
 from minserve.kernels import TorchOps, why_not_native
 from minserve.kernels.cpu.native import NativeOps, native_ops
+from minserve.kernels.reference import pack_panels
 
 pytestmark = pytest.mark.skipif(why_not_native() is not None, reason=str(why_not_native()))
 
@@ -141,6 +142,15 @@ def test_float64_rows_are_bitwise_the_same_in_any_chunk(shape: Shape, cut: int) 
             ]
             first = int(batch.query_starts[request])
             assert torch.equal(torch.cat(parts), together[first : first + rows])
+
+
+def test_trees_are_attended_to(ops: NativeOps) -> None:
+    shape = Shape((4, 1), (30, 9), 16, 2, 2, 32, None, 0, tree=(1, 3, 5, 11, -1))
+    batch = build(shape, torch.float64)
+    out, lse = attend(ops, batch)
+    expected, expected_lse = dense_attention(batch)
+    assert (out - expected).abs().max() < 1e-12
+    assert lse is not None and (lse - expected_lse).abs().max() < 1e-12
 
 
 def test_a_nan_stays_in_its_request(ops: NativeOps) -> None:
@@ -282,9 +292,9 @@ def test_store_kv(dtype: torch.dtype, rows: int, heads: int, block_size: int) ->
 
 @each_dtype
 @given(
-    rows=st.integers(1, 20),
+    rows=st.integers(1, 30),
     inputs=st.integers(1, 300),
-    outputs=st.integers(1, 100),
+    outputs=st.integers(1, 150),
     bias=st.booleans(),
 )
 @settings(max_examples=40)
@@ -293,12 +303,56 @@ def test_linear(dtype: torch.dtype, rows: int, inputs: int, outputs: int, bias: 
     weight, add = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
     expected = x.double() @ weight.double().T + (add.double() if bias else 0)
     ops = native_ops()
-    for most_rows, stored in ((ops.most_rows, weight), (99, weight), (99, weight.T.clone().T)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ops, "most_rows", most_rows)
-            out = ops.linear(x, stored, add if bias else None)
+    panels = pack_panels(weight, ops.panel_width(dtype) or 16)
+    results = [
+        ops.linear(x, stored, add if bias else None)
+        for stored in (weight, weight.T.clone().T)  # both memory orders
+    ]
+    results.append(ops.packed_linear(x, panels, outputs, add if bias else None))
+    for out in results:
         assert out.shape == expected.shape and out.dtype == dtype
         assert (out - expected).abs().max() <= tolerance(dtype) * max(1, expected.abs().max())
+
+
+@each_dtype
+@given(
+    rows=st.integers(1, 30), inputs=st.integers(1, 300), inner=st.sampled_from([1, 16, 20, 32, 96])
+)
+@settings(max_examples=30)
+def test_packed_gated_linear(dtype: torch.dtype, rows: int, inputs: int, inner: int) -> None:
+    x = torch.randn(rows, inputs + 3).to(dtype)[:, :inputs]
+    weight = (torch.randn(2 * inner, inputs) / inputs**0.5).to(dtype)
+    gate, up = (x.double() @ weight.double().T).chunk(2, -1)
+    ops = native_ops()
+    out = ops.packed_gated_linear(x, pack_panels(weight, ops.panel_width(dtype) or 16), inner)
+    assert out.shape == (rows, inner) and out.dtype == dtype
+    expected = torch.nn.functional.silu(gate) * up
+    assert (out - expected).abs().max() <= 2 * tolerance(dtype) * max(1, expected.abs().max())
+
+
+@each_dtype
+@pytest.mark.parametrize("threads", [1, 2])
+@given(rows=st.integers(2, 300), inputs=st.integers(1, 700), outputs=st.integers(1, 150))
+@settings(max_examples=15)
+def test_a_row_of_a_packed_product_is_the_same_whatever_else_is_in_the_batch(
+    dtype: torch.dtype, threads: int, rows: int, inputs: int, outputs: int
+) -> None:
+    ops = native_ops()
+    width = ops.panel_width(dtype)
+    if width is None:
+        pytest.skip("this processor has instructions of its own for bfloat16")
+    x = torch.randn(rows, inputs).to(dtype)
+    panels = pack_panels(torch.randn(outputs, inputs).to(dtype), width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = ops.packed_linear(x, panels, outputs)
+    finally:
+        torch.set_num_threads(before)
+    for first in {0, rows // 2, rows - 1}:
+        for count in {1, 2, 5, rows - first}:
+            alone = ops.packed_linear(x[first : first + count], panels, outputs)
+            assert torch.equal(alone, together[first : first + count])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

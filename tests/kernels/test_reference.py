@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels.ragged import Shape, build, dense_attention, shapes, tolerance
+from hypothesis import strategies as st
+from kernels.ragged import Shape, build, dense_attention, grown, shapes, tolerance
 
 from minserve.kernels import reference_attention
 from minserve.kernels.reference import TorchOps
@@ -32,6 +33,31 @@ def test_attention_is_its_definition(
         assert (lse is not None) == need_lse
         if lse is not None:
             assert (lse - expected_lse).abs().max() < max(tolerance(dtype), 1e-12)
+
+
+@pytest.mark.parametrize("use_sdpa", [None, False])
+@given(data=st.data())
+@settings(max_examples=20)
+def test_a_tree_sees_its_branches_only(use_sdpa: bool | None, data: st.DataObject) -> None:
+    shape = data.draw(shapes(max_requests=4).flatmap(grown))
+    batch = build(shape, torch.float64)
+    expected, expected_lse = dense_attention(batch)
+    planned = TorchOps(use_sdpa).plan_attention(*batch.args())
+    out, lse = planned(batch.q, batch.keys, batch.values, batch.scale, None, True)
+    assert lse is not None
+    assert (out - expected).abs().max() < 1e-12
+    assert (lse - expected_lse).abs().max() < 1e-12
+
+
+def test_a_tree_meets_no_window_and_has_a_mask_per_row() -> None:
+    shape = Shape((3,), (9,), 4, 1, 1, 16, None, 0, tree=(1, 3, 5))
+    batch = build(shape, torch.float64)
+    planned = TorchOps().plan_attention(*batch.args())
+    with pytest.raises(ValueError, match=r"a tree mask in a layer with a sliding window of 4 tok"):
+        planned(batch.q, batch.keys, batch.values, batch.scale, 4)
+    short = torch.ones(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"mask is torch.int64 \[2\], and the batch has 3 rows"):
+        TorchOps().plan_attention(*batch.args()[:5], short)
 
 
 def test_attention_in_bounded_pieces_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +96,12 @@ def test_rms_norm_of_strided_heads(dtype: torch.dtype) -> None:
     exact = x.double()
     expected = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
     assert (TorchOps().rms_norm(x, weight, 1e-5) - expected).abs().max() < tolerance(dtype)
+
+
+def test_rms_norm_of_chosen_rows_is_that_of_a_gathered_copy() -> None:
+    x, weight, rows = torch.randn(6, 8), torch.rand(8), torch.tensor([4, 0, 4])
+    expected = TorchOps().rms_norm(torch.stack((x[4], x[0], x[4])), weight, 1e-5)
+    assert torch.equal(TorchOps().rms_norm_rows(x, rows, weight, 1e-5), expected)
 
 
 def test_add_rms_norm_updates_the_residual() -> None:
@@ -112,5 +144,31 @@ def test_store_kv_writes_each_row_to_its_slot_and_nowhere_else() -> None:
     TorchOps().store_kv(k, v, keys, values, slots)
     for row, slot in enumerate(slots.tolist()):
         assert torch.equal(keys[slot // 4, :, slot % 4], k[row])
+        assert torch.equal(values[slot // 4, :, slot % 4], v[row])
+    assert keys.isnan().sum() == values.isnan().sum() == keys.numel() - k.numel()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotary_store_is_norm_rotation_and_store(normed: bool) -> None:
+    heads = torch.randn(4, 10, 8, dtype=torch.float64)[:, 1:]
+    q, k, v = heads.clone().split((5, 2, 2), 1)
+    cos_sin, positions = torch.randn(50, 8, dtype=torch.float64), torch.tensor([0, 17, 49, 17])
+    slots = torch.tensor([0, 23, 9, 10])
+    norms = [torch.rand(8, dtype=torch.float64) for _ in range(2)] if normed else [None, None]
+    if normed:
+        q, k = (
+            x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+            for x, weight in zip((q, k), norms, strict=True)
+        )
+    cos, sin = cos_sin[positions, None, :4], cos_sin[positions, None, 4:]
+    q, k = (
+        torch.cat((x[..., :4] * cos - x[..., 4:] * sin, x[..., 4:] * cos + x[..., :4] * sin), -1)
+        for x in (q, k)
+    )
+    keys, values = torch.full((2, 6, 2, 4, 8), math.nan, dtype=torch.float64)
+    TorchOps().rotary_store_(heads, positions, cos_sin, keys, values, slots, *norms, eps=1e-3)
+    assert (heads[:, :5] - q).abs().max() < 1e-14
+    for row, slot in enumerate(slots.tolist()):
+        assert (keys[slot // 4, :, slot % 4] - k[row]).abs().max() < 1e-14
         assert torch.equal(values[slot // 4, :, slot % 4], v[row])
     assert keys.isnan().sum() == values.isnan().sum() == keys.numel() - k.numel()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minserve.kernels.reference import TorchOps
-from minserve.layers import DenseFormat, Linear, LinearShape
+from minserve.layers import DenseFormat, Linear, LinearShape, PackedFormat, WeightFormat
 
 OPS = TorchOps()
 
@@ -20,18 +20,34 @@ class Drawn:
         return torch.randn(shape, dtype=torch.float64)
 
 
-def fused(bias: bool) -> Linear:
+FORMATS: list[WeightFormat] = [DenseFormat(), PackedFormat(4), PackedFormat(16)]
+
+
+def fused(bias: bool, weight_format: WeightFormat = FORMATS[0]) -> Linear:
     torch.manual_seed(0)
     shape = LinearShape(12, (8, 4, 4), bias)
     return Linear(
-        shape, DenseFormat().load(shape, [Drawn()] * 3, torch.float64, torch.device("cpu"))
+        shape, weight_format.load(shape, [Drawn()] * 3, torch.float64, torch.device("cpu"))
     )
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 16, 20])
+def test_a_packed_weight_is_the_matrix_it_was_made_from(width: int) -> None:
+    dense, packed = fused(True), fused(True, PackedFormat(width))
+    x = torch.randn(5, 12, dtype=torch.float64)
+    torch.testing.assert_close(packed.apply(OPS, x), dense.apply(OPS, x))
+    chosen, weights = torch.tensor([15, 0, 7, 7]), (dense.weight, packed.weight)
+    tables: list[Any] = list(weights)
+    assert torch.equal(tables[1].rows(chosen), tables[0].rows(chosen))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("bias", [False, True])
-def test_output_shards_hold_their_rows_of_every_part(world: int, bias: bool) -> None:
-    whole = fused(bias)
+@pytest.mark.parametrize("weight_format", FORMATS[:2], ids=lambda each: each.name)
+def test_output_shards_hold_their_rows_of_every_part(
+    world: int, bias: bool, weight_format: WeightFormat
+) -> None:
+    whole = fused(bias, weight_format)
     x = torch.randn(5, 12, dtype=torch.float64)
     parts = whole.apply(OPS, x).split_with_sizes([8, 4, 4], 1)
     for rank in range(world):
@@ -42,8 +58,11 @@ def test_output_shards_hold_their_rows_of_every_part(world: int, bias: bool) -> 
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_input_shards_sum_to_the_whole_with_one_bias(world: int) -> None:
-    whole = fused(bias=True)
+@pytest.mark.parametrize("weight_format", FORMATS, ids=["dense", "packed 4", "packed 16"])
+def test_input_shards_sum_to_the_whole_with_one_bias(
+    world: int, weight_format: WeightFormat
+) -> None:
+    whole = fused(True, weight_format)
     x = torch.randn(5, 12, dtype=torch.float64)
     shards = [whole.shard(rank, world, "input") for rank in range(world)]
     partial = [

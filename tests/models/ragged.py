@@ -166,7 +166,7 @@ def generate_greedily(
             batch = sequences.batch(counts, order)
             h = decoder.forward(batch, backend.plan(batch))
             last = batch.query_starts[1:].long() - 1
-            drawn = decoder.head(h[last]).argmax(-1).tolist()
+            drawn = decoder.head(h, last).argmax(-1).tolist()
             for index, token in zip([s for s in order if counts[s]], drawn, strict=True):
                 if sequences.computed[index] == len(sequences.tokens[index]):
                     sequences.tokens[index].append(token)

@@ -76,7 +76,7 @@ def all_tensors(weights: DecoderWeights) -> list[Tensor]:
         linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         norms += [layer.input_norm, layer.post_norm]
         norms += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
-    found = [weights.embedding.weight, *(norm.weight for norm in norms)]
+    found = [weights.embedding.table.weight, *(norm.weight for norm in norms)]
     for linear in linears:
         dense: Any = linear.weight
         found += [part for part in (dense.weight, dense.bias) if part is not None]
@@ -221,7 +221,7 @@ def test_tied_head_loads_whether_or_not_it_is_stored(copy: Path) -> None:
     for weights in (both, table_only, head_only):
         assert_same(weights, both)
         shared: Any = weights.head.weight
-        assert shared.weight.data_ptr() == weights.embedding.weight.data_ptr()
+        assert shared.weight.data_ptr() == weights.embedding.table.weight.data_ptr()
         assert weights.nbytes == 4 * load_spec(copy).num_parameters()
 
 

@@ -196,11 +196,11 @@ def test_embedding_table_survives_a_forward_pass() -> None:
         num_attention_heads=2, tie_word_embeddings=True, max_position_embeddings=64,
     )  # fmt: skip
     spec, decoder = saved_and_loaded(random_model(config, 0), torch.float32)
-    before = decoder.weights.embedding.weight.clone()
+    before = decoder.weights.embedding.table.weight.clone()
     # All tokens in order: a table view would do for the embedding, and be updated in place.
     paged = PagedSequences(spec, [list(range(LONGEST))], LONGEST)
     backend = PagedAttention(spec, paged.caches(torch.float32), decoder.ops)
     batch = paged.batch([LONGEST])
     with torch.inference_mode():
         decoder.forward(batch, backend.plan(batch))
-    assert torch.equal(decoder.weights.embedding.weight, before)
+    assert torch.equal(decoder.weights.embedding.table.weight, before)

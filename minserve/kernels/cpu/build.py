@@ -97,6 +97,10 @@ def _flags(version: str) -> list[str]:
     if platform.machine() in ("x86_64", "AMD64"):
         # The source asks for full-width vectors; without this g++ converts bfloat16 by halves.
         flags.append("-mprefer-vector-width=512")
+        if openmp == "-fopenmp":
+            # For some processors g++ splits a multiply-add where a loop has few sums and not where
+            # it has many: rows would round differently with their number.
+            flags.append("--param=avoid-fma-max-bits=0")
     return flags
 
 

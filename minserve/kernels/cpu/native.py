@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
 from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
 from minserve.kernels.cpu.native_attention import (
     ONE_THREAD_PRODUCTS,
@@ -22,15 +23,19 @@ from minserve.kernels.cpu.native_attention import (
     Function,
     NativePlannedAttention,
 )
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.cpu.native_layers import NativeLayers, why_not_one_call
+from minserve.kernels.reference import TorchOps, pack_panels
 from minserve.kernels.reference_attention import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-ONE_THREAD = 1 << 15
+ONE_THREAD = 1 << 13
 """Numbers up to which a row-wise operator stays on one thread: a second costs a few microseconds
 to set going."""
+
 FEW_ROWS = 4
-"""Rows up to which our bfloat16 product beats that of a processor with bfloat16 instructions."""
+"""Rows of a product whose bfloat16 weights are not packed up to which it is ours."""
+LONG = 1 << 24
+"""Multiplications from which a matrix product, about 0.1 ms, lets other Python threads run."""
 
 
 def native_ops() -> NativeOps:
@@ -57,9 +62,9 @@ def _tried() -> NativeOps | NativeUnavailable:
 class NativeOps:
     """`Ops` in C++. Raises NativeUnavailable when the file cannot be compiled or loaded.
 
-    Attention is deterministic: a request's result is bitwise the same whatever else is in the batch
-    and however many threads run, and in float64 for every way of cutting a prompt into chunks.
-    Matrix products are torch's, mostly, and promise neither.
+    A row's result is bitwise the same whatever else is in the batch and however many threads run,
+    and in float64 for every way of cutting a prompt into chunks: every sum is taken in one order.
+    Matrix products with weights that are not packed are torch's, and promise neither.
     """
 
     name = "native"
@@ -83,34 +88,44 @@ class NativeOps:
         self._rms_norm = _per_dtype(holding, "rms_norm", *[pointer] * 4, *[size] * 5, number, count)
         self._silu_and_mul = _per_dtype(holding, "silu_and_mul", *[pointer] * 2, *[size] * 3, count)
         self._rotary = _per_dtype(holding, "rotary", *[pointer] * 3, *[size] * 4, count)
+        self._rotary_store = _per_dtype(
+            holding, "rotary_store", *[pointer] * 8, *[size] * 8, number, count
+        )
         self._store_kv = _declare(holding.store_kv, *[pointer] * 5, *[size] * 8, count)
         self._attention = _per_dtype(releasing, "attention", ctypes.POINTER(AttentionCall))
-        self._linear = _declare(releasing.linear_bfloat16, *[pointer] * 4, *[size] * 4, count)
-        features = processor_features()
-        fast_bfloat16 = not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
-        self.most_rows = FEW_ROWS if fast_bfloat16 else 1 << 30
-        """Rows up to which bfloat16 matrix products are ours."""
+        self._layers = _per_dtype(releasing, "layers", pointer)
+        product = (*[pointer] * 4, *[size] * 4, count)
+        self._few_rows_linear = _declare(holding.few_rows_linear_bfloat16, *product)
+        self._short_linear = _per_dtype(holding, "linear", *product)
+        self._long_linear = _per_dtype(releasing, "linear", *product)
+        gated = (*[pointer] * 3, *[size] * 4, count)
+        self._short_gated_linear = _per_dtype(holding, "gated_linear", *gated)
+        self._long_gated_linear = _per_dtype(releasing, "gated_linear", *gated)
+        widths = _per_dtype(holding, "panel", ctypes.POINTER(size))
+        self._panel_widths = {dtype: _panel_width(widths[dtype]) for dtype in DTYPES}
+        if not processor_features().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"}):
+            # torch multiplies bfloat16 with the processor's own instructions, several times faster.
+            del self._panel_widths[torch.bfloat16]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See `Ops.linear`.
+        """See `Ops.linear`, for weights that are not packed.
 
-        torch's, except in bfloat16: for few rows there, or on a processor without instructions for
-        it, torch is two to three times slower than reading the weights takes.
+        torch's, except for few rows of bfloat16: there it is two to three times slower than reading
+        the weights takes, even with the processor's own instructions for it.
         """
+        rows, inputs = x.shape
         if (
             x.dtype != torch.bfloat16
-            or x.shape[0] > self.most_rows
+            or rows > FEW_ROWS
             or weight.dtype != torch.bfloat16
             or not weight.is_contiguous()
             or x.stride(1) != 1
-            or (bias is not None and bias.dtype != torch.bfloat16)
+            or (bias is not None and (bias.dtype != torch.bfloat16 or bias.stride(0) != 1))
         ):
             return self._torch.linear(x, weight, bias)
-        rows, inputs = x.shape
         outputs = weight.shape[0]
         out = x.new_empty(rows, outputs)
-        threads = torch.get_num_threads() if rows * inputs * outputs > ONE_THREAD_PRODUCTS else 1
-        self._linear(
+        self._few_rows_linear(
             x.data_ptr(),
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
@@ -119,7 +134,67 @@ class NativeOps:
             inputs,
             outputs,
             x.stride(0),
-            threads,
+            torch.get_num_threads() if rows * inputs * outputs > ONE_THREAD_PRODUCTS else 1,
+        )
+        return out
+
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """See `Ops.panel_width`."""
+        return self._panel_widths.get(dtype)
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Ops.packed_linear`."""
+        dtype = x.dtype
+        rows, inputs = x.shape
+        if (
+            panels.shape[2] != self._panel_widths.get(dtype)
+            or panels.dtype != dtype
+            or x.stride(1) != 1
+            or (bias is not None and (bias.dtype != dtype or bias.stride(0) != 1))
+        ):
+            return self._torch.packed_linear(x, panels, out_features, bias)
+        out = x.new_empty(rows, out_features)
+        products = rows * inputs * out_features
+        linear = self._short_linear if products < LONG else self._long_linear
+        linear[dtype](
+            x.data_ptr(),
+            panels.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            rows,
+            inputs,
+            out_features,
+            x.stride(0),
+            torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1,
+        )
+        return out
+
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """See `Ops.packed_gated_linear`; in bfloat16 what lies between is not rounded."""
+        dtype = x.dtype
+        rows, inputs = x.shape
+        width = panels.shape[2]
+        if (
+            width != self._panel_widths.get(dtype)
+            or inner % width
+            or panels.dtype != dtype
+            or x.stride(1) != 1
+        ):
+            return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+        out = x.new_empty(rows, inner)
+        products = 2 * rows * inputs * inner
+        functions = self._short_gated_linear if products < LONG else self._long_gated_linear
+        functions[dtype](
+            x.data_ptr(),
+            panels.data_ptr(),
+            out.data_ptr(),
+            rows,
+            inputs,
+            inner,
+            x.stride(0),
+            torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1,
         )
         return out
 
@@ -148,6 +223,10 @@ class NativeOps:
             _threads(rows * heads * size),
         )
         return out
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        return self.rms_norm(x.index_select(0, rows), weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
@@ -249,6 +328,59 @@ class NativeOps:
             _threads(rows * heads * head_dim),
         )
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        dtype, strides, cache = heads.dtype, heads.stride(), keys.stride()
+        function = self._rotary_store.get(dtype)
+        rows, num_heads, head_dim = heads.shape
+        if (
+            function is None
+            or not dtype == keys.dtype == values.dtype
+            or cos_sin.dtype != accumulation_dtype(dtype)
+            or not positions.dtype == slots.dtype == torch.int64
+            or cache != values.stride()
+            or not strides[1] == cache[2] == head_dim
+            or not strides[2] == cache[3] == 1
+            or (q_norm is None) != (k_norm is None)
+            or any(norm is not None and norm.dtype != dtype for norm in (q_norm, k_norm))
+        ):
+            self._torch.rotary_store_(
+                heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+            )
+            return
+        num_kv_heads = keys.shape[1]
+        function(
+            heads.data_ptr(),
+            positions.data_ptr(),
+            cos_sin.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            slots.data_ptr(),
+            None if q_norm is None else q_norm.data_ptr(),
+            None if k_norm is None else k_norm.data_ptr(),
+            rows,
+            num_heads - 2 * num_kv_heads,
+            num_kv_heads,
+            head_dim,
+            strides[0],
+            keys.shape[2],
+            cache[0],
+            cache[1],
+            eps,
+            _threads(rows * num_heads * head_dim),
+        )
+
     def paged_attention(
         self,
         q: Tensor,
@@ -262,9 +394,12 @@ class NativeOps:
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
         return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
@@ -274,11 +409,23 @@ class NativeOps:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`."""
+        """See `Ops.plan_attention`; trees are torch's to do."""
+        if tree is not None:
+            return self._torch.plan_attention(
+                block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+            )
         return NativePlannedAttention(
             self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
         )
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`."""
+        dtype = layers[0].input_norm.dtype if layers else torch.float32
+        if why_not_one_call(layers, self.panel_width(dtype)):
+            return None
+        return NativeLayers(self._layers, layers)
 
     def check(self) -> None:
         """Compare with torch on a small ragged batch; NativeUnavailable if they disagree.
@@ -308,7 +455,8 @@ class NativeOps:
                 attended, _ = ops.plan_attention(tables, starts, kv_lens, *lens)(
                     heads[:, :4], keys.to(dtype), values.to(dtype), 0.2, 30
                 )
-                product = ops.linear(x, x)
+                width = self.panel_width(dtype) or 8
+                product = ops.packed_linear(x, pack_panels(x, width), len(x), x[0, : len(x)])
                 parts = (
                     ops.rms_norm(x, weight.to(dtype), 1e-6),
                     ops.silu_and_mul(x),
@@ -330,6 +478,12 @@ def _per_dtype(library: ctypes.CDLL, name: str, *types: type[Any]) -> dict[torch
         dtype: _declare(library[f"{name}_{str(dtype).removeprefix('torch.')}"], *types)
         for dtype in DTYPES
     }
+
+
+def _panel_width(function: Function) -> int:
+    width = ctypes.c_int64()
+    function(ctypes.byref(width))
+    return width.value
 
 
 def _declare(function: Any, *types: type[Any]) -> Function:

@@ -57,7 +57,8 @@ class NativePlannedAttention:
         )
         self._geometry: tuple[Any, ...] = ()
         self._torch: PlannedAttention | None = None
-        self._call = call = AttentionCall()
+        self.call = call = AttentionCall()
+        """What C++ reads; `takes` fills in the shape of a layer."""
         self._reference = ctypes.byref(call)
         call.block_tables, call.query_starts, call.kv_lens = (
             tensor.data_ptr() for tensor in self._tensors
@@ -74,16 +75,13 @@ class NativePlannedAttention:
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        geometry = (q.dtype, q.shape, q.stride(), keys.shape, keys.stride(), keys.dtype)
-        if geometry != self._geometry:
-            if values.stride() != keys.stride() or not self._takes(*geometry):
-                if self._torch is None:
-                    self._torch = TorchOps().plan_attention(*self._batch)
-                return self._torch(q, keys, values, scale, window, need_lse)
-            self._geometry = geometry
+        if not self.takes(q.dtype, q.shape, q.stride(), keys, values):
+            if self._torch is None:
+                self._torch = TorchOps().plan_attention(*self._batch)
+            return self._torch(q, keys, values, scale, window, need_lse)
         out = q.new_empty(*q.shape)
         lse = None
-        call = self._call
+        call = self.call
         if need_lse:
             lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
             call.lse = lse.data_ptr()
@@ -98,30 +96,35 @@ class NativePlannedAttention:
         self._function(self._reference)
         return out, lse
 
-    def _takes(
+    def takes(
         self,
         dtype: torch.dtype,
         q_shape: torch.Size,
         q_strides: tuple[int, ...],
-        shape: torch.Size,
-        strides: tuple[int, ...],
-        cache_dtype: torch.dtype,
+        keys: Tensor,
+        values: Tensor,
     ) -> bool:
         """Fill in a layer's shape; False for one that is torch's to do."""
+        strides = keys.stride()
+        geometry = (dtype, q_shape, q_strides, keys.shape, strides, keys.dtype)
+        if geometry == self._geometry:
+            return True
         _, num_heads, head_dim = q_shape
         if (
             dtype not in self._functions
-            or cache_dtype != dtype
+            or keys.dtype != dtype
+            or values.stride() != strides
             or not q_strides[1] == strides[2] == head_dim
             or not q_strides[2] == strides[3] == 1
         ):
             return False
-        call = self._call
+        call = self.call
         self._function = self._functions[dtype]
-        call.num_kv_heads, call.block_size, call.head_dim = shape[1:]
-        call.group_size = num_heads // shape[1]
+        call.num_kv_heads, call.block_size, call.head_dim = keys.shape[1:]
+        call.group_size = num_heads // keys.shape[1]
         call.q_stride = q_strides[0]
         call.block_stride, call.head_stride = strides[:2]
         products = self._scores * num_heads * head_dim
         call.threads = torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1
+        self._geometry = geometry
         return True

@@ -3,6 +3,7 @@
 // A plain C ABI for ctypes and no torch headers, so that it compiles in seconds. No fast-math: -inf
 // and NaN mean what they say. Strides are in elements unless a name says bytes.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <vector>
 
@@ -12,12 +13,25 @@ namespace {
 
 // ---- row-wise operators -----------------------------------------------------------------------
 
+// to = from / sqrt(mean(from^2) + eps) * weight.
+template <class T> void normalise(const T* from, const T* weight, T* to, i64 n, double eps) {
+    typedef Sum<T> A;
+    constexpr i64 L = lanes<A>;
+    Vec<A> squares[2] = {};  // two chains of sums: each waits for its own last one only
+    for (i64 i = 0; i < n; i += L) {
+        Vec<A> v = load(from + i, n - i);
+        squares[i / L % 2] += v * v;
+    }
+    A inverse = A(1) / std::sqrt(add_lanes<A>(squares[0] + squares[1]) / A(n) + A(eps));
+    for (i64 i = 0; i < n; i += L)
+        store(to + i, load(from + i, n - i) * inverse * load(weight + i, n - i), n - i);
+}
+
 // With a residual of [rows, n], x is first added into it, and the sum is what is normalised.
 template <class T>
 void rms_norm(const T* x, T* residual, const T* weight, T* out, i64 rows, i64 heads, i64 n,
               i64 row_stride, i64 head_stride, double eps, int threads) {
-    typedef Sum<T> A;
-    constexpr i64 L = lanes<A>;
+    constexpr i64 L = lanes<Sum<T>>;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 row = 0; row < rows * heads; ++row) {
         const T* from = x + row / heads * row_stride + row % heads * head_stride;
@@ -27,17 +41,14 @@ void rms_norm(const T* x, T* residual, const T* weight, T* out, i64 rows, i64 he
                 store(stream + i, load(stream + i, n - i) + load(from + i, n - i), n - i);
             from = stream;
         }
-        Vec<A> squares = {};
-        for (i64 i = 0; i < n; i += L) {
-            Vec<A> v = load(from + i, n - i);
-            squares += v * v;
-        }
-        A inverse = A(1) / std::sqrt(add_lanes<A>(squares) / A(n) + A(eps));
-        for (i64 i = 0; i < n; i += L) {
-            Vec<A> v = load(from + i, n - i) * inverse * load(weight + i, n - i);
-            store(out + row * n + i, v, n - i);
-        }
+        normalise(from, weight, out + row * n, n, eps);
     }
+}
+
+// silu(gate) * up, the logistic function from e^-|g|, which cannot overflow.
+template <class A> inline Vec<A> gated(Vec<A> gate, Vec<A> up) {
+    Vec<A> e = exponential<A>(gate < 0 ? gate : -gate);
+    return gate * ((gate < 0 ? e : Vec<A>{} + 1) / (1 + e)) * up;
 }
 
 template <class T>
@@ -47,32 +58,56 @@ void silu_and_mul(const T* gate_up, T* out, i64 rows, i64 inner, i64 row_stride,
     for (i64 row = 0; row < rows; ++row) {
         const T* gate = gate_up + row * row_stride;
         for (i64 i = 0; i < inner; i += lanes<A>) {
-            // The logistic function from e^-|g|, which cannot overflow.
-            Vec<A> g = load(gate + i, inner - i), e = exponential<A>(g < 0 ? g : -g);
-            Vec<A> logistic = (g < 0 ? e : Vec<A>{} + 1) / (1 + e);
-            Vec<A> up = load(gate + inner + i, inner - i);
-            store(out + row * inner + i, g * logistic * up, inner - i);
+            i64 n = inner - i;
+            store(out + row * inner + i, gated<A>(load(gate + i, n), load(gate + inner + i, n)), n);
         }
+    }
+}
+
+// Half the rotated numbers of a head and where they go; `from` and `to` may be the same head.
+template <class T>
+void rotate(const T* from, T* to, const Sum<T>* angles, i64 half) {
+    typedef Sum<T> A;
+    for (i64 i = 0; i < half; i += lanes<A>) {
+        i64 n = half - i;
+        Vec<A> cosine = load(angles + i, n), sine = load(angles + half + i, n);
+        Vec<A> a = load(from + i, n), b = load(from + half + i, n);
+        store(to + i, a * cosine - b * sine, n);
+        store(to + half + i, b * cosine + a * sine, n);
     }
 }
 
 template <class T>
 void rotary(T* x, const i64* positions, const Sum<T>* cos_sin, i64 rows, i64 heads, i64 head_dim,
             i64 row_stride, int threads) {
-    typedef Sum<T> A;
-    const i64 half = head_dim / 2;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; ++row)
+        for (i64 head = 0; head < heads; ++head) {
+            T* at = x + row * row_stride + head * head_dim;
+            rotate(at, at, cos_sin + positions[row] * head_dim, head_dim / 2);
+        }
+}
+
+// Queries of [rows, heads + 2 * kv_heads, head_dim] are rotated where they lie; keys are rotated on
+// their way into their slots, and values copied. With norms, both are normalised first.
+template <class T>
+void rotary_store(T* qkv, const i64* positions, const Sum<T>* cos_sin, T* keys, T* values,
+                  const i64* slots, const T* q_norm, const T* k_norm, i64 rows, i64 heads,
+                  i64 kv_heads, i64 head_dim, i64 row_stride, i64 block_size, i64 block_stride,
+                  i64 head_stride, double eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 row = 0; row < rows; ++row) {
-        const A* table = cos_sin + positions[row] * head_dim;
-        for (i64 i = 0; i < half; i += lanes<A>) {
-            i64 n = half - i;
-            Vec<A> cosine = load(table + i, n), sine = load(table + half + i, n);
-            for (i64 head = 0; head < heads; ++head) {
-                T* pair = x + row * row_stride + head * head_dim + i;
-                Vec<A> a = load(pair, n), b = load(pair + half, n);
-                store(pair, a * cosine - b * sine, n);
-                store(pair + half, b * cosine + a * sine, n);
-            }
+        const Sum<T>* angles = cos_sin + positions[row] * head_dim;
+        T* at = qkv + row * row_stride;
+        for (i64 head = 0; head < heads; ++head, at += head_dim) {
+            if (q_norm) normalise(at, q_norm, at, head_dim, eps);
+            rotate(at, at, angles, head_dim / 2);
+        }
+        i64 to = slots[row] / block_size * block_stride + slots[row] % block_size * head_dim;
+        for (i64 head = 0; head < kv_heads; ++head, at += head_dim, to += head_stride) {
+            if (k_norm) normalise(at, k_norm, at, head_dim, eps);
+            rotate(at, keys + to, angles, head_dim / 2);
+            memcpy(values + to, at + kv_heads * head_dim, head_dim * sizeof(T));
         }
     }
 }
@@ -85,36 +120,78 @@ void dots(i64 rows, const T* const* w, const Sum<T>* x, i64 n, Sum<T>* out, i64 
     else dots<1>(w, x, n, out, out_stride);
 }
 
-// y = x @ w.T + bias, a vector of outputs at a time: their weights are read from memory once, for
-// all rows of x.
-void linear(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in, i64 out,
-            i64 x_stride, int threads) {
-    constexpr i64 L = lanes<float>, some = 4;
-    static thread_local std::vector<float> x_scratch, w_scratch;
-    x_scratch.resize(rows * in);
-    float* wide_x = x_scratch.data();
+// y = x @ w.T + bias for at most 4 rows and weights that are not packed, a vector of outputs at a
+// time.
+void few_rows_linear(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in,
+                     i64 out, i64 x_stride, int threads) {
+    constexpr i64 L = lanes<float>;
+    static thread_local std::vector<float> scratch;
+    scratch.resize(rows * in);
+    float* wide_x = scratch.data();
     for (i64 row = 0; row < rows; ++row) widen(x + row * x_stride, wide_x + row * in, in);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 o = 0; o < out; o += L) {
-        // For more rows than one product takes it pays to widen the weights only once.
-        if (rows > some) w_scratch.resize(L * in);
         const bf16* from[L];
-        const float* from_wide[L];
-        for (i64 j = 0; j < L; ++j) {
-            from[j] = w + std::min(o + j, out - 1) * in;
-            from_wide[j] = w_scratch.data() + j * in;
-            if (rows > some) widen(from[j], w_scratch.data() + j * in, in);
-        }
+        for (i64 j = 0; j < L; ++j) from[j] = w + std::min(o + j, out - 1) * in;
         Vec<float> add = bias ? load(bias + o, out - o) : Vec<float>{};
-        float sums[some * L];
-        for (i64 row = 0; row < rows; row += some) {
-            i64 count = std::min(rows - row, some);
-            if (rows > some) dots(count, from_wide, wide_x + row * in, in, sums, L);
-            else dots(count, from, wide_x + row * in, in, sums, L);
-            for (i64 r = 0; r < count; ++r)
-                store(y + (row + r) * out + o, load(sums + r * L) + add, out - o);
-        }
+        float sums[4 * L];
+        dots(rows, from, wide_x, in, sums, L);
+        for (i64 r = 0; r < rows; ++r) store(y + r * out + o, load(sums + r * L) + add, out - o);
     }
+}
+
+// y = x @ w.T + bias with w in panels (vectors.h), of which the last may be filled up with zeros.
+// Gated: w has 2 * out outputs, in whole panels, and y = silu(first half) * second half, without
+// bias: what lies between never leaves the cache.
+template <class T, bool gate>
+void linear(const T* x, const T* w, const T* bias, T* y, i64 rows, i64 in, i64 out, i64 x_stride,
+            int threads) {
+    typedef Sum<T> A;
+    constexpr i64 width = panel<T>, L = lanes<A>, most = 4;  // panels at once, for few rows
+    static thread_local std::vector<A> scratch;
+    const A* wide_x = (const A*)x;
+    if (sizeof(T) != sizeof(A) || x_stride != in) {
+        scratch.resize(rows * in);
+        for (i64 row = 0; row < rows; ++row) widen(x + row * x_stride, scratch.data() + row * in, in);
+        wide_x = scratch.data();
+    }
+    // Few rows would leave most of a processor waiting for its own sums: they take more panels.
+    i64 panels = (out + width - 1) / width, together = rows * most <= panel_rows ? most
+                                                       : rows * 2 <= panel_rows ? 2 : 1;
+    // Rows that stay in the cache while all panels pass.
+    i64 chunk = std::max<i64>(16 * panel_rows, (1 << 16) / in / panel_rows * panel_rows);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (i64 part = 0; part < threads; ++part)
+        for (i64 start = 0; start < rows; start += chunk) {
+            i64 end = std::min(rows, start + chunk), blocks = (end - start - 1) / panel_rows + 1;
+            i64 p = panels * part / threads, stop = panels * (part + 1) / threads;
+            for (i64 count; p < stop; p += count) {
+                count = stop - p >= together ? together : 1;
+                const T* from = w + p * in * width;
+                i64 span = count * width;
+                // Blocks of nearly equal size: 7 rows are 4 and 3, not 6 and 1.
+                for (i64 block = 0, row = start, n; block < blocks; ++block, row += n) {
+                    n = (end - row + blocks - block - 1) / (blocks - block);
+                    A sums[2][panel_rows * width];  // = most * width of as many rows fewer
+                    auto multiply = [&](const T* weights, A* to) {
+                        const A* at = wide_x + row * in;
+                        if (count == 4) panel_block<4>(n, at, in, weights, to, span);
+                        else if (count == 2) panel_block<2>(n, at, in, weights, to, span);
+                        else panel_block<1>(n, at, in, weights, to, span);
+                    };
+                    multiply(from, sums[0]);
+                    if (gate) multiply(from + panels * width * in, sums[1]);
+                    for (i64 i = 0; i < n; ++i)
+                        for (i64 o = p * width, j = 0; j < span && o + j < out; j += L) {
+                            i64 some = out - o - j, at = i * span + j;
+                            Vec<A> sum = load(sums[0] + at);
+                            if (gate) sum = gated<A>(sum, load(sums[1] + at));
+                            else if (bias) sum += load(bias + o + j, some);
+                            store(y + (row + i) * out + o + j, sum, some);
+                        }
+                }
+            }
+        }
 }
 
 // ---- paged attention --------------------------------------------------------------------------
@@ -285,14 +362,16 @@ template <class T> struct Attention {
                 Vec<A> before = load(most + w), top = before;
                 for (i64 j = 0; j < n; ++j) top = larger<A>(top, load(scores + j * R + w));
                 Vec<A> base = top == -inf<A> ? Vec<A>{} : top;
-                Vec<A> shrink = exponential<A>(before - base), sum = load(weight + w) * shrink;
+                Vec<A> shrink = exponential<A>(before - base), sum = {};
                 for (i64 j = 0; j < n; ++j) {
                     Vec<A> e = exponential<A>(load(scores + j * R + w) - base);
                     store(scores + j * R + w, e);
                     sum += e;
                 }
                 store(most + w, top);
-                store(weight + w, sum);
+                // Not before the loop: a compiler that peels it would fuse this product with the
+                // first sum in one instance of this template and not in another.
+                store(weight + w, load(weight + w) * shrink + sum);
                 for (i64 d = 0; d < D; ++d) store(out + d * R + w, load(out + d * R + w) * shrink);
             }
             multiply<W>(out, v, 1, D, scores, D, n, true);
@@ -403,6 +482,96 @@ template <class T> struct Attention {
     }
 };
 
+// ---- whole layers -------------------------------------------------------------------------------
+
+// Structures that native_layers.py has too. A pointer that a model does not need is 0.
+struct Layer {
+    const void *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *cos_sin, *output, *output_bias;
+    const void *post_norm, *gate_up, *down, *down_bias;
+    void *keys, *values;
+    i64 group, window;
+    double scale;
+};
+struct Group {
+    const AttentionCall* attention;  // all but queries, pages, window and scale
+    const i64* slots;
+};
+struct LayersCall {
+    const Layer* layers;
+    const Group* groups;
+    void *h, *scratch;
+    const i64* positions;
+    i64 num_layers, rows, hidden, inner;
+    double eps, attention_s;  // the last is written: seconds spent attending
+    i64 threads;
+};
+
+// Work up to which one thread is faster than setting others going: numbers, and multiplications.
+constexpr i64 one_thread = 1 << 13, one_thread_products = 1 << 17;
+
+// The layers of a decoder over the rows of one step, an operator after the other: what the Python
+// of a layer does, for a model small enough that calling the operators takes longer than they do.
+template <class T> struct Layers {
+    LayersCall& c;
+    int threads(i64 work, i64 alone) const { return work > alone ? int(c.threads) : 1; }
+    int wide(i64 size) const { return threads(c.rows * size, one_thread); }
+
+    void product(const T* x, const void* w, const void* bias, T* y, i64 in, i64 out) const {
+        linear<T, false>(x, (const T*)w, (const T*)bias, y, c.rows, in, out, in,
+                         threads(c.rows * in * out, one_thread_products));
+    }
+    void norm(const T* x, T* residual, const void* weight, T* out) const {
+        rms_norm(x, residual, (const T*)weight, out, c.rows, 1, c.hidden, c.hidden, 0, c.eps,
+                 wide(c.hidden));
+    }
+    void feed_forward(const Layer& layer, const T* x, T* between, T* out) const {
+        i64 inner = c.inner, rows = c.rows, products = 2 * rows * c.hidden * inner;
+        if (inner % panel<T>) {
+            T* gate_up = between + rows * inner;
+            product(x, layer.gate_up, nullptr, gate_up, c.hidden, 2 * inner);
+            silu_and_mul(gate_up, between, rows, inner, 2 * inner, wide(2 * inner));
+        } else {
+            linear<T, true>(x, (const T*)layer.gate_up, nullptr, between, rows, c.hidden, inner,
+                            c.hidden, threads(products, one_thread_products));
+        }
+        product(between, layer.down, layer.down_bias, out, inner, c.hidden);
+    }
+
+    void run() {
+        i64 rows = c.rows;
+        T *h = (T*)c.h, *x = (T*)c.scratch, *pending = x + rows * c.hidden;
+        T* between = pending + rows * c.hidden;
+        c.attention_s = 0;
+        for (i64 i = 0; i < c.num_layers; ++i) {
+            const Layer& layer = c.layers[i];
+            AttentionCall call = *c.groups[layer.group].attention;
+            i64 D = call.head_dim, kv_heads = call.num_kv_heads, heads = kv_heads * call.group_size;
+            i64 projected = (heads + 2 * kv_heads) * D;
+            if (i) norm(pending, h, layer.input_norm, x);
+            else norm(h, nullptr, layer.input_norm, x);
+            T *qkv = between, *attended = qkv + rows * projected;
+            product(x, layer.qkv, layer.qkv_bias, qkv, c.hidden, projected);
+            auto start = std::chrono::steady_clock::now();
+            rotary_store(qkv, c.positions, (const Sum<T>*)layer.cos_sin, (T*)layer.keys,
+                         (T*)layer.values, c.groups[layer.group].slots, (const T*)layer.q_norm,
+                         (const T*)layer.k_norm, rows, heads, kv_heads, D, projected,
+                         call.block_size, call.block_stride, call.head_stride, c.eps,
+                         wide(projected));
+            call.q = qkv, call.keys = layer.keys, call.values = layer.values;
+            call.out = attended, call.lse = nullptr;
+            call.window = layer.window, call.scale = layer.scale;
+            Attention<T>{call}.run();
+            std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+            c.attention_s += spent.count();
+            product(attended, layer.output, layer.output_bias, pending, heads * D, c.hidden);
+            norm(pending, h, layer.post_norm, x);
+            feed_forward(layer, x, between, pending);
+        }
+        for (i64 j = 0, n = rows * c.hidden; j < n; j += lanes<Sum<T>>)
+            store(h + j, load(h + j, n - j) + load(pending + j, n - j), n - j);
+    }
+};
+
 }  // namespace
 
 // ---- the C ABI --------------------------------------------------------------------------------
@@ -420,15 +589,34 @@ template <class T> struct Attention {
                          i64 head_dim, i64 row_stride, int threads) {                             \
         rotary(x, positions, cos_sin, rows, heads, head_dim, row_stride, threads);                \
     }                                                                                             \
-    EXPORT attention_##name(const AttentionCall* call) { Attention<T>{*call}.run(); }
+    EXPORT rotary_store_##name(                                                                   \
+        T* qkv, const i64* positions, const Sum<T>* cos_sin, T* keys, T* values,                  \
+        const i64* slots, const T* q_norm, const T* k_norm, i64 rows, i64 heads, i64 kv_heads,    \
+        i64 head_dim, i64 row_stride, i64 block_size, i64 block_stride, i64 head_stride,          \
+        double eps, int threads) {                                                                \
+        rotary_store(qkv, positions, cos_sin, keys, values, slots, q_norm, k_norm, rows, heads,   \
+                     kv_heads, head_dim, row_stride, block_size, block_stride, head_stride, eps,  \
+                     threads);                                                                    \
+    }                                                                                             \
+    EXPORT linear_##name(const T* x, const T* w, const T* bias, T* y, i64 rows, i64 in, i64 out,  \
+                         i64 x_stride, int threads) {                                             \
+        linear<T, false>(x, w, bias, y, rows, in, out, x_stride, threads);                        \
+    }                                                                                             \
+    EXPORT gated_linear_##name(const T* x, const T* w, T* y, i64 rows, i64 in, i64 out,           \
+                               i64 x_stride, int threads) {                                       \
+        linear<T, true>(x, w, nullptr, y, rows, in, out, x_stride, threads);                      \
+    }                                                                                             \
+    EXPORT panel_##name(i64* width) { *width = panel<T>; }                                        \
+    EXPORT attention_##name(const AttentionCall* call) { Attention<T>{*call}.run(); }             \
+    EXPORT layers_##name(LayersCall* call) { Layers<T>{*call}.run(); }
 
 FOR_TYPE(float, float32)
 FOR_TYPE(double, float64)
 FOR_TYPE(bf16, bfloat16)
 
-EXPORT linear_bfloat16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in,
-                       i64 out, i64 x_stride, int threads) {
-    linear(x, w, bias, y, rows, in, out, x_stride, threads);
+EXPORT few_rows_linear_bfloat16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows,
+                                i64 in, i64 out, i64 x_stride, int threads) {
+    few_rows_linear(x, w, bias, y, rows, in, out, x_stride, threads);
 }
 
 // Copy rows of [heads, row_bytes] into their slots of [blocks, heads, block_size, row_bytes].

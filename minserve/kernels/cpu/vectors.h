@@ -20,8 +20,10 @@
 // The chosen lanes of two vectors; clang and newer GCC spell it one way, older GCC another.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(A, a, b, index) __builtin_shufflevector(a, b, (index)...)
+#define SHUFFLE_8(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(A, a, b, index) __builtin_shuffle(a, b, (typename Simd<A>::I){(index)...})
+#define SHUFFLE_8(a, b, ...) __builtin_shuffle(a, b, (Simd<float>::I){__VA_ARGS__})
 #endif
 
 namespace {
@@ -142,6 +144,25 @@ template <class A, i64 count = lanes<A>> inline Vec<A> add_lanes_of_each(const V
                                  add_lanes_of_each<A, count / 2>(v + count / 2),
                                  std::make_integer_sequence<int, lanes<A>>{});
 }
+#if VECTOR_BYTES == 32
+// AVX has no single instruction for add_neighbours: it shuffles inside halves of 128 bits. So the
+// halves of each vector are summed first, side by side, and joined at the end.
+inline Vec<float> add_in_halves(const Vec<float>* v) {
+    Vec<float> pair[2];
+    for (int i = 0; i < 2; ++i) {
+        Vec<float> a = v[2 * i], b = v[2 * i + 1];
+        pair[i] = SHUFFLE_8(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
+                  SHUFFLE_8(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    return SHUFFLE_8(pair[0], pair[1], 0, 1, 8, 9, 4, 5, 12, 13) +
+           SHUFFLE_8(pair[0], pair[1], 2, 3, 10, 11, 6, 7, 14, 15);
+}
+template <> inline Vec<float> add_lanes_of_each<float>(const Vec<float>* v) {
+    Vec<float> low = add_in_halves(v), high = add_in_halves(v + 4);
+    return SHUFFLE_8(low, high, 0, 1, 2, 3, 8, 9, 10, 11) +
+           SHUFFLE_8(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#endif
 
 // ---- products ---------------------------------------------------------------------------------
 
@@ -150,10 +171,12 @@ template <class A, i64 count = lanes<A>> inline Vec<A> add_lanes_of_each(const V
 template <int R, class T>
 inline void dots(const T* const* w, const Sum<T>* x, i64 n, Sum<T>* out, i64 out_stride) {
     typedef Sum<T> A;
-    constexpr i64 L = lanes<A>, J = VECTOR_BYTES == 64 ? 4 : 2;  // J * R sums stay in registers
+    constexpr i64 L = lanes<A>, J = VECTOR_BYTES == 64 || R < 3 ? 4 : 2;  // J * R sums in registers
     Vec<A> sums[R][L];
     for (i64 first = 0; first < L; first += J) {
-        Vec<A> some[J][R] = {};
+        Vec<A> some[J][R];
+        for (i64 j = 0; j < J; ++j)
+            for (int r = 0; r < R; ++r) some[j][r] = Vec<A>{};
         i64 i = 0;
         for (; i + L <= n; i += L) {
             Vec<A> wide[J];
@@ -163,9 +186,10 @@ inline void dots(const T* const* w, const Sum<T>* x, i64 n, Sum<T>* out, i64 out
                 for (i64 j = 0; j < J; ++j) some[j][r] += wide[j] * row;
             }
         }
-        for (i64 j = 0; i < n && j < J; ++j)
-            for (int r = 0; r < R; ++r)
-                some[j][r] += load(w[first + j] + i, n - i) * load(x + r * n + i, n - i);
+        if (i < n)
+            for (i64 j = 0; j < J; ++j)
+                for (int r = 0; r < R; ++r)
+                    some[j][r] += load(w[first + j] + i, n - i) * load(x + r * n + i, n - i);
         for (i64 j = 0; j < J; ++j)
             for (int r = 0; r < R; ++r) sums[r][first + j] = some[j][r];
     }
@@ -196,6 +220,48 @@ void multiply(A* c, const A* a, i64 ai, i64 ak, const A* b, i64 m, i64 n, bool a
     i64 i = 0;
     for (; i + M <= m; i += M) multiply_rows<M, W>(c + i * width, a + i * ai, ai, ak, b, n, add);
     for (; i < m; ++i) multiply_rows<1, W>(c + i * width, a + i * ai, ai, ak, b, n, add);
+}
+
+// ---- products with packed weights -------------------------------------------------------------
+
+// A weight matrix of [out, in] is packed into panels: [out / panel, in, panel], so that what one
+// step of the product below reads lies side by side, and a panel's next step behind it.
+template <class T> constexpr i64 panel = 2 * lanes<Sum<T>>;
+// Rows of x per block: with two vectors each, 24 of AVX-512's 32 registers, 12 of 16 elsewhere.
+constexpr i64 panel_rows = VECTOR_BYTES == 64 ? 12 : 6;
+
+// y[i, panel p] = x[i] . panel p + bias for M rows and P panels. Every number is one sum, in the
+// order of `in`, whatever M and P are: it depends on its own row and its own weights alone.
+template <int M, int P, class T>
+inline void panel_block(const Sum<T>* x, i64 in, const T* w, Sum<T>* y, i64 y_stride) {
+    typedef Sum<T> A;
+    constexpr i64 L = lanes<A>;
+    Vec<A> sums[M][P][2] = {};
+    for (i64 k = 0; k < in; ++k)
+        for (int p = 0; p < P; ++p) {
+            const T* from = w + (p * in + k) * 2 * L;
+            // Narrow weights for few rows pass by faster than the hardware notices where each panel
+            // begins: what comes after these panels is asked for meanwhile. Wide ones it follows.
+            if (P > 1 && sizeof(T) < sizeof(A)) __builtin_prefetch(from + P * in * 2 * L);
+            Vec<A> left = load(from), right = load(from + L);
+            for (int i = 0; i < M; ++i) {
+                A factor = x[i * in + k];
+                sums[i][p][0] += factor * left;
+                sums[i][p][1] += factor * right;
+            }
+        }
+    for (int i = 0; i < M; ++i)
+        for (int p = 0; p < P; ++p)
+            for (int side = 0; side < 2; ++side)
+                store(y + i * y_stride + (p * 2 + side) * L, sums[i][p][side]);
+}
+
+// The same for up to panel_rows rows.
+template <int P, class T, int M = P == 1 ? panel_rows : panel_rows / P>
+inline void panel_block(i64 rows, const Sum<T>* x, i64 in, const T* w, Sum<T>* y, i64 y_stride) {
+    if constexpr (M > 1)
+        if (rows < M) return panel_block<P, T, M - 1>(rows, x, in, w, y, y_stride);
+    panel_block<M, P>(x, in, w, y, y_stride);
 }
 
 }  // namespace

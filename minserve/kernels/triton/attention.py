@@ -24,12 +24,14 @@ def load_tile(pages, table, positions, inside, head_offset, block_stride, block_
 
 @triton.jit
 def attend(
-    q, keys, values, table, position, alive, first, last, scale, window,
+    q, keys, values, table, position, alive, first, last, scale, window, branch, first_query,
     head_offset, block_stride, block_size, head_dim, column,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WINDOW: tl.constexpr,
+    TREE: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of `q` `[ROWS, DIM]` over keys `first` to `last`: the unnormalised sum, the
-    running maximum and the running total, in powers of two."""
+    running maximum and the running total, in powers of two. With TREE, `branch` holds each row's
+    tree mask (`kernels.tree`), whose bits count from key `first_query`."""
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, DIM], tl.float32)
@@ -42,6 +44,10 @@ def attend(
         seen = inside[None, :] & (key[None, :] <= position[:, None]) & alive[:, None]
         if WINDOW:
             seen = seen & (key[None, :] > position[:, None] - window)
+        if TREE:
+            place = key - first_query
+            bit = tl.minimum(tl.maximum(place, 0), 63).to(tl.int64)
+            seen = seen & ((place < 0)[None, :] | ((branch[:, None] >> bit[None, :]) & 1 != 0))
         scores = tl.where(seen, scores, float("-inf"))
         newest = tl.maximum(best, tl.max(scores, 1))
         # A row that has seen no key yet: -inf minus -inf would be NaN.
@@ -59,11 +65,11 @@ def attend(
 
 @triton.jit
 def ragged_attention_kernel(
-    q, keys, values, out, lse, tables, query_starts, kv_lens, tile_requests, tile_tokens,
+    q, keys, values, out, lse, tables, query_starts, kv_lens, tile_requests, tile_tokens, tree,
     q_row_stride, table_stride, block_stride, head_stride, block_size, num_heads, head_dim,
     scale, window,
     GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    DIM: tl.constexpr, WINDOW: tl.constexpr, LSE: tl.constexpr,
+    DIM: tl.constexpr, WINDOW: tl.constexpr, TREE: tl.constexpr, LSE: tl.constexpr,
 ):  # fmt: skip
     """Program (t, h): tile t holds tokens `tile_tokens[t]` and on of request `tile_requests[t]`,
     for KV head h. Row m of the tile is token `m // GROUP` and query head `m % GROUP`."""
@@ -88,10 +94,13 @@ def ragged_attention_kernel(
     if WINDOW:
         oldest = tl.min(tl.where(alive, position, context), 0) - window + 1
         first = tl.maximum(oldest, 0) // KEYS * KEYS
+    branch = position
+    if TREE:
+        branch = tl.load(tree + row, alive, other=0)
     sums, best, total = attend(
         queries, keys, values, tables + request.to(tl.int64) * table_stride, position, alive,
-        first, last, scale, window, kv_head * head_stride, block_stride, block_size, head_dim,
-        column, ROWS, KEYS, DIM, WINDOW,
+        first, last, scale, window, branch, context - num_rows, kv_head * head_stride,
+        block_stride, block_size, head_dim, column, ROWS, KEYS, DIM, WINDOW, TREE,
     )  # fmt: skip
     total = tl.where(alive, total, 1.0)
     result = sums / total[:, None]

@@ -54,8 +54,8 @@ def split_attention_kernel(
     position = tl.zeros([ROWS], tl.int32) + context - 1
     sums, best, total = attend(
         queries, keys, values, tables + request.to(tl.int64) * table_stride, position, alive,
-        first, last, scale, window, kv_head * head_stride, block_stride, block_size, head_dim,
-        column, ROWS, KEYS, DIM, WINDOW,
+        first, last, scale, window, position, context, kv_head * head_stride, block_stride,
+        block_size, head_dim, column, ROWS, KEYS, DIM, WINDOW, False,
     )  # fmt: skip
     part = (request.to(tl.int64) * num_heads + head) * num_splits + split
     empty = total == 0.0

@@ -15,6 +15,7 @@ from torch import Tensor
 @triton.jit
 def rms_norm_kernel(
     x,
+    rows,
     weight,
     out,
     x_row_stride,
@@ -23,10 +24,14 @@ def rms_norm_kernel(
     width,
     eps,
     BLOCK: tl.constexpr,
+    GATHER: tl.constexpr,
 ):
-    """Program p normalises head `p % num_heads` of row `p // num_heads`; `out` is contiguous."""
+    """Program p normalises head `p % num_heads` of row `p // num_heads`, or, with GATHER, of the
+    row that `rows` has there; `out` is contiguous."""
     program = tl.program_id(0).to(tl.int64)
     row, head = program // num_heads, program % num_heads
+    if GATHER:
+        row = tl.load(rows + row)
     column = tl.arange(0, BLOCK)
     inside = column < width
     values = tl.load(x + row * x_row_stride + head * x_head_stride + column, inside, other=0.0)
@@ -70,8 +75,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     num_heads, head_stride = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
     if out.numel():
         rms_norm_kernel[(x.shape[0] * num_heads,)](
-            x, weight, out, x.stride(0), head_stride, num_heads, width, eps,
-            BLOCK=triton.next_power_of_2(width), num_warps=warps_for(width),
+            x, None, weight, out, x.stride(0), head_stride, num_heads, width, eps,
+            BLOCK=triton.next_power_of_2(width), GATHER=False, num_warps=warps_for(width),
+        )  # fmt: skip
+    return out
+
+
+def rms_norm_rows(x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `Ops.rms_norm_rows`."""
+    width = x.shape[1]
+    out = torch.empty((rows.shape[0], width), dtype=x.dtype, device=x.device)
+    if out.numel():
+        rms_norm_kernel[(rows.shape[0],)](
+            x, rows, weight, out, x.stride(0), 0, 1, width, eps,
+            BLOCK=triton.next_power_of_2(width), GATHER=True, num_warps=warps_for(width),
         )  # fmt: skip
     return out
 

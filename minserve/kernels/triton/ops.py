@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from minserve.kernels.base import PlannedAttention
-from minserve.kernels.triton import activation, norm, rotary, store
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
+from minserve.kernels.reference import unpack_panels
+from minserve.kernels.tree import check_tree, refuse_window
+from minserve.kernels.triton import activation, norm, rotary, rotary_store, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
 from minserve.kernels.triton.decode import merge_kernel, num_splits, split_attention_kernel
 
@@ -30,9 +34,31 @@ class TritonOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
+    def panel_width(self, dtype: torch.dtype) -> int | None:
+        """See `Ops.panel_width`: the vendor library takes matrices as they are."""
+        return None
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Ops.packed_linear`."""
+        return F.linear(x, unpack_panels(panels, out_features), bias)
+
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """See `Ops.packed_gated_linear`."""
+        return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`."""
+        return None
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
         return norm.rms_norm(x, weight, eps)
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        return norm.rms_norm_rows(x, rows, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.add_rms_norm`."""
@@ -50,6 +76,23 @@ class TritonOps:
         """See `Ops.store_kv`."""
         store.store_kv(k, v, keys, values, slots)
 
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        rotary_store.rotary_store_(
+            heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
+        )
+
     def paged_attention(
         self,
         q: Tensor,
@@ -63,9 +106,12 @@ class TritonOps:
         scale: float,
         window: int | None,
         need_lse: bool = False,
+        tree: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Ops.paged_attention`."""
-        planned = self.plan_attention(block_tables, query_starts, kv_lens, query_lens, context_lens)
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
         return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
@@ -75,12 +121,17 @@ class TritonOps:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`: split over the context where every request has one row."""
+        """See `Ops.plan_attention`: split over the context where every request has one row.
+
+        A row alone is no tree, whatever its mask.
+        """
+        check_tree(tree, sum(query_lens))
         if max(query_lens) == 1:
             processors = self.num_processors or _processors(block_tables.device)
             return SplitAttention(block_tables, kv_lens, max(context_lens), processors)
-        return RaggedAttention(block_tables, query_starts, kv_lens, query_lens)
+        return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree)
 
 
 class RaggedAttention:
@@ -92,8 +143,10 @@ class RaggedAttention:
         query_starts: Tensor,
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> None:
         self._batch = block_tables, query_starts, kv_lens
+        self._tree = tree
         self._query_lens = np.array(query_lens)
         self._tiles: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -107,6 +160,7 @@ class RaggedAttention:
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedAttention`."""
+        refuse_window(self._tree, window)
         tables, query_starts, kv_lens = self._batch
         rows, num_heads, head_dim = q.shape
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
@@ -119,11 +173,12 @@ class RaggedAttention:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
         ragged_attention_kernel[(requests.shape[0], num_kv_heads)](
-            q, keys, values, out, lse, tables, query_starts, kv_lens, requests, starts,
+            q, keys, values, out, lse, tables, query_starts, kv_lens, requests, starts, self._tree,
             q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
             head_dim, scale, window or 0,
             GROUP=group, TOKENS=tokens, ROWS=tile_rows, KEYS=tile_keys, DIM=dim,
-            WINDOW=window is not None, LSE=need_lse, num_warps=warps, num_stages=2,
+            WINDOW=window is not None, TREE=self._tree is not None, LSE=need_lse,
+            num_warps=warps, num_stages=2,
         )  # fmt: skip
         return out, lse if need_lse else None
 

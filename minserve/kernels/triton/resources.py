@@ -27,6 +27,7 @@ from minserve.kernels.triton.decode import merge_kernel, split_attention_kernel
 from minserve.kernels.triton.norm import add_rms_norm_kernel, rms_norm_kernel, warps_for
 from minserve.kernels.triton.ops import SPLIT_STAGES, tile_shape
 from minserve.kernels.triton.rotary import rotary_kernel
+from minserve.kernels.triton.rotary_store import rotary_store_kernel
 from minserve.kernels.triton.store import store_kv_kernel
 
 CAPABILITIES = (80, 90)
@@ -113,12 +114,20 @@ def _attention(head_dim: int) -> list[Variant]:
     sums = dict.fromkeys(("lse", "parts", "part_lse"), "fp32")
     rows, keys, warps = tile_shape(head_dim, 2)
     shape = {"GROUP": 4, "KEYS": keys, "DIM": head_dim, "WINDOW": False}
+    chunk = shape | {"TOKENS": rows // 4, "ROWS": rows, "LSE": False}
     return [
         Variant(
             f"ragged attention, head size {head_dim}",
             ragged_attention_kernel,
             same | index | sums,
-            shape | {"TOKENS": rows // 4, "ROWS": rows, "LSE": False},
+            chunk | {"TREE": False, "tree": None},
+            warps,
+        ),
+        Variant(
+            f"ragged attention over trees, head size {head_dim}",
+            ragged_attention_kernel,
+            same | index | sums | {"tree": "i64"},
+            chunk | {"TREE": True},
             warps,
         ),
         Variant(
@@ -137,15 +146,38 @@ def variants() -> list[Variant]:
     norm = {"x": half, "residual": half, "weight": half, "out": half}
     pages = dict.fromkeys(("k", "v", "keys", "values"), half) | {"slots": "i64"}
     turned = {"x": half, "cos_sin": half, "positions": "i64"}
+    turned_and_stored = (
+        dict.fromkeys(("heads", "q_norm", "k_norm", "keys", "values"), half)
+        | dict.fromkeys(("positions", "slots"), "i64")
+        | {"cos_sin": "fp32"}
+    )
+    heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64}
     gated = {"gate_up": half, "out": half}
     joined = {"parts": "fp32", "part_lse": "fp32", "out": half, "lse": "fp32"}
     wide = {"BLOCK": 4096}
     return [
-        Variant("rms norm", rms_norm_kernel, norm, wide, warps_for(4096)),
+        Variant(
+            "rms norm",
+            rms_norm_kernel,
+            norm,
+            wide | {"GATHER": False, "rows": None},
+            warps_for(4096),
+        ),
+        Variant(
+            "rms norm of chosen rows",
+            rms_norm_kernel,
+            norm | {"rows": "i64"},
+            wide | {"GATHER": True},
+            warps_for(4096),
+        ),
         Variant("add, rms norm", add_rms_norm_kernel, norm, wide, warps_for(4096)),
         Variant("silu and multiply", silu_and_mul_kernel, gated, {"BLOCK": BLOCK}),
         Variant("rotary", rotary_kernel, turned, {"HEADS": 32, "HALF": 64}),
         Variant("store keys and values", store_kv_kernel, pages, {"HEADS": 8, "DIM": 128}),
+        *(
+            Variant(name, rotary_store_kernel, turned_and_stored, heads | {"NORM": norms})
+            for name, norms in (("rotary and store", False), ("norms, rotary and store", True))
+        ),
         Variant("merge", merge_kernel, joined, {"SPLITS": 32, "DIM": 128, "LSE": False}, 1),
         *(variant for head_dim in (64, 128, 256) for variant in _attention(head_dim)),
     ]

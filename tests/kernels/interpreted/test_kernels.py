@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.ragged import Shape, build, dense_attention, tolerance
+from kernels.ragged import Shape, build, dense_attention, grown, tolerance
 
 from minserve.kernels import TorchOps
 from minserve.kernels.triton import TritonOps
@@ -77,6 +77,21 @@ def test_ragged_attention_is_its_definition(dtype: torch.dtype, data: st.DataObj
 
 
 @each_dtype
+@given(data=st.data())
+@settings(max_examples=EXAMPLES // 2, deadline=None)
+def test_ragged_attention_over_trees(dtype: torch.dtype, data: st.DataObject) -> None:
+    shape = data.draw(small_shapes(decode=False).flatmap(grown))
+    check_attention(shape, dtype, TritonOps(1))
+
+
+def test_a_tree_of_63_rows_sees_its_last_row() -> None:
+    # A star: every row sees the first and itself. The last bit before the sign is in use.
+    star = tuple(1 | 1 << node for node in range(63))
+    shape = Shape((63, 2), (80, 2), 16, 1, 2, 32, None, 0, tree=(*star, -1, -1))
+    check_attention(shape, torch.float32, TritonOps(1))
+
+
+@each_dtype
 @given(data=st.data(), processors=st.sampled_from([1, 4, 16, 132]))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_split_attention_is_its_definition(
@@ -116,6 +131,24 @@ def test_rms_norm(dtype: torch.dtype, rows: int, heads: int, width: int, seed: i
     flat = strided[:, 0]
     got = TritonOps().rms_norm(flat, weight, 1e-5)
     assert (got - expected[:, 0]).abs().max() < 2 * tolerance(dtype)
+
+
+@each_dtype
+@given(
+    rows=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    width=st.sampled_from([1, 16, 33, 600]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_rms_norm_of_chosen_rows(
+    dtype: torch.dtype, rows: list[int], width: int, seed: int
+) -> None:
+    x = normal(5, width + 3, dtype=dtype, seed=seed)[:, :width]
+    weight = normal(width, dtype=dtype, seed=seed + 1)
+    got = TritonOps().rms_norm_rows(x, torch.tensor(rows), weight, 1e-5)
+    assert torch.equal(got, TritonOps().rms_norm(x[rows], weight, 1e-5))
+    expected = torch_ops.rms_norm_rows(x.double(), torch.tensor(rows), weight.double(), 1e-5)
+    assert (got - expected).abs().max() < 2 * tolerance(dtype)
 
 
 @each_dtype
@@ -188,3 +221,48 @@ def test_store_writes_its_slots_and_nothing_else(
     torch_ops.store_kv(k, v, *expected, slots)
     TritonOps().store_kv(k, v, keys, values, slots)
     torch.testing.assert_close((keys, values), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@each_dtype
+@given(
+    rows=st.integers(1, 4),
+    heads=st.integers(1, 5),
+    kv_heads=st.integers(1, 3),
+    head_dim=st.sampled_from([16, 18, 40, 64, 128, 256]),
+    block_size=st.sampled_from([1, 4, 16]),
+    normed=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_rotary_store_turns_and_stores_in_one_go(
+    dtype: torch.dtype,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    normed: bool,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    whole = normal(rows, heads + 2 * kv_heads + 1, head_dim, dtype=dtype, seed=seed)
+    angles = torch.rand(50, head_dim // 2, generator=generator) * 7
+    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
+    positions = torch.randint(0, 50, (rows,), generator=generator)
+    norms = [normal(head_dim, dtype=dtype, seed=seed + n) for n in (1, 2)] if normed else []
+    keys, values = (torch.full((6, kv_heads, block_size, head_dim), math.nan) for _ in range(2))
+    keys, values = keys.to(dtype), values.to(dtype)
+    slots = torch.randperm(6 * block_size, generator=generator)[:rows]
+    wide, expected = whole.double(), (keys.double(), values.double())
+    doubled = [norm.double() for norm in norms]
+    torch_ops.rotary_store_(
+        wide[:, 1:], positions, cos_sin.double(), *expected, slots, *doubled, eps=1e-5
+    )
+    TritonOps().rotary_store_(
+        whole[:, 1:], positions, cos_sin, keys, values, slots, *norms, eps=1e-5
+    )
+    error = 4 * tolerance(dtype)
+    queries = slice(0, heads + 1)
+    torch.testing.assert_close(whole[:, queries].double(), wide[:, queries], rtol=0, atol=error)
+    torch.testing.assert_close(keys.double(), expected[0], rtol=0, atol=error, equal_nan=True)
+    torch.testing.assert_close(values.double(), expected[1], rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,40 @@
+"""Tree masks: what a row sees of its request's other rows when they are no chain.
+
+A speculator that proposes several continuations at once makes a tree (SpecInfer, Miao et al., arXiv
+2305.09781): the request's query rows are its nodes, a parent before its children, and a node may
+see its own branch only. A mask is int64 `[rows]`: bit j of a row's mask is set where it sees the
+request's row j of this batch, itself included. All keys before the request's first query row are
+seen by every row, and no row sees a later one whatever its bits say. `PLAIN` stands for a row of an
+ordinary chunk, so that prompts, decodes and trees share a batch.
+
+The rows of a tree take consecutive places behind their context, siblings too, so a key's place says
+nothing about its distance: masks with a sliding window are refused.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, int64
+
+PLAIN = -1
+"""The mask of a row that sees every row before it. All bits set, so it needs no case of its own."""
+MOST_ROWS = 63
+"""Rows of a request that masks other than PLAIN can tell apart: the last bit is the sign."""
+
+
+def check_tree(tree: Tensor | None, num_rows: int) -> None:
+    """Raise ValueError unless `tree` is None or one int64 mask for each of the batch's rows."""
+    if tree is not None and (tree.shape != (num_rows,) or tree.dtype != int64):
+        raise ValueError(
+            f"the tree mask is {tree.dtype} {list(tree.shape)}, and the batch has {num_rows} rows: "
+            "pass int64, one mask per row (-1 for rows of plain causal chunks)"
+        )
+
+
+def refuse_window(tree: Tensor | None, window: int | None) -> None:
+    """Raise ValueError where a tree meets a sliding window."""
+    if tree is not None and window is not None:
+        raise ValueError(
+            f"a tree mask in a layer with a sliding window of {window} tokens: siblings lie side "
+            "by side in the cache, so places there are no distances; for such a model propose a "
+            "chain, whose plain causal mask needs no tree"
+        )

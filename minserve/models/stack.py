@@ -1,0 +1,55 @@
+"""A decoder's layers as plain tensors, for operators that run whole layers in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from minserve.kernels.base import LayerTensors
+from minserve.models.weights import DecoderWeights
+from minserve.spec import ModelSpec
+
+
+def layer_tensors(
+    spec: ModelSpec, weights: DecoderWeights, tables: Mapping[int, Tensor]
+) -> Sequence[LayerTensors] | None:
+    """Every layer's tensors, with `tables[head_dim]` its rotary table; None where a weight is not
+    a packed matrix, or a gated projection has a bias."""
+    found = []
+    for layer, stored in zip(spec.layers, weights.layers, strict=True):
+        mixer = layer.mixer
+        qkv, output = stored.qkv.weight, stored.output.weight
+        gate_up, down = stored.gate_up.weight, stored.down.weight
+        if (
+            qkv.panels is None
+            or output.panels is None
+            or gate_up.panels is None
+            or down.panels is None
+            or gate_up.bias is not None
+        ):
+            return None
+        found.append(
+            LayerTensors(
+                input_norm=stored.input_norm.weight,
+                qkv=qkv.panels,
+                qkv_bias=qkv.bias,
+                q_norm=None if stored.q_norm is None else stored.q_norm.weight,
+                k_norm=None if stored.k_norm is None else stored.k_norm.weight,
+                cos_sin=tables[mixer.head_dim],
+                output=output.panels,
+                output_bias=output.bias,
+                post_norm=stored.post_norm.weight,
+                gate_up=gate_up.panels,
+                down=down.panels,
+                down_bias=down.bias,
+                num_heads=mixer.num_heads,
+                num_kv_heads=mixer.num_kv_heads,
+                head_dim=mixer.head_dim,
+                inner=layer.feed_forward.intermediate_size,
+                scale=mixer.scale,
+                window=mixer.window,
+                eps=stored.input_norm.eps,
+            )
+        )
+    return found
