@@ -117,7 +117,7 @@ def test_launches_are_counted_once_each():
     chapter = run_cells(CHAPTER, "workload", "launches")
     counter = chapter["Launches"]()
     x, weight = torch.zeros(2, 4), torch.zeros(3, 4)
-    with torch.no_grad(), counter:
+    with torch.inference_mode(), counter:
         (x.view(4, 2).t() + 1).relu_()
         torch.nn.functional.linear(x, weight)
         torch.empty(3)
