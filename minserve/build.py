@@ -23,6 +23,7 @@ from minserve.engine import Engine
 from minserve.hardware import describe_machine
 from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
+from minserve.kernels.cpu.build import NativeUnavailable, need_compiler
 from minserve.memory import KVCache, build_manager
 from minserve.models import (
     Decoder,
@@ -142,7 +143,7 @@ def build_engine(
     ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
-        decoder = _compiled(decoder, clock)
+        decoder = _compiled(decoder, config.device, clock)
     config = dataclasses.replace(
         config,
         config=config.config.with_values({"kernels.backend": ops.name}),
@@ -235,7 +236,14 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
     return RunTrace(config.config.trace.max_steps, header=header)
 
 
-def _compiled(decoder: Decoder, clock: Clock) -> Decoder:
+def _compiled(decoder: Decoder, device: torch.device, clock: Clock) -> Decoder:
+    if device.type == "cpu":
+        try:
+            need_compiler()
+        except NativeUnavailable as error:
+            raise ConfigError(
+                f"kernels.compile=True cannot compile for this CPU: {error}; or use compile=False"
+            ) from None
     # Torch's compiler takes seconds to import.
     from minserve.models.compiled import CompiledDecoder
 

@@ -65,6 +65,27 @@ class CostModel:
 
 
 @dataclass(frozen=True)
+class LaunchCost(CostModel):
+    """A `CostModel` whose host launches every operator by itself, or a whole step as a graph where
+    it captured one for exactly that many rows.
+
+    The host runs ahead of the device, so a step takes as long as the slower of the two.
+    """
+
+    launches: int = 0
+    """Operators of a step."""
+    launch_s: float = 5e-6
+    """Seconds of the host per launch: assumed, since no data sheet has it."""
+    captured: frozenset[int] = frozenset()
+    """Numbers of rows for which there is a graph."""
+
+    def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
+        """Modelled seconds of a step with this work; `num_tokens` counts padded rows too."""
+        launches = 1 if num_tokens in self.captured else self.launches
+        return max(super().step_s(work, num_tokens, num_requests), launches * self.launch_s)
+
+
+@dataclass(frozen=True)
 class _Pending:
     ready_s: float
     duration_s: float

@@ -19,7 +19,7 @@ from minserve.config import ConfigError, EngineConfig
 from minserve.hardware import DEVICES, WorkCounter
 from minserve.padding import padding_lens
 from minserve.profiling import largest_batch
-from minserve.virtual import CostModel
+from minserve.virtual import CostModel, LaunchCost
 
 PROMPTS = (3, 40, 1, 17, 9)
 COST = CostModel(DEVICES["A100 80GB SXM"], efficiency=0.5)
@@ -148,9 +148,27 @@ def test_nothing_is_compiled_on_modelled_time():
         build_virtual_engine(tiny_spec(64), config("none", kernels__compile=True), COST)
 
 
+def test_without_a_compiler_nothing_is_compiled(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"kernels.compile=True .* no C\+\+ compiler: install"):
+        build_engine(load_model(model_dir, config("none", kernels__compile=True)))
+
+
 def test_memory_is_profiled_with_the_padding(model_dir):
     loaded = load_model(model_dir, config("longest"))
     # One prompt takes the budget but for a token each of the others, and all get its rows.
     assert largest_batch(loaded.config).num_tokens == 4 * (64 - 3)
     packed = load_model(model_dir, config("none"))
     assert largest_batch(packed.config).num_tokens == 64
+
+
+def test_a_graph_is_launched_once_where_its_rows_were_captured():
+    spec = tiny_spec(64)
+    work = WorkCounter(spec, 2).count((1,) * 6, (9,) * 6, 6)
+    bound_s = CostModel(COST.device).step_s(work, 6, 6)
+    cost = LaunchCost(COST.device, launches=100, launch_s=bound_s, captured=frozenset({8}))
+    assert cost.step_s(work, 6, 6) == pytest.approx(100 * bound_s)
+    assert cost.step_s(work, 8, 6) == pytest.approx(bound_s)
+    # A device that is slower than its host hides the launches.
+    assert LaunchCost(COST.device, launches=100, launch_s=1e-12).step_s(work, 6, 6) == bound_s

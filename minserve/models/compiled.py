@@ -71,8 +71,10 @@ class CompiledDecoder(Decoder):
         super().__init__(spec, weights, ops, max_position)
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MOST_GRAPHS)
-        self._before = torch.compile(before_attention, fullgraph=True)
-        self._after = torch.compile(after_attention, fullgraph=True)
+        # Nothing is dynamic but what `rows_vary` marks: otherwise a second model in the process
+        # would get graphs for weights of any size.
+        self._before = torch.compile(before_attention, fullgraph=True, dynamic=False)
+        self._after = torch.compile(after_attention, fullgraph=True, dynamic=False)
         self._clock = clock
         self._made = Compilations()
 

@@ -20,6 +20,7 @@ from widgets.figures.roofs import RooflinePoint, roofline_chart, roofline_points
 from widgets.figures.sides import Run, Runs, Side
 from widgets.figures.slot_grid import slots
 from widgets.figures.stage_bars import stage_seconds, stage_shares
+from widgets.figures.step_rows import step_rows
 from widgets.figures.token_rate import throughput
 from widgets.figures.triangle import recompute_triangle
 
@@ -45,6 +46,7 @@ __all__ = [
     "slots",
     "stage_seconds",
     "stage_shares",
+    "step_rows",
     "throughput",
     "timeline",
     "typed",

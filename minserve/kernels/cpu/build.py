@@ -68,6 +68,11 @@ def library_path() -> Path:
     return library
 
 
+def need_compiler() -> None:
+    """Raise NativeUnavailable, in a sentence, where there is no C++ compiler that starts."""
+    _compiler()
+
+
 def _compiler() -> tuple[list[str], str]:
     """The compiler's command and what it says its version is."""
     chosen = os.environ.get("CXX")
