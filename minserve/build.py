@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from minserve.models import (
 )
 from minserve.prepare import ShapeBuilder
 from minserve.request import InvalidRequestError, SamplingParams
-from minserve.runner import EagerRunner
+from minserve.runner import EagerRunner, Runner
 from minserve.scheduling import LengthPredictor, Order, Policy
 from minserve.spec import ModelSpec
 from minserve.tokenizer import Tokenizer
@@ -132,15 +132,19 @@ def build_engine(
     policy: Policy | None = None,
     order: Order | None = None,
     predictor: LengthPredictor | None = None,
+    ops: Ops | None = None,
+    watch: Callable[[Runner], Runner] | None = None,
 ) -> Engine:
     """An engine with its own page pool over the loaded model.
 
-    `policy` and `order` stand in for those that the configuration names, `predictor` for the
-    oracle that `scheduling.order="sjf"` otherwise asks for lengths.
+    `policy`, `order` and `ops` stand in for those that the configuration names, `predictor` for the
+    oracle that `scheduling.order="sjf"` otherwise asks for lengths. `watch` puts a runner of its
+    own around the engine's, to see every pass.
     """
     config = loaded.config
     clock = clock or WallClock()
-    ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
+    if ops is None:
+        ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
         decoder = _compiled(decoder, config.device, clock)
@@ -161,9 +165,11 @@ def build_engine(
     )
     memory = build_manager(config, num_blocks, clock, cache)
     attention = PagedAttention(config.model, cache.layers, ops)
-    runner = EagerRunner(
+    runner: Runner = EagerRunner(
         decoder, attention, config.device, clock, config.config.kernels.logits_chunk
     )
+    if watch is not None:
+        runner = watch(runner)
     trace = new_trace(loaded.name, config)
     return Engine(config, runner, memory, loaded.tokenizer, clock, trace, policy, order, predictor)
 

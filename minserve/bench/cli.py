@@ -14,6 +14,7 @@ from minserve.bench import (
     serve,
     sessions,
 )
+from minserve.bench.gpu import command as gpu
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "memory": (memory, "one trace in one KV budget: from reserved memory to pages, rung by rung"),
     "compile": (compilation, "what torch.compile costs, and after how many tokens it has paid"),
     "sessions": (sessions, "idle conversations in device, host and disk, and what resuming costs"),
+    "gpu": (gpu, "everything that is measured on a GPU, part by part, into labs/recorded"),
 }
 
 

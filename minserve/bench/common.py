@@ -217,12 +217,19 @@ def emit(result: Mapping[str, Any], path: str | None) -> None:
         Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns on stderr, the first one to the left."""
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns, the first one to the left."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, *rows):
-        cells = [
+    return [
+        "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip(), file=sys.stderr)
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The table on stderr."""
+    for line in table_lines(header, rows):
+        print(line, file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minserve.bench.continuous import serve_continuously
 from minserve.bench.metrics import Run
 from minserve.bench.sides import PeerUnavailableError, Stream
 from minserve.bench.workload import WorkItem, Workload
@@ -106,56 +107,7 @@ class TransformersSide:
         )
 
     def _continuous(self, workload: Workload) -> Run:
-        """Through the manager, which takes a length per request (`generate_batch` takes one)."""
-        manager_module = self._transformers.generation.continuous_batching.utils
-        config = self._transformers.GenerationConfig(
-            max_new_tokens=max(item.max_tokens for item in workload.items),
-            do_sample=False,
-            eos_token_id=-1,
-            pad_token_id=0,
-        )
-        page = 256
-        pages = sum(
-            -(-(len(item.prompt_token_ids) + item.max_tokens) // page) for item in workload.items
-        )
-        # Without these two it spends up to a minute sizing its cache from free memory.
-        batching = self._transformers.ContinuousBatchingConfig(
-            page_size=page, num_blocks=pages + 2, max_batch_tokens=512
-        )
-        hints = manager_module.WorkloadHints(
-            max_prompt_length=max(len(item.prompt_token_ids) for item in workload.items),
-            max_generated_length=config.max_new_tokens,
-            num_requests=len(workload.items),
-        )
-        tokens: dict[str, tuple[int, ...]] = {}
-        with (
-            # Its thread updates tensors made here, which inference mode would forbid.
-            torch.no_grad(),
-            self.model.continuous_batching_context_manager(
-                generation_config=config,
-                continuous_batching_config=batching,
-                workload_hints=hints,
-                block=True,
-                timeout=5,
-                warmup=True,
-            ) as manager,
-        ):
-            # Timed from the first request, so that sizing and warming up cost it nothing.
-            start = self._clock.now()
-            names = [
-                manager.add_request(list(item.prompt_token_ids), max_new_tokens=item.max_tokens)
-                for item in workload.items
-            ]
-            while len(tokens) < len(names):
-                result = manager.get_result(timeout=1)
-                if result is not None and result.is_finished():
-                    if result.error is not None:
-                        raise PeerUnavailableError(f"continuous batching failed: {result.error}")
-                    tokens[result.request_id] = tuple(result.generated_tokens)
-                elif result is None and not manager.is_running():
-                    raise PeerUnavailableError("continuous batching stopped before it was done")
-            seconds = self._clock.now() - start
-        return Run(seconds, tuple(tokens[name] for name in names), workload.num_input_tokens)
+        return serve_continuously(self._transformers, self.model, workload, self._clock).run
 
     def stream(self, item: WorkItem) -> Stream:
         """One request alone, timed by a streamer."""

@@ -7,6 +7,7 @@ falls onto a boundary the two may part. How near is near is `epsilon`, in probab
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from hypothesis import strategies as st
@@ -19,6 +20,12 @@ EPSILON = 1e-6
 GPU_EPSILON = 1e-5
 """A GPU's exponential is good to a few units in the last place, and its sums have their own order.
 """
+
+
+def examples(count: int) -> int:
+    """Drawn cases of a property: `count`, or fewer where MINSERVE_TEST_EXAMPLES says so, because on
+    a GPU every new shape is a compilation."""
+    return min(count, int(os.environ.get("MINSERVE_TEST_EXAMPLES", count)))
 
 
 def sampling_batch(rows: list[tuple[float, int, float, float]], uniforms: Tensor) -> SamplingBatch:

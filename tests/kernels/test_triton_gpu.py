@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels.drawn import GPU_EPSILON, batches, check_drawn, sampling_batch
+from kernels.drawn import GPU_EPSILON, batches, check_drawn, examples, sampling_batch
 from kernels.ragged import Paged, Shape, build, dense_attention, grown, shapes, tolerance
 
 from minserve.batch import SamplingBatch, to_device
@@ -32,7 +32,7 @@ def poison() -> None:
 
 @each_dtype
 @given(shape=shapes())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_attention_is_its_definition(dtype: torch.dtype, shape: Shape) -> None:
     from minserve.kernels.triton import TritonOps
 
@@ -49,7 +49,7 @@ def test_attention_is_its_definition(dtype: torch.dtype, shape: Shape) -> None:
 
 @each_dtype
 @given(shape=shapes().flatmap(grown))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_trees_see_their_branches_only(dtype: torch.dtype, shape: Shape) -> None:
     from minserve.kernels.triton import TritonOps
 
@@ -144,7 +144,7 @@ def test_heads_are_normed_turned_and_stored_in_one_go(
 
 @each_dtype
 @given(drawn=batches([1, 33, 2049, 32_000, 151_936], most_rows=40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_sampling_is_its_definition(
     dtype: torch.dtype, drawn: tuple[torch.Tensor, SamplingBatch]
 ) -> None:

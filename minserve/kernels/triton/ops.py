@@ -25,12 +25,13 @@ SPLIT_STAGES = 3
 
 class TritonOps:
     """See the package. `num_processors` decides how decode attention is split; None asks the
-    device that tensors are on."""
+    device that tensors are on. With `split` False every context stays whole."""
 
     name = "triton"
 
-    def __init__(self, num_processors: int | None = None) -> None:
+    def __init__(self, num_processors: int | None = None, split: bool = True) -> None:
         self.num_processors = num_processors
+        self.split = split
 
     def sample_kernel(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """See `Ops.sample_kernel`."""
@@ -136,7 +137,7 @@ class TritonOps:
         check_tree(tree, sum(query_lens))
         if max(query_lens) == 1:
             processors = self.num_processors or _processors(block_tables.device)
-            return SplitAttention(block_tables, kv_lens, max(context_lens), processors)
+            return SplitAttention(block_tables, kv_lens, max(context_lens), processors, self.split)
         return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree)
 
 
@@ -206,11 +207,17 @@ class SplitAttention:
     """Attention of one step in which every request has one row."""
 
     def __init__(
-        self, block_tables: Tensor, kv_lens: Tensor, longest: int, num_processors: int
+        self,
+        block_tables: Tensor,
+        kv_lens: Tensor,
+        longest: int,
+        num_processors: int,
+        split: bool = True,
     ) -> None:
         self._batch = block_tables, kv_lens
         self._longest = longest
         self._num_processors = num_processors
+        self._split = split
 
     def __call__(
         self,
@@ -231,7 +238,9 @@ class SplitAttention:
         longest = self._longest if window is None else min(self._longest, window)
         per_processor = split_programs(dim, q.dtype.itemsize, SPLIT_WARPS, _capability(q.device))
         at_once = self._num_processors * per_processor
-        splits = num_splits(rows * num_kv_heads, longest, at_once, tile_keys)
+        splits = 1
+        if self._split:
+            splits = num_splits(rows * num_kv_heads, longest, at_once, tile_keys)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
         parts, part_lse = out, lse  # One part is the whole.

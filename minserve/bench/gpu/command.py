@@ -1,0 +1,189 @@
+"""`minserve bench gpu`: runs the parts, each in a process of its own, and keeps what they leave.
+
+A process each, so that memory is really free in between and a fault of the device ends one part
+only. A part whose file is complete and of the same code, card and settings is not run again: a
+killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import minserve
+from minserve.bench.gpu import report
+from minserve.bench.gpu.parts import GRACE_S, PARTS, TOTAL_S, Part
+from minserve.bench.gpu.record import Record, frame, load, may_stay
+from minserve.bench.gpu.setting import FASTEST, Setting, known_fields
+from minserve.bench.gpu.timing import Budget
+from minserve.clock import Clock, WallClock
+from minserve.config import ConfigError
+
+ROOT = Path(minserve.__file__).resolve().parent.parent
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `minserve bench gpu`."""
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="which, in this order; none: all. " + ", ".join(PARTS),
+    )
+    parser.add_argument("--out", metavar="DIRECTORY", help="default: labs/recorded/gpu")
+    parser.add_argument("--fresh", action="store_true", help="run finished parts again")
+    parser.add_argument("--show", action="store_true", help="print what is recorded, run nothing")
+    parser.add_argument("--commit", help="of this code, where there is no git checkout to ask")
+    parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="toy sizes on the CPU, to see that every part runs; needs --out",
+    )
+    parser.add_argument("--child", metavar="PART", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the parts that are not there yet and print the table; 1 where one failed, 2 where there
+    is nothing to run on."""
+    try:
+        _check(args)
+    except ConfigError as error:
+        print(f"minserve bench gpu: {error}", file=sys.stderr)
+        return 2
+    folder = Path(args.out) if args.out else ROOT / "labs" / "recorded" / "gpu"
+    if args.show:
+        print(report.tables(folder))
+        return 0
+    if args.child:
+        return run_part(PARTS[args.child], folder, args, WallClock())
+    chosen = [PARTS[name] for name in args.parts or PARTS]
+    failed = run_parts(chosen, folder, args, WallClock(), launch)
+    print(report.tables(folder, args.parts or list(PARTS)))
+    return int(bool(failed))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Say in a sentence what cannot be done. Raises ConfigError."""
+    unknown = [name for name in args.parts if name not in PARTS]
+    if unknown:
+        raise ConfigError(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if args.show:
+        return
+    if args.dry_run and not args.out:
+        raise ConfigError(
+            "--dry-run leaves figures of toy sizes, which must not stand among recorded ones: "
+            "say --out DIRECTORY"
+        )
+    if not args.dry_run and not torch.cuda.is_available():
+        raise ConfigError(
+            f"torch {torch.__version__} sees no CUDA device here. Run this on a machine with an "
+            "NVIDIA GPU and a CUDA build of torch, with that machine's own Python: make gpu "
+            "PYTHON=python3. --dry-run --out DIRECTORY runs every part at toy sizes on this CPU; "
+            "--show prints what is recorded"
+        )
+
+
+def run_parts(
+    parts: Sequence[Part],
+    folder: Path,
+    args: argparse.Namespace,
+    clock: Clock,
+    start: Callable[[Part, Path, argparse.Namespace, float], int],
+) -> list[str]:
+    """Run what is not there yet; returns the names of parts that failed. `start` runs one part and
+    returns its exit code, negative where it had to be ended."""
+    whole = Budget(TOTAL_S, clock)
+    failed = []
+    for part in parts:
+        path = folder / f"{part.name}.json"
+        wanted = _frame(part, args)
+        if not args.fresh and may_stay(load(path), wanted):
+            _say(f"{part.name}: recorded already")
+            continue
+        _say(f"{part.name}: {part.title}, at most {part.limit_s:.0f} s")
+        # Never what an older run left, should this one not get so far as to write.
+        Record(path, wanted).save()
+        code = start(part, folder, args, min(part.limit_s + GRACE_S, whole.left_s))
+        if code != 0:
+            failed.append(part.name)
+            _close(path, wanted, code)
+            _say(f"{part.name}: failed; its file says how far it came")
+    return failed
+
+
+def _close(path: Path, wanted: dict[str, Any], code: int) -> None:
+    """A process that ended without a word: what it had measured stays, marked as failed."""
+    data = load(path) or {}
+    if data.get("status") == "failed":
+        return
+    record = Record(path, wanted)
+    record.data |= data
+    ended = "ended by its time limit" if code < 0 else f"ended with exit code {code}"
+    record.finish(0.0, f"the process of this part {ended}")
+
+
+def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -> int:
+    """Run one part in a new process group, and end all of it when the time is over."""
+    command = [sys.executable, "-m", "minserve.bench.gpu", "--child", part.name]
+    command += ["--out", str(folder), "--device", args.device]
+    command += ["--commit", args.commit] if args.commit else []
+    command += ["--dry-run"] if args.dry_run else []
+    # A checkout need not be installed, and nothing may ask the network.
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if args.dry_run:
+        environment["TRITON_INTERPRET"] = "1"
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return process.wait(timeout=limit_s)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return -signal.SIGKILL
+        raise
+
+
+def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -> int:
+    """One part, in this process; 1 where it raised. Its file says what happened."""
+    device = torch.device("cpu" if args.dry_run else args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    record = Record(folder / f"{part.name}.json", _frame(part, args))
+    record.save()
+    budget = Budget(part.limit_s, clock)
+    setting = Setting(device, args.dry_run, clock, budget, record, folder)
+    error = None
+    try:
+        part.run(setting)
+    except Exception as raised:
+        traceback.print_exc()
+        error = f"{type(raised).__name__}: {raised}"[:2000]
+    record.finish(budget.spent_s, error)
+    return int(error is not None)
+
+
+def _frame(part: Part, args: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device("cpu" if args.dry_run else args.device)
+    settings = {"limit_s": part.limit_s, "switches": known_fields(FASTEST)}
+    return frame(part.name, settings, device, args.commit, args.dry_run)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

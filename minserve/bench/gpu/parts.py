@@ -1,0 +1,51 @@
+"""The parts of the suite: what each shows, and the seconds it may take on an H100 or H200.
+
+Limits come from rooflines: bytes or FLOPs of a run over the data sheet, times what a first
+implementation loses, plus ten seconds for a process to start. They add up to less than nine
+minutes, and a part over its limit stops repeating rather than being cut off.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minserve.bench.gpu.setting import CEILINGS, Setting
+
+TOTAL_S = 535.0
+"""Of all parts together, processes and all."""
+GRACE_S = 8.0
+"""Beyond its limit a part that does not come back is ended."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of them."""
+
+    name: str
+    title: str
+    limit_s: float
+
+    @property
+    def run(self) -> Callable[[Setting], None]:
+        """The module of that name does it; imported only where it runs."""
+        module: Any = importlib.import_module(f"minserve.bench.gpu.{self.name}")
+        function: Callable[[Setting], None] = module.run
+        return function
+
+
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        Part(CEILINGS, "what the device reaches: bandwidth and matrix products", 25.0),
+        Part("kernels", "each kernel against the limits and against torch, and its tests", 105.0),
+        Part("stream", "one request alone, 7B, 0.6B and 8B shapes", 55.0),
+        Part("throughput", "the nano-vllm workload, and transformers on it", 150.0),
+        Part("prefill", "one prompt of 2k to 32k tokens, 8B shape", 35.0),
+        Part("ladder", "from torch operators to overlap, step by step", 60.0),
+        Part("chapters", "what the chapters compare, recorded", 45.0),
+        Part("virtual_clock", "the virtual clock taught this device, and its error", 50.0),
+    )
+}

@@ -1,0 +1,181 @@
+"""What a part of `make gpu` leaves: one small JSON file, whole at every moment, rewritten after
+every row, so that a killed run loses nothing it had measured.
+
+A percentage is never a bare number: `share` keeps what it is a share of. Knows nothing about what
+is measured.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minserve.hardware import describe_machine
+
+SCHEMA = "minserve.gpu"
+VERSION = 1
+_SAME = ("device", "versions", "commit", "dry_run", "settings")
+"""What must agree for a finished part to be kept."""
+# A path of two components and more, from the root: errors of other people's code name them.
+_PATH = re.compile(r"(?<![\w.])(?:/[\w.@+~-]+)+/([\w.@+~-]+)")
+
+
+def share(numerator: float, denominator: float, of: str, unit: str) -> dict[str, Any]:
+    """A percentage that says of what: "62 % of the copy bandwidth measured in this run".
+
+    Raises ValueError for a denominator that is none.
+    """
+    if denominator <= 0 or not of:
+        raise ValueError(f"share(of={of!r}, denominator={denominator}): expected a named limit")
+    return {"share": numerator / denominator, "of": of, "denominator": denominator, "unit": unit}
+
+
+class Record:
+    """One part's file. `rows` are measurements, `notes` what a reader should know, `not_run` what
+    was left out, in sentences."""
+
+    def __init__(self, path: Path, frame: Mapping[str, Any]) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {
+            **frame,
+            "status": "running",
+            "seconds": None,
+            "rows": [],
+            "notes": [],
+            "not_run": [],
+        }
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One measurement, written at once."""
+        self.data["rows"].append(dict(row))
+        self.save()
+
+    def replace(self, number: int, row: Mapping[str, Any]) -> None:
+        """The same measurement with more rounds."""
+        self.data["rows"][number] = dict(row)
+        self.save()
+
+    def note(self, sentence: str) -> None:
+        """Something a reader of the rows should know."""
+        self.data["notes"].append(sentence)
+        self.save()
+
+    def skip(self, sentence: str) -> None:
+        """What was not run, and why."""
+        self.data["not_run"].append(sentence)
+        self.save()
+
+    def finish(self, seconds: float, error: str | None = None) -> None:
+        """Done, or failed with an error."""
+        self.data["status"] = "done" if error is None else "failed"
+        self.data["seconds"] = seconds
+        if error is not None:
+            self.data["error"] = error
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".tmp")
+        text = json.dumps(_cleaned(self.data), indent=1, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self.path)
+
+
+def frame(
+    part: str, settings: Mapping[str, Any], device: torch.device, commit: str | None, dry_run: bool
+) -> dict[str, Any]:
+    """What every part's file says about itself."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "part": part,
+        "dry_run": dry_run,
+        "device": describe_device(device),
+        "versions": versions(),
+        "commit": commit or checkout_commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": dict(settings),
+    }
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """The card and its driver; in a dry run the processor that stood in for it."""
+    machine = describe_machine()
+    if device.type != "cuda":
+        return {"name": machine.processor(device), "type": device.type}
+    gpu = machine.gpus[device.index or 0]
+    return {
+        "name": gpu.name,
+        "type": "cuda",
+        "driver": gpu.driver,
+        "memory_bytes": gpu.memory_bytes,
+        "compute_capability": gpu.compute_capability,
+        "multiprocessors": gpu.multiprocessors,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a result."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    for package in ("triton", "transformers", "numpy"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def checkout_commit() -> str | None:
+    """The commit that this code is of, "+" where files differ; None outside of a checkout."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """A part's file; None where there is none, or none that this version reads."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if data.get("schema") != SCHEMA or data.get("version") != VERSION:
+        return None
+    return data
+
+
+def may_stay(data: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> bool:
+    """Whether a file is of the same code, card and settings as a run now, and complete."""
+    if data is None or data["status"] != "done":
+        return False
+    return all(data.get(name) == fresh[name] for name in _SAME)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_paths(value)
+    if isinstance(value, Mapping):
+        return {name: _cleaned(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_cleaned(each) for each in value]
+    return value
+
+
+def without_paths(text: str) -> str:
+    """Results are shared: where somebody's disk is mounted is nobody's business."""
+    return _PATH.sub(r"\1", text)

@@ -1,0 +1,148 @@
+"""What a part of the suite is given: the device, its time, its file, what earlier parts found."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from minserve.bench.gpu.record import Record, load, share
+from minserve.bench.gpu.timing import Budget
+from minserve.clock import Clock
+from minserve.config import EngineConfig, describe
+from minserve.hardware import Ceilings, find_device, measure_ceilings
+
+_Result = TypeVar("_Result")
+
+CEILINGS = "ceilings"
+"""The part that measures what the device reaches."""
+FASTEST: dict[str, Any] = {
+    "kernels.autotune": True,
+    "kernels.cuda_graphs": True,
+    "scheduling.async_scheduling": True,
+}
+"""The switches of a GPU, all on."""
+
+
+@dataclass
+class Setting:
+    """One part's surroundings."""
+
+    device: torch.device
+    dry_run: bool
+    """Toy sizes on a CPU: to see that everything runs, never to quote."""
+    clock: Clock
+    budget: Budget
+    record: Record
+    folder: Path
+    """Where parts leave their files."""
+
+    @property
+    def dtype(self) -> str:
+        """The number format that serves."""
+        return "float32" if self.dry_run else "bfloat16"
+
+    def pick(self, real: _Result, toy: _Result) -> _Result:
+        """A size: the one measured, or the one of a dry run."""
+        return toy if self.dry_run else real
+
+    def ceilings(self) -> Ceilings:
+        """What the device reached in this run; measured now where that part was not run on this
+        very device and software, and said so."""
+        found = load(self.folder / f"{CEILINGS}.json")
+        mine = self.record.data
+        same = found is not None and all(found[k] == mine[k] for k in ("device", "versions"))
+        if found is not None and same and found["status"] == "done":
+            return Ceilings.from_dict(found["rows"][0]["ceilings"])
+        self.record.note("ceilings measured here: the part `ceilings` was not run before")
+        return measure(self)
+
+    def repeat(self, call: Callable[[], _Result], rounds: int, what: str) -> list[_Result]:
+        """Call `rounds` times, at least once; stops where the part's time is over, and says so."""
+        results: list[_Result] = []
+        longest = 0.0
+        for number in range(rounds):
+            # A round that would not end in time is not begun.
+            if results and self.budget.left_s < longest:
+                self.record.note(f"{what}: {number} of {rounds} rounds, the part's time was over")
+                break
+            start = self.clock.now()
+            results.append(call())
+            longest = max(longest, self.clock.now() - start)
+        return results
+
+    def time_for(self, what: str, seconds: float) -> bool:
+        """Whether so many seconds are left; where not, `what` is written down as not run."""
+        if self.dry_run or self.budget.left_s >= seconds:
+            return True
+        self.record.skip(f"{what}: {self.budget.left_s:.0f} s were left of the part's time")
+        return False
+
+
+def measure(setting: Setting) -> Ceilings:
+    """The device's bandwidth and matrix rate, now."""
+    return measure_ceilings(
+        setting.device,
+        dtypes=(setting.dtype,),
+        quick=setting.dry_run,
+        budget_s=setting.pick(8.0, 0.2),
+    )
+
+
+def copy_rate(ceilings: Ceilings) -> tuple[float, str]:
+    """Bytes per second of a copy far beyond every cache, and what to call it."""
+    point = ceilings.bandwidth[-1]
+    size = f"{point.working_set_bytes >> 20} MiB"
+    return point.copy.per_s, f"copy bandwidth measured in this run over {size}"
+
+
+def bandwidth_shares(
+    bytes_per_s: float, ceilings: Ceilings, device: torch.device
+) -> list[dict[str, Any]]:
+    """A rate against the copy bandwidth measured and, where there is a data sheet, against it."""
+    rate, name = copy_rate(ceilings)
+    shares = [share(bytes_per_s, rate, name, "bytes/s")]
+    sheet = data_sheet(device)
+    if sheet is not None and sheet.memory_bytes_per_s is not None:
+        of = f"memory bandwidth of the {sheet.name} data sheet"
+        shares.append(share(bytes_per_s, sheet.memory_bytes_per_s, of, "bytes/s"))
+    return shares
+
+
+def matrix_share(flops_per_s: float, ceilings: Ceilings, dtype: str) -> dict[str, Any]:
+    """A rate against the best matrix product measured."""
+    rate = ceilings.flops_per_s(dtype)
+    of = f"{dtype} matrix rate measured in this run"
+    return share(flops_per_s, rate, of, "FLOP/s")
+
+
+def data_sheet(device: torch.device) -> Any:
+    """The table's entry for this card; None where it has none."""
+    if device.type != "cuda":
+        return None
+    return find_device(torch.cuda.get_device_name(device))
+
+
+def known_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` that this engine's configuration has."""
+    paths = {knob.path for knob in describe()}
+    return {path: value for path, value in values.items() if path in paths}
+
+
+def fastest(setting: Setting, config: EngineConfig) -> EngineConfig:
+    """`config` with every switch of a GPU on; in a dry run, plain torch operators on a CPU."""
+    if setting.dry_run:
+        return config.with_values({"device": "cpu", "kernels.backend": "torch"})
+    return config.with_values({"device": str(setting.device)} | known_fields(FASTEST))
+
+
+def free(device: torch.device) -> None:
+    """Give back what nobody holds any more, so that the next model finds room."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
