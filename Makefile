@@ -6,6 +6,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.minserve-setup
 JOBS    ?= 2
 ARGS    ?=
+PARTS   ?=
 CHAPTER ?=
 # Remembered from the first setup, so that a refresh stays with the build the reader chose.
 TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
@@ -13,7 +14,7 @@ TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks timings memory figures clean distclean
+.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks timings memory figures gpu clean distclean
 
 # An environment that happens to be active must change nothing.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
@@ -42,9 +43,10 @@ help: ## list the targets
 	@echo
 	@echo 'settings:'
 	@echo '  TORCH=cpu     setup: the CPU build of torch, without gigabytes of CUDA libraries'
-	@echo '  PYTHON=...    setup: the Python to build .venv with (3.11, 3.12 or 3.13)'
+	@echo '  PYTHON=...    setup: the Python to build .venv with (3.11, 3.12 or 3.13); gpu: the one with CUDA torch'
+	@echo '  PARTS="..."   gpu: which parts, of those that make gpu ARGS=--help lists'
 	@echo '  CHAPTER=00    reset: the chapter, by number'
-	@echo '  ARGS="..."    lab: passed to JupyterLab; unit, test-fast, test-browser: to pytest'
+	@echo '  ARGS="..."    lab: passed to JupyterLab; unit, test-fast, test-browser: to pytest; gpu: to the suite'
 	@echo '  JOBS=2        unit and test-fast: processes'
 
 setup: ## make .venv with everything lab and test need; refresh it when the pins change
@@ -128,6 +130,10 @@ memory: setup ## measure each chapter's peak memory, headless
 figures: setup ## export the chapters' signature figures as SVG (needs Chromium)
 	$(call extra,figures,kaleido)
 	@$(BIN)/python labs/tools/figures.py $(ARGS)
+
+# No setup: it takes the Python at hand, because a GPU machine has its own build of torch.
+gpu: ## measure everything on a GPU, under nine minutes, into labs/recorded/gpu; installs nothing
+	@$(or $(PYTHON),$(wildcard $(BIN)/python),python3) -m minserve.bench.gpu $(PARTS) $(ARGS)
 
 clean: ## remove caches and build products; .venv and work/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

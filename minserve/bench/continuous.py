@@ -46,10 +46,12 @@ def serve_continuously(
     max_batch_tokens: int = 512,
     max_requests: int | None = None,
     limit_s: float | None = None,
+    flash: bool = True,
 ) -> ContinuousRun:
     """Serve a workload greedily. Raises PeerUnavailableError where it stops or a request fails.
 
-    `max_requests`: most requests in a batch; None: what it chooses. Timed from the first request,
+    `max_requests`: most requests in a batch; None: what it chooses. Without `flash` it stays with
+    torch's attention, even where it believes to find a faster one. Timed from the first request,
     so that sizing and warming up cost it nothing.
     """
     hints_of = transformers.generation.continuous_batching.utils.WorkloadHints
@@ -72,7 +74,7 @@ def serve_continuously(
         model.continuous_batching_context_manager(
             generation_config=config,
             continuous_batching_config=_sized(
-                transformers, workload, max_batch_tokens, max_requests
+                transformers, workload, max_batch_tokens, max_requests, flash
             ),
             workload_hints=hints,
             block=True,
@@ -115,7 +117,11 @@ def _count(tokens: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _sized(
-    transformers: Any, workload: Workload, max_batch_tokens: int, max_requests: int | None
+    transformers: Any,
+    workload: Workload,
+    max_batch_tokens: int,
+    max_requests: int | None,
+    flash: bool,
 ) -> Any:
     """Without pages and tokens it spends up to a minute sizing its cache from free memory."""
     pages = sum(
@@ -130,6 +136,8 @@ def _sized(
         # No two prompts agree, so there is nothing to look for.
         "allow_block_sharing": False,
     }
+    if not flash and "auto_switch_to_flash" in known:
+        values["auto_switch_to_flash"] = False
     if max_requests is not None:
         values["max_requests_per_batch"] = max_requests
     return transformers.ContinuousBatchingConfig(**values)

@@ -12,4 +12,8 @@ if __name__ == "__main__":
         prog="python -m minserve.bench.gpu", description="Measure the engine on a GPU, in parts."
     )
     command.add_arguments(parser)
-    sys.exit(command.run(parser.parse_args()))
+    try:
+        sys.exit(command.run(parser.parse_args()))
+    except KeyboardInterrupt:
+        # What is recorded stays; the same command goes on from there.
+        sys.exit(130)

@@ -47,11 +47,11 @@ def run_tests(setting: Setting) -> dict[str, Any]:
         what = "no tests in this installation" if not files else "pytest is not installed"
         setting.record.skip(f"the kernels' tests: {what}")
         return row
-    ids = _collect(setting.pick(files, files[:1]))
-    row["collected"] = len(ids)
     if setting.dry_run:
-        setting.record.skip("the kernels' tests: they need a GPU, and were only collected")
+        setting.record.skip(f"the kernels' tests: they need a GPU ({', '.join(files)})")
         return row
+    ids = _collect(files)
+    row["collected"] = len(ids)
     count = max(1, min(_MOST_PROCESSES, (os.cpu_count() or 2) // 2, len(ids)))
     outcomes = _run(
         [ids[first::count] for first in range(count)], setting.budget.left_s, setting.clock

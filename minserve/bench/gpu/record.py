@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+import minserve
 from minserve.hardware import describe_machine
 
 SCHEMA = "minserve.gpu"
@@ -137,24 +138,31 @@ def versions() -> dict[str, str]:
 
 
 def checkout_commit() -> str | None:
-    """The commit that this code is of, "+" where files differ; None outside of a checkout."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
+    """The commit that this code is of, "+" where a file of the package differs from it; None
+    outside of a checkout. What a run records is no part of the code."""
+    package = Path(minserve.__file__).parent
+
+    def git(*words: str) -> str:
         done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *words], cwd=package, capture_output=True, text=True, check=True
         )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=8", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
+    return commit + "+" * bool(changed)
 
 
 def load(path: Path) -> dict[str, Any] | None:
     """A part's file; None where there is none, or none that this version reads."""
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if data.get("schema") != SCHEMA or data.get("version") != VERSION:
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("version") != VERSION:
         return None
     return data
 

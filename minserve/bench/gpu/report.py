@@ -124,10 +124,11 @@ def _throughput(row: Row) -> list[str]:
     if "mode" in row:
         rate, times = _number(row["tokens_per_s"]), _number(row["minserve_is_times"])
         attention = str(row["settings"].get("attention"))
-        return [row["name"], rate, "", "", times, f"{attention}; {row['measured']}"]
+        return [row["name"], rate, "", "", "", times, f"{attention}; {row['measured']}"]
     rate, preempted = _spread(row["output_tokens_per_s"]), str(row["preemptions"])
     backend = row["settings"].get("kernels.backend", "auto")
-    return [row["name"], rate, _percent(row["roofline"]), preempted, "", backend]
+    idle = _number(row["device_idle_per_step_s"], 1e3)
+    return [row["name"], rate, _percent(row["roofline"]), preempted, idle, "", backend]
 
 
 def _prefill(row: Row) -> list[str]:
@@ -168,8 +169,8 @@ COLUMNS: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         ["model", "ms per token", "tokens/s", "% of bandwidth", "device idle, ms a step"], _stream,
     ),
     "throughput": (
-        ["side", "output tokens/s", "% of roofline", "preempted", "minserve is x times",
-         "attention; measured over"],
+        ["side", "output tokens/s", "% of roofline", "preempted", "device idle, ms a step",
+         "minserve is x times", "attention; measured over"],
         _throughput,
     ),
     "prefill": (["prompt", "ms", "tokens/s", "% of matrix rate"], _prefill),

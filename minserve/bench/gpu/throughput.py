@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from minserve.bench.floor import floor_of
-from minserve.bench.gpu.engines import Bench, changed, random_model, shape_of
+from minserve.bench.gpu.engines import Bench, StepTimes, changed, random_model, shape_of
 from minserve.bench.gpu.nano_vllm import TEMPERATURE, nano_vllm
 from minserve.bench.gpu.record import share
 from minserve.bench.gpu.setting import Setting, fastest, free
@@ -30,6 +30,7 @@ SHAPE = "qwen3-0.6b"
 AMPLE, TIGHT = "ample", "tight"
 KV_BYTES = {AMPLE: 32 * 10**9, TIGHT: 8 * 10**9}
 TOY_KV_BYTES = {AMPLE: 1 << 24, TIGHT: 5 * 8192}
+_Served = tuple[RunTrace, StepTimes | None]
 _CONTINUOUS_S, _STATIC_S = 18.0, 12.0
 """Of every setting of a peer that is tried."""
 
@@ -69,9 +70,9 @@ def run(setting: Setting) -> None:
     setting.record.add(_row(setting, AMPLE, workload, ample, ceilings))
     tight = _serve(setting, TIGHT, rounds=1)
     setting.record.add(_row(setting, TIGHT, workload, tight, ceilings))
-    if not tight[-1].totals.preemptions:
+    if not tight[-1][0].totals.preemptions:
         setting.record.note(f"{TIGHT}: no request was preempted: the budget did not bind")
-    ours = median(_rate(trace) for trace in ample)
+    ours = median(_rate(trace) for trace, _ in ample)
     for row in _peers(setting, shape_of(setting, SHAPE), workload):
         setting.record.add(row | {"minserve_is_times": ours / row["tokens_per_s"]})
     if setting.time_for("our run again, after the peers", 25.0):
@@ -79,13 +80,18 @@ def run(setting: Setting) -> None:
         setting.record.replace(0, _row(setting, AMPLE, workload, ample, ceilings))
 
 
-def _serve(setting: Setting, budget: str, rounds: int) -> list[RunTrace]:
+def _serve(setting: Setting, budget: str, rounds: int) -> list[_Served]:
     """The whole workload on a fresh engine, `rounds` times."""
     traffic = traffic_of(workload_of(setting))
     loaded = random_model(setting, shape_of(setting, SHAPE), config_of(setting, budget))
     with Bench(setting, loaded) as bench:
         bench.play(_warm_up(traffic))
-        return setting.repeat(lambda: bench.play(traffic)[0], rounds, budget)
+
+        def once() -> _Served:
+            trace, _, times = bench.play(traffic)
+            return trace, times
+
+        return setting.repeat(once, rounds, budget)
 
 
 def _warm_up(traffic: Traffic) -> Traffic:
@@ -99,17 +105,17 @@ def _rate(trace: RunTrace) -> float:
 
 
 def _row(
-    setting: Setting, budget: str, workload: Workload, traces: list[RunTrace], ceilings: Ceilings
+    setting: Setting, budget: str, workload: Workload, runs: list[_Served], ceilings: Ceilings
 ) -> dict[str, Any]:
     """One budget: every run of it, the last one against its own floor."""
-    trace = traces[-1]
+    trace, times = runs[-1]
     totals = trace.totals
     if totals.sampled_tokens != workload.num_output_tokens:
         raise RuntimeError(
             f"{totals.sampled_tokens} of {workload.num_output_tokens} tokens were generated"
         )
     floor = floor_of(trace, ceilings, setting.dtype)
-    rates = Spread.of([_rate(each) for each in traces])
+    rates = Spread.of([_rate(each) for each, _ in runs])
     of = f"counted-bytes roofline, sum over steps at {floor.limits}"
     return {
         "name": f"minserve, {budget} KV",
@@ -119,6 +125,7 @@ def _row(
         "output_tokens_per_s": vars(rates),
         "duration_s": totals.duration_s,
         "steps": totals.steps,
+        "device_idle_per_step_s": times and times.idle_s,
         "preemptions": totals.preemptions,
         "recomputed_tokens": totals.recomputed_tokens,
         "floor_s": floor.floor_s,

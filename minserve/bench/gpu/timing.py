@@ -131,7 +131,8 @@ def race(
             rounds_of[name], how[name] = captured, "graph"
         else:
             rounds_of[name], how[name] = _queued(calls, device), "queue"
-    found = interleave(rounds_of, rounds, warmup=rounds_of, progress=False)
+    warmup = rounds_of if device.type == "cuda" else {}
+    found = interleave(rounds_of, rounds, warmup=warmup, progress=False)
     return {name: Timing(Spread.of(seconds), how[name]) for name, seconds in found.items()}
 
 

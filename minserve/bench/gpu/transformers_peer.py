@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -73,39 +73,44 @@ class TransformersPeer:
             self.model: Any = transformers.AutoModelForCausalLM.from_config(
                 shape.hf_config(), dtype=getattr(torch, dtype), attn_implementation="sdpa"
             )
-        self.model.eval()
+        self.model.to(device).eval()
         self.model.generation_config = transformers.GenerationConfig()
         self.version = transformers.__version__
 
     def continuous(self, workload: Workload, limit_s: float, max_requests: int) -> PeerRun:
         """Its continuous batching. It takes flash attention by itself where that is installed."""
-        attention = self.model.config._attn_implementation
         try:
-            found = self._serve(workload, limit_s, max_requests)
+            found = self._serve(workload, limit_s, max_requests, flash=True)
         except Exception as error:
             # With the package `kernels`, it may try to fetch a kernel where there is no network.
-            self.model.set_attn_implementation("paged|sdpa")
-            try:
-                found = self._serve(workload, limit_s, max_requests)
-            finally:
-                self.model.set_attn_implementation(attention)
-            found.settings["attention_by_hand"] = f"after {type(error).__name__}: {error}"[:200]
+            found = self._serve(workload, limit_s, max_requests, flash=False)
+            found.settings["without_flash"] = f"after {type(error).__name__}: {error}"[:200]
         run = found.run
         return PeerRun(
             run.num_output_tokens, run.duration_s, found.finished, found.progress, found.settings
         )
 
-    def _serve(self, workload: Workload, limit_s: float, max_requests: int) -> ContinuousRun:
-        return serve_continuously(
-            self._transformers,
-            self.model,
-            workload,
-            self._clock,
-            # Large enough that reading the prompts takes tens of steps, not hundreds.
-            max_batch_tokens=2048,
-            max_requests=max_requests,
-            limit_s=limit_s,
-        )
+    def _serve(
+        self, workload: Workload, limit_s: float, max_requests: int, flash: bool
+    ) -> ContinuousRun:
+        known = {item.name for item in fields(self._transformers.ContinuousBatchingConfig)}
+        if not flash and "auto_switch_to_flash" not in known:
+            # What transformers 5.17 calls torch's attention over its pages.
+            self.model.set_attn_implementation("paged|sdpa")
+        try:
+            return serve_continuously(
+                self._transformers,
+                self.model,
+                workload,
+                self._clock,
+                # Large enough that reading the prompts takes tens of steps, not hundreds.
+                max_batch_tokens=2048,
+                max_requests=max_requests,
+                limit_s=limit_s,
+                flash=flash,
+            )
+        finally:
+            self.model.set_attn_implementation("sdpa")
 
     def static(self, workload: Workload, limit_s: float, batch_size: int) -> PeerRun:
         """`generate` over batches of similar output length, longest first, left padded."""

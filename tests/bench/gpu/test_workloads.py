@@ -1,0 +1,62 @@
+"""The suite's workloads are what they are named after."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minserve.bench.gpu.chapter_runs import CHAPTERS, ChapterRun
+from minserve.bench.gpu.nano_vllm import nano_vllm
+from minserve.config import EngineConfig
+
+LABS = Path(__file__).resolve().parents[3] / "labs"
+
+
+def test_the_nano_vllm_workload_is_nano_vllms() -> None:
+    workload = nano_vllm()
+    assert len(workload.items) == 256 and workload.seed == 0
+    assert (workload.num_input_tokens, workload.num_output_tokens) == (142_827, 133_966)
+    lengths = [len(item.prompt_token_ids) for item in workload.items]
+    lengths += [item.max_tokens for item in workload.items]
+    assert min(lengths) >= 100 and max(lengths) <= 1024
+    assert max(max(item.prompt_token_ids) for item in workload.items) <= 10_000
+
+
+def cells(chapter: str) -> list[str]:
+    (path,) = LABS.glob(f"{chapter}_*.ipynb")
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
+
+
+def comparison(chapter: str) -> tuple[EngineConfig, dict[str, Any], Any, tuple[str, str]]:
+    """What the chapter's first `Compare` is given: base, switch, workload, names."""
+    sources = cells(chapter)
+    known: dict[str, Any] = {}
+    exec(sources[0], known)
+    text = next(source for source in sources if "compare = Compare(" in source)
+    call = next(
+        node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "compare"
+    )
+    assert isinstance(call, ast.Call)
+    given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    if chapter == "43a":
+        known["WATCHED"] = {}  # What the trace keeps changes no run.
+    # On this machine chapter 46 flips to its own fused operators.
+    known["FUSED"] = "triton"
+    found = (eval(given[name], known) for name in ("switch", "workload", "names"))
+    return (eval(ast.unparse(call.args[0]), known), *found)
+
+
+@pytest.mark.parametrize("run", CHAPTERS, ids=lambda run: run.chapter)
+def test_a_recorded_chapter_runs_what_the_chapter_runs(run: ChapterRun) -> None:
+    base, switch, workload, names = comparison(run.chapter)
+    assert run.base == base
+    assert dict(run.switch) == switch
+    assert run.workload().requests == workload.requests
+    assert run.names == names
