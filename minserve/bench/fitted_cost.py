@@ -142,13 +142,9 @@ def _features(work: StepWork, num_tokens: int, num_requests: int) -> list[float]
 
 
 def _seconds(steps: Sequence[StepTrace]) -> list[float]:
-    """What each step cost. Where the next one was planned while a device worked, steps overlap:
-    then a step costs what lies between the end of the one before and its own."""
     found = [step.duration_s for step in steps]
     for index, (step, after) in enumerate(itertools.pairwise(steps)):
         pause = after.start_s - step.end_s
         if 0 <= pause < _GAP_SHARE * step.duration_s:
             found[index] += pause
-        elif pause < 0 and after.end_s > step.end_s:
-            found[index + 1] = after.end_s - step.end_s
     return found

@@ -66,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
         print(report.tables(folder))
         return 0
     if args.child:
-        _end_with_parent()
         return run_part(PARTS[args.child], folder, args, WallClock())
     chosen = [PARTS[name] for name in args.parts or PARTS]
     failed = run_parts(chosen, folder, args, WallClock(), launch)
@@ -151,7 +150,9 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
     }
     if args.dry_run:
         environment["TRITON_INTERPRET"] = "1"
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=_end_with_parent()
+    )
     try:
         return process.wait(timeout=limit_s)
     except BaseException as error:
@@ -160,6 +161,19 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
         if isinstance(error, subprocess.TimeoutExpired):
             return -signal.SIGKILL
         raise
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What makes a process end when the suite is killed, so that it does not disturb the next one;
+    None where the system has no such thing."""
+    if sys.platform != "linux":
+        return None
+    library, parent_death_signal = ctypes.CDLL(None), 1
+
+    def ask() -> None:
+        library.prctl(parent_death_signal, signal.SIGKILL)
+
+    return ask
 
 
 def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -> int:
@@ -179,13 +193,6 @@ def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -
         error = f"{type(raised).__name__}: {raised}"[:2000]
     record.finish(budget.spent_s, error)
     return int(error is not None)
-
-
-def _end_with_parent() -> None:
-    """A killed suite leaves no part behind that would disturb the next run; on Linux only."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _frame(part: Part, args: argparse.Namespace) -> dict[str, Any]:

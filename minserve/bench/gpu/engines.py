@@ -134,6 +134,7 @@ class Bench:
         engine.trace = new_trace(self._loaded.name, engine.config)
         runner.passes.clear()
         result = drive(engine, traffic)
+        engine.settle()
         return engine.trace, result, runner.between()
 
     def __enter__(self) -> Self:

@@ -85,6 +85,7 @@ class Maker:
     def __init__(self, ops: Ops, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
         self.ops, self.sizes, self.device, self.dtype = ops, sizes, device, dtype
         self.torch = TorchOps()
+        self._masks: dict[int, object] = {}
 
     def cases(self) -> list[Case]:
         """All of them, the most telling first, should time run out."""
@@ -341,17 +342,19 @@ class Maker:
 
         if self.device.type != "cuda":
             return flex_attention
-        # A compilation of its own for each shape: sharing one, torch would make its sizes dynamic.
+        # Static: its kernel for this very shape, as ours has one.
         compiled: Callable[..., object] = torch.compile(flex_attention, dynamic=False)
         return compiled
 
     def _causal(self, tokens: int) -> object:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        def causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return query >= key
-
-        return create_block_mask(causal, None, None, tokens, tokens, device=str(self.device))
+        if tokens not in self._masks:
+            # One for all sets of buffers: another one would be another compilation.
+            self._masks[tokens] = create_block_mask(
+                _sees, None, None, tokens, tokens, device=str(self.device)
+            )
+        return self._masks[tokens]
 
     def sampling(self, name: str, params: SamplingParams) -> Case:
         """Logits to tokens."""
@@ -373,6 +376,11 @@ class Maker:
         moved = rows * vocab * self.dtype.itemsize + 8 * rows
         waits = frozenset({"torch operators"})
         return Case(f"sampling, {name}", f"{rows} x {vocab}", moved, 0, make, waits)
+
+
+def _sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Causal, as flex attention wants to be told."""
+    return query >= key
 
 
 SAMPLING = {

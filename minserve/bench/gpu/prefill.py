@@ -50,7 +50,8 @@ def _measure(setting: Setting, bench: Bench, ceilings: Ceilings, length: int) ->
     def once() -> float:
         nonlocal work
         trace, _, _ = bench.play(traffic)
-        (step,) = trace.steps
+        # With overlap, a second step may have been under way when the first one ended the request.
+        step = max(trace.steps, key=lambda each: each.num_prefill_tokens)
         work = step.work
         return step.duration_s
 

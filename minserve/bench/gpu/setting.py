@@ -134,9 +134,10 @@ def known_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def fastest(setting: Setting, config: EngineConfig) -> EngineConfig:
-    """`config` with every switch of a GPU on; in a dry run, plain torch operators on a CPU."""
+    """`config` with every switch of a GPU on; in a dry run torch operators, overlapped."""
     if setting.dry_run:
-        return config.with_values({"device": "cpu", "kernels.backend": "torch"})
+        overlap = known_fields({"scheduling.async_scheduling": True})
+        return config.with_values({"device": "cpu", "kernels.backend": "torch"} | overlap)
     return config.with_values({"device": str(setting.device)} | known_fields(FASTEST))
 
 

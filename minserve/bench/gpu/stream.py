@@ -78,5 +78,5 @@ def _once(bench: Bench, traffic: Any) -> tuple[float, float, float, StepTimes | 
 def step_bytes(trace: RunTrace) -> float:
     """Weights and cached keys and values of the middle decode step. What passes between operators
     stays in the caches at one row, and is not counted."""
-    decodes = [step.work for step in trace.steps if not step.num_prefill_tokens]
+    decodes = [step.work for step in trace.steps if step.num_decode_tokens]
     return median(work.weight_bytes + work.kv_read_bytes + work.kv_write_bytes for work in decodes)

@@ -66,6 +66,7 @@ def check_file(path: Path) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.slow
 def test_every_part_runs_at_toy_sizes(tmp_path: Path) -> None:
     recorded = ROOT / "labs" / "recorded"
     before = sorted(recorded.rglob("*"))

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from minserve.bench.gpu.chapter_runs import CHAPTERS, ChapterRun
+from minserve.bench.gpu.kernel_cases import REAL, Maker
 from minserve.bench.gpu.nano_vllm import nano_vllm
 from minserve.config import EngineConfig
+from minserve.kernels import TorchOps
 
 LABS = Path(__file__).resolve().parents[3] / "labs"
 
@@ -60,3 +63,17 @@ def test_a_recorded_chapter_runs_what_the_chapter_runs(run: ChapterRun) -> None:
     assert dict(run.switch) == switch
     assert run.workload().requests == workload.requests
     assert run.names == names
+
+
+def test_real_cases_are_counted_without_a_device() -> None:
+    maker = Maker(TorchOps(), REAL, torch.device("meta"), torch.bfloat16)
+    cases = {(case.name, case.shape): case for case in maker.cases()}
+    assert len(cases) == len(maker.cases()), "no two rows of the table look alike"
+    decode = cases["attention, decode", "64 x 4096 tokens"]
+    cached = 2 * 64 * 4096 * REAL.kv_heads * REAL.head_dim * 2
+    assert cached < decode.moved < 1.01 * cached and decode.flops == 0
+    prefill = cases["attention, prefill", "1 x 8192 tokens"]
+    assert prefill.flops == 4 * REAL.heads * REAL.head_dim * 8192 * 8193 // 2
+    product = cases["gate-up product", f"{REAL.rows} x {REAL.hidden} x {2 * REAL.inner}"]
+    assert product.flops == 4 * REAL.rows * REAL.hidden * REAL.inner
+    assert all(case.moved > 0 for case in cases.values())
