@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,8 @@ def _check(args: argparse.Namespace) -> None:
             "--dry-run leaves figures of toy sizes, which must not stand among recorded ones: "
             "say --out DIRECTORY"
         )
+    if not args.dry_run and not re.fullmatch(r"cuda(:\d+)?", args.device):
+        raise ConfigError(f"--device {args.device}: expected cuda or cuda:N")
     if not args.dry_run and not torch.cuda.is_available():
         raise ConfigError(
             f"torch {torch.__version__} sees no CUDA device here. Run this on a machine with an "
@@ -178,7 +181,7 @@ def _end_with_parent() -> Callable[[], None] | None:
 
 def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -> int:
     """One part, in this process; 1 where it raised. Its file says what happened."""
-    device = torch.device("cpu" if args.dry_run else args.device)
+    device = _device(args)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     record = Record(folder / f"{part.name}.json", _frame(part, args))
@@ -196,9 +199,15 @@ def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -
 
 
 def _frame(part: Part, args: argparse.Namespace) -> dict[str, Any]:
-    device = torch.device("cpu" if args.dry_run else args.device)
     settings = {"limit_s": part.limit_s, "switches": known_fields(FASTEST)}
-    return frame(part.name, settings, device, args.commit, args.dry_run)
+    return frame(part.name, settings, _device(args), args.commit, args.dry_run)
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    """Which device, numbered: torch does not switch to one that is not."""
+    if args.dry_run:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.device(args.device).index or 0)
 
 
 def _say(text: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from minserve.bench.gpu.engines import Bench, random_model, shape_of
 from minserve.bench.gpu.nano_vllm import nano_vllm
 from minserve.bench.gpu.setting import Setting, known_fields
-from minserve.bench.gpu.throughput import SHAPE, traffic_of
+from minserve.bench.gpu.throughput import SHAPE, serving_s, traffic_of
 from minserve.bench.interleave import Spread, interleave, pairwise_ratio
 from minserve.bench.traffic import Traffic, at_once, fixed_length
 from minserve.build import LoadedModel
@@ -103,7 +103,7 @@ def _measure(
         def play(name: str) -> float:
             trace, _, times = benches[name].play(traffic)
             idle[name].append(times.idle_s if times else 0.0)
-            return trace.totals.sampled_tokens / trace.totals.duration_s
+            return trace.totals.sampled_tokens / serving_s(trace)
 
         calls = {name: partial(play, name) for name in benches}
         rates: dict[str, list[float]] = {name: [] for name in benches}

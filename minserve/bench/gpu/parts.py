@@ -39,13 +39,13 @@ class Part:
 PARTS: dict[str, Part] = {
     part.name: part
     for part in (
-        Part(CEILINGS, "what the device reaches: bandwidth and matrix products", 22.0),
-        Part("kernels", "each kernel against the limits and against torch, and its tests", 125.0),
-        Part("stream", "one request alone, 7B, 0.6B and 8B shapes", 50.0),
+        Part(CEILINGS, "what the device reaches: bandwidth and matrix products", 20.0),
+        Part("kernels", "each kernel against the limits and against torch, and its tests", 120.0),
+        Part("stream", "one request alone, 7B, 0.6B and 8B shapes", 45.0),
         Part("throughput", "the nano-vllm workload, and transformers on it", 150.0),
         Part("prefill", "one prompt of 2k to 32k tokens, 8B shape", 35.0),
         Part("ladder", "from torch operators to overlap, step by step", 55.0),
         Part("chapters", "what the chapters compare, recorded", 40.0),
-        Part("virtual_clock", "the virtual clock taught this device, and its error", 45.0),
+        Part("virtual_clock", "the virtual clock taught this device, and its error", 60.0),
     )
 }

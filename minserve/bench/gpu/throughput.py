@@ -95,13 +95,18 @@ def _serve(setting: Setting, budget: str, rounds: int) -> list[_Served]:
 
 
 def _warm_up(traffic: Traffic) -> Traffic:
-    """The first requests and few tokens: compiles, captures and tunes."""
+    """The first requests and few tokens: compiles and tunes."""
     few = traffic.requests[:4]
     return at_once([one.prompt_token_ids for one in few], [fixed_length(4, TEMPERATURE)] * len(few))
 
 
+def serving_s(trace: RunTrace) -> float:
+    """Seconds of a run, without compiling and capturing: an engine does that once."""
+    return trace.totals.duration_s - trace.totals.compile_s
+
+
 def _rate(trace: RunTrace) -> float:
-    return trace.totals.sampled_tokens / trace.totals.duration_s
+    return trace.totals.sampled_tokens / serving_s(trace)
 
 
 def _row(
@@ -123,22 +128,27 @@ def _row(
         "workload": workload.to_dict() | {"sampling": f"temperature {TEMPERATURE}"},
         "kv_bytes": trace.header.config["memory.kv_bytes"],
         "output_tokens_per_s": vars(rates),
-        "duration_s": totals.duration_s,
+        "serving_s": serving_s(trace),
+        "compile_s": [each.totals.compile_s for each, _ in runs],
         "steps": totals.steps,
         "device_idle_per_step_s": times and times.idle_s,
         "preemptions": totals.preemptions,
         "recomputed_tokens": totals.recomputed_tokens,
         "floor_s": floor.floor_s,
         "memory_floor_s": floor.memory_s,
-        # The same tokens in the floor's time over the time they took.
-        "roofline": share(floor.floor_s, floor.measured_s, of, "s"),
+        # The time the counted work takes at least, over the time it took.
+        "roofline": share(floor.floor_s, serving_s(trace), of, "s"),
         "settings": changed(trace.header.config),
     }
 
 
 def _peers(setting: Setting, shape: Shape, workload: Workload) -> list[dict[str, Any]]:
     """transformers, each of its two modes at the best of the settings tried."""
-    peer = TransformersPeer(shape, setting.dtype, setting.device, setting.clock)
+    try:
+        peer = TransformersPeer(shape, setting.dtype, setting.device, setting.clock)
+    except Exception as error:
+        setting.record.skip(f"transformers: {type(error).__name__}: {error}"[:500])
+        return []
     most = len(workload.items)
     continuous, static = (setting.pick(seconds, 3.0) for seconds in (_CONTINUOUS_S, _STATIC_S))
     modes: dict[str, dict[str, Callable[[], PeerRun]]] = {
@@ -157,6 +167,8 @@ def _peers(setting: Setting, shape: Shape, workload: Workload) -> list[dict[str,
             rows.append(_best(setting, mode, choices) | {"transformers": peer.version})
         except Exception as error:
             setting.record.skip(f"transformers, {mode}: {type(error).__name__}: {error}"[:500])
+    for what in ("generate with a static cache and torch.compile", "compiled continuous batching"):
+        setting.record.skip(f"transformers, {what}: compiling takes longer than the part has")
     peer.close()
     free(setting.device)
     return rows

@@ -128,6 +128,7 @@ def test_a_machine_without_cuda_is_told_what_to_do(
     [
         (["kernel"], "there is no part 'kernel'; there are ceilings, kernels"),
         (["--dry-run"], "must not stand among recorded ones"),
+        (["--device", "cpu"], "--device cpu: expected cuda or cuda:N"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_a_sentence(

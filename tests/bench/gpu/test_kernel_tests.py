@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import without_hypothesis as plain
 
-from minserve.bench.gpu.kernel_tests import _collect, parse, test_files
+from minserve.bench.gpu.kernel_tests import _collect, _run, parse, test_files
+from minserve.clock import WallClock
 
 # The name says what it finds; it is no test.
 test_files.__test__ = False  # type: ignore[attr-defined]
@@ -48,6 +49,11 @@ def test_they_are_collected_on_a_machine_that_has_pytest_alone(
     ids = _collect(test_files())
     assert any("test_attention_is_its_definition" in each for each in ids)
     assert any("test_ceilings_of_a_gpu" in each for each in ids)
+    # Started as for a GPU, and skipped where there is none.
+    clock = WallClock()
+    for outcome, text in _run([ids[:2], ids[2:3]], 120.0, clock).values():
+        assert outcome in ("SKIPPED", "PASSED"), text
+    assert _run([ids[:1]], 0.0, clock) == {}, "what is not done in time is not counted"
     # Where there is no GPU, another test draws its batches from the stand-in.
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
     words += ["tests/attention/test_paged.py"]

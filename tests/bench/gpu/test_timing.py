@@ -92,3 +92,74 @@ def test_a_run_that_was_cut_off_is_judged_by_its_fastest_stretch() -> None:
     assert PeerRun(600, 20.0, True, progress, {}).tokens_per_s == 30.0
     with pytest.raises(ValueError, match="a beginning and an end"):
         fastest_window([(0.0, 0)])
+
+
+class Cuda:
+    """What `race` asks of `torch.cuda`, on a clock: a call takes a second, a launch in a graph
+    nothing on top."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: VirtualClock) -> None:
+        self.clock, self.said = clock, list[str]()
+        cuda = self
+
+        class Event(ClockEvent):
+            def __init__(self, enable_timing: bool) -> None:
+                super().__init__(clock)
+
+        class Graph:
+            def __init__(self) -> None:
+                self.launched = 0
+
+            def replay(self) -> None:
+                cuda.said.append("replay")
+                clock.advance(1.0 * self.launched)
+
+        class Capture:
+            def __init__(self, graph: Graph) -> None:
+                self.graph = graph
+
+            def __enter__(self) -> None:
+                cuda.capturing = self.graph
+
+            def __exit__(self, *error: object) -> None:
+                cuda.capturing = None
+
+        self.capturing: Graph | None = None
+        for name, value in {
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "graph": Capture,
+            "synchronize": lambda device: None,
+            "_sleep": lambda cycles: cuda.said.append("pause"),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def call(self, waits: bool = False):
+        def run() -> None:
+            if self.capturing is None:
+                self.clock.advance(1.0)
+            elif waits:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            else:
+                self.capturing.launched += 1
+
+        return run
+
+
+def test_on_a_gpu_calls_are_captured_and_those_that_cannot_be_are_queued_behind_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = Cuda(monkeypatch, VirtualClock())
+    sides = {
+        "captured": [cuda.call()] * 5,
+        "refuses": [cuda.call(waits=True)] * 3,
+        "known to wait": [cuda.call(waits=True)] * 3,
+    }
+    found = race(sides, torch.device("cuda"), 4, frozenset({"known to wait"}))
+    assert {name: each.how for name, each in found.items()} == {
+        "captured": "graph", "refuses": "queue", "known to wait": "queue",
+    }  # fmt: skip
+    for each in found.values():
+        assert each.seconds.values == (1.0,) * 4
+    # A warm-up and four rounds of each.
+    assert cuda.said.count("replay") == 5 and cuda.said.count("pause") == 10
