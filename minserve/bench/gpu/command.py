@@ -30,6 +30,8 @@ from minserve.bench.gpu.timing import Budget
 from minserve.clock import Clock, WallClock
 from minserve.config import ConfigError
 
+OUT_OF_TIME = 124
+"""The exit code of a part that was ended, as `timeout` has it."""
 ROOT = Path(minserve.__file__).resolve().parent.parent
 
 
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="toy sizes on the CPU, to see that every part runs; needs --out",
     )
     parser.add_argument("--child", metavar="PART", help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,7 +108,7 @@ def run_parts(
     start: Callable[[Part, Path, argparse.Namespace, float], int],
 ) -> list[str]:
     """Run what is not there yet; returns the names of parts that failed. `start` runs one part and
-    returns its exit code, negative where it had to be ended."""
+    returns its exit code, OUT_OF_TIME where it had to be ended."""
     whole = Budget(TOTAL_S, clock)
     failed = []
     for part in parts:
@@ -117,7 +120,9 @@ def run_parts(
         _say(f"{part.name}: {part.title}, at most {part.limit_s:.0f} s")
         # Never what an older run left, should this one not get so far as to write.
         Record(path, wanted).save()
-        code = start(part, folder, args, min(part.limit_s + GRACE_S, whole.left_s))
+        left_s = min(part.limit_s + GRACE_S, whole.left_s)
+        # Less is not enough for a process to start and measure anything.
+        code = OUT_OF_TIME if left_s < 2 * GRACE_S else start(part, folder, args, left_s)
         if code != 0:
             failed.append(part.name)
             _close(path, wanted, code)
@@ -132,7 +137,9 @@ def _close(path: Path, wanted: dict[str, Any], code: int) -> None:
         return
     record = Record(path, wanted)
     record.data |= data
-    ended = "ended by its time limit" if code < 0 else f"ended with exit code {code}"
+    ended = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    if code == OUT_OF_TIME:
+        ended = "ended because its time was over; given again, the command continues with it"
     record.finish(0.0, f"the process of this part {ended}")
 
 
@@ -140,6 +147,7 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
     """Run one part in a new process group, and end all of it when the time is over."""
     command = [sys.executable, "-m", "minserve.bench.gpu", "--child", part.name]
     command += ["--out", str(folder), "--device", args.device]
+    command += ["--limit", str(max(0.0, limit_s - GRACE_S))]
     command += ["--commit", args.commit] if args.commit else []
     command += ["--dry-run"] if args.dry_run else []
     # A checkout need not be installed, and nothing may ask the network.
@@ -162,7 +170,7 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if isinstance(error, subprocess.TimeoutExpired):
-            return -signal.SIGKILL
+            return OUT_OF_TIME
         raise
 
 
@@ -186,7 +194,7 @@ def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -
         torch.cuda.set_device(device)
     record = Record(folder / f"{part.name}.json", _frame(part, args))
     record.save()
-    budget = Budget(part.limit_s, clock)
+    budget = Budget(min(part.limit_s, args.limit or part.limit_s), clock)
     setting = Setting(device, args.dry_run, clock, budget, record, folder)
     error = None
     try:

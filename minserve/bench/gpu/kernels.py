@@ -42,10 +42,10 @@ def run(setting: Setting) -> None:
         try:
             with torch.inference_mode():
                 setting.record.add(_measure(setting, case, ceilings))
+            free(setting.device)
         except Exception as error:
             failed.append(f"{case.name}, {case.shape}: {type(error).__name__}: {error}"[:300])
             setting.record.skip(failed[-1])
-        free(setting.device)
     tests = run_tests(setting)
     setting.record.add(tests)
     if tests["failed"]:

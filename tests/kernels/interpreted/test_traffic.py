@@ -38,6 +38,16 @@ def test_a_kernel_moves_hardly_more_than_the_least_possible(name: str) -> None:
     assert memory.written >= fewest.written and memory.read >= fewest.read - 32
 
 
+def test_contexts_stay_whole_where_asked() -> None:
+    case = CASES["attention, decode"]
+    with watch() as traffic:
+        whole, _ = case.run(TritonOps(PROCESSORS, split=False))
+    (launch,) = traffic.launches
+    assert launch.programs == len(CONTEXTS) * KV_HEADS
+    parts, _ = case.run(TritonOps(PROCESSORS))
+    torch.testing.assert_close(whole, parts, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("splits", [1, 2, 4, 8])
 def test_decode_attention_pays_for_its_parts_and_stays_near_the_least(
     splits: int, monkeypatch: pytest.MonkeyPatch
