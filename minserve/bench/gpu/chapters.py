@@ -13,7 +13,7 @@ from minserve.bench.gpu.chapter_runs import CHAPTERS, ChapterRun
 from minserve.bench.gpu.engines import Bench
 from minserve.bench.gpu.recorded import trace_path
 from minserve.bench.gpu.setting import Setting
-from minserve.bench.interleave import Spread, interleave, pairwise_ratio
+from minserve.bench.interleave import Spread, pairwise_ratio
 from minserve.bench.traffic import Traffic, at_once, fixed_length
 from minserve.build import load_model
 from minserve.trace import Distribution, RunTrace
@@ -73,7 +73,6 @@ def _compare(
     setting: Setting, chapter: ChapterRun, sides: Mapping[str, Bench], traffic: Traffic
 ) -> dict[str, Any]:
     tokens: dict[str, list[list[int]]] = {}
-    traces: dict[str, list[RunTrace]] = {name: [] for name in sides}
 
     def play(name: str) -> RunTrace:
         trace, result, _ = sides[name].play(traffic)
@@ -84,12 +83,8 @@ def _compare(
     for call in calls.values():
         call()  # Compiles.
 
-    def one_round() -> None:
-        for name, found in interleave(calls, 1, progress=False).items():
-            traces[name] += found
-
     rounds = setting.pick(ROUNDS, 1)
-    setting.repeat(one_round, rounds, f"chapter {chapter.chapter}")
+    traces = setting.take_turns(calls, rounds, f"chapter {chapter.chapter}")
     for name, each in traces.items():
         _keep(each[-1], trace_path(setting.folder, chapter.chapter, name), setting.record.data)
     first, second = chapter.names

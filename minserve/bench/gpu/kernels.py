@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
-from minserve.bench.gpu.kernel_cases import OURS, REAL, TOY, Case, Maker
+from minserve.bench.gpu.attention_cases import AttentionCases
+from minserve.bench.gpu.kernel_cases import OURS, REAL, TOY, Case, Sizes
 from minserve.bench.gpu.kernel_tests import run_tests
+from minserve.bench.gpu.row_cases import RowCases
 from minserve.bench.gpu.setting import Setting, bandwidth_shares, free, matrix_share
 from minserve.bench.gpu.timing import Call, num_copies, race
 from minserve.bench.interleave import pairwise_ratio
 from minserve.hardware import Ceilings
 from minserve.kernels import select_ops
+from minserve.kernels.base import Ops
 from minserve.kernels.select import why_not_triton
 
 ROUNDS = 7
@@ -32,11 +35,9 @@ def run(setting: Setting) -> None:
     if setting.dry_run and (reason := why_not_triton(setting.device, dtype)) is not None:
         setting.record.note(f"torch operators stand in for the kernels: {reason}")
         backend = "torch"
-    maker = Maker(
-        select_ops(backend, setting.device, dtype), setting.pick(REAL, TOY), setting.device, dtype
-    )
+    ops = select_ops(backend, setting.device, dtype)
     failed: list[str] = []
-    for case in maker.cases():
+    for case in all_cases(ops, setting.pick(REAL, TOY), setting.device, dtype):
         if not setting.time_for(f"{case.name}, {case.shape}", 2.0 + _TESTS_S):
             continue
         try:
@@ -52,6 +53,12 @@ def run(setting: Setting) -> None:
         failed.append(f"{tests['failed']} kernel tests failed")
     if failed:
         raise RuntimeError("; ".join(failed))
+
+
+def all_cases(ops: Ops, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> list[Case]:
+    """The most telling first, should time run out."""
+    attention = AttentionCases(ops, sizes, device, dtype).cases()
+    return attention + RowCases(ops, sizes, device, dtype).cases()
 
 
 def _measure(setting: Setting, case: Case, ceilings: Ceilings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from minserve.bench.gpu.engines import Bench, random_model, shape_of
 from minserve.bench.gpu.nano_vllm import nano_vllm
 from minserve.bench.gpu.setting import Setting, known_fields
 from minserve.bench.gpu.throughput import SHAPE, serving_s, traffic_of
-from minserve.bench.interleave import Spread, interleave, pairwise_ratio
+from minserve.bench.interleave import Spread, pairwise_ratio
 from minserve.bench.traffic import Traffic, at_once, fixed_length
 from minserve.build import LoadedModel
 from minserve.config import EngineConfig
@@ -106,16 +106,10 @@ def _measure(
             return trace.totals.sampled_tokens / serving_s(trace)
 
         calls = {name: partial(play, name) for name in benches}
-        rates: dict[str, list[float]] = {name: [] for name in benches}
-
-        def one_round() -> None:
-            for name, found in interleave(calls, 1, progress=False).items():
-                rates[name] += found
-
         for call in calls.values():
             call()  # Compiles, captures and tunes.
         idle = {name: [] for name in benches}
-        setting.repeat(one_round, setting.pick(ROUNDS, 1), f"the ladder, {workload}")
+        rates = setting.take_turns(calls, setting.pick(ROUNDS, 1), f"the ladder, {workload}")
         before: str | None = None
         for name, bench in benches.items():
             gain = None if before is None else vars(pairwise_ratio(rates[name], rates[before]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +73,21 @@ class Setting:
             start = self.clock.now()
             results.append(call())
             longest = max(longest, self.clock.now() - start)
+        return results
+
+    def take_turns(
+        self, sides: Mapping[str, Callable[[], _Result]], rounds: int, what: str
+    ) -> dict[str, list[_Result]]:
+        """Rounds in which every side runs once, in turned order; as many as there is time for."""
+        results: dict[str, list[_Result]] = {name: [] for name in sides}
+        order = list(sides)
+
+        def one_round() -> None:
+            for name in order:
+                results[name].append(sides[name]())
+            order.reverse()
+
+        self.repeat(one_round, rounds, what)
         return results
 
     def time_for(self, what: str, seconds: float) -> bool:

@@ -64,6 +64,23 @@ def test_a_part_over_its_time_stops_repeating_and_says_so(tmp_path: Path) -> Non
     assert here.record.data["not_run"] == ["the rest: 0 s were left of the part's time"]
 
 
+def test_sides_take_turns_and_the_order_turns_round(tmp_path: Path) -> None:
+    clock, seen = VirtualClock(), []
+
+    def side(name: str):
+        def run() -> int:
+            seen.append(name)
+            clock.advance(2.0)
+            return len(seen)
+
+        return run
+
+    here = setting(tmp_path, clock, limit_s=10.0)
+    found = here.take_turns({"a": side("a"), "b": side("b")}, 5, "turns")
+    assert seen == ["a", "b", "b", "a"] and found == {"a": [1, 4], "b": [2, 3]}
+    assert here.record.data["notes"] == ["turns: 2 of 5 rounds, the part's time was over"]
+
+
 def test_idle_is_what_lies_between_one_pass_and_the_next() -> None:
     clock = VirtualClock()
     passes = []

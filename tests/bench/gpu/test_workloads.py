@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from minserve.bench.gpu.chapter_runs import CHAPTERS, ChapterRun
-from minserve.bench.gpu.kernel_cases import REAL, Maker
+from minserve.bench.gpu.kernel_cases import REAL
+from minserve.bench.gpu.kernels import all_cases
 from minserve.bench.gpu.nano_vllm import nano_vllm
 from minserve.config import EngineConfig
 from minserve.kernels import TorchOps
@@ -66,9 +67,9 @@ def test_a_recorded_chapter_runs_what_the_chapter_runs(run: ChapterRun) -> None:
 
 
 def test_real_cases_are_counted_without_a_device() -> None:
-    maker = Maker(TorchOps(), REAL, torch.device("meta"), torch.bfloat16)
-    cases = {(case.name, case.shape): case for case in maker.cases()}
-    assert len(cases) == len(maker.cases()), "no two rows of the table look alike"
+    found = all_cases(TorchOps(), REAL, torch.device("meta"), torch.bfloat16)
+    cases = {(case.name, case.shape): case for case in found}
+    assert len(cases) == len(found), "no two rows of the table look alike"
     decode = cases["attention, decode", "64 x 4096 tokens"]
     cached = 2 * 64 * 4096 * REAL.kv_heads * REAL.head_dim * 2
     assert cached < decode.moved < 1.01 * cached and decode.flops == 0
