@@ -20,6 +20,7 @@ from minserve.attention import PagedAttention
 from minserve.clock import Clock, VirtualClock, WallClock
 from minserve.config import DTYPES, ConfigError, EngineConfig, ResolvedConfig
 from minserve.engine import Engine
+from minserve.graphs import GraphRunner
 from minserve.hardware import describe_machine
 from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
@@ -35,7 +36,7 @@ from minserve.models import (
 )
 from minserve.prepare import ShapeBuilder
 from minserve.request import InvalidRequestError, SamplingParams
-from minserve.runner import EagerRunner
+from minserve.runner import EagerRunner, Runner
 from minserve.scheduling import LengthPredictor, Order, Policy
 from minserve.spec import ModelSpec
 from minserve.tokenizer import Tokenizer
@@ -153,7 +154,7 @@ def build_engine(
     cache = KVCache(
         config.model,
         # One page more than the manager knows: padding's keys and values, which nobody reads.
-        num_blocks + (config.config.kernels.padding != "none"),
+        num_blocks + (config.padding != "none"),
         block_size,
         config.dtype,
         config.device,
@@ -161,9 +162,7 @@ def build_engine(
     )
     memory = build_manager(config, num_blocks, clock, cache)
     attention = PagedAttention(config.model, cache.layers, ops)
-    runner = EagerRunner(
-        decoder, attention, config.device, clock, config.config.kernels.logits_chunk
-    )
+    runner = _runner(config, decoder, attention, clock)
     trace = new_trace(loaded.name, config)
     return Engine(config, runner, memory, loaded.tokenizer, clock, trace, policy, order, predictor)
 
@@ -187,6 +186,11 @@ def build_virtual_engine(
         raise ConfigError(
             "kernels.compile=True has nothing to compile in an engine on modelled time: leave it "
             "off, and give the cost model a smaller overhead per step instead"
+        )
+    if config.kernels.cuda_graphs:
+        raise ConfigError(
+            "kernels.cuda_graphs=True has nothing to capture in an engine on modelled time: leave "
+            "it off, and give the cost model a smaller overhead per step instead"
         )
     if config.scheduling.async_scheduling:
         raise ConfigError(
@@ -240,6 +244,24 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
         notes=config.notes,
     )
     return RunTrace(config.config.trace.max_steps, header=header)
+
+
+def _runner(
+    config: ResolvedConfig, decoder: Decoder, attention: PagedAttention, clock: Clock
+) -> Runner:
+    kernels = config.config.kernels
+    if not kernels.cuda_graphs:
+        return EagerRunner(decoder, attention, config.device, clock, kernels.logits_chunk)
+    return GraphRunner(
+        decoder,
+        attention,
+        config.device,
+        clock,
+        kernels.logits_chunk,
+        config.max_graph_rows,
+        config.blocks_per_request,
+        config.config.memory.block_size,
+    )
 
 
 def _compiled(decoder: Decoder, device: torch.device, clock: Clock) -> Decoder:

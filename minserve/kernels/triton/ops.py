@@ -135,9 +135,13 @@ class TritonOps:
         """
         check_tree(tree, sum(query_lens))
         if max(query_lens) == 1:
-            processors = self.num_processors or _processors(block_tables.device)
-            return SplitAttention(block_tables, kv_lens, max(context_lens), processors)
+            return self.plan_decode(block_tables, kv_lens, max(context_lens))
         return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree)
+
+    def plan_decode(self, block_tables: Tensor, kv_lens: Tensor, longest: int) -> PlannedAttention:
+        """See `Ops.plan_decode`: what the host knows of lengths is how many parts are worth it."""
+        processors = self.num_processors or _processors(block_tables.device)
+        return SplitAttention(block_tables, kv_lens, longest, processors)
 
 
 class RaggedAttention:
