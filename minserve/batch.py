@@ -6,6 +6,7 @@ global state and a batch can be sent to another process. Knows nothing about req
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -183,16 +184,22 @@ class ForwardBatch:
         return self.token_ids.device
 
 
-def to_device(batch: _Batch, device: torch.device) -> _Batch:
-    """The same batch (or part of one) with every tensor on `device`."""
-    moved: dict[str, Any] = {}
+def map_tensors(batch: _Batch, change: Callable[[Tensor], Tensor]) -> _Batch:
+    """The same batch (or another data class of tensors) with every tensor changed."""
+    changed: dict[str, Any] = {}
     for item in fields(batch):
         value = getattr(batch, item.name)
         if isinstance(value, Tensor):
-            moved[item.name] = value.to(device, non_blocking=True)
+            changed[item.name] = change(value)
         elif is_dataclass(value) and not isinstance(value, type):
-            moved[item.name] = to_device(value, device)
+            changed[item.name] = map_tensors(value, change)
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
-            moved[item.name] = tuple(to_device(part, device) for part in value)
-    result: _Batch = replace(batch, **moved)
+            changed[item.name] = tuple(map_tensors(part, change) for part in value)
+    result: _Batch = replace(batch, **changed)
     return result
+
+
+def to_device(batch: _Batch, device: torch.device) -> _Batch:
+    """The same batch (or part of one) with every tensor on `device`, one copy each; a step's whole
+    batch goes by a `staging.Link`."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -20,6 +20,7 @@ from minserve.attention import PagedAttention
 from minserve.clock import Clock, VirtualClock, WallClock
 from minserve.config import DTYPES, ConfigError, EngineConfig, ResolvedConfig
 from minserve.engine import Engine
+from minserve.graphs import GraphRunner
 from minserve.hardware import describe_machine
 from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
@@ -145,6 +146,8 @@ def build_engine(
     clock = clock or WallClock()
     if ops is None:
         ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
+        if config.config.kernels.autotune:
+            ops = _tuned(ops, config)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
         decoder = _compiled(decoder, config.device, clock)
@@ -157,7 +160,7 @@ def build_engine(
     cache = KVCache(
         config.model,
         # One page more than the manager knows: padding's keys and values, which nobody reads.
-        num_blocks + (config.config.kernels.padding != "none"),
+        num_blocks + (config.padding != "none"),
         block_size,
         config.dtype,
         config.device,
@@ -165,9 +168,7 @@ def build_engine(
     )
     memory = build_manager(config, num_blocks, clock, cache)
     attention = PagedAttention(config.model, cache.layers, ops)
-    runner: Runner = EagerRunner(
-        decoder, attention, config.device, clock, config.config.kernels.logits_chunk
-    )
+    runner = _runner(config, decoder, attention, clock)
     if watch is not None:
         runner = watch(runner)
     trace = new_trace(loaded.name, config)
@@ -193,6 +194,11 @@ def build_virtual_engine(
         raise ConfigError(
             "kernels.compile=True has nothing to compile in an engine on modelled time: leave it "
             "off, and give the cost model a smaller overhead per step instead"
+        )
+    if config.kernels.cuda_graphs:
+        raise ConfigError(
+            "kernels.cuda_graphs=True has nothing to capture in an engine on modelled time: leave "
+            "it off, and give the cost model a smaller overhead per step instead"
         )
     if config.scheduling.async_scheduling:
         raise ConfigError(
@@ -248,6 +254,37 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
     return RunTrace(config.config.trace.max_steps, header=header)
 
 
+def _runner(
+    config: ResolvedConfig, decoder: Decoder, attention: PagedAttention, clock: Clock
+) -> Runner:
+    kernels = config.config.kernels
+    if not kernels.cuda_graphs:
+        return EagerRunner(decoder, attention, config.device, clock, kernels.logits_chunk)
+    return GraphRunner(
+        decoder,
+        attention,
+        config.device,
+        clock,
+        kernels.logits_chunk,
+        config.max_graph_rows,
+        config.blocks_per_request,
+        config.config.memory.block_size,
+    )
+
+
+def _tuned(ops: Ops, config: ResolvedConfig) -> Ops:
+    """Triton's operators with the tiles that this GPU is fastest with, for every shape of heads."""
+    if ops.name != "triton":
+        raise ConfigError(
+            f"kernels.autotune=True times Triton's kernels, and {ops.name} operators run here, in "
+            f"{config.dtype}: use autotune=False, or a dtype of up to 32 bits"
+        )
+    from minserve.kernels.triton import TritonOps
+    from minserve.kernels.triton.autotune import tune_model
+
+    return TritonOps(tuning=tune_model(config.model, config.dtype, config.device))
+
+
 def _compiled(decoder: Decoder, device: torch.device, clock: Clock) -> Decoder:
     if device.type == "cpu":
         try:
@@ -288,6 +325,9 @@ def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     from minserve.profiling import activation_peak_bytes
 
     peak = activation_peak_bytes(config, decoder, ops)
+    if config.config.kernels.cuda_graphs:
+        # Graphs keep memory of their own, for steps no larger than this one, and their logits.
+        peak += peak + config.max_graph_rows * config.model.vocab_size * config.itemsize
     free, total = torch.cuda.mem_get_info(config.device)
     allowed = int(total * config.config.memory.gpu_memory_utilization)
     used = total - free

@@ -78,11 +78,14 @@ class Engine:
         self._builder: Builder = builder or BatchBuilder(
             memory, len(groups), config.model.eos_token_ids
         )
-        padding = config.config.kernels.padding
-        if padding != "none":
+        if config.padding != "none":
             # The page behind the pool's own, which the cache then has: see `build`.
             self._builder = PaddedBuilder(
-                self._builder, padding, memory.pool.num_blocks, memory.block_size
+                self._builder,
+                config.padding,
+                memory.pool.num_blocks,
+                memory.block_size,
+                config.max_graph_rows,
             )
         self._counter = WorkCounter(config.model, config.itemsize)
         self._token_bytes = config.model.kv_bytes_per_token(config.itemsize)

@@ -9,6 +9,8 @@ not: the attention of the padding is over itself alone. Knows nothing about requ
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,11 +20,20 @@ from torch import Tensor
 from minserve.batch import ForwardBatch, GroupTables
 
 
-def padding_lens(kind: str, query_lens: Sequence[int]) -> tuple[int, ...]:
+@functools.cache
+def ladder(most_rows: int) -> tuple[int, ...]:
+    """Row counts that graphs are captured for, ascending, `most_rows` the last: powers of two, from
+    8 on every eighth and from 256 on every sixteenth number, so that little is padded."""
+    counts = [1, 2, 4, *range(8, 256, 8), *range(256, most_rows, 16)]
+    return (*(count for count in counts if count < most_rows), most_rows)
+
+
+def padding_lens(kind: str, query_lens: Sequence[int], most_rows: int = 0) -> tuple[int, ...]:
     """Rows of each request of padding, for real ones with `query_lens` rows each.
 
     `longest`: what each lacks to the longest. `power_of_two`: what the step lacks to the next power
-    of two, a row each. `none`: nothing.
+    of two, a row each. `ladder`: what up to `most_rows` requests of one row each lack to the next
+    rung of `ladder(most_rows)`; other steps are left alone. `none`: nothing.
     """
     if kind == "longest":
         longest = max(query_lens)
@@ -30,15 +41,21 @@ def padding_lens(kind: str, query_lens: Sequence[int]) -> tuple[int, ...]:
     if kind == "power_of_two":
         rows = sum(query_lens)
         return (1,) * ((1 << (rows - 1).bit_length()) - rows)
+    if kind == "ladder" and len(query_lens) <= most_rows and max(query_lens) == 1:
+        rungs = ladder(most_rows)
+        return (1,) * (rungs[bisect.bisect_left(rungs, len(query_lens))] - len(query_lens))
     return ()
 
 
-def pad(batch: ForwardBatch, kind: str, scratch_block: int, block_size: int) -> ForwardBatch:
+def pad(
+    batch: ForwardBatch, kind: str, scratch_block: int, block_size: int, most_rows: int = 0
+) -> ForwardBatch:
     """The batch with padding of this `kind` appended; itself where there is nothing to add.
 
-    `scratch_block` is a page of `block_size` slots in every group that no request ever owns.
+    `scratch_block` is a page of `block_size` slots in every group that no request ever owns;
+    `most_rows` as in `padding_lens`.
     """
-    lens = padding_lens(kind, batch.query_lens)
+    lens = padding_lens(kind, batch.query_lens, most_rows)
     if not lens:
         return batch
     added = torch.tensor(lens, dtype=torch.int32)

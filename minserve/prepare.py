@@ -41,19 +41,22 @@ class Builder(Protocol):
 
 
 class PaddedBuilder:
-    """Another builder's batches with padding (`KernelsConfig.padding`): whatever reads a batch, the
-    count of its work and the runner, meets the padded one."""
+    """Another builder's batches with padding (`ResolvedConfig.padding`): whatever reads a batch,
+    the count of its work and the runner, meets the padded one."""
 
-    def __init__(self, builder: Builder, kind: str, scratch_block: int, block_size: int) -> None:
+    def __init__(
+        self, builder: Builder, kind: str, scratch_block: int, block_size: int, most_rows: int
+    ) -> None:
         self._builder = builder
         self._kind = kind
         self._scratch_block = scratch_block
         self._block_size = block_size
+        self._most_rows = most_rows
 
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of one step's plan, padding behind the requests' own rows."""
         built = self._builder.build(plan)
-        batch = pad(built.batch, self._kind, self._scratch_block, self._block_size)
+        batch = pad(built.batch, self._kind, self._scratch_block, self._block_size, self._most_rows)
         return replace(built, batch=batch)
 
 

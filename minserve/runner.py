@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minserve.attention.base import AttentionBackend, AttentionPlan
-from minserve.batch import ForwardBatch, to_device
+from minserve.batch import ForwardBatch
 from minserve.clock import Clock
 from minserve.kernels.base import LayerStack
 from minserve.models import Compilations, Decoder
@@ -26,6 +26,7 @@ from minserve.sampling import (
     prompt_logprobs,
     to_token_logprobs,
 )
+from minserve.staging import Landing, link_to
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,34 @@ class Runner(Protocol):
         ...
 
 
+NOTHING_COMPILED = Compilations()
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass left on the device, and what the host knows about it."""
+
+    logits: Tensor | None
+    """`[num_samples, vocab_size]`; None where no row is sampled."""
+    prompts: tuple[Logprobs, ...] = ()
+    """Of the prompt rows, chunk by chunk."""
+    attention_s: float = 0.0
+    compiled: Compilations = NOTHING_COMPILED
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What goes back to the host."""
+
+    sampled: SampledTokens | None
+    prompts: tuple[Logprobs, ...]
+
+
 @dataclass(frozen=True)
 class _EagerHandle:
     batch: ForwardBatch
-    sampled: SampledTokens | None
-    prompts: list[Logprobs]
+    """On the host."""
+    landing: Landing[_Results]
     forward_s: float
     attention_s: float
     sample_s: float
@@ -143,17 +167,35 @@ class EagerRunner:
         self._device = device
         self._clock = clock
         self._logits_chunk = logits_chunk
+        self._link = link_to(device)
         self._drawn: Tensor | None = None
         """The tokens of the pass submitted last, on the device."""
 
     @torch.inference_mode()
     def submit(self, batch: ForwardBatch) -> _EagerHandle:
-        """Run the pass; on a GPU this only queues it."""
+        """Run the pass; on a GPU this only queues it, and the copy of its tokens to the host."""
         start = self._clock.now()
-        if self._device.type != "cpu":
-            batch = to_device(batch, self._device)
-        if batch.pending is not None:
-            batch = fill_pending(batch, self._drawn)
+        there = self._link.upload(batch)
+        if there.pending is not None:
+            there = fill_pending(there, self._drawn)
+        forward = self._forward(batch, there)
+        middle = self._clock.now()
+        sampled = None
+        if forward.logits is not None:
+            sampled = self._sampler.sample(forward.logits, there.sampling)
+        self._drawn = None if sampled is None else sampled.token_ids
+        landing = self._link.download(_Results(sampled, forward.prompts))
+        return _EagerHandle(
+            batch=batch,
+            landing=landing,
+            forward_s=middle - start,
+            attention_s=forward.attention_s,
+            sample_s=self._clock.now() - middle,
+            compiled=forward.compiled,
+        )
+
+    def _forward(self, host: ForwardBatch, batch: ForwardBatch) -> Forward:
+        """Decoder and logits of `batch`; `host` is the same batch where it was built."""
         plan = self._attention.plan(batch)
         timed = _TimedPlan(plan, self._clock) if self._device.type == "cpu" else None
         hidden = self._decoder.embed(batch.token_ids)
@@ -161,24 +203,18 @@ class EagerRunner:
             hidden, timed or plan, batch.positions, 0, self._decoder.spec.num_layers
         )
         prompts = self._prompt_logprobs(hidden, batch)
-        logits = self._sample_logits(hidden, batch.sample_rows)
-        middle = self._clock.now()
-        sampled = self._sampler.sample(logits, batch.sampling) if logits is not None else None
-        self._drawn = None if sampled is None else sampled.token_ids
-        return _EagerHandle(
-            batch=batch,
-            sampled=sampled,
+        return Forward(
+            logits=self._sample_logits(hidden, batch.sample_rows),
             prompts=prompts,
-            forward_s=middle - start,
             attention_s=timed.elapsed_s if timed else 0.0,
-            sample_s=self._clock.now() - middle,
             compiled=self._decoder.take_compilations(),
         )
 
     def collect(self, handle: _EagerHandle) -> StepResult:
-        """Bring the tokens to the host."""
+        """Wait for the tokens, which are on their way to the host."""
         start = self._clock.now()
-        batch, sampled = handle.batch, handle.sampled
+        batch, results = handle.batch, handle.landing.wait()
+        sampled = results.sampled
         token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
         logprobs: dict[int, TokenLogprobs] = {}
         if sampled is not None and sampled.logprobs is not None:
@@ -188,7 +224,7 @@ class EagerRunner:
             entries = to_token_logprobs(sampled.logprobs, tokens, nums)
             logprobs = dict(zip(rows, entries, strict=True))
         prompts: list[TokenLogprobs] = []
-        for part, targets in zip(handle.prompts, self._chunks(batch.prompt_targets), strict=True):
+        for part, targets in zip(results.prompts, self._chunks(batch.prompt_targets), strict=True):
             ids = targets.tolist()
             prompts += to_token_logprobs(part, ids, [batch.num_prompt_logprobs] * len(ids))
         return StepResult(
@@ -210,9 +246,9 @@ class EagerRunner:
             return self._decoder.head(hidden)
         return self._decoder.head(hidden, rows)
 
-    def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> list[Logprobs]:
+    def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> tuple[Logprobs, ...]:
         """In chunks: the logits of a long prompt would take more memory than its KV cache."""
-        return [
+        return tuple(
             prompt_logprobs(
                 self._decoder.head(hidden, rows),
                 targets,
@@ -221,7 +257,7 @@ class EagerRunner:
             for rows, targets in zip(
                 self._chunks(batch.prompt_rows), self._chunks(batch.prompt_targets), strict=True
             )
-        ]
+        )
 
     def _chunks(self, rows: Tensor) -> Iterator[Tensor]:
         for start in range(0, rows.shape[0], self._logits_chunk):

@@ -69,6 +69,12 @@ class AttentionBackend(Protocol):
         """Prepare attention for one batch."""
         ...
 
+    def plan_decode(self, batch: ForwardBatch) -> AttentionPlan:
+        """Prepare attention for every batch that comes to stand in these tensors, of one row per
+        request: `context_lens` are upper bounds, lengths and pages are read when it runs. Raises
+        ValueError where the operators cannot."""
+        ...
+
 
 Caches = Sequence[LayerCache]
 """One `LayerCache` per decoder layer."""

@@ -64,6 +64,21 @@ class PagedAttention:
         ]
         return PagedAttentionPlan(self, batch, planned)
 
+    def plan_decode(self, batch: ForwardBatch) -> PagedAttentionPlan:
+        """See `AttentionBackend.plan_decode`."""
+        self._check(batch)
+        longest = max(batch.context_lens)
+        planned = []
+        for tables in batch.groups:
+            attend = self.ops.plan_decode(tables.block_tables, batch.kv_lens, longest)
+            if attend is None:
+                raise ValueError(
+                    f"the {self.ops.name} operators read lengths on the host: a plan of theirs "
+                    "serves one batch only"
+                )
+            planned.append(attend)
+        return PagedAttentionPlan(self, batch, planned)
+
     def _check(self, batch: ForwardBatch) -> None:
         if len(batch.groups) != len(self.block_sizes):
             raise ValueError(

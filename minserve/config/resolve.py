@@ -44,6 +44,18 @@ class ResolvedConfig:
         return self.config.memory.host_bytes // self.block_bytes
 
     @property
+    def padding(self) -> str:
+        """What steps are padded to: `kernels.padding`, or the row counts of `kernels.cuda_graphs`
+        ("ladder")."""
+        kernels = self.config.kernels
+        return "ladder" if kernels.cuda_graphs else kernels.padding
+
+    @property
+    def max_graph_rows(self) -> int:
+        """Rows of the largest step that is replayed from a graph."""
+        return min(self.config.kernels.cuda_graph_max_rows, self.config.scheduling.max_num_seqs)
+
+    @property
     def blocks_per_request(self) -> int:
         """Pages of a request of `max_model_len` tokens."""
         return -(-self.max_model_len // self.config.memory.block_size)
@@ -142,13 +154,15 @@ def resolve(
     limit_s = _check_scheduling(config, budget, whole_prompts, notes)
     _check_kernels(config, target, notes)
     _check_capability(config, target, notes)
+    backend = _check_graphs(config, target, notes)
+    _check_autotune(config, target)
     _check_memory(config)
     copy_on_write = _copy_on_write(config, notes)
     effective = config.with_values(
         {
             "device": str(target),
             "memory.copy_on_write": copy_on_write,
-            "kernels.backend": "torch" if config.kernels.compile else config.kernels.backend,
+            "kernels.backend": "torch" if config.kernels.compile else backend,
             "dtype": str(dtype).removeprefix("torch."),
             "scheduling.max_model_len": max_model_len,
             "scheduling.max_num_batched_tokens": budget,
@@ -224,6 +238,83 @@ def _check_capability(config: EngineConfig, device: torch.device, notes: list[st
         )
     if config.kernels.backend == "auto":
         notes.append(f"kernels.backend: torch, because {reason}")
+
+
+def _check_graphs(config: EngineConfig, device: torch.device, notes: list[str]) -> str:
+    """Refuse what captured graphs cannot go with; returns the backend that they leave."""
+    kernels, backend = config.kernels, config.kernels.backend
+    if not kernels.cuda_graphs:
+        return backend
+    table = [
+        (
+            kernels.compile,
+            "kernels.cuda_graphs=True replays the Triton kernels of a step, and kernels.compile="
+            "True runs torch's: use one of the two",
+        ),
+        (
+            kernels.padding != "none",
+            "kernels.cuda_graphs=True pads decode steps to the row counts it has graphs of, and "
+            f"kernels.padding={kernels.padding!r} pads them otherwise: use padding='none'",
+        ),
+        (
+            not config.memory.kv_cache,
+            "kernels.cuda_graphs=True replays steps of one row per request, and with memory."
+            "kv_cache=False every step computes whole sequences: turn the cache on, or use "
+            "cuda_graphs=False",
+        ),
+        (
+            backend == "native",
+            "kernels.cuda_graphs=True needs attention that reads lengths on the device, and "
+            "kernels.backend='native' reads them on the host: use kernels.backend='auto', or "
+            "cuda_graphs=False",
+        ),
+        (
+            device.type == "cuda" and backend == "torch",
+            f"kernels.cuda_graphs=True on device={str(device)!r} captures the Triton kernels, and "
+            "kernels.backend='torch' has none: use kernels.backend='auto' or 'triton', or "
+            "cuda_graphs=False",
+        ),
+        (
+            device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0),
+            f"kernels.cuda_graphs=True captures the Triton kernels, and device={str(device)!r} is "
+            "below compute capability 8.0, where they do not run: use cuda_graphs=False",
+        ),
+    ]
+    for refused, sentence in table:
+        if refused:
+            raise ConfigError(sentence)
+    notes.append("kernels.cuda_graphs: a page beside memory.kv_bytes takes the padding")
+    if device.type == "cuda":
+        return backend
+    notes.append(
+        "kernels.cuda_graphs: a CPU captures nothing; decode steps are padded and run from static "
+        "buffers as on a GPU, which shows what a graph holds and saves no time"
+    )
+    if backend == "auto":
+        notes.append("kernels.backend: torch, because kernels.cuda_graphs=True needs its attention")
+        return "torch"
+    return backend
+
+
+def _check_autotune(config: EngineConfig, device: torch.device) -> None:
+    """Refuse to time kernels that do not run."""
+    kernels = config.kernels
+    if not kernels.autotune:
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"kernels.autotune=True times Triton's kernels on a GPU, and device={str(device)!r} "
+            "has none to time: use autotune=False, which takes tiles chosen by counting"
+        )
+    reason = None
+    if kernels.backend == "torch" or kernels.compile:
+        reason = f"kernels.backend={kernels.backend!r} with compile={kernels.compile} runs torch's"
+    elif torch.cuda.get_device_capability(device) < (8, 0):
+        reason = f"device={str(device)!r} is below compute capability 8.0, where they do not run"
+    if reason is not None:
+        raise ConfigError(
+            f"kernels.autotune=True times Triton's kernels, and {reason}: use autotune=False"
+        )
 
 
 def _check_memory(config: EngineConfig) -> None:

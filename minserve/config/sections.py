@@ -322,6 +322,32 @@ class KernelsConfig(Section):
         "tokens must earn back",
         survey="4.2.5",
     )
+    cuda_graphs: bool = knob(
+        False,
+        "Capture decode steps (one row per request) as CUDA graphs, padded to a ladder of row "
+        "counts, at the first step of each kind, and replay them. Other steps run as they are. On "
+        "a CPU nothing is captured: the same steps run from the same static buffers.",
+        trade_off="one launch instead of hundreds, against padded rows, memory of the graphs' own, "
+        "and the first step of each kind",
+        survey="4.2.5",
+    )
+    cuda_graph_max_rows: int = knob(
+        256,
+        "Rows of the largest decode step that is captured; max_num_seqs where that is less.",
+        unit="rows",
+        trade_off="in a large step the device is busy for longer than its launches take, and its "
+        "logits need a buffer",
+        survey="4.2.5",
+        at_least=1,
+    )
+    autotune: bool = knob(
+        False,
+        "Time the ways to launch Triton's attention on this GPU, before the first request, and "
+        "keep the fastest on disk for this device, Triton and kernels.",
+        trade_off="faster attention, against minutes of compiling and timing the first time; equal "
+        "results to rounding",
+        survey="4.2.5",
+    )
     num_threads: int | None = knob(
         None,
         "Threads of the CPU operators, for the whole process. None: torch's current setting.",

@@ -221,6 +221,14 @@ class Ops(Protocol):
         """`paged_attention` for all layers of one step: arguments as there, prepared once."""
         ...
 
+    def plan_decode(
+        self, block_tables: Tensor, kv_lens: Tensor, longest: int
+    ) -> PlannedAttention | None:
+        """`plan_attention` of one row per request, good for more than one step: pages and lengths
+        are read from the tensors whenever it is called, and no length may exceed `longest` tokens.
+        None where this implementation reads lengths on the host."""
+        ...
+
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
         """Whole layers as one call, bit for bit what the operators give one by one; None where
         this implementation has no such thing for them."""

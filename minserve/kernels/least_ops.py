@@ -144,6 +144,12 @@ class LeastOps:
 
         return attend
 
+    def plan_decode(
+        self, block_tables: Tensor, kv_lens: Tensor, longest: int
+    ) -> PlannedAttention | None:
+        """See `Ops.plan_decode`: what is counted depends on every length."""
+        return None
+
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
         """See `Ops.layer_stack`: every operator is counted by itself."""
         return None

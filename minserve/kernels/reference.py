@@ -19,6 +19,7 @@ from minserve.kernels.base import (
     SampleKernel,
 )
 from minserve.kernels.reference_attention import TorchPlannedAttention, accumulation_dtype
+from minserve.kernels.reference_decode import TorchDecode
 
 
 def pack_panels(weight: Tensor, width: int) -> Tensor:
@@ -157,6 +158,10 @@ class TorchOps:
     ) -> PlannedAttention:
         """See `Ops.plan_attention`; the device copies of the lengths are not needed here."""
         return TorchPlannedAttention(block_tables, query_lens, context_lens, self.use_sdpa, tree)
+
+    def plan_decode(self, block_tables: Tensor, kv_lens: Tensor, longest: int) -> PlannedAttention:
+        """See `Ops.plan_decode`."""
+        return TorchDecode(block_tables, kv_lens, longest)
 
 
 def unfused_rotary_store_(

@@ -226,7 +226,7 @@ class _Bucket:
         return rows if self.real is None else rows.index_select(0, self.real)
 
 
-def _written_out(
+def written_out(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention as two products and a softmax, and the log-sum-exp `[..., rows, 1]`.
@@ -323,7 +323,7 @@ class TorchPlannedAttention:
             k, v, mask = bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), None
         parts = (
-            _written_out(q, bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype), scale)
+            written_out(q, bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype), scale)
             for bucket in slices
         )
         out, lse = next(parts)

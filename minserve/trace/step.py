@@ -51,14 +51,14 @@ class StageTimes:
     forward_s: float = 0.0
     """Decoder layers (attention included) and logits."""
     attention_s: float = 0.0
-    """Attention's part of `forward_s`, rotation and the store into pages included; 0 on a GPU,
-    where it is not timed apart."""
+    """Attention's part of `forward_s`, rotation and the store into pages included; 0 on a GPU
+    and in a replayed step, where it is not timed apart."""
     sample_s: float = 0.0
     """Logits to tokens, the wait for the device included."""
     commit_s: float = 0.0
     """Tokens to requests: stop conditions, text, freed pages."""
     compile_s: float = 0.0
-    """Compilation's part of `forward_s`: the first step of its kind."""
+    """The part of `forward_s` that compiled, or captured graphs: the first step of its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class StepTrace:
     num_padded_rows: int = 0
     """Rows computed beside the tokens, whose results are dropped; `work` counts them too."""
     num_compiled_graphs: int = 0
-    """Graphs that were compiled in this step, or read from torch's cache."""
+    """Graphs that were compiled in this step, or read from torch's cache, or captured."""
     num_cached_graphs: int = 0
     """Of those, graphs whose machine code was found in torch's cache on disk."""
     num_discarded_tokens: int = 0

@@ -63,6 +63,8 @@ SWITCHES: list[tuple[str, Any]] = [
     ("kernels.logits_chunk", 1),
     ("kernels.padding", "longest"),
     ("kernels.padding", "power_of_two"),
+    ("kernels.cuda_graphs", True),
+    ("kernels.cuda_graph_max_rows", 3),
 ]
 """A new switch joins here in the commit that brings it. Values are those that differ from BASE."""
 COMPANY: dict[str, tuple[str, Any]] = {
@@ -70,6 +72,7 @@ COMPANY: dict[str, tuple[str, Any]] = {
     "scheduling.length_bucket": ("scheduling.order", "sjf"),
     "scheduling.starvation_limit_s": ("scheduling.order", "mlfq"),
     "scheduling.mlfq_quantum": ("scheduling.order", "mlfq"),
+    "kernels.cuda_graph_max_rows": ("kernels.cuda_graphs", True),
 }
 """A switch that does something only beside another one brings it along."""
 
@@ -104,6 +107,8 @@ REFUSED: list[tuple[set[str], set[str]]] = [
         CACHES | {"memory.layout", "scheduling.preemption", "scheduling.async_scheduling"},
     ),
     ({"memory.layout"}, CACHES | {"scheduling.preemption"}),
+    # Steps of one row per request, padded to the captured counts.
+    ({"kernels.cuda_graphs"}, {"memory.kv_cache", "kernels.padding"}),
 ]
 """Pairs that resolve() refuses: one field of the first set with one of the second."""
 
@@ -247,13 +252,15 @@ def test_switches_change_no_token(switches, model_dir, expected):
         assert totals.preemptions > 0 or few or not cached or reserved, "the pool was too large"
         if "scheduling.preemption" in names and not few:
             assert totals.swapped_in_blocks > 0
+    if "kernels.cuda_graphs" in names:
+        assert totals.compiled_graphs > 0, "no step was replayed"
     if names == {"memory.prefix_cache"}:
         assert totals.hit_tokens > 0
 
 
 @pytest.mark.parametrize("switches", pairs(refused=True), ids=label)
 def test_pairs_left_out_are_refused_in_a_sentence(switches, model_dir):
-    with pytest.raises(ConfigError, match=r"memory\.|scheduling\."):
+    with pytest.raises(ConfigError, match=r"memory\.|scheduling\.|kernels\."):
         load_model(model_dir, EngineConfig().with_values(complete(dict(switches))))
 
 

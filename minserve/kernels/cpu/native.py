@@ -421,6 +421,12 @@ class NativeOps:
             self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
         )
 
+    def plan_decode(
+        self, block_tables: Tensor, kv_lens: Tensor, longest: int
+    ) -> PlannedAttention | None:
+        """See `Ops.plan_decode`."""
+        return None
+
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
         dtype = layers[0].input_norm.dtype if layers else torch.float32
