@@ -18,6 +18,7 @@ from minserve.kernels.triton import autotune
 from minserve.kernels.triton.autotune import Workload, ragged_candidates, split_candidates, tune
 from minserve.kernels.triton.resources import Resources, Variant
 from minserve.kernels.triton.tuning import Heads, Tile, Tuning
+from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
 HEADS = Heads(16, 4, 2)
 CPU = torch.device("cpu")
@@ -139,3 +140,17 @@ def test_a_cpu_has_nothing_to_tune_and_says_so() -> None:
         ConfigError, match=r"kernels.autotune=True .* device='cpu' .* use autotune=F"
     ):
         config.resolve(tiny_spec())
+
+
+def test_a_model_is_tuned_when_every_shape_of_its_heads_is_on_disk(bench: Bench) -> None:
+    layers = tuple(
+        LayerSpec(AttentionSpec(heads, 1, 16), FeedForwardSpec(16)) for heads in (2, 4, 2)
+    )
+    spec = ModelSpec("llama", 97, 16, layers, 1e-5, RopeSpec(), 128, True)
+    assert autotune.head_shapes(spec, torch.float32) == {HEADS: 1, Heads(16, 4, 4): 1}
+    assert not autotune.is_tuned(spec, torch.float32, CPU)
+    bench.tune()
+    assert not autotune.is_tuned(spec, torch.float32, CPU), "one of two"
+    small = ModelSpec("llama", 97, 16, layers[:1], 1e-5, RopeSpec(), 128, True)
+    assert autotune.is_tuned(small, torch.float32, CPU)
+    assert not autotune.is_tuned(small, torch.float16, CPU)

@@ -23,9 +23,9 @@ import torch
 
 import minserve
 from minserve.bench.gpu import report
-from minserve.bench.gpu.parts import GRACE_S, PARTS, TOTAL_S, Part
+from minserve.bench.gpu.parts import DEFAULT, GRACE_S, PARTS, TOTAL_S, Part
 from minserve.bench.gpu.record import Record, frame, load, may_stay
-from minserve.bench.gpu.setting import FASTEST, Setting, known_fields
+from minserve.bench.gpu.setting import FASTEST, Setting
 from minserve.bench.gpu.timing import Budget
 from minserve.clock import Clock, WallClock
 from minserve.config import ConfigError
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "parts",
         nargs="*",
         metavar="PART",
-        help="which, in this order; none: all. " + ", ".join(PARTS),
+        help=f"which, in this order; none: {', '.join(DEFAULT)}. tune takes minutes of its own",
     )
     parser.add_argument("--out", metavar="DIRECTORY", help="default: labs/recorded/gpu")
     parser.add_argument("--fresh", action="store_true", help="run finished parts again")
@@ -71,9 +71,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.child:
         return run_part(PARTS[args.child], folder, args, WallClock())
-    chosen = [PARTS[name] for name in args.parts or PARTS]
+    names = args.parts or DEFAULT
+    chosen = [PARTS[name] for name in names]
     failed = run_parts(chosen, folder, args, WallClock(), launch)
-    print(report.tables(folder, args.parts or list(PARTS)))
+    print(report.tables(folder, names))
     return int(bool(failed))
 
 
@@ -207,7 +208,7 @@ def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -
 
 
 def _frame(part: Part, args: argparse.Namespace) -> dict[str, Any]:
-    settings = {"limit_s": part.limit_s, "switches": known_fields(FASTEST)}
+    settings = {"limit_s": part.limit_s, "switches": FASTEST}
     return frame(part.name, settings, _device(args), args.commit, args.dry_run)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from minserve.bench.gpu.engines import Bench, random_model, shape_of
 from minserve.bench.gpu.nano_vllm import nano_vllm
-from minserve.bench.gpu.setting import Setting, known_fields
+from minserve.bench.gpu.setting import Setting, is_tuned
 from minserve.bench.gpu.throughput import SHAPE, serving_s, traffic_of
 from minserve.bench.interleave import Spread, pairwise_ratio
 from minserve.bench.traffic import Traffic, at_once, fixed_length
@@ -47,8 +47,8 @@ RUNGS = (
 
 
 def configs(setting: Setting) -> dict[str, tuple[EngineConfig, bool]]:
-    """Rung -> its configuration, and whether contexts stay whole. A rung whose switch this engine
-    does not have is written down as not run."""
+    """Rung -> its configuration, and whether contexts stay whole. Tuned tiles are a rung where they
+    were found before; looking for them takes minutes."""
     values: dict[str, Any] = {
         "device": str(setting.device),
         "scheduling.max_num_seqs": setting.pick(64, 4),
@@ -56,17 +56,16 @@ def configs(setting: Setting) -> dict[str, tuple[EngineConfig, bool]]:
         "scheduling.max_model_len": setting.pick(576, 32),
         "memory.kv_bytes": setting.pick(8 << 30, 1 << 24),
     }
-    found = {}
+    found, spec = {}, shape_of(setting, SHAPE).spec()
     for rung in RUNGS:
-        if known_fields(dict(rung.switches)) != dict(rung.switches):
-            setting.record.skip(f"{rung.name}: this engine has no {', '.join(rung.switches)}")
+        if "kernels.autotune" in rung.switches and not is_tuned(setting, spec):
+            setting.record.skip(f"{rung.name}: `make gpu PARTS=tune` has not run on this card")
             continue
         values |= rung.switches
         if setting.dry_run:
             # The kernels' own part interprets them; here the order of the rungs is what runs.
-            values |= {"kernels.backend": "torch", "kernels.cuda_graphs": False}
-            values |= {"kernels.autotune": False}
-        found[rung.name] = (EngineConfig().with_values(known_fields(values)), rung.whole_contexts)
+            values |= {"kernels.backend": "torch"}
+        found[rung.name] = (EngineConfig().with_values(values), rung.whole_contexts)
     return found
 
 

@@ -46,6 +46,10 @@ PARTS: dict[str, Part] = {
         Part("prefill", "one prompt of 2k to 32k tokens, 8B shape", 35.0),
         Part("ladder", "from torch operators to overlap, step by step", 55.0),
         Part("chapters", "what the chapters compare, recorded", 40.0),
+        Part("tune", "tiles of attention, timed once per card and kept on its disk", 500.0),
         Part("virtual_clock", "the virtual clock taught this device, and its error", 60.0),
     )
 }
+
+DEFAULT = tuple(name for name in PARTS if name != "tune")
+"""What runs where nothing is named. Tuning compiles for minutes, once per card: by itself."""

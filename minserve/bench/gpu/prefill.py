@@ -34,7 +34,7 @@ def run(setting: Setting) -> None:
             "memory.kv_bytes": setting.pick(6 << 30, 1 << 24),
         }
     )
-    loaded = random_model(setting, shape, fastest(setting, base))
+    loaded = random_model(setting, shape, fastest(setting, base, shape.spec()))
     with Bench(setting, loaded) as bench:
         for length in lengths:
             # Four times the shortest prompt's tokens, and attention on top.

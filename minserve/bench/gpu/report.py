@@ -152,6 +152,11 @@ def _chapter(row: Row) -> list[str]:
     return [row["name"], " / ".join(row["sides"]), sides, _spread(row["ratio"]), same]
 
 
+def _tune(row: Row) -> list[str]:
+    tiles = (", ".join(f"{k} {v}" for k, v in row[kind][0].items()) for kind in ("ragged", "split"))
+    return [row["name"], _number(row["seconds"]), "yes" if row["from_disk"] else "no", *tiles]
+
+
 def _clock(row: Row) -> list[str]:
     here, modelled = _number(row["here"]), _number(row["virtual"])
     error = f"{row['error']:+.1%}"
@@ -179,6 +184,7 @@ COLUMNS: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         _ladder,
     ),
     "chapters": (["chapter", "sides", "output tokens/s", "ratio", "same tokens"], _chapter),
+    "tune": (["model", "seconds", "from disk", "prefill's tile", "decode's tile"], _tune),
     "virtual_clock": (
         ["run it was not taught", "quantity", "here", "virtual", "error of here", "within 15 %"],
         _clock,

@@ -13,19 +13,16 @@ import torch
 from minserve.bench.gpu.record import Record, load, share
 from minserve.bench.gpu.timing import Budget
 from minserve.clock import Clock
-from minserve.config import EngineConfig, describe
+from minserve.config import EngineConfig
 from minserve.hardware import Ceilings, find_device, measure_ceilings
+from minserve.spec import ModelSpec
 
 _Result = TypeVar("_Result")
 
 CEILINGS = "ceilings"
 """The part that measures what the device reaches."""
-FASTEST: dict[str, Any] = {
-    "kernels.autotune": True,
-    "kernels.cuda_graphs": True,
-    "scheduling.async_scheduling": True,
-}
-"""The switches of a GPU, all on."""
+FASTEST: dict[str, Any] = {"kernels.cuda_graphs": True, "scheduling.async_scheduling": True}
+"""The switches of a GPU. Tuned tiles come on top where they were found before: `is_tuned`."""
 
 
 @dataclass
@@ -142,18 +139,21 @@ def data_sheet(device: torch.device) -> Any:
     return find_device(torch.cuda.get_device_name(device))
 
 
-def known_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that this engine's configuration has."""
-    paths = {knob.path for knob in describe()}
-    return {path: value for path, value in values.items() if path in paths}
+def is_tuned(setting: Setting, spec: ModelSpec) -> bool:
+    """Whether the part `tune` found this model's tiles on this card, now or another day."""
+    if setting.device.type != "cuda":
+        return False
+    from minserve.kernels.triton import autotune
+
+    return autotune.is_tuned(spec, getattr(torch, setting.dtype), setting.device)
 
 
-def fastest(setting: Setting, config: EngineConfig) -> EngineConfig:
-    """`config` with every switch of a GPU on; in a dry run torch operators, overlapped."""
+def fastest(setting: Setting, config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """`config` with every switch of a GPU on; in a dry run on a CPU, as far as it has them."""
+    values = FASTEST | {"device": str(setting.device)}
     if setting.dry_run:
-        overlap = known_fields({"scheduling.async_scheduling": True})
-        return config.with_values({"device": "cpu", "kernels.backend": "torch"} | overlap)
-    return config.with_values({"device": str(setting.device)} | known_fields(FASTEST))
+        return config.with_values(values | {"kernels.backend": "torch"})
+    return config.with_values(values | {"kernels.autotune": is_tuned(setting, spec)})
 
 
 def free(device: torch.device) -> None:

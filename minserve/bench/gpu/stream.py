@@ -40,7 +40,8 @@ def _measure(setting: Setting, ceilings: Ceilings, name: str) -> dict[str, Any]:
             "memory.kv_bytes": setting.pick(1 << 30, 1 << 20),
         }
     )
-    loaded = random_model(setting, shape_of(setting, name), fastest(setting, base))
+    shape = shape_of(setting, name)
+    loaded = random_model(setting, shape, fastest(setting, base, shape.spec()))
     traffic = at_once([list(range(2, 2 + PROMPT_TOKENS))], [fixed_length(tokens)])
     with Bench(setting, loaded) as bench:
         bench.play(traffic)  # Compiles, captures and tunes.

@@ -51,7 +51,7 @@ def config_of(setting: Setting, budget: str) -> EngineConfig:
             "memory.kv_bytes": setting.pick(KV_BYTES, TOY_KV_BYTES)[budget],
         }
     )
-    return fastest(setting, base)
+    return fastest(setting, base, shape_of(setting, SHAPE).spec())
 
 
 def traffic_of(workload: Workload) -> Traffic:

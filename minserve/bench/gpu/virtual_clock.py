@@ -23,7 +23,7 @@ from minserve.bench.gpu import stream, throughput
 from minserve.bench.gpu.engines import Bench, random_model, shape_of
 from minserve.bench.gpu.record import load
 from minserve.bench.gpu.recorded import cost_path
-from minserve.bench.gpu.setting import FASTEST, Setting, fastest, known_fields
+from minserve.bench.gpu.setting import FASTEST, Setting, fastest
 from minserve.bench.metrics import serve_result
 from minserve.bench.serve import run_of
 from minserve.bench.traffic import Traffic, at_once, fixed_length, traffic
@@ -49,7 +49,7 @@ def run(setting: Setting) -> None:
 def _teach(setting: Setting, name: str) -> None:
     shape = shape_of(setting, name)
     vocab, spec = shape.vocab_size, shape.spec()
-    loaded = random_model(setting, shape, _config(setting))
+    loaded = random_model(setting, shape, _config(setting, spec))
     with Bench(setting, loaded) as bench:
         bench.play(at_once([[5] * 20] * 2, [fixed_length(4)] * 2))  # Compiles and captures.
         steps: list[StepTrace] = []
@@ -66,7 +66,7 @@ def _teach(setting: Setting, name: str) -> None:
         f"{name}: {cost.num_steps} steps, fitted to {cost.median_error:.1%} (median of "
         f"|fitted - seen| over seen); {trace.totals.steps} steps of held-out traffic"
     )
-    virtual = build_virtual_engine(spec, _on_cpu(_config(setting)), cost)
+    virtual = build_virtual_engine(spec, _on_cpu(_config(setting, spec)), cost)
     there = serve_result(run_of(virtual, drive(virtual, unseen, fast=True)))
     for quantity in QUANTITIES:
         _add(
@@ -114,7 +114,7 @@ def _recorded_runs(
     for row in _rows(setting, "stream"):
         if row["name"] == name:
             prompt = [[2] * stream.PROMPT_TOKENS]
-            virtual = build_virtual_engine(spec, _on_cpu(_config(setting)), cost)
+            virtual = build_virtual_engine(spec, _on_cpu(_config(setting, spec)), cost)
             found = drive(virtual, at_once(prompt, [fixed_length(row["output_tokens"])]))
             tpot = found.requests[0].metrics().tpot_s or 0.0
             yield Checked(f"{name}, one request", "tpot_s", row["tpot_s"]["median"], tpot)
@@ -130,7 +130,7 @@ def _rows(setting: Setting, part: str) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _config(setting: Setting) -> EngineConfig:
+def _config(setting: Setting, spec: ModelSpec) -> EngineConfig:
     base = EngineConfig().with_values(
         {
             "scheduling.max_num_seqs": setting.pick(256, 8),
@@ -139,12 +139,12 @@ def _config(setting: Setting) -> EngineConfig:
             "memory.kv_bytes": setting.pick(32 * 10**9, 1 << 22),
         }
     )
-    return fastest(setting, base)
+    return fastest(setting, base, spec)
 
 
 def _on_cpu(config: EngineConfig) -> EngineConfig:
     """The same scheduling and memory on modelled time: how a device runs a step is in its cost."""
-    off = dict.fromkeys(known_fields(FASTEST), False)
+    off = dict.fromkeys([*FASTEST, "kernels.autotune"], False)
     return config.with_values(off | {"device": "cpu"})
 
 

@@ -125,17 +125,30 @@ def tune(
     return Tuning({heads: ragged}, {heads: split})
 
 
+def head_shapes(spec: ModelSpec, dtype: torch.dtype) -> dict[Heads, int]:
+    """Every shape of heads in a model, and how many KV heads the first layer of it has."""
+    found: dict[Heads, int] = {}
+    for mixer in dict.fromkeys(layer.mixer for layer in spec.layers):
+        dim = max(16, triton.next_power_of_2(mixer.head_dim))
+        heads = Heads(dim, dtype.itemsize, mixer.num_heads // mixer.num_kv_heads)
+        found.setdefault(heads, mixer.num_kv_heads)
+    return found
+
+
+def is_tuned(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `tune_model` would find everything on disk, and take no time."""
+    shapes = head_shapes(spec, dtype).items()
+    return all(_read(cache_path(*each, dtype, device)) is not None for each in shapes)
+
+
 def tune_model(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Tuning:
     """`tune` for every shape of heads in a model."""
     ragged: dict[Heads, Tile] = {}
     split: dict[Heads, Tile] = {}
-    for mixer in dict.fromkeys(layer.mixer for layer in spec.layers):
-        dim = max(16, triton.next_power_of_2(mixer.head_dim))
-        heads = Heads(dim, dtype.itemsize, mixer.num_heads // mixer.num_kv_heads)
-        if heads not in ragged:
-            found = tune(heads, mixer.num_kv_heads, dtype, device)
-            ragged |= found.ragged
-            split |= found.split
+    for heads, num_kv_heads in head_shapes(spec, dtype).items():
+        found = tune(heads, num_kv_heads, dtype, device)
+        ragged |= found.ragged
+        split |= found.split
     if device.type == "cuda":
         # What the trials took is the page pool's to have.
         torch.cuda.empty_cache()
