@@ -1,18 +1,21 @@
 """`minserve bench calibrate`: teach the virtual clock this machine, and ask how honest it is.
 
 Records runs of the real engine, fits what a step costs, and keeps that as a small file. With
-`--check`, traffic of another shape is then played twice, on this machine and on the virtual clock,
-and the latencies are laid side by side. The machine has to be quiet for both.
+`--check`, traffic of another shape is played in the same rounds, then on the virtual clock, and the
+latencies are laid side by side. The machine has to be quiet for both; where it drifts, both drift.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +31,7 @@ from minserve.bench.common import (
 )
 from minserve.bench.drive import drive
 from minserve.bench.fitted_cost import FittedCost, Machine, fit
+from minserve.bench.interleave import Spread, interleave
 from minserve.bench.metrics import serve_result
 from minserve.bench.serve import run_of
 from minserve.bench.traffic import Traffic, at_once, fixed_length, traffic
@@ -49,9 +53,9 @@ PROMISES: dict[str, float] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `minserve bench calibrate`."""
     add_common_arguments(parser)
-    parser.set_defaults(model="zoo/base", repeats=2)
+    parser.set_defaults(model="zoo/base")
     parser.add_argument(
-        "--check", action="store_true", help="then compare with this machine on other traffic"
+        "--check", action="store_true", help="compare with this machine on other traffic as well"
     )
     parser.add_argument("--out", metavar="FILE", help="default: the cache directory of this user")
 
@@ -61,7 +65,14 @@ def run(args: argparse.Namespace) -> int:
     with open_race(args) as race:
         config = config_from(args, scheduling__max_num_seqs=32, scheduling__max_model_len=1024)
         loaded = load_model(race.model, config)
-        cost = calibrate(loaded, args.repeats, args.seed)
+        played = held_out(loaded.config.model.vocab_size, args.seed + 1)
+        seeds = itertools.count(args.seed)
+        sides: dict[str, Callable[[], Any]] = {"calibration": lambda: record(loaded, next(seeds))}
+        if args.check:
+            sides["held out"] = lambda: play(loaded, played)
+        runs = interleave(sides, args.repeats, progress=not args.no_progress)
+        recorded = runs["calibration"]
+        cost = fit_steps(loaded, list(itertools.chain.from_iterable(recorded)))
         path = Path(args.out) if args.out else cost_path(cost.device)
         cost.save(path)
         print(
@@ -71,23 +82,32 @@ def run(args: argparse.Namespace) -> int:
         result = frame(race, "calibrate", median_error=cost.median_error, steps=cost.num_steps)
         kept = True
         if args.check:
-            checked = check(loaded, cost, args.repeats, args.seed + 1)
+            checked = check(loaded, played, recorded, runs["held out"])
             kept = all(row.kept for row in checked)
             _report(checked)
-            result["check"] = [vars(row) | {"kept": row.kept} for row in checked]
+            result["check"] = [asdict(row) | {"kept": row.kept} for row in checked]
         emit(result, args.json)
     return 0 if kept else 1
 
 
-def calibrate(loaded: LoadedModel, repeats: int, seed: int) -> FittedCost:
-    """Run the calibration's traffic `repeats` times and fit all of its steps."""
-    steps: list[StepTrace] = []
-    for number in range(repeats):
-        engine = build_engine(loaded)
-        for played in _calibration(loaded.config.model.vocab_size, seed + number):
-            drive(engine, played)
-        # The first steps pay for allocation.
-        steps += engine.trace.steps[3:]
+def record(loaded: LoadedModel, seed: int) -> list[StepTrace]:
+    """The steps of the calibration's traffic, played on a fresh engine."""
+    engine = build_engine(loaded)
+    for played in _calibration(loaded.config.model.vocab_size, seed):
+        drive(engine, played)
+    # The first steps pay for allocation.
+    return list(engine.trace.steps)[3:]
+
+
+def play(loaded: LoadedModel, played: Traffic) -> dict[str, Any]:
+    """What `serve_result` says of traffic on a fresh, warm engine."""
+    engine = build_engine(loaded)
+    drive(engine, at_once([[5] * 100] * 2, [fixed_length(4)] * 2))
+    return serve_result(run_of(engine, drive(engine, played)))
+
+
+def fit_steps(loaded: LoadedModel, steps: Sequence[StepTrace]) -> FittedCost:
+    """What a step costs on this machine."""
     machine = describe_machine()
     device = Machine(
         name=machine.processor(loaded.config.device),
@@ -128,49 +148,54 @@ def held_out(vocab_size: int, seed: int) -> Traffic:
 
 @dataclass(frozen=True)
 class Checked:
-    """One quantity, here and on the virtual clock."""
+    """One quantity, here and on the virtual clock, round by round."""
 
     name: str
-    here: float
-    virtual: float
+    here: Spread
+    virtual: Spread
+    error: Spread
+    """(virtual - here) / here, within a round."""
     promise: float
 
-    @property
-    def error(self) -> float:
-        """(virtual - here) / here."""
-        return (self.virtual - self.here) / self.here
+    @classmethod
+    def of(cls, name: str, here: Sequence[float], virtual: Sequence[float]) -> Checked:
+        """From a value of each per round."""
+        errors = [(there - own) / own for own, there in zip(here, virtual, strict=True)]
+        return cls(name, Spread.of(here), Spread.of(virtual), Spread.of(errors), PROMISES[name])
 
     @property
     def kept(self) -> bool:
-        """Within the promise."""
-        return abs(self.error) <= self.promise
+        """Whether the median over the rounds is within the promise."""
+        return abs(self.error.median) <= self.promise
 
 
-def check(loaded: LoadedModel, cost: FittedCost, repeats: int, seed: int) -> list[Checked]:
-    """Play held-out traffic here and on the virtual clock; the median over `repeats` runs here."""
-    played = held_out(loaded.config.model.vocab_size, seed)
-    real = []
-    for _ in range(repeats):
-        engine = build_engine(loaded)
-        drive(engine, at_once([[5] * 100] * 2, [fixed_length(4)] * 2))  # Warm.
-        real.append(serve_result(run_of(engine, drive(engine, played))))
-    virtual = build_virtual_engine(loaded.config.model, loaded.config.config, cost)
-    modelled = serve_result(run_of(virtual, drive(virtual, played, fast=True)))
-    checked = []
-    for name, promise in PROMISES.items():
-        here = sorted(result[name] for result in real)
-        middle = (here[(len(here) - 1) // 2] + here[len(here) // 2]) / 2
-        checked.append(Checked(name, middle, modelled[name], promise))
-    return checked
+def check(
+    loaded: LoadedModel,
+    played: Traffic,
+    recorded: Sequence[Sequence[StepTrace]],
+    here: Sequence[Mapping[str, Any]],
+) -> list[Checked]:
+    """Hold the promises against what each round saw `here`: a clock fitted to the calibration of
+    the same round plays the same traffic. Between rounds a shared machine changes its speed by
+    more than is promised, and no clock can know that."""
+    there = []
+    for steps in recorded:
+        cost = fit_steps(loaded, steps)
+        virtual = build_virtual_engine(loaded.config.model, loaded.config.config, cost)
+        there.append(serve_result(run_of(virtual, drive(virtual, played, fast=True))))
+    return [
+        Checked.of(name, [run[name] for run in here], [run[name] for run in there])
+        for name in PROMISES
+    ]
 
 
-def _report(checked: list[Checked]) -> None:
+def _report(checked: Sequence[Checked]) -> None:
     rows = [
         [
             row.name,
-            f"{row.here:.4g}",
-            f"{row.virtual:.4g}",
-            f"{row.error:+.1%}",
+            str(row.here),
+            str(row.virtual),
+            f"{row.error.median:+.1%} ({row.error.min:+.1%} to {row.error.max:+.1%})",
             f"{row.promise:.0%}",
             "yes" if row.kept else "NO",
         ]

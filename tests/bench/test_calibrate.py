@@ -78,8 +78,14 @@ def test_a_calibration_is_kept_and_read_back(tmp_path):
 
 
 def test_a_promise_is_kept_on_both_sides_of_the_truth_or_broken():
-    row = calibrate.Checked("median_ttft_ms", 100.0, 109.0, 0.10)
-    assert row.kept and row.error == pytest.approx(0.09)
-    assert calibrate.Checked("x", 100.0, 91.0, 0.10).kept
-    assert not calibrate.Checked("x", 100.0, 111.0, 0.10).kept
-    assert not calibrate.Checked("x", 100.0, 89.0, 0.10).kept
+    row = calibrate.Checked.of("median_ttft_ms", [100.0], [109.0])
+    assert row.kept and row.error.median == pytest.approx(0.09)
+    assert calibrate.Checked.of("median_ttft_ms", [100.0], [91.0]).kept
+    assert not calibrate.Checked.of("median_ttft_ms", [100.0], [111.0]).kept
+    assert not calibrate.Checked.of("median_ttft_ms", [100.0], [89.0]).kept
+
+
+def test_a_machine_that_changes_its_speed_between_rounds_is_no_error_of_the_clock():
+    row = calibrate.Checked.of("median_tpot_ms", [100.0, 200.0, 150.0], [104.0, 208.0, 90.0])
+    assert row.kept and row.error.median == pytest.approx(0.04)
+    assert row.error.min == pytest.approx(-0.4)
