@@ -73,7 +73,7 @@ class EngineMachine(RuleBasedStateMachine):
         prefix_cache=st.sampled_from(["off", "hash", "radix", "radix"]),
         tiers=st.sampled_from(["none", "swap", "host", "disk", "disk"]),
         copy_on_write=st.booleans(),
-        resume=st.sampled_from(["auto", "load", "recompute"]),
+        resume=st.sampled_from(["auto", "load", "load", "recompute"]),
         reservation=st.sampled_from(["max_model_len", "power_of_two", "oracle"]),
     )
     def start(
@@ -160,6 +160,18 @@ class EngineMachine(RuleBasedStateMachine):
             capacity = self.engine.max_request_tokens
             wanted = length + (max_tokens or 1 if ignore_eos else 1)
             assert not prompt or max(prompt) >= VOCAB or length >= 64 or wanted > capacity
+
+    @precondition(lambda self: self.requests)
+    @rule(which=st.integers(0, 1000), more=st.integers(0, 3))
+    def take_another_turn(self, which, more):
+        """An earlier conversation goes on: what it computed may by now lie in any tier."""
+        before = self.requests[which % len(self.requests)]
+        prompt = [*before.token_ids, *range(1, more + 1)]
+        params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+        try:
+            self.requests += self.engine.add(f"r{len(self.requests)}", prompt, params)
+        except InvalidRequestError:
+            assert len(prompt) + 4 > min(64, self.engine.max_request_tokens)
 
     @precondition(lambda self: self.engine.has_work)
     @rule(times=st.integers(1, 5))
