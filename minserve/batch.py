@@ -157,6 +157,10 @@ class ForwardBatch:
     tree: Tensor | None = None
     """int64 `[num_tokens]`: what each row sees of its request's other rows, where those are a
     speculative tree (`kernels.tree`); None: every row sees all rows before it."""
+    pending: Tensor | None = None
+    """int64 `[2, num_pending]`: rows whose token the batch submitted before this one draws, and
+    where it stands among its `num_samples`; what `token_ids` has in these rows is nothing. None:
+    every token is known on the host."""
 
     @property
     def num_samples(self) -> int:

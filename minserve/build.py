@@ -190,6 +190,12 @@ def build_virtual_engine(
             "kernels.compile=True has nothing to compile in an engine on modelled time: leave it "
             "off, and give the cost model a smaller overhead per step instead"
         )
+    if config.scheduling.async_scheduling:
+        raise ConfigError(
+            "scheduling.async_scheduling=True hides the host's time behind the device's, and "
+            "modelled time has one overhead for both: leave it off, and give the cost model a "
+            "smaller overhead per step instead"
+        )
     _check_predictor(config, order, predictor)
     config = config.with_values({"device": "cpu", "dtype": cost.dtype})
     itemsize = DTYPES[cost.dtype].itemsize

@@ -1,8 +1,10 @@
 """The engine: add, abort, `step() -> StepTrace`. The loop, and nothing but the loop.
 
 A step schedules, submits a batch to the runner, collects the oldest batch in flight and commits its
-tokens to their requests. Prints nothing and reads no clock but its own. Knows nothing about model
-files, threads or what a caller does with the text.
+tokens to their requests. With `scheduling.async_scheduling` one more batch is submitted before the
+oldest is collected, so that the device has work while the host plans (overlap of depth 1, as in
+SGLang and vLLM). Prints nothing and reads no clock but its own. Knows nothing about model files,
+threads or what a caller does with the text.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from minserve.admission import check_request
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
 from minserve.hardware import WorkCounter
-from minserve.memory import IntegrityError, KVManager
+from minserve.memory import IntegrityError, KVManager, MemoryEvents
 from minserve.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
 from minserve.request import (
     FinishReason,
@@ -35,8 +37,12 @@ class _InFlight:
     """A step between submit and collect."""
 
     plan: StepPlan
+    epochs: tuple[int, ...]
+    """How often each request had been preempted when the step was submitted: one that was again
+    since has lost the pages that the step writes to, and with them what it computed."""
     built: BuiltBatch
     handle: Handle
+    events: MemoryEvents
     start_s: float
     schedule_s: float
     prepare_s: float
@@ -45,7 +51,8 @@ class _InFlight:
 
 
 class Engine:
-    """One model, one pool of pages, one batch at a time. Not thread-safe: see AsyncEngine."""
+    """One model, one pool of pages, one batch at a time, or two in flight. Not thread-safe: see
+    `AsyncLLM`."""
 
     def __init__(
         self,
@@ -81,6 +88,7 @@ class Engine:
         self._token_bytes = config.model.kv_bytes_per_token(config.itemsize)
         self._block_bytes = config.block_bytes
         self._keep_cache = config.config.memory.kv_cache
+        self._depth = 1 if config.config.scheduling.async_scheduling else 0
         self._check = config.config.memory.check_integrity
         self._pages = config.config.trace.per_request and config.config.trace.pages
         self._eos = frozenset(config.model.eos_token_ids)
@@ -91,6 +99,8 @@ class Engine:
         self._num_added = 0
         self._num_steps = 0
         self._num_aborted = 0
+        self._num_preempted = 0
+        self._end_s = float("-inf")
 
     @property
     def has_work(self) -> bool:
@@ -167,9 +177,17 @@ class Engine:
             self.abort(request_id)
 
     def close(self) -> None:
-        """End every live request and delete what was kept on disk."""
+        """End every live request, wait for what is in flight, delete what was kept on disk."""
         self.abort_all()
-        self.memory.close()
+        try:
+            self.settle()
+        finally:
+            self.memory.close()
+
+    def settle(self) -> None:
+        """Wait for what is in flight and commit it; submit nothing more."""
+        while self._in_flight:
+            self._collect()
 
     def take_updates(self) -> list[Request]:
         """Requests that got a token or finished since the last call, in order."""
@@ -197,14 +215,36 @@ class Engine:
     def step(self) -> StepTrace:
         """Schedule, submit, collect the oldest batch, commit. Call only while `has_work`.
 
+        With a batch in flight, the next one is planned on tokens that only the device knows yet:
+        their rows are filled in there (`ForwardBatch.pending`). Whoever turns out to have ended
+        meanwhile was computed once too often, and the result is dropped. Pages may be given to
+        somebody else while a step in flight still uses them: whatever touches them next, a batch
+        or a copy, is queued behind that step.
+
         An exception of the runner ends the requests of that batch with reason "error", frees their
         pages and travels to the caller; the engine stays usable.
         """
+        while len(self._in_flight) <= self._depth and not self._must_know_tokens():
+            if not self._submit():
+                break
+        if not self._in_flight:
+            raise IntegrityError("requests wait, none runs, and none can be admitted")
+        return self._collect()
+
+    def _must_know_tokens(self) -> bool:
+        """True where a token in flight decides how the next one is drawn: penalties count it."""
+        return bool(self._in_flight) and any(
+            request.params.has_penalties for request in self._in_flight[-1].built.sampled
+        )
+
+    def _submit(self) -> bool:
+        """Plan one batch and start it; False where there is nothing to compute now."""
         start = self.clock.now()
         plan = self._scheduler.schedule(start)
+        self._num_preempted += len(plan.preempted)
         scheduled = self.clock.now()
         if not plan.requests:
-            raise IntegrityError("requests wait, none runs, and none can be admitted")
+            return False
         try:
             built = self._builder.build(plan)
             work = self._counter.count(
@@ -222,11 +262,16 @@ class Engine:
             request.num_inflight_tokens += count
             if request.first_scheduled_s is None:
                 request.first_scheduled_s = start
+        for row, request in enumerate(built.sampled):
+            request.num_pending_tokens += 1
+            request.pending_row = row
         self._in_flight.append(
             _InFlight(
                 plan=plan,
+                epochs=tuple([request.num_preemptions for request in plan.requests]),
                 built=built,
                 handle=handle,
+                events=self.memory.take_events(),
                 start_s=start,
                 schedule_s=scheduled - start,
                 prepare_s=prepared - scheduled,
@@ -234,7 +279,7 @@ class Engine:
                 blocks_used=blocks_used,
             )
         )
-        return self._collect()
+        return True
 
     def _collect(self) -> StepTrace:
         flight = self._in_flight.popleft()
@@ -247,17 +292,19 @@ class Engine:
         counts = self._commit(flight, result, now)
         if self._check:
             self.memory.check()
-        use, events = self.memory.use(), self.memory.take_events()
-        num_prefill = sum(flight.plan.num_tokens) - counts.num_decode
+        use, events = self.memory.use(), flight.events + self.memory.take_events()
+        num_tokens = sum(flight.plan.num_tokens)
+        num_prefill = num_tokens - counts.num_decode - counts.num_discarded
         if num_prefill:
             # A compilation is paid once and says nothing about what tokens cost.
             forward_s = result.forward_s - result.compile_s
-            spent_s = forward_s * num_prefill / sum(flight.plan.num_tokens)
+            spent_s = forward_s * num_prefill / num_tokens
             self.memory.costs.computed(num_prefill, spent_s)
         slot_bytes = self._token_bytes
         trace = StepTrace(
             index=self._num_steps,
-            start_s=flight.start_s,
+            # Steps that overlap are told one after the other: each from the end of the last.
+            start_s=max(flight.start_s, self._end_s),
             end_s=self.clock.now(),
             stages=StageTimes(
                 schedule_s=flight.schedule_s,
@@ -277,7 +324,7 @@ class Engine:
             num_decode_tokens=counts.num_decode,
             num_recomputed_tokens=counts.num_recomputed,
             num_sampled_tokens=counts.num_sampled,
-            num_preempted=len(flight.plan.preempted),
+            num_preempted=self._num_preempted,
             num_finished=counts.num_finished,
             num_aborted=self._num_aborted,
             blocks_total=use.blocks_total,
@@ -301,12 +348,14 @@ class Engine:
             ),
             requests=tuple(counts.details),
             cached_pages=self.memory.pool.cached_blocks() if self._pages else (),
-            num_padded_rows=flight.built.batch.num_tokens - sum(flight.plan.num_tokens),
+            num_padded_rows=flight.built.batch.num_tokens - num_tokens,
+            num_discarded_tokens=counts.num_discarded,
             num_compiled_graphs=result.num_compiled_graphs,
             num_cached_graphs=result.num_cached_graphs,
         )
         self._num_steps += 1
-        self._num_aborted = 0
+        self._num_aborted = self._num_preempted = 0
+        self._end_s = trace.end_s
         self.trace.append(trace)
         for sentence in self.memory.take_notes():
             self.trace.note(sentence)
@@ -317,10 +366,15 @@ class Engine:
         detail = self.config.config.trace.per_request
         pages = detail and self.config.config.trace.pages
         spans: list[tuple[Request, int, int, int, tuple[int, ...]]] = []
-        for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
-            request.num_inflight_tokens -= count
-            if request.finish_reason is not None:
+        plan, gone = flight.plan, set[Request]()
+        for request, count, epoch in zip(
+            plan.requests, plan.num_tokens, flight.epochs, strict=True
+        ):
+            if request.finish_reason is not None or request.num_preemptions != epoch:
+                gone.add(request)
+                counts.num_discarded += count
                 continue
+            request.num_inflight_tokens -= count
             start = request.num_computed_tokens
             stop = start + count
             if count == 1 and stop == len(request.token_ids) > len(request.prompt_token_ids):
@@ -336,16 +390,17 @@ class Engine:
                 request.num_ever_computed = stop
             if self._keep_cache:
                 request.num_computed_tokens = stop
-                self.memory.commit(request, count)
+                self.memory.commit(request, count, request.num_inflight_tokens)
             else:
                 self.memory.forget(request)
         for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
-            if not request.finished:
+            if request not in gone:
                 request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
         logprobs = result.logprobs
         for row, request in enumerate(flight.built.sampled):
-            if request.finish_reason is not None:
+            if request in gone:
                 continue
+            request.num_pending_tokens -= 1
             token = result.token_ids[row]
             self._append(request, token, logprobs.get(row) if logprobs else None, now)
             counts.num_sampled += 1
@@ -428,7 +483,7 @@ class Engine:
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         for request in plan.requests:
             if not request.finished:
-                request.num_inflight_tokens = 0
+                request.num_inflight_tokens = request.num_pending_tokens = 0
                 request.error = f"{type(error).__name__}: {error}"
                 self._finish(request, "error")
 
@@ -440,6 +495,7 @@ class _CommitCounts:
     num_recomputed: int = 0
     num_sampled: int = 0
     num_finished: int = 0
+    num_discarded: int = 0
 
 
 def _limit(entry: TokenLogprobs, count: int) -> TokenLogprobs:

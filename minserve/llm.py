@@ -143,6 +143,7 @@ class LLM:
                 # After an interruption or an error nothing of this call stays behind.
                 for name in names:
                     engine.abort(name)
+                engine.settle()
                 engine.take_updates()
             outputs = [
                 make_output(engine, group, text if isinstance(text, str) else None)
@@ -169,6 +170,7 @@ class LLM:
                         yield cursors[request].advance(engine, request)
             finally:
                 engine.abort(name)
+                engine.settle()
                 engine.take_updates()
                 for request in cursors:
                     engine.forget(request)

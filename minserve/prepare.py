@@ -70,9 +70,9 @@ class ShapeBuilder:
         """The shape of one step's batch; every tensor in it holds zeros, or nothing."""
         sampled, context_lens = [], []
         for request, count in zip(plan.requests, plan.num_tokens, strict=True):
-            stop = request.num_computed_tokens + count
+            stop = request.num_computed_tokens + request.num_inflight_tokens + count
             context_lens.append(stop)
-            if stop == len(request.token_ids):
+            if stop == request.num_coming_tokens:
                 sampled.append(request)
         rows, none = self._rows[: sum(plan.num_tokens)], self._none
         batch = ForwardBatch(
@@ -135,12 +135,17 @@ class BatchBuilder:
             # Every cache is kept for the whole sequence, so all groups share one page numbering.
             groups=(group,) * self._num_groups,
             sample_rows=torch.tensor(rows.sample_rows, dtype=torch.int64),
-            sampling=plan_sampling(rows.sampled, eos_token_ids=self._eos_token_ids),
+            sampling=plan_sampling(
+                rows.sampled,
+                eos_token_ids=self._eos_token_ids,
+                positions=[request.num_coming_tokens for request in rows.sampled],
+            ),
             prompt_rows=torch.tensor(rows.prompt_rows, dtype=torch.int64),
             prompt_targets=torch.tensor(rows.prompt_targets, dtype=torch.int64),
             num_prompt_logprobs=rows.num_prompt_logprobs,
             query_lens=tuple(counts),
             context_lens=tuple(kv_lens.tolist()),
+            pending=torch.tensor(rows.pending, dtype=torch.int64).T if rows.pending else None,
         )
         return BuiltBatch(batch, rows.sampled, rows.prompt_owners)
 
@@ -153,6 +158,7 @@ class _Rows:
         self.starts: list[int] = []
         self.sampled: list[Request] = []
         self.sample_rows: list[int] = []
+        self.pending: list[tuple[int, int]] = []
         self.prompt_rows: list[int] = []
         self.prompt_targets: list[int] = []
         self.prompt_owners: list[Request] = []
@@ -160,23 +166,32 @@ class _Rows:
 
     def add_decode(self, requests: list[Request]) -> None:
         """One row each: the step most steps are, without what only prompts need."""
-        self.starts = [request.num_computed_tokens for request in requests]
-        self.tokens = [r.token_ids[at] for r, at in zip(requests, self.starts, strict=True)]
-        ahead = [len(r.token_ids) - at for r, at in zip(requests, self.starts, strict=True)]
+        self.starts = [r.num_computed_tokens + r.num_inflight_tokens for r in requests]
+        for row, (request, at) in enumerate(zip(requests, self.starts, strict=True)):
+            known = request.token_ids
+            self.tokens.append(known[at] if at < len(known) else self._pending(request, row))
+        ahead = [r.num_coming_tokens - at for r, at in zip(requests, self.starts, strict=True)]
         self.sample_rows = [row for row, missing in enumerate(ahead) if missing == 1]
         self.sampled = [requests[row] for row in self.sample_rows]
 
     def add(self, request: Request, count: int) -> None:
         """The next `count` tokens of a request."""
-        start = request.num_computed_tokens
+        start = request.num_computed_tokens + request.num_inflight_tokens
         known, stop = request.token_ids, start + count
         if request.params.prompt_logprobs is not None:
             self._add_prompt_rows(request, start, stop)
         self.starts.append(start)
         self.tokens.extend(known[start:stop])
-        if stop == len(known):
+        if stop > len(known):
+            self.tokens.append(self._pending(request, len(self.tokens)))
+        if stop == request.num_coming_tokens:
             self.sampled.append(request)
             self.sample_rows.append(len(self.tokens) - 1)
+
+    def _pending(self, request: Request, row: int) -> int:
+        """Note that the device fills in the token of `row`; returns what stands there till then."""
+        self.pending.append((row, request.pending_row))
+        return 0
 
     def _add_prompt_rows(self, request: Request, start: int, stop: int) -> None:
         wanted = request.params.prompt_logprobs or 0

@@ -298,6 +298,11 @@ class Request:
     """Tokens whose keys and values are in the cache."""
     num_inflight_tokens: int = 0
     """Tokens submitted to the runner and not yet collected."""
+    num_pending_tokens: int = 0
+    """Tokens being drawn by a step in flight: they stand behind `token_ids`, and only the device
+    knows which they are."""
+    pending_row: int = 0
+    """Where the pending token stands among those that its step draws."""
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -354,9 +359,18 @@ class Request:
         return self.token_ids[len(self.prompt_token_ids) :]
 
     @property
+    def num_coming_tokens(self) -> int:
+        """Known tokens and pending ones."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
-        """Known tokens neither computed nor in flight: the one subtraction of the scheduler."""
-        return len(self.token_ids) - self.num_computed_tokens - self.num_inflight_tokens
+        """Tokens, known or pending, neither computed nor in flight: the one subtraction of the
+        scheduler. The token that makes a request as long as it may get is never computed."""
+        if not self.num_pending_tokens:
+            return len(self.token_ids) - self.num_computed_tokens - self.num_inflight_tokens
+        tokens = min(self.num_coming_tokens, self.max_len - 1)
+        return tokens - self.num_computed_tokens - self.num_inflight_tokens
 
     @property
     def cache_namespace(self) -> tuple[str, ...]:

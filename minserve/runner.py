@@ -7,7 +7,7 @@ tensors only; requests, pages' owners and stop conditions are the engine's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -116,6 +116,16 @@ class _TimedPlan:
         return elapsed_s
 
 
+def fill_pending(batch: ForwardBatch, drawn: Tensor | None) -> ForwardBatch:
+    """The batch with the tokens that the pass before it drew, `[num_samples]`, in the rows that
+    wait for them. Nothing is waited for: the tokens stay on the device."""
+    assert batch.pending is not None and drawn is not None, "nothing was drawn before this batch"
+    rows, places = batch.pending
+    # A request whose draw failed ends when that step is collected; its row needs some token.
+    tokens = drawn[places].clamp_(min=0)
+    return replace(batch, token_ids=batch.token_ids.index_copy(0, rows, tokens))
+
+
 class EagerRunner:
     """Forward passes in this process, as the decoder it is given runs them."""
 
@@ -133,6 +143,8 @@ class EagerRunner:
         self._device = device
         self._clock = clock
         self._logits_chunk = logits_chunk
+        self._drawn: Tensor | None = None
+        """The tokens of the pass submitted last, on the device."""
 
     @torch.inference_mode()
     def submit(self, batch: ForwardBatch) -> _EagerHandle:
@@ -140,6 +152,8 @@ class EagerRunner:
         start = self._clock.now()
         if self._device.type != "cpu":
             batch = to_device(batch, self._device)
+        if batch.pending is not None:
+            batch = fill_pending(batch, self._drawn)
         plan = self._attention.plan(batch)
         timed = _TimedPlan(plan, self._clock) if self._device.type == "cpu" else None
         hidden = self._decoder.embed(batch.token_ids)
@@ -150,6 +164,7 @@ class EagerRunner:
         logits = self._sample_logits(hidden, batch.sample_rows)
         middle = self._clock.now()
         sampled = self._sampler.sample(logits, batch.sampling) if logits is not None else None
+        self._drawn = None if sampled is None else sampled.token_ids
         return _EagerHandle(
             batch=batch,
             sampled=sampled,

@@ -136,6 +136,18 @@ def test_a_stream_left_early_is_aborted(llm):
     assert llm.generate("x", GREEDY)[0].finish_reason == "length"
 
 
+def test_a_stream_left_early_waits_for_the_step_in_flight_and_later_runs_are_the_same(llm):
+    expected = llm.generate(["x =", "while True:"], GREEDY)
+    with LLM("zoo/base", CONFIG.with_values({"scheduling.async_scheduling": True})) as model:
+        stream = model.stream("while True:", SamplingParams(max_tokens=500, temperature=0))
+        next(stream)
+        stream.close()
+        assert not model.engine.has_work
+        assert model.engine.memory.pool.num_owned == 0
+        outputs = model.generate(["x =", "while True:"], GREEDY)
+    assert [o.token_ids for o in outputs] == [o.token_ids for o in expected]
+
+
 def test_logprobs_of_prompt_and_output(llm):
     params = SamplingParams(
         max_tokens=4, temperature=0, logprobs=3, prompt_logprobs=1, ignore_eos=True

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minserve.bench.drive import drive
 from minserve.bench.traffic import TimedRequest, Traffic, fixed_length
 from minserve.build import build_virtual_engine
-from minserve.config import EngineConfig
+from minserve.config import ConfigError, EngineConfig
 from minserve.hardware import DEVICES
 from minserve.request import SamplingParams
 from minserve.scheduling import ContinuousBatching
@@ -32,6 +32,11 @@ def engine(pages=64, policy=None, **values):
         }
     )
     return build_virtual_engine(tiny_spec(1024), config, COST, policy=policy)
+
+
+def test_modelled_time_has_no_host_to_overlap_with():
+    with pytest.raises(ConfigError, match=r"async_scheduling=True hides the host's time"):
+        engine(scheduling__async_scheduling=True)
 
 
 def observed(built):

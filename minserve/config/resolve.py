@@ -245,6 +245,12 @@ def _check_memory(config: EngineConfig) -> None:
             "prefix_cache='off' and layout='paged'",
         ),
         (
+            scheduling.async_scheduling and not memory.kv_cache,
+            "scheduling.async_scheduling=True plans a step on what the last one leaves in the "
+            "cache, and memory.kv_cache=False keeps nothing there: turn the cache on, or use "
+            "async_scheduling=False",
+        ),
+        (
             scheduling.preemption == "swap" and not memory.host_bytes,
             "scheduling.preemption='swap' saves pages to the host, and memory.host_bytes=0 gives "
             "them no room: set memory.host_bytes, or use preemption='recompute'",

@@ -271,6 +271,14 @@ class SchedulingConfig(Section):
         survey="4.2.4",
         choices=("last", "least_computed"),
     )
+    async_scheduling: bool = knob(
+        False,
+        "Plan and submit the next step while the device works on this one (overlap of depth 1). A "
+        "request that ends by a token of this step is computed once too often.",
+        trade_off="the device does not wait for the host, against a row computed in vain per "
+        "request; on a CPU, where a step is computed at once, nothing is gained",
+        survey="4.2.4",
+    )
     preemption: str = knob(
         "recompute",
         "What becomes of a victim's pages. recompute: they are dropped, and its tokens are "

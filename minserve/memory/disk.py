@@ -1,7 +1,8 @@
 """The slowest tier: pages as files, each with a checksum.
 
 A damaged or missing file is a miss, never a wrong answer; a disk that is full ends the tier with a
-sentence, never a request. Files live in a directory of their own and go when the tier is closed.
+sentence, never a request. Files live in a directory of their own and go when the tier is closed,
+collected as garbage, or left behind at the end of the process.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class DiskTier:
         """Raises OSError where `folder` cannot be made or written."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix="minserve-kv-", dir=folder))
+        self._delete = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[Key, int] = OrderedDict()
         self.used_bytes = 0
@@ -91,7 +94,7 @@ class DiskTier:
         """Delete every page and the directory."""
         self._sizes.clear()
         self.used_bytes = 0
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._delete()
 
     def _drop(self, key: Key) -> None:
         self.used_bytes -= self._sizes.pop(key)

@@ -23,3 +23,7 @@ class MemoryEvents:
     """Pages of resumed requests loaded from the host."""
     transfer_s: float = 0.0
     """Seconds spent on copies between tiers; on a GPU, on queueing them."""
+
+    def __add__(self, other: MemoryEvents) -> MemoryEvents:
+        names = MemoryEvents.__slots__
+        return MemoryEvents(*(getattr(self, name) + getattr(other, name) for name in names))

@@ -240,13 +240,14 @@ class KVManager:
         self._tables.extend(held, self.pool.allocate(needed))
         return True
 
-    def commit(self, request: Request, kept: int) -> None:
-        """Keep the first `kept` tokens of what was reserved and return surplus pages. Pages that
-        became full enter the prefix index; where it already has their content, the request's
-        block table is rewritten to the page it has."""
+    def commit(self, request: Request, kept: int, ahead: int = 0) -> None:
+        """Keep the first `kept` tokens of what was reserved and return surplus pages, but for
+        those of the next `ahead` tokens, which are in flight. Pages that became full enter the
+        prefix index; where it already has their content, the request's block table is rewritten to
+        the page it has."""
         held = self._tables[request]
         before, tokens = held.tokens, held.tokens + kept
-        needed = -(-tokens // self.block_size)
+        needed = -(-(tokens + ahead) // self.block_size)
         if needed > len(held.blocks):
             raise IntegrityError(
                 f"request {request.request_id} commits {kept} tokens it did not reserve"

@@ -43,7 +43,7 @@ class Room:
     @property
     def promised_blocks(self) -> int:
         """Pages that chunked prompts of running requests will still ask for."""
-        missing = (self.memory.missing_blocks(one, one.num_tokens) for one in self.running)
+        missing = (self.memory.missing_blocks(one, one.num_coming_tokens) for one in self.running)
         return sum(max(0, blocks) for blocks in missing)
 
     @property

@@ -32,7 +32,7 @@ class StepPlan:
 
     requests: list[Request] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
-    """Tokens each request computes, from its `num_computed_tokens` on."""
+    """Tokens each request computes, behind those computed or in flight."""
     preempted: list[Request] = field(default_factory=list)
 
 
@@ -176,7 +176,8 @@ class Scheduler:
     def _make_room(self, request: Request, count: int, plan: StepPlan, now_s: float) -> bool:
         """Reserve pages, preempting whoever is neither in the plan nor before `request` in line.
         False when `request` itself had to go, or has to let this step pass."""
-        while not self._memory.reserve(request, count):
+        # Beyond what is committed, so room for what is in flight is asked for again.
+        while not self._memory.reserve(request, request.num_inflight_tokens + count):
             planned = set(plan.requests)
             behind = self.running[self.running.index(request) :]
             victim = self._pick_victim([one for one in behind if one not in planned])
@@ -196,6 +197,8 @@ class Scheduler:
         if not (self._swaps and self._memory.swap_out(victim)):
             self._memory.release(victim)
             victim.num_computed_tokens = 0
+        # What a step in flight still computes of it goes with the pages: see `Engine.step`.
+        victim.num_inflight_tokens = victim.num_pending_tokens = 0
         victim.status = Status.PREEMPTED
         victim.num_preemptions += 1
         self.waiting.push(victim, now_s)

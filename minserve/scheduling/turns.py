@@ -39,7 +39,8 @@ chunks, with the decodes stalled that Sarathi-Serve's figure 1 shows."""
 
 def is_writing(request: Request) -> bool:
     """True when only the newest generated token is left to compute."""
-    return request.num_uncomputed_tokens == 1 and request.num_output_tokens > 0
+    has_written = request.num_output_tokens > 0 or request.num_pending_tokens > 0
+    return has_written and request.num_uncomputed_tokens == 1
 
 
 @dataclass(slots=True)

@@ -159,6 +159,9 @@ class StepTrace:
     """Graphs that were compiled in this step, or read from torch's cache."""
     num_cached_graphs: int = 0
     """Of those, graphs whose machine code was found in torch's cache on disk."""
+    num_discarded_tokens: int = 0
+    """Tokens computed beside `num_tokens` for requests that had ended, or lost their pages, while
+    the step was in flight; `work` counts them too."""
 
     @property
     def duration_s(self) -> float:
@@ -172,5 +175,5 @@ class StepTrace:
 
     @property
     def num_rows(self) -> int:
-        """Rows computed: tokens and padding."""
-        return self.num_tokens + self.num_padded_rows
+        """Rows computed: tokens, those computed in vain, and padding."""
+        return self.num_tokens + self.num_discarded_tokens + self.num_padded_rows

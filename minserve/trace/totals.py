@@ -26,6 +26,7 @@ class RunTotals:
     recomputed_tokens: int = 0
     sampled_tokens: int = 0
     padded_rows: int = 0
+    discarded_tokens: int = 0
     """Rows computed beside the tokens, whose results were dropped."""
     compiled_graphs: int = 0
     cached_graphs: int = 0
@@ -95,6 +96,7 @@ class RunTotals:
         self.recomputed_tokens += step.num_recomputed_tokens
         self.sampled_tokens += step.num_sampled_tokens
         self.padded_rows += step.num_padded_rows
+        self.discarded_tokens += step.num_discarded_tokens
         self.compiled_graphs += step.num_compiled_graphs
         self.cached_graphs += step.num_cached_graphs
         self.preemptions += step.num_preempted

@@ -1,6 +1,9 @@
 """A runner without a model: it stores tokens in slots and reads them back through block tables;
 the page store of its engine too, so that copied, swapped and loaded pages are really moved.
 
+It is a device with a queue: passes and copies run in the order in which they were submitted, at
+once or, where it is `lazy`, as late as can be, when somebody waits for a result.
+
 The next token is a hash of the sequence it reads, so a wrong slot, a stale page or a shifted
 position changes the output; `oracle` says what the output has to be.
 """
@@ -8,7 +11,8 @@ position changes the output; `oracle` says what the output has to be.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,38 +67,70 @@ def oracle(prompt: Sequence[int], max_tokens: int, ignore_eos: bool = False) -> 
 
 @dataclass
 class _Echo:
-    token_ids: list[int]
     targets: list[int]
+    token_ids: list[int] | None = None
+    """None until the pass has run."""
 
 
 class EchoRunner:
-    """See the module. `fail_next` makes the next submit raise; `poison` makes rows invalid."""
+    """See the module. `fail_next` makes the next submit raise, `fail_late` the next collect;
+    `poison_token` makes rows invalid."""
 
     def __init__(
-        self, clock: VirtualClock, num_slots: int, block_size: int, num_host_slots: int = 0
+        self,
+        clock: VirtualClock,
+        num_slots: int,
+        block_size: int,
+        num_host_slots: int = 0,
+        lazy: bool = False,
     ) -> None:
+        self._queue: deque[Callable[[], None]] = deque()
+        self._lazy = lazy
+        self._drawn: list[int] = []
         self._clock = clock
         self._block_size = block_size
         self._slots = np.full(num_slots, -1, dtype=np.int64)
         self._pages = self._slots.reshape(-1, block_size)
         self._host = np.full((num_host_slots, block_size), -1, dtype=np.int64)
-        self.fail_next = False
+        self.fail_next = self.fail_late = False
         self.poison_token: int | None = None
         self.batches: list[ForwardBatch] = []
+        self.num_collected = 0
+
+    def _enqueue(self, work: Callable[[], None]) -> None:
+        self._queue.append(work)
+        if not self._lazy:
+            self._run_all()
+
+    def _run_all(self) -> None:
+        while self._queue:
+            self._queue.popleft()()
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self._pages[list(targets)] = self._pages[list(sources)]
+        self._move(self._pages, self._pages, sources, targets)
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        self._host[list(slots)] = self._pages[list(blocks)]
+        self._move(self._pages, self._host, blocks, slots)
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        self._pages[list(blocks)] = self._host[list(slots)]
+        self._move(self._host, self._pages, slots, blocks)
+
+    def _move(
+        self, origin: np.ndarray, goal: np.ndarray, sources: Sequence[int], targets: Sequence[int]
+    ) -> None:
+        where, there = list(sources), list(targets)
+
+        def move() -> None:
+            goal[there] = origin[where]
+
+        self._enqueue(move)
 
     def read_slot(self, slot: int) -> memoryview:
+        self._run_all()
         return memoryview(self._host[slot].tobytes())
 
     def write_slot(self, slot: int, data: bytes) -> None:
+        self._run_all()
         self._host[slot] = np.frombuffer(data, dtype=np.int64)
 
     def submit(self, batch: ForwardBatch) -> _Echo:
@@ -102,11 +138,20 @@ class EchoRunner:
             self.fail_next = False
             raise RuntimeError("the device is gone")
         self.batches.append(batch)
+        handle = _Echo(batch.prompt_targets.tolist())
+        self._enqueue(lambda: self._pass(batch, handle))
+        return handle
+
+    def _pass(self, batch: ForwardBatch, handle: _Echo) -> None:
         self._clock.advance(0.001 * batch.num_tokens)
         group = batch.groups[0]
         slots = group.slots.numpy()
         assert len(set(slots.tolist())) == len(slots), "two rows write to one slot"
-        self._slots[slots] = batch.token_ids.numpy()
+        token_ids = batch.token_ids.numpy().copy()
+        if batch.pending is not None:
+            rows, places = batch.pending.numpy()
+            token_ids[rows] = np.array(self._drawn)[places]
+        self._slots[slots] = token_ids
         starts = batch.query_starts.tolist()
         sequences = []
         for index, length in enumerate(batch.context_lens):
@@ -125,9 +170,15 @@ class EchoRunner:
         tokens = [next_token(sequences[owners[row]]) for row in batch.sample_rows.tolist()]
         if self.poison_token is not None:
             tokens = [-1 if token == self.poison_token else token for token in tokens]
-        return _Echo(tokens, batch.prompt_targets.tolist())
+        handle.token_ids = self._drawn = tokens
 
     def collect(self, handle: _Echo) -> StepResult:
+        while handle.token_ids is None:
+            self._queue.popleft()()
+        self.num_collected += 1
+        if self.fail_late:
+            self.fail_late = False
+            raise RuntimeError("the device is gone")
         entries = [TokenLogprobs(token, -1.0, 1, ((token, -1.0),)) for token in handle.token_ids]
         prompts = [TokenLogprobs(token, -1.0, 1, ((token, -1.0),)) for token in handle.targets]
         return StepResult(handle.token_ids, dict(enumerate(entries)), prompts, 0.0, 0.0, 0.0)
@@ -138,13 +189,14 @@ def make_engine(
     num_blocks: int = 32,
     max_position: int = 128,
     order: Order | None = None,
+    lazy: bool = False,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
     """An engine over the fake runner and a virtual clock."""
     spec = tiny_spec(max_position)
     resolved = (config or EngineConfig()).with_values({"device": "cpu"}).resolve(spec)
     block_size = resolved.config.memory.block_size
     clock = VirtualClock()
-    runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots)
+    runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots, lazy)
     memory = build_manager(resolved, num_blocks, clock, runner)
     engine = Engine(resolved, runner, memory, None, clock, RunTrace(), order=order)
     return engine, runner, clock

@@ -24,7 +24,7 @@ from minserve.config import EngineConfig
 from minserve.engine import Engine
 from minserve.request import InvalidRequestError, Request, SamplingParams
 
-PARTS, EXAMPLES, STEPS = 5, 200, 60
+PARTS, EXAMPLES, STEPS = 5, 260, 60
 DISCIPLINES = (
     {"policy": "continuous"},
     {"policy": "static"},
@@ -50,6 +50,7 @@ EVENTS = (
     "swapped_out_blocks",
     "swapped_in_blocks",
     "preemptions",
+    "discarded_tokens",
 )
 
 
@@ -73,8 +74,10 @@ class EngineMachine(RuleBasedStateMachine):
         prefix_cache=st.sampled_from(["off", "hash", "radix", "radix"]),
         tiers=st.sampled_from(["none", "swap", "host", "disk", "disk"]),
         copy_on_write=st.booleans(),
-        resume=st.sampled_from(["auto", "load", "load", "recompute"]),
+        resume=st.sampled_from(["auto", "load", "recompute"]),
         reservation=st.sampled_from(["max_model_len", "power_of_two", "oracle"]),
+        overlap=st.booleans(),
+        lazy=st.booleans(),
     )
     def start(
         self,
@@ -94,6 +97,8 @@ class EngineMachine(RuleBasedStateMachine):
         copy_on_write,
         resume,
         reservation,
+        overlap,
+        lazy,
     ):
         paged = mode in ("chunked", "whole")
         prefix_cache = prefix_cache if paged else "off"
@@ -125,10 +130,13 @@ class EngineMachine(RuleBasedStateMachine):
                 "scheduling.prefill": prefill,
                 "scheduling.max_num_prefill_tokens": prefill_tokens if mode == "chunked" else None,
                 "scheduling.starvation_limit_s": limit_s,
+                "scheduling.async_scheduling": overlap and mode != "no cache",
                 **{f"scheduling.{name}": value for name, value in discipline.items()},
             }
         )
-        self.engine, self.runner, self.clock = make_engine(config, -(-pool_tokens // block_size))
+        self.engine, self.runner, self.clock = make_engine(
+            config, -(-pool_tokens // block_size), lazy=lazy
+        )
         self.limit_s = limit_s
         self.requests: list[Request] = []
         self.failed: set[Request] = set()
@@ -161,17 +169,18 @@ class EngineMachine(RuleBasedStateMachine):
             wanted = length + (max_tokens or 1 if ignore_eos else 1)
             assert not prompt or max(prompt) >= VOCAB or length >= 64 or wanted > capacity
 
-    @precondition(lambda self: self.requests)
-    @rule(which=st.integers(0, 1000), more=st.integers(0, 3))
-    def take_another_turn(self, which, more):
-        """An earlier conversation goes on: what it computed may by now lie in any tier."""
-        before = self.requests[which % len(self.requests)]
-        prompt = [*before.token_ids, *range(1, more + 1)]
-        params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
-        try:
-            self.requests += self.engine.add(f"r{len(self.requests)}", prompt, params)
-        except InvalidRequestError:
-            assert len(prompt) + 4 > min(64, self.engine.max_request_tokens)
+    @precondition(lambda self: any(r.finish_reason == "length" for r in self.requests))
+    @rule(which=st.integers(0, 1000), max_tokens=st.integers(1, 10))
+    def go_on(self, which, max_tokens):
+        """The next turn of a conversation whose pages may lie in any tier by now."""
+        ended = [r for r in self.requests if r.finish_reason == "length"]
+        before = ended[which % len(ended)]
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=0.0, cache_salt=before.params.cache_salt
+        )
+        if before.num_tokens + max_tokens < self.engine.max_request_tokens:
+            name = f"r{len(self.requests)}"
+            self.requests += self.engine.add(name, before.token_ids, params)
 
     @precondition(lambda self: self.engine.has_work)
     @rule(times=st.integers(1, 5))
@@ -183,7 +192,11 @@ class EngineMachine(RuleBasedStateMachine):
     def step_and_overtake_nobody_urgent(self):
         """The starvation bound: who waits beyond the limit sees only earlier arrivals join."""
         waiting = set(self.engine._scheduler.waiting)
+        plans_twice = self.engine.config.config.scheduling.async_scheduling
+        plans_twice &= not self.engine._in_flight
         self.engine.step()
+        if plans_twice:
+            return  # Who joined by the first plan had nobody urgent before it, perhaps.
         left = set(self.engine._scheduler.waiting)
         urgent = [request for request in waiting & left if request.urgent]
         joined = [r for r in waiting - left if r.finish_reason != "abort"]
@@ -197,15 +210,17 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.abort(self.requests[which % len(self.requests)].request_id)
 
     @precondition(lambda self: self.engine.has_work)
-    @rule(doom=st.integers(0, 9))
-    def runner_fails_now_and_then(self, doom):
+    @rule(doom=st.integers(0, 9), late=st.booleans())
+    def runner_fails_now_and_then(self, doom, late):
         if doom:
             return
-        self.runner.fail_next = True
+        self.runner.fail_next, self.runner.fail_late = not late, late
         try:
             self.engine.step()
         except RuntimeError:
             self.failed |= {r for r in self.requests if r.finish_reason == "error"}
+        finally:
+            self.runner.fail_next = self.runner.fail_late = False
 
     @invariant()
     def pages_are_conserved(self):

@@ -58,6 +58,7 @@ SWITCHES: list[tuple[str, Any]] = [
     ("scheduling.max_num_prefill_tokens", 5),
     ("scheduling.victim", "least_computed"),
     ("scheduling.preemption", "swap"),
+    ("scheduling.async_scheduling", True),
     ("kernels.backend", "torch"),
     ("kernels.logits_chunk", 1),
     ("kernels.padding", "longest"),
@@ -98,7 +99,10 @@ REFUSED: list[tuple[set[str], set[str]]] = [
         {"memory.kv_cache", "scheduling.enable_chunked_prefill"},
     ),
     # Nothing is kept that could be shared, moved or laid out.
-    ({"memory.kv_cache"}, CACHES | {"memory.layout", "scheduling.preemption"}),
+    (
+        {"memory.kv_cache"},
+        CACHES | {"memory.layout", "scheduling.preemption", "scheduling.async_scheduling"},
+    ),
     ({"memory.layout"}, CACHES | {"scheduling.preemption"}),
 ]
 """Pairs that resolve() refuses: one field of the first set with one of the second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ class Pages:
 
     def write_slot(self, slot, data):
         self.host[slot] = np.frombuffer(data, dtype=np.int64)[0]
+
+
+def test_files_go_with_a_tier_that_nobody_closed(tmp_path):
+    disk = DiskTier(tmp_path, 1 << 20)
+    assert disk.put(b"key", b"page") and any(tmp_path.iterdir())
+    del disk
+    gc.collect()
+    assert not any(tmp_path.iterdir())
 
 
 def make(num_slots: int, disk: DiskTier | None = None) -> tuple[HostTier, Pages]:
