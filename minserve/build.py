@@ -144,6 +144,8 @@ def build_engine(
     _check_predictor(config.config, order, predictor)
     clock = clock or WallClock()
     ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
+    if config.config.kernels.autotune:
+        ops = _tuned(ops, config)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
         decoder = _compiled(decoder, config.device, clock)
@@ -277,6 +279,19 @@ def _runner(
     )
 
 
+def _tuned(ops: Ops, config: ResolvedConfig) -> Ops:
+    """Triton's operators with the tiles that this GPU is fastest with, for every shape of heads."""
+    if ops.name != "triton":
+        raise ConfigError(
+            f"kernels.autotune=True times Triton's kernels, and {ops.name} operators run here, in "
+            f"{config.dtype}: use autotune=False, or a dtype of up to 32 bits"
+        )
+    from minserve.kernels.triton import TritonOps
+    from minserve.kernels.triton.autotune import tune_model
+
+    return TritonOps(tuning=tune_model(config.model, config.dtype, config.device))
+
+
 def _compiled(decoder: Decoder, device: torch.device, clock: Clock) -> Decoder:
     if device.type == "cpu":
         try:
@@ -317,6 +332,9 @@ def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     from minserve.profiling import activation_peak_bytes
 
     peak = activation_peak_bytes(config, decoder, ops)
+    if config.config.kernels.cuda_graphs:
+        # Graphs keep memory of their own, for steps no larger than this one, and their logits.
+        peak += peak + config.max_graph_rows * config.model.vocab_size * config.itemsize
     free, total = torch.cuda.mem_get_info(config.device)
     allowed = int(total * config.config.memory.gpu_memory_utilization)
     used = total - free

@@ -51,7 +51,8 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """CUDA graphs, in one pool of memory: only one of them runs at a time."""
+    """CUDA graphs, in one pool of memory: only one of them runs at a time. A capture waits for the
+    device, which a replay never does."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

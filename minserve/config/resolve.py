@@ -155,6 +155,7 @@ def resolve(
     _check_kernels(config, target, notes)
     _check_capability(config, target, notes)
     backend = _check_graphs(config, target, notes)
+    _check_autotune(config, target)
     _check_memory(config)
     copy_on_write = _copy_on_write(config, notes)
     effective = config.with_values(
@@ -293,6 +294,27 @@ def _check_graphs(config: EngineConfig, device: torch.device, notes: list[str]) 
         notes.append("kernels.backend: torch, because kernels.cuda_graphs=True needs its attention")
         return "torch"
     return backend
+
+
+def _check_autotune(config: EngineConfig, device: torch.device) -> None:
+    """Refuse to time kernels that do not run."""
+    kernels = config.kernels
+    if not kernels.autotune:
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"kernels.autotune=True times Triton's kernels on a GPU, and device={str(device)!r} "
+            "has none to time: use autotune=False, which takes tiles chosen by counting"
+        )
+    reason = None
+    if kernels.backend == "torch" or kernels.compile:
+        reason = f"kernels.backend={kernels.backend!r} with compile={kernels.compile} runs torch's"
+    elif torch.cuda.get_device_capability(device) < (8, 0):
+        reason = f"device={str(device)!r} is below compute capability 8.0, where they do not run"
+    if reason is not None:
+        raise ConfigError(
+            f"kernels.autotune=True times Triton's kernels, and {reason}: use autotune=False"
+        )
 
 
 def _check_memory(config: EngineConfig) -> None:

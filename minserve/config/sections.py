@@ -340,6 +340,14 @@ class KernelsConfig(Section):
         survey="4.2.5",
         at_least=1,
     )
+    autotune: bool = knob(
+        False,
+        "Time the ways to launch Triton's attention on this GPU, before the first request, and "
+        "keep the fastest on disk for this device, Triton and kernels.",
+        trade_off="faster attention, against minutes of compiling and timing the first time; equal "
+        "results to rounding",
+        survey="4.2.5",
+    )
     num_threads: int | None = knob(
         None,
         "Threads of the CPU operators, for the whole process. None: torch's current setting.",

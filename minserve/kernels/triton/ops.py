@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,25 +13,26 @@ from torch import Tensor
 
 from minserve.batch import SamplingBatch
 from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
-from minserve.kernels.occupancy import SPLIT_WARPS, num_splits, split_programs, tile_shape
+from minserve.kernels.occupancy import num_splits
 from minserve.kernels.reference import unpack_panels
 from minserve.kernels.tree import check_tree, refuse_window
 from minserve.kernels.triton import activation, norm, rotary, rotary_store, sample, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
 from minserve.kernels.triton.decode import PARTS, merge_kernel, split_attention_kernel
+from minserve.kernels.triton.tuning import Heads, Tuning
 
-SPLIT_STAGES = 3
-"""Tiles of keys and values in flight in a split decode: it does nothing but wait for them."""
+DEFAULTS = Tuning()
 
 
 class TritonOps:
     """See the package. `num_processors` decides how decode attention is split; None asks the
-    device that tensors are on."""
+    device that tensors are on. `tuning` says how attention is launched."""
 
     name = "triton"
 
-    def __init__(self, num_processors: int | None = None) -> None:
+    def __init__(self, num_processors: int | None = None, tuning: Tuning = DEFAULTS) -> None:
         self.num_processors = num_processors
+        self.tuning = tuning
 
     def sample_kernel(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """See `Ops.sample_kernel`."""
@@ -136,12 +138,12 @@ class TritonOps:
         check_tree(tree, sum(query_lens))
         if max(query_lens) == 1:
             return self.plan_decode(block_tables, kv_lens, max(context_lens))
-        return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree)
+        return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree, self.tuning)
 
     def plan_decode(self, block_tables: Tensor, kv_lens: Tensor, longest: int) -> PlannedAttention:
         """See `Ops.plan_decode`: what the host knows of lengths is how many parts are worth it."""
         processors = self.num_processors or _processors(block_tables.device)
-        return SplitAttention(block_tables, kv_lens, longest, processors)
+        return SplitAttention(block_tables, kv_lens, longest, processors, self.tuning)
 
 
 class RaggedAttention:
@@ -154,8 +156,10 @@ class RaggedAttention:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         tree: Tensor | None = None,
+        tuning: Tuning = DEFAULTS,
     ) -> None:
         self._batch = block_tables, query_starts, kv_lens
+        self._tuning = tuning
         self._tree = tree
         self._query_lens = np.array(query_lens)
         self._tiles: dict[int, tuple[Tensor, Tensor]] = {}
@@ -176,8 +180,8 @@ class RaggedAttention:
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
         group = num_heads // num_kv_heads
         dim = max(16, triton.next_power_of_2(head_dim))
-        tile_rows, tile_keys, warps = tile_shape(dim, q.dtype.itemsize)
-        tile_rows = max(tile_rows, triton.next_power_of_2(group))
+        tile = self._tuning.ragged_tile(Heads(dim, q.dtype.itemsize, group))
+        tile_rows = max(tile.rows, triton.next_power_of_2(group))
         tokens = tile_rows // group
         requests, starts = self._tiles_of(tokens, q.device)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -186,9 +190,9 @@ class RaggedAttention:
             q, keys, values, out, lse, tables, query_starts, kv_lens, requests, starts, self._tree,
             q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
             head_dim, scale, window or 0,
-            GROUP=group, TOKENS=tokens, ROWS=tile_rows, KEYS=tile_keys, DIM=dim,
+            GROUP=group, TOKENS=tokens, ROWS=tile_rows, KEYS=tile.keys, DIM=dim,
             WINDOW=window is not None, TREE=self._tree is not None, LSE=need_lse,
-            num_warps=warps, num_stages=2,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return out, lse if need_lse else None
 
@@ -210,8 +214,14 @@ class SplitAttention:
     """Attention of one step in which every request has one row."""
 
     def __init__(
-        self, block_tables: Tensor, kv_lens: Tensor, longest: int, num_processors: int
+        self,
+        block_tables: Tensor,
+        kv_lens: Tensor,
+        longest: int,
+        num_processors: int,
+        tuning: Tuning = DEFAULTS,
     ) -> None:
+        self._tuning = tuning
         self._batch = block_tables, kv_lens
         self._longest = longest
         self._num_processors = num_processors
@@ -231,11 +241,11 @@ class SplitAttention:
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
         group = num_heads // num_kv_heads
         dim = max(16, triton.next_power_of_2(head_dim))
-        _, tile_keys, _ = tile_shape(dim, q.dtype.itemsize)
+        heads = Heads(dim, q.dtype.itemsize, group)
+        tile = self._tuning.split_tile(heads, capability_of(q.device))
         longest = self._longest if window is None else min(self._longest, window)
-        per_processor = split_programs(dim, q.dtype.itemsize, SPLIT_WARPS, _capability(q.device))
-        at_once = self._num_processors * per_processor
-        splits = num_splits(rows * num_kv_heads, longest, at_once, tile_keys)
+        at_once = self._num_processors * tile.programs
+        splits = num_splits(rows * num_kv_heads, longest, at_once, tile.keys)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
         parts, part_lse = out, lse  # One part is the whole.
@@ -247,8 +257,8 @@ class SplitAttention:
             q, keys, values, parts, part_lse, tables, kv_lens,
             q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
             head_dim, scale, window or 0, splits,
-            GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KEYS=tile_keys, DIM=dim,
-            WINDOW=window is not None, num_warps=SPLIT_WARPS, num_stages=SPLIT_STAGES,
+            GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KEYS=tile.keys, DIM=dim,
+            WINDOW=window is not None, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if splits > 1:
             merge_kernel[(rows * num_heads,)](
@@ -258,13 +268,15 @@ class SplitAttention:
         return out, lse if need_lse else None
 
 
+@functools.cache
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _capability(device: torch.device) -> int:
+@functools.cache
+def capability_of(device: torch.device) -> int:
     """Compute capability times ten; in the interpreter 9.0's, so that splits are those of a GPU."""
     if device.type != "cuda":
         return 90

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minserve.kernels.occupancy import SPLIT_WARPS, tile_shape
 from minserve.kernels.triton.activation import BLOCK, silu_and_mul_kernel
 from minserve.kernels.triton.attention import ragged_attention_kernel
 from minserve.kernels.triton.decode import PARTS, merge_kernel, split_attention_kernel
 from minserve.kernels.triton.norm import add_rms_norm_kernel, rms_norm_kernel, warps_for
-from minserve.kernels.triton.ops import SPLIT_STAGES
 from minserve.kernels.triton.rotary import rotary_kernel
 from minserve.kernels.triton.rotary_store import rotary_store_kernel
 from minserve.kernels.triton.sample import LANES, PIVOTS, TILE, WARPS, sample_kernel
 from minserve.kernels.triton.store import store_kv_kernel
+from minserve.kernels.triton.tuning import Heads, Tile, default_ragged, default_split
 
 CAPABILITIES = (80, 90)
 """Compute capabilities 8.0 (A100) and 9.0 (H100, H200)."""
@@ -115,45 +114,59 @@ def _size(head_dim: int, itemsize: int) -> str:
     return f"head size {head_dim}" + (", float32" if itemsize == 4 else "")
 
 
-def _attention(head_dim: int, itemsize: int = 2) -> list[Variant]:
-    same = dict.fromkeys(("q", "keys", "values", "out"), KINDS[itemsize])
-    index = dict.fromkeys(
-        ("tables", "query_starts", "kv_lens", "tile_requests", "tile_tokens"), "i32"
+def ragged_variant(heads: Heads, tile: Tile) -> Variant:
+    """Attention over chunks, launched so."""
+    rows = max(tile.rows, triton.next_power_of_2(heads.group))
+    return Variant(
+        f"ragged attention, {heads}, {tile}",
+        ragged_attention_kernel,
+        dict.fromkeys(("q", "keys", "values", "out"), KINDS[heads.itemsize])
+        | dict.fromkeys(
+            ("tables", "query_starts", "kv_lens", "tile_requests", "tile_tokens"), "i32"
+        )
+        | {"lse": "fp32"},
+        {"GROUP": heads.group, "KEYS": tile.keys, "DIM": heads.dim, "WINDOW": False}
+        | {"TOKENS": rows // heads.group, "ROWS": rows, "LSE": False, "TREE": False, "tree": None},
+        tile.warps,
+        tile.stages,
     )
-    sums = {"lse": "fp32"}
-    rows, keys, warps = tile_shape(head_dim, itemsize)
-    shape = {"GROUP": 4, "KEYS": keys, "DIM": head_dim, "WINDOW": False}
-    chunk = shape | {"TOKENS": rows // 4, "ROWS": rows, "LSE": False}
+
+
+def split_variant(heads: Heads, tile: Tile) -> Variant:
+    """Decode attention, launched so."""
+    rows = max(16, triton.next_power_of_2(heads.group))
+    return Variant(
+        f"split attention, {heads}, {tile}",
+        split_attention_kernel,
+        dict.fromkeys(("q", "keys", "values"), KINDS[heads.itemsize])
+        | dict.fromkeys(("parts", "part_lse"), "fp32")
+        | dict.fromkeys(("tables", "kv_lens"), "i32"),
+        {"GROUP": heads.group, "KEYS": tile.keys, "DIM": heads.dim, "WINDOW": False, "ROWS": rows},
+        tile.warps,
+        tile.stages,
+    )
+
+
+def _attention(head_dim: int, itemsize: int = 2) -> list[Variant]:
+    heads = Heads(head_dim, itemsize, 4)
+    tile = default_ragged(heads)
+    plain = ragged_variant(heads, tile)
     return [
-        Variant(
-            f"ragged attention, {_size(head_dim, itemsize)}",
-            ragged_attention_kernel,
-            same | index | sums,
-            chunk | {"TREE": False, "tree": None},
-            warps,
-        ),
+        replace(plain, name=f"ragged attention, {_size(head_dim, itemsize)}"),
         Variant(
             f"ragged attention over trees, {_size(head_dim, itemsize)}",
             ragged_attention_kernel,
-            same | index | sums | {"tree": "i64"},
-            chunk | {"TREE": True},
-            warps,
+            {**plain.pointers, "tree": "i64"},
+            {**plain.constants, "TREE": True},
+            tile.warps,
         ),
     ]
 
 
 def _split(head_dim: int, itemsize: int = 2) -> Variant:
-    _, keys, _ = tile_shape(head_dim, itemsize)
-    return Variant(
-        f"split attention, {_size(head_dim, itemsize)}",
-        split_attention_kernel,
-        dict.fromkeys(("q", "keys", "values"), KINDS[itemsize])
-        | dict.fromkeys(("parts", "part_lse"), "fp32")
-        | dict.fromkeys(("tables", "kv_lens"), "i32"),
-        {"GROUP": 4, "KEYS": keys, "DIM": head_dim, "WINDOW": False, "ROWS": 16},
-        SPLIT_WARPS,
-        SPLIT_STAGES,
-    )
+    heads = Heads(head_dim, itemsize, 4)
+    variant = split_variant(heads, default_split(heads, 90))
+    return replace(variant, name=f"split attention, {_size(head_dim, itemsize)}")
 
 
 def variants() -> list[Variant]:

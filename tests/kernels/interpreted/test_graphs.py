@@ -47,7 +47,7 @@ def values(graphs: bool, pool_tokens: int = 1024) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> list[list[int]]:
-    return serve(engine_of(folder, values(graphs=False)), LENS, 7)
+    return serve(engine_of(folder, values(graphs=False)), LENS, 12)
 
 
 @pytest.mark.parametrize("pool_tokens", [1024, 144], ids=["ample", "preempting"])
@@ -55,7 +55,7 @@ def test_replayed_steps_are_eager_ones_bit_for_bit(
     folder: Path, expected: list[list[int]], pool_tokens: int
 ) -> None:
     engine = engine_of(folder, values(graphs=True, pool_tokens=pool_tokens))
-    assert serve(engine, LENS, 7) == expected
+    assert serve(engine, LENS, 12) == expected
     runner = engine._runner
     assert runner.bit_equal and all(runner.bit_equal)
     assert {key.longest for key in runner.keys} >= {64, 256}
@@ -65,7 +65,7 @@ def test_replayed_steps_are_eager_ones_bit_for_bit(
 
 def test_a_key_without_the_context_replays_another_number_of_parts(folder: Path) -> None:
     engine = engine_of(folder, values(graphs=True), BlindRunner)
-    serve(engine, LENS, 7)
+    serve(engine, LENS, 12)
     runner = engine._runner
     wrong = {
         key.longest for key, same in zip(runner.keys, runner.bit_equal, strict=True) if not same
