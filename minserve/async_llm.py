@@ -25,6 +25,7 @@ from minserve.engine import Engine
 from minserve.llm import StreamChunk, StreamCursor
 from minserve.pins import PinnedPrefix, check_pin, pin_computed
 from minserve.request import Request, SamplingParams
+from minserve.scheduling import LengthPredictor
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
@@ -108,11 +109,14 @@ class AsyncLLM:
         config: EngineConfig | None = None,
         *,
         clock: Clock | None = None,
+        predictor: Callable[[LoadedModel], LengthPredictor] | None = None,
         progress: bool = True,
     ) -> None:
         """As `LLM`; errors of loading are raised here."""
         self._loaded: LoadedModel = load_model(model, config or EngineConfig(), progress=progress)
-        self._engine = build_engine(self._loaded, clock)
+        self._engine = build_engine(
+            self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
+        )
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}
         self._cursors: dict[Request, StreamCursor] = {}

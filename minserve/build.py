@@ -140,9 +140,11 @@ def build_engine(
 
     `policy`, `order` and `ops` stand in for those that the configuration names, `predictor` for the
     oracle that `scheduling.order="sjf"` otherwise asks for lengths. `watch` puts a runner of its
-    own around the engine's, to see every pass.
+    own around the engine's, to see every pass. Raises ConfigError for a predictor that nothing
+    would ask.
     """
     config = loaded.config
+    _check_predictor(config.config, order, predictor)
     clock = clock or WallClock()
     if ops is None:
         ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
@@ -206,6 +208,7 @@ def build_virtual_engine(
             "modelled time has one overhead for both: leave it off, and give the cost model a "
             "smaller overhead per step instead"
         )
+    _check_predictor(config, order, predictor)
     config = config.with_values({"device": "cpu", "dtype": cost.dtype})
     itemsize = DTYPES[cost.dtype].itemsize
     memory_bytes = getattr(cost.device, "memory_bytes", None)
@@ -232,6 +235,16 @@ def build_virtual_engine(
     )
     builder = ShapeBuilder(resolved.max_num_batched_tokens)
     return VirtualEngine(resolved, runner, memory, clock, trace, builder, policy, order, predictor)
+
+
+def _check_predictor(
+    config: EngineConfig, order: Order | None, predictor: LengthPredictor | None
+) -> None:
+    if predictor is not None and order is None and config.scheduling.order != "sjf":
+        raise ConfigError(
+            f"scheduling.order={config.scheduling.order!r} asks no predictor: use 'sjf', or give "
+            "no predictor"
+        )
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:

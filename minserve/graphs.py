@@ -27,7 +27,9 @@ from minserve.runner import NOTHING_COMPILED, EagerRunner, Forward
 from minserve.sampling import plan_sampling
 
 LEAST_CONTEXT = 64
-"""The smallest bucket of contexts, in tokens; the others are its doubles."""
+"""The smallest bucket of contexts, in tokens; each other one is four times the one before. A bucket
+decides only into how many parts a context is split, and parts without keys cost next to nothing:
+few buckets are few graphs to capture."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ class GraphRunner(EagerRunner):
         if batch.tree is not None or batch.prompt_rows.numel():
             return None
         longest = max(batch.context_lens)
-        bucket = max(LEAST_CONTEXT, 1 << (longest - 1).bit_length())
+        bucket = LEAST_CONTEXT
+        while bucket < longest:
+            bucket *= 4
         return GraphKey(rows, min(bucket, self._capacity))
 
     def prepare(self, key: GraphKey) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minserve.build import Prompt, build_engine, load_model, new_trace
+from minserve.build import LoadedModel, Prompt, build_engine, load_model, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
@@ -32,6 +32,7 @@ from minserve.request import (
     Sample,
     SamplingParams,
 )
+from minserve.scheduling import LengthPredictor
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
@@ -63,15 +64,20 @@ class LLM:
         config: EngineConfig | None = None,
         *,
         clock: Clock | None = None,
+        predictor: Callable[[LoadedModel], LengthPredictor] | None = None,
         progress: bool = True,
     ) -> None:
         """Load `model`: "zoo/NAME", a Hugging Face directory, or a name on the hub.
 
         Raises ConfigError for a configuration that cannot work with this model and device, and a
-        sentence for a directory that cannot be loaded. `progress` shows loading bars on stderr.
+        sentence for a directory that cannot be loaded. `predictor` makes what guesses the lengths
+        of answers for scheduling.order="sjf", such as `minserve.zoo.lengths.LengthProbe`.
+        `progress` shows loading bars on stderr.
         """
         self._loaded = load_model(model, config or EngineConfig(), progress=progress)
-        self._engine: Engine | None = build_engine(self._loaded, clock)
+        self._engine: Engine | None = build_engine(
+            self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
+        )
         self._names = itertools.count()
         self._lock = threading.RLock()
 

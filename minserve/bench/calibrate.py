@@ -1,18 +1,22 @@
 """`minserve bench calibrate`: teach the virtual clock this machine, and ask how honest it is.
 
 Records runs of the real engine, fits what a step costs, and keeps that as a small file. With
-`--check`, traffic of another shape is then played twice, on this machine and on the virtual clock,
-and the latencies are laid side by side. The machine has to be quiet for both.
+`--check`, traffic of another shape is played as well, here and on the virtual clock, and the
+latencies are laid side by side. The machine has to be quiet for both. Even then a shared one
+changes its speed within seconds, by more than is promised: both kinds of traffic take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +32,8 @@ from minserve.bench.common import (
 )
 from minserve.bench.drive import drive
 from minserve.bench.fitted_cost import FittedCost, Machine, fit
-from minserve.bench.metrics import serve_result
+from minserve.bench.interleave import interleave
+from minserve.bench.metrics import Run, pooled, serve_result
 from minserve.bench.serve import run_of
 from minserve.bench.traffic import Traffic, at_once, fixed_length, traffic
 from minserve.build import LoadedModel, build_engine, build_virtual_engine, load_model
@@ -49,9 +54,9 @@ PROMISES: dict[str, float] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `minserve bench calibrate`."""
     add_common_arguments(parser)
-    parser.set_defaults(model="zoo/base", repeats=2)
+    parser.set_defaults(model="zoo/base", repeats=6)
     parser.add_argument(
-        "--check", action="store_true", help="then compare with this machine on other traffic"
+        "--check", action="store_true", help="compare with this machine on other traffic as well"
     )
     parser.add_argument("--out", metavar="FILE", help="default: the cache directory of this user")
 
@@ -61,7 +66,14 @@ def run(args: argparse.Namespace) -> int:
     with open_race(args) as race:
         config = config_from(args, scheduling__max_num_seqs=32, scheduling__max_model_len=1024)
         loaded = load_model(race.model, config)
-        cost = calibrate(loaded, args.repeats, args.seed)
+        calibrations, others = (itertools.count(args.seed) for _ in range(2))
+        sides: dict[str, Callable[[], Any]] = {
+            "calibration": lambda: record(loaded, next(calibrations))
+        }
+        if args.check:
+            sides["held out"] = lambda: play(loaded, next(others))
+        runs = interleave(sides, args.repeats, progress=not args.no_progress)
+        cost = fit_steps(loaded, list(itertools.chain.from_iterable(runs["calibration"])))
         path = Path(args.out) if args.out else cost_path(cost.device)
         cost.save(path)
         print(
@@ -71,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         result = frame(race, "calibrate", median_error=cost.median_error, steps=cost.num_steps)
         kept = True
         if args.check:
-            checked = check(loaded, cost, args.repeats, args.seed + 1)
+            seeds = range(args.seed, args.seed + args.repeats)
+            checked = check(loaded, cost, seeds, runs["held out"])
             kept = all(row.kept for row in checked)
             _report(checked)
             result["check"] = [vars(row) | {"kept": row.kept} for row in checked]
@@ -79,15 +92,24 @@ def run(args: argparse.Namespace) -> int:
     return 0 if kept else 1
 
 
-def calibrate(loaded: LoadedModel, repeats: int, seed: int) -> FittedCost:
-    """Run the calibration's traffic `repeats` times and fit all of its steps."""
-    steps: list[StepTrace] = []
-    for number in range(repeats):
-        engine = build_engine(loaded)
-        for played in _calibration(loaded.config.model.vocab_size, seed + number):
-            drive(engine, played)
-        # The first steps pay for allocation.
-        steps += engine.trace.steps[3:]
+def record(loaded: LoadedModel, seed: int) -> list[StepTrace]:
+    """The steps of the calibration's traffic, played on a fresh engine."""
+    engine = build_engine(loaded)
+    for played in _calibration(loaded.config.model.vocab_size, seed):
+        drive(engine, played)
+    # The first steps pay for allocation.
+    return list(engine.trace.steps)[3:]
+
+
+def play(loaded: LoadedModel, seed: int) -> Run:
+    """Held-out traffic on a fresh, warm engine."""
+    engine = build_engine(loaded)
+    drive(engine, at_once([[5] * 100] * 2, [fixed_length(4)] * 2))
+    return run_of(engine, drive(engine, held_out(loaded.config.model.vocab_size, seed)))
+
+
+def fit_steps(loaded: LoadedModel, steps: Sequence[StepTrace]) -> FittedCost:
+    """What a step costs on this machine."""
     machine = describe_machine()
     device = Machine(
         name=machine.processor(loaded.config.device),
@@ -112,7 +134,8 @@ def _calibration(vocab_size: int, seed: int) -> list[Traffic]:
     return [
         alone,
         traffic(mixed, 32, 1e6, seed=seed, name="all places"),
-        traffic(short, 60, 12.0, seed=seed, name="a few at a time"),
+        traffic(short, 24, 12.0, seed=seed, name="a few at a time"),
+        traffic(mixed, 12, 2.5, seed=seed, name="a few with long contexts"),
     ]
 
 
@@ -123,7 +146,7 @@ def held_out(vocab_size: int, seed: int) -> Traffic:
         length_draws.lognormal(40, 0.7, at_most=250),
         min(vocab_size, 4000),
     )
-    return traffic(jobs, 120, 5.0, gamma_arrivals(0.5), seed=seed, name="held out")
+    return traffic(jobs, 40, 5.0, gamma_arrivals(0.5), seed=seed, name="held out")
 
 
 @dataclass(frozen=True)
@@ -146,25 +169,20 @@ class Checked:
         return abs(self.error) <= self.promise
 
 
-def check(loaded: LoadedModel, cost: FittedCost, repeats: int, seed: int) -> list[Checked]:
-    """Play held-out traffic here and on the virtual clock; the median over `repeats` runs here."""
-    played = held_out(loaded.config.model.vocab_size, seed)
-    real = []
-    for _ in range(repeats):
-        engine = build_engine(loaded)
-        drive(engine, at_once([[5] * 100] * 2, [fixed_length(4)] * 2))  # Warm.
-        real.append(serve_result(run_of(engine, drive(engine, played))))
-    virtual = build_virtual_engine(loaded.config.model, loaded.config.config, cost)
-    modelled = serve_result(run_of(virtual, drive(virtual, played, fast=True)))
-    checked = []
-    for name, promise in PROMISES.items():
-        here = sorted(result[name] for result in real)
-        middle = (here[(len(here) - 1) // 2] + here[len(here) // 2]) / 2
-        checked.append(Checked(name, middle, modelled[name], promise))
-    return checked
+def check(
+    loaded: LoadedModel, cost: FittedCost, seeds: Iterable[int], here: Sequence[Run]
+) -> list[Checked]:
+    """The held-out traffic of all rounds together, here and on the virtual clock."""
+    virtual = []
+    for seed in seeds:
+        engine = build_virtual_engine(loaded.config.model, loaded.config.config, cost)
+        played = held_out(loaded.config.model.vocab_size, seed)
+        virtual.append(run_of(engine, drive(engine, played, fast=True)))
+    ours, theirs = serve_result(pooled(here)), serve_result(pooled(virtual))
+    return [Checked(name, ours[name], theirs[name], promise) for name, promise in PROMISES.items()]
 
 
-def _report(checked: list[Checked]) -> None:
+def _report(checked: Sequence[Checked]) -> None:
     rows = [
         [
             row.name,

@@ -4,6 +4,9 @@ A roofline knows the least a step can take; a machine that is at hand can simply
 is linear in what the engine counts (attention arithmetic, cached bytes read, requests), and in the
 number of rows it is piecewise linear, because products change their nature between one row and
 hundreds.
+
+Outliers do not bend the fit, but what a machine now and then adds to a step is part of its time:
+the whole is scaled so that all steps together take as long as they did, the worst of them cut.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ KNOTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Rows at which the price of one more row may change."""
 _GAP_SHARE = 0.25
 """A step that begins this soon after the last one (in durations) follows it without a pause."""
-VERSION = 1
+_WORST = 2.0
+"""Times its fitted cost: what a single step counts for at most when the whole is scaled."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class FittedCost:
     device: Machine
     dtype: str
     coefficients: tuple[float, ...]
-    """Seconds: per step, per row beyond each knot, per attention FLOP, per byte read, per
-    request."""
+    """Seconds: per step, per row beyond each knot, per attention FLOP, per cached byte read, per
+    cached byte of the average request, per request."""
     floor_s: float
     """No step is shorter: the shortest that was seen."""
     num_steps: int
@@ -96,7 +101,9 @@ def fit(steps: Iterable[StepTrace], device: Machine, dtype: str) -> FittedCost:
     # Relative errors count: a step of a millisecond matters as much as one of a second.
     weights = 1.0 / seconds
     found = _robust(rows * weights[:, None], seconds * weights)
-    fitted = rows @ found
+    fitted = np.maximum(rows @ found, seconds.min())
+    found *= float(np.minimum(seconds, _WORST * fitted).sum() / fitted.sum())
+    fitted = np.maximum(rows @ found, seconds.min())
     return FittedCost(
         device=device,
         dtype=dtype,
@@ -137,6 +144,8 @@ def _features(work: StepWork, num_tokens: int, num_requests: int) -> list[float]
         *hinges,
         float(work.attention_flops),
         float(work.kv_read_bytes),
+        # One request's pages are read by fewer threads than those of many.
+        work.kv_read_bytes / max(1, num_requests),
         float(num_requests),
     ]
 

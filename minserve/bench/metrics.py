@@ -83,6 +83,18 @@ class Run:
         return self.num_output_tokens / self.duration_s
 
 
+def pooled(runs: Sequence[Run]) -> Run:
+    """Runs one after the other as one long run."""
+    return Run(
+        duration_s=sum(run.duration_s for run in runs),
+        token_ids=tuple(tokens for run in runs for tokens in run.token_ids),
+        num_input_tokens=sum(run.num_input_tokens for run in runs),
+        metrics=tuple(metrics for run in runs for metrics in run.metrics),
+        itl_s=tuple(seconds for run in runs for seconds in run.itl_s),
+        num_failed=sum(run.num_failed for run in runs),
+    )
+
+
 def serve_result(run: Run, slo: Slo | None = None) -> dict[str, Any]:
     """One run as `vllm bench serve` reports it; latencies None where nothing was measured.
 

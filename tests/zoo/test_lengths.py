@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
+from minserve import LLM
 from minserve.build import build_engine, find_model, load_model
-from minserve.config import EngineConfig
+from minserve.config import ConfigError, EngineConfig
 from minserve.request import Request, SamplingParams
 from minserve.zoo.lengths import FILE, LastTokenStream, LengthMap, LengthProbe
 from minserve.zoo.lengths_train import Written, evaluate, fit, quality, spread
@@ -75,6 +76,20 @@ def test_the_shipped_probe_predicts_within_bounds_counts_its_work_and_orders_a_q
         engine.step()
     order = [int(record.request_id) for record in engine.trace.requests]
     assert order == sorted(order, key=lambda n: requests[n].predicted_tokens)
+
+
+def test_the_front_door_takes_a_probe_and_an_order_that_asks_none_refuses_it():
+    config = CONFIG.with_values({"scheduling.order": "sjf", "scheduling.max_num_seqs": 1})
+    params = SamplingParams(max_tokens=2)
+    with LLM("zoo/base", config, predictor=LengthProbe, progress=False) as llm:
+        probe = LengthProbe(llm._loaded)
+        prompts = [[3 + n] * (5 + n) for n in range(6)]
+        llm.generate(prompts, [params] * 6, progress=False)
+        order = [record.metrics.num_prompt_tokens for record in llm.trace.requests]
+        guesses = {len(prompt): probe.predict(request(prompt, max_tokens=2)) for prompt in prompts}
+    assert order == sorted(order, key=lambda length: guesses[length])
+    with pytest.raises(ConfigError, match="asks no predictor"):
+        LLM("zoo/base", CONFIG, predictor=LengthProbe, progress=False)
 
 
 def test_the_card_says_how_good_it_is_in_figures_that_are_its_own():

@@ -157,7 +157,8 @@ def _attention(head_dim: int, itemsize: int = 2) -> list[Variant]:
             f"ragged attention over trees, {_size(head_dim, itemsize)}",
             ragged_attention_kernel,
             {**plain.pointers, "tree": "i64"},
-            {**plain.constants, "TREE": True},
+            {name: value for name, value in plain.constants.items() if name != "tree"}
+            | {"TREE": True},
             tile.warps,
         ),
     ]
