@@ -1,8 +1,9 @@
 """The parts of the suite: what each shows, and the seconds it may take on an H100 or H200.
 
 Limits come from rooflines: bytes or FLOPs of a run over the data sheet, times what a first
-implementation loses, plus ten seconds for a process to start. They add up to less than nine
-minutes, and a part over its limit stops repeating rather than being cut off.
+implementation loses, plus ten seconds for a process to start. Those that run where none is named
+add up to less than nine minutes, and a part over its limit stops repeating rather than being cut
+off.
 """
 
 from __future__ import annotations
