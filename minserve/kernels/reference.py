@@ -27,7 +27,8 @@ def pack_panels(weight: Tensor, shape: PanelShape) -> Tensor:
     width, depth = shape
     outputs, inputs = weight.shape
     padded = F.pad(weight, (0, -inputs % depth, 0, -outputs % width))
-    return padded.unflatten(1, (-1, depth)).unflatten(0, (-1, width)).transpose(1, 2).contiguous()
+    tiles = padded.view(-(-outputs // width), width, -(-inputs // depth), depth)
+    return tiles.transpose(1, 2).contiguous()
 
 
 def unpack_panels(panels: Tensor, out_features: int, in_features: int) -> Tensor:

@@ -249,7 +249,8 @@ class PackedWeight:
         matrix = unpack_panels(self.panels, self.out_features, self.in_features)
         part = DenseWeight(matrix, self.bias).shard(shape, rank, world, dim)
         panels = pack_panels(part.weight, PanelShape(*self.panels.shape[2:]))
-        return PackedWeight(panels, *part.weight.shape, part.bias)
+        outputs, inputs = part.weight.shape
+        return PackedWeight(panels, outputs, inputs, part.bias)
 
 
 @dataclass(frozen=True)

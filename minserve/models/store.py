@@ -19,7 +19,7 @@ from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
 _Key = tuple[
-    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, int | None
+    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, PanelShape | None
 ]
 
 

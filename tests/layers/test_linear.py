@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from minserve.kernels.reference import TorchOps
 from minserve.kernels.base import PanelShape
+from minserve.kernels.reference import TorchOps
 from minserve.layers import DenseFormat, Linear, LinearShape, PackedFormat, WeightFormat
 
 OPS = TorchOps()

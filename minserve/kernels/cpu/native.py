@@ -158,7 +158,7 @@ class NativeOps:
         dtype = x.dtype
         rows, inputs = x.shape
         if (
-            panels.shape[2:] != self._panel_shapes.get(dtype)
+            tuple(panels.shape[2:]) != self._panel_shapes.get(dtype)
             or panels.dtype != dtype
             or x.stride(1) != 1
             or (bias is not None and (bias.dtype != dtype or bias.stride(0) != 1))
@@ -185,7 +185,7 @@ class NativeOps:
         dtype = x.dtype
         rows, inputs = x.shape
         if (
-            panels.shape[2:] != self._panel_shapes.get(dtype)
+            tuple(panels.shape[2:]) != self._panel_shapes.get(dtype)
             or inner % panels.shape[2]
             or panels.dtype != dtype
             or x.stride(1) != 1

@@ -136,6 +136,6 @@ def why_not_one_call(layers: Sequence[LayerTensors], panel: PanelShape | None) -
     for layer in layers:
         if (layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.inner, layer.eps) != shape:
             return "the layers differ in shape"
-        if any(weight.ndim != 4 or weight.shape[2:] != panel for weight in layer.matrices):
+        if any(tuple(weight.shape[2:]) != panel for weight in layer.matrices):
             return "not all weights are packed for these operators"
     return None
