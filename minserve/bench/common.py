@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from minserve.bench.child_side import ChildSide, convert_to_gguf
 from minserve.bench.engine_side import EngineSide
-from minserve.bench.openvino_side import OpenVINOSide, convert_to_gguf
 from minserve.bench.peers import TransformersSide
 from minserve.bench.shapes import SHAPES, write_checkpoint
 from minserve.bench.sides import Side
@@ -25,7 +25,7 @@ from minserve.build import find_model
 from minserve.config import ConfigError, EngineConfig, describe
 from minserve.hardware import describe_machine
 
-PEERS = ("transformers", "openvino", "openvino-f32")
+PEERS = ("transformers", "openvino", "openvino-f32", "llama")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,13 +54,19 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PEERS,
         default=[],
         help="race this peer in the same run; repeatable. openvino uses its own defaults, "
-        "openvino-f32 computes in float32 throughout",
+        "openvino-f32 computes in float32 throughout; llama (llama.cpp, in float16) serves one "
+        "request at a time: for latency",
     )
     parser.add_argument(
         "--openvino-python", metavar="PATH", help="the Python of an environment with openvino-genai"
     )
     parser.add_argument(
-        "--gguf", metavar="FILE", help="the model for OpenVINO; made from it where not given"
+        "--llama-python",
+        metavar="PATH",
+        help="the Python of an environment with llama-cpp-python, built from source",
+    )
+    parser.add_argument(
+        "--gguf", metavar="FILE", help="the model for these two; made from it where not given"
     )
     parser.add_argument(
         "--set",
@@ -125,23 +131,20 @@ class Race:
         self._stack.callback(side.close)
         return side
 
-    def openvino(self, hints: str) -> OpenVINOSide:
-        """OpenVINO, as a child process."""
-        if not self.args.openvino_python:
+    def child(self, peer: str, hints: str = "default") -> ChildSide:
+        """OpenVINO or llama.cpp, as a child process."""
+        python = getattr(self.args, f"{peer}_python")
+        if not python:
+            package = {"openvino": "openvino-genai", "llama": "llama-cpp-python"}[peer]
             raise ConfigError(
-                "--vs openvino needs --openvino-python: the Python of an environment of its own "
-                "(python -m venv DIR && DIR/bin/pip install openvino-genai gguf numpy)"
+                f"--vs {peer} needs --{peer}-python: the Python of an environment of its own "
+                f"(python -m venv DIR && DIR/bin/pip install {package} gguf numpy)"
             )
         if not self.args.gguf:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory())
-            target = Path(folder) / "model.gguf"
-            self.args.gguf = convert_to_gguf(self.args.openvino_python, self.model, target)
-        side = OpenVINOSide(
-            self.args.openvino_python,
-            self.args.gguf,
-            hints=hints,
-            threads=torch.get_num_threads(),
-        )
+            self.args.gguf = convert_to_gguf(python, self.model, Path(folder) / "model.gguf")
+        threads = torch.get_num_threads()
+        side = ChildSide(peer, python, self.args.gguf, hints=hints, threads=threads)
         self._stack.callback(side.close)
         return side
 
@@ -199,10 +202,9 @@ def sides_of(race: Race, engine: Side) -> dict[str, Side]:
     """Our engine and every peer that was asked for, by name."""
     sides: dict[str, Side] = {engine.name: engine}
     for peer in race.args.vs:
+        name, _, hints = peer.partition("-")
         side = (
-            race.transformers()
-            if peer == "transformers"
-            else race.openvino("f32" if peer.endswith("f32") else "default")
+            race.transformers() if name == "transformers" else race.child(name, hints or "default")
         )
         sides[side.name] = side
     return sides

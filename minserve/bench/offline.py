@@ -27,7 +27,7 @@ from minserve.bench.outside import measure_outside
 from minserve.bench.peers import TransformersSide, best_batch_size
 from minserve.bench.sides import Side
 from minserve.bench.workload import Workload, race_workload
-from minserve.config import EngineConfig
+from minserve.config import ConfigError, EngineConfig
 from minserve.hardware import machine_ceilings
 from minserve.models import load_spec
 
@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Returns 1 when a peer's tokens differ by more than ties."""
+    if "llama" in args.vs:
+        raise ConfigError(
+            "--vs llama serves one request at a time and has no place in a race of throughput: use "
+            "`minserve bench latency`"
+        )
     with open_race(args) as race:
         spec = load_spec(race.model)
         workload = race_workload(spec.vocab_size, args.num_prompts, args.seed)

@@ -1,27 +1,16 @@
-"""OpenVINO GenAI as a peer: a process of its own that serves when told to, and sleeps otherwise.
+"""OpenVINO GenAI as a peer, run by `child_peer.py`: continuous batching, and one request alone.
 
-Runs in another environment, where `openvino_genai` and `numpy` are all it needs (so it imports
-nothing of minserve and reads the clock itself):
-
-    python openvino_peer.py --gguf MODEL.gguf --hints f32|default --threads 2
-
-Commands are JSON lines on stdin, answers JSON lines on stdout; the first line says it is ready.
-Between commands it blocks in a read.
+Needs `openvino_genai` and `numpy`, and nothing of minserve.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 import time
 from typing import Any
 
-READY = {"ready": True}
 
-
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gguf", required=True, help="the model, as GGUF")
@@ -30,7 +19,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
     parser.add_argument("--cache-gb", type=int, default=1)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 class Peer:
@@ -112,31 +101,3 @@ class Peer:
             self.batched.step()
         tokens = [list(handle.read_all()[0].generated_ids) for handle in handles]
         return {"duration_s": time.perf_counter() - start, "token_ids": tokens}
-
-
-def main() -> int:
-    """Serve commands until stdin ends or says quit."""
-    # Libraries print to file descriptor 1 as they like: keep it for answers alone.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    peer = Peer(parse())
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    answer(READY | {"settings": peer.settings()})
-    for line in sys.stdin:
-        command = json.loads(line)
-        kind = command.pop("do")
-        if kind == "quit":
-            break
-        try:
-            answer(getattr(peer, kind)(**command))
-        except Exception as error:
-            answer({"error": f"{type(error).__name__}: {error}"})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +35,15 @@ class PlannedAttention(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in one layer; arguments and results are those of `Ops.paged_attention`."""
         ...
+
+
+class PanelShape(NamedTuple):
+    """How packed weights lie in memory: see `Ops.packed_linear`."""
+
+    width: int
+    """Outputs per panel."""
+    depth: int = 1
+    """Inputs that lie side by side: 2 where a processor multiplies pairs."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +115,18 @@ class Ops(Protocol):
         """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""
         ...
 
-    def panel_width(self, dtype: torch.dtype) -> int | None:
-        """Outputs per panel of the packed weights that this implementation multiplies fastest in
-        this number type (`packed_linear`); None where it wants matrices as they are."""
+    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
+        """Of the packed weights that this implementation multiplies fastest in this number type
+        (`packed_linear`); None where it wants matrices as they are."""
         ...
 
     def packed_linear(
         self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
-        """`linear` with its weight packed: `panels[p, i, j]` is the weight of output
-        `p * width + j` and input i, `[ceil(out / width), in, width]`, the last panel filled up
-        with zeros. `[rows, in]`, panels, `[out]` -> `[rows, out]`."""
+        """`linear` with its weight packed: `panels[p, i, j, k]` is the weight of output
+        `p * width + j` and input `i * depth + k`,
+        `[ceil(out / width), ceil(in / depth), width, depth]`, filled up with zeros. `[rows, in]`,
+        panels, `[out]` -> `[rows, out]`."""
         ...
 
     def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from minserve.kernels import least
-from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention, SampleKernel
+from minserve.kernels.base import (
+    LayerStack,
+    LayerTensors,
+    PanelShape,
+    PlannedAttention,
+    SampleKernel,
+)
 from minserve.kernels.launches import LaunchCounter
 
 
@@ -35,19 +41,19 @@ class LeastOps:
         self._record("linear", least.linear(x, weight, bias), flops)
         return x.new_empty(x.shape[0], weight.shape[0])
 
-    def panel_width(self, dtype: torch.dtype) -> int | None:
-        """See `Ops.panel_width`: how a matrix lies in memory changes no count."""
+    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
+        """See `Ops.panel_shape`: how a matrix lies in memory changes no count."""
         return None
 
     def packed_linear(
         self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
         """See `Ops.packed_linear`."""
-        return self.linear(x, _unpacked(panels, out_features), bias)
+        return self.linear(x, _unpacked(x, out_features), bias)
 
     def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`: nothing between product and gate is written."""
-        moved = least.linear(x, _unpacked(panels, 2 * inner))
+        moved = least.linear(x, _unpacked(x, 2 * inner))
         gated = moved._replace(written=moved.written // 2)
         self._record("packed_gated_linear", gated, 4 * x.shape[0] * inner * x.shape[1])
         return x.new_empty(x.shape[0], inner)
@@ -155,8 +161,8 @@ class LeastOps:
         return None
 
 
-def _unpacked(panels: Tensor, out_features: int) -> Tensor:
-    return panels.new_empty((out_features, panels.shape[1]), device="meta")
+def _unpacked(x: Tensor, out_features: int) -> Tensor:
+    return x.new_empty((out_features, x.shape[1]), device="meta")
 
 
 def pairs(query_lens: Sequence[int], context_lens: Sequence[int], window: int | None) -> int:

@@ -15,6 +15,7 @@ from minserve.kernels.base import (
     LayerStack,
     LayerTensors,
     Ops,
+    PanelShape,
     PlannedAttention,
     SampleKernel,
 )
@@ -22,21 +23,19 @@ from minserve.kernels.reference_attention import TorchPlannedAttention, accumula
 from minserve.kernels.reference_decode import TorchDecode
 
 
-def pack_panels(weight: Tensor, width: int) -> Tensor:
-    """`[out, in]` -> the panels `[ceil(out / width), in, width]` of `Ops.packed_linear`, a copy."""
-    out_features, in_features = weight.shape
-    panels = weight.new_zeros(-(-out_features // width), in_features, width)
-    whole = out_features // width
-    if whole:
-        panels[:whole].copy_(weight[: whole * width].view(whole, width, in_features).mT)
-    if whole < len(panels):
-        panels[whole, :, : out_features - whole * width].copy_(weight[whole * width :].t())
-    return panels
+def pack_panels(weight: Tensor, shape: PanelShape) -> Tensor:
+    """`[out, in]` -> the panels of `Ops.packed_linear`, a copy."""
+    width, depth = shape
+    outputs, inputs = weight.shape
+    padded = F.pad(weight, (0, -inputs % depth, 0, -outputs % width))
+    tiles = padded.view(-(-outputs // width), width, -(-inputs // depth), depth)
+    return tiles.transpose(1, 2).contiguous()
 
 
-def unpack_panels(panels: Tensor, out_features: int) -> Tensor:
-    """The matrix `[out_features, in]` that was packed, a copy."""
-    return panels.mT.reshape(-1, panels.shape[1])[:out_features]
+def unpack_panels(panels: Tensor, out_features: int, in_features: int) -> Tensor:
+    """The matrix `[out_features, in_features]` that was packed, a copy."""
+    rows = panels.transpose(1, 2).flatten(2).flatten(0, 1)
+    return rows[:out_features, :in_features].contiguous()
 
 
 class TorchOps:
@@ -56,15 +55,15 @@ class TorchOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
-    def panel_width(self, dtype: torch.dtype) -> int | None:
-        """See `Ops.panel_width`: torch packs for itself."""
+    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
+        """See `Ops.panel_shape`: torch packs for itself."""
         return None
 
     def packed_linear(
         self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
         """See `Ops.packed_linear`: unpacked anew at every call, for comparison only."""
-        return F.linear(x, unpack_panels(panels, out_features), bias)
+        return F.linear(x, unpack_panels(panels, out_features, x.shape[1]), bias)
 
     def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`."""

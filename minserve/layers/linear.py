@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import Ops
+from minserve.kernels.base import Ops, PanelShape
 from minserve.kernels.reference import pack_panels, unpack_panels
 
 ShardDim = Literal["output", "input"]
@@ -212,11 +212,14 @@ class DenseFormat:
 class PackedWeight:
     """A matrix in the panels of `Ops.packed_linear`, and an optional bias `[out_features]`."""
 
-    __slots__ = ("bias", "out_features", "panels")
+    __slots__ = ("bias", "in_features", "out_features", "panels")
 
-    def __init__(self, panels: Tensor, out_features: int, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, panels: Tensor, out_features: int, in_features: int, bias: Tensor | None = None
+    ) -> None:
         self.panels: Tensor = panels
         self.out_features = out_features
+        self.in_features = in_features
         self.bias: Tensor | None = bias
 
     @property
@@ -238,22 +241,24 @@ class PackedWeight:
         """Rows of the matrix: int64 `[n]` -> `[n, in_features]`, a copy."""
         width = self.panels.shape[2]
         panel = torch.div(indices, width, rounding_mode="floor")
-        return self.panels[panel, :, indices - panel * width]
+        found = self.panels.transpose(1, 2)[panel, indices - panel * width]
+        return found.flatten(1)[:, : self.in_features]
 
     def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> PackedWeight:
         """Rank's rows of every part, or rank's columns, packed anew."""
-        whole = DenseWeight(unpack_panels(self.panels, self.out_features), self.bias)
-        part = whole.shard(shape, rank, world, dim)
-        panels = pack_panels(part.weight, self.panels.shape[2])
-        return PackedWeight(panels, part.weight.shape[0], part.bias)
+        matrix = unpack_panels(self.panels, self.out_features, self.in_features)
+        part = DenseWeight(matrix, self.bias).shard(shape, rank, world, dim)
+        panels = pack_panels(part.weight, PanelShape(*self.panels.shape[2:]))
+        outputs, inputs = part.weight.shape
+        return PackedWeight(panels, outputs, inputs, part.bias)
 
 
 @dataclass(frozen=True)
 class PackedFormat:
     """Unquantized weights in panels: what our own CPU product reads from front to back."""
 
-    width: int
-    """Outputs per panel: `Ops.panel_width` of the operators that will multiply."""
+    panel: PanelShape
+    """`Ops.panel_shape` of the operators that will multiply."""
     name: str = "packed"
 
     def load(
@@ -265,7 +270,8 @@ class PackedFormat:
     ) -> PackedWeight:
         """Read the matrix whole, then pack it: for a moment one projection exists twice."""
         whole = DenseFormat().load(shape, sources, dtype, device)
-        return PackedWeight(pack_panels(whole.weight, self.width), shape.out_features, whole.bias)
+        panels = pack_panels(whole.weight, self.panel)
+        return PackedWeight(panels, shape.out_features, shape.in_features, whole.bias)
 
 
 class Linear:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from minserve.kernels.base import PanelShape
 from minserve.models.errors import ModelError
 from minserve.models.hub import resolve_model_dir
 from minserve.models.weights import DecoderWeights, build_weights
@@ -178,9 +179,9 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     progress: bool = True,
-    panel_width: int | None = None,
+    panel: PanelShape | None = None,
 ) -> DecoderWeights:
-    """Load a checkpoint's weights in `dtype` on `device`, packed where `panel_width` says how.
+    """Load a checkpoint's weights in `dtype` on `device`, packed where `panel` says how.
 
     `progress` shows a bar on standard error when loading takes longer than two seconds.
     Raises ModelError, naming the tensor, when one is missing, misshapen, quantized or unexpected,
@@ -198,7 +199,7 @@ def load_weights(
         disable=not progress,
     )
     with bar, Checkpoint(directory, bar) as checkpoint:
-        weights = build_weights(spec, checkpoint, dtype, torch.device(device), panel_width)
+        weights = build_weights(spec, checkpoint, dtype, torch.device(device), panel)
         if spec.tie_embeddings:
             checkpoint.check_tied_head()
         checkpoint.check_all_read()

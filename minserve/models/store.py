@@ -12,13 +12,14 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from minserve.kernels.base import PanelShape
 from minserve.models.checkpoint import checkpoint_files, load_weights
 from minserve.models.hub import resolve_model_dir
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
 _Key = tuple[
-    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, int | None
+    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, PanelShape | None
 ]
 
 
@@ -41,7 +42,7 @@ class WeightStore:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         progress: bool = True,
-        panel_width: int | None = None,
+        panel: PanelShape | None = None,
     ) -> DecoderWeights:
         """`load_weights`, or the copy that another engine already holds.
 
@@ -55,11 +56,11 @@ class WeightStore:
         for path in checkpoint_files(directory):
             status = path.stat()
             stamps.append((path.name, status.st_size, status.st_mtime_ns))
-        key = (directory, tuple(stamps), spec, dtype, where, panel_width)
+        key = (directory, tuple(stamps), spec, dtype, where, panel)
         with self._lock:
             weights = self._live.get(key)
             if weights is None:
-                weights = load_weights(directory, spec, dtype, where, progress, panel_width)
+                weights = load_weights(directory, spec, dtype, where, progress, panel)
                 self._live[key] = weights
             return weights
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from minserve.kernels.base import PanelShape
 from minserve.layers import (
     DenseFormat,
     Embedding,
@@ -109,16 +110,16 @@ def build_weights(
     reader: TensorReader,
     dtype: torch.dtype,
     device: torch.device,
-    panel_width: int | None = None,
+    panel: PanelShape | None = None,
 ) -> DecoderWeights:
     """Read every tensor the spec calls for, one at a time, into `dtype` on `device`.
 
-    `panel_width`: pack matrices into panels of that many outputs (`Ops.panel_width`); None leaves
-    them as they are.
+    `panel`: pack matrices into panels of that shape (`Ops.panel_shape`); None leaves them as they
+    are.
     """
     dense: DenseFormat | PackedFormat = DenseFormat()
-    if panel_width is not None:
-        dense = PackedFormat(panel_width)
+    if panel is not None:
+        dense = PackedFormat(panel)
 
     def vector(name: str, size: int) -> Tensor:
         return reader.read(name, (size,)).to(device=device, dtype=dtype, copy=True)

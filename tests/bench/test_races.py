@@ -1,4 +1,4 @@
-"""Sides really serve: ours, transformers, and OpenVINO's protocol with a stand-in."""
+"""Sides really serve: ours, transformers, and the outside peers' protocol with a stand-in."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from minserve.bench import cli, to_gguf
+from minserve.bench.child_side import LABELS, ChildSide, convert_to_gguf
 from minserve.bench.engine_side import EngineSide
 from minserve.bench.equal import compare_tokens
-from minserve.bench.openvino_side import OpenVINOSide, convert_to_gguf
 from minserve.bench.outside import measure_outside
 from minserve.bench.peers import CONTINUOUS, TransformersSide, best_batch_size
 from minserve.bench.shapes import SHAPES, write_checkpoint
@@ -148,17 +148,20 @@ STAND_IN = """
 """
 
 
-def test_openvino_is_a_child_that_answers_line_by_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("peer", LABELS)
+def test_a_peer_is_a_child_that_answers_line_by_line(tmp_path: Path, peer: str) -> None:
     script = tmp_path / "peer.py"
     script.write_text(dedent(STAND_IN))
-    side = OpenVINOSide(sys.executable, "m.gguf", hints="f32", threads=2, script=script)
-    assert side.name == "openvino-f32"
-    assert side.settings["argv"] == ["--gguf", "m.gguf", "--hints", "f32", "--threads", "2"]
+    side = ChildSide(peer, sys.executable, "m.gguf", hints="f32", threads=2, script=script)
+    assert side.name == f"{peer}-f32"
+    assert side.settings["argv"] == [
+        peer, "--gguf", "m.gguf", "--threads", "2", "--hints", "f32",
+    ]  # fmt: skip
     stream = side.stream(WorkItem((4, 5, 6), 2))
     assert stream.token_ids == (4, 5)
     assert stream.e2e_s == 0.75
     assert side.throughput(WORKLOAD.first(1)).output_throughput == 2.0
-    with pytest.raises(PeerUnavailableError, match="too many"):
+    with pytest.raises(PeerUnavailableError, match=f"the {LABELS[peer]} peer: .*too many"):
         side.throughput(WORKLOAD)
     with pytest.raises(PeerUnavailableError, match="code 3: out of memory"):
         side.throughput(WORKLOAD.first(2))
@@ -166,15 +169,21 @@ def test_openvino_is_a_child_that_answers_line_by_line(tmp_path: Path) -> None:
     side.close()
 
 
-def test_a_missing_openvino_is_said(tmp_path: Path) -> None:
+def test_a_missing_peer_is_said(tmp_path: Path) -> None:
     with pytest.raises(PeerUnavailableError, match="cannot start"):
-        OpenVINOSide(tmp_path / "no-python", "m.gguf")
+        ChildSide("llama", tmp_path / "no-python", "m.gguf")
     script = tmp_path / "peer.py"
     script.write_text("raise SystemExit('no module named openvino_genai')")
     with pytest.raises(PeerUnavailableError, match="no module named openvino_genai"):
-        OpenVINOSide(sys.executable, "m.gguf", script=script)
+        ChildSide("openvino", sys.executable, "m.gguf", script=script)
     with pytest.raises(PeerUnavailableError, match="gguf and numpy"):
         convert_to_gguf(sys.executable, tmp_path / "no-model", tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("peer", LABELS)
+def test_every_outside_peer_says_what_its_environment_lacks(peer: str) -> None:
+    with pytest.raises(PeerUnavailableError, match="No module named"):
+        ChildSide(peer, sys.executable, "m.gguf")
 
 
 def test_safetensors_are_read_without_torch(tiny: Path, tmp_path: Path) -> None:

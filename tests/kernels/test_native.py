@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kernels.ragged import Paged, Shape, build, dense_attention, shapes, tolerance
 
 from minserve.kernels import TorchOps, why_not_native
+from minserve.kernels.base import PanelShape
 from minserve.kernels.cpu.native import NativeOps, native_ops
 from minserve.kernels.reference import pack_panels
 
@@ -303,7 +304,7 @@ def test_linear(dtype: torch.dtype, rows: int, inputs: int, outputs: int, bias: 
     weight, add = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
     expected = x.double() @ weight.double().T + (add.double() if bias else 0)
     ops = native_ops()
-    panels = pack_panels(weight, ops.panel_width(dtype) or 16)
+    panels = pack_panels(weight, ops.panel_shape(dtype) or PanelShape(16))
     results = [
         ops.linear(x, stored, add if bias else None)
         for stored in (weight, weight.T.clone().T)  # both memory orders
@@ -324,7 +325,9 @@ def test_packed_gated_linear(dtype: torch.dtype, rows: int, inputs: int, inner: 
     weight = (torch.randn(2 * inner, inputs) / inputs**0.5).to(dtype)
     gate, up = (x.double() @ weight.double().T).chunk(2, -1)
     ops = native_ops()
-    out = ops.packed_gated_linear(x, pack_panels(weight, ops.panel_width(dtype) or 16), inner)
+    out = ops.packed_gated_linear(
+        x, pack_panels(weight, ops.panel_shape(dtype) or PanelShape(16)), inner
+    )
     assert out.shape == (rows, inner) and out.dtype == dtype
     expected = torch.nn.functional.silu(gate) * up
     assert (out - expected).abs().max() <= 2 * tolerance(dtype) * max(1, expected.abs().max())
@@ -338,11 +341,11 @@ def test_a_row_of_a_packed_product_is_the_same_whatever_else_is_in_the_batch(
     dtype: torch.dtype, threads: int, rows: int, inputs: int, outputs: int
 ) -> None:
     ops = native_ops()
-    width = ops.panel_width(dtype)
-    if width is None:
+    panel = ops.panel_shape(dtype)
+    if panel is None:
         pytest.skip("this processor has instructions of its own for bfloat16")
     x = torch.randn(rows, inputs).to(dtype)
-    panels = pack_panels(torch.randn(outputs, inputs).to(dtype), width)
+    panels = pack_panels(torch.randn(outputs, inputs).to(dtype), panel)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from minserve.kernels.base import PanelShape
 from minserve.kernels.reference import TorchOps
 from minserve.layers import DenseFormat, Linear, LinearShape, PackedFormat, WeightFormat
 
@@ -20,7 +21,11 @@ class Drawn:
         return torch.randn(shape, dtype=torch.float64)
 
 
-FORMATS: list[WeightFormat] = [DenseFormat(), PackedFormat(4), PackedFormat(16)]
+FORMATS: list[WeightFormat] = [
+    DenseFormat(),
+    *(PackedFormat(PanelShape(*sizes)) for sizes in ((4, 1), (4, 2), (16, 1))),
+]
+IDS = ["dense", "packed 4", "packed 4 x 2", "packed 16"]
 
 
 def fused(bias: bool, weight_format: WeightFormat = FORMATS[0]) -> Linear:
@@ -32,8 +37,9 @@ def fused(bias: bool, weight_format: WeightFormat = FORMATS[0]) -> Linear:
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 16, 20])
-def test_a_packed_weight_is_the_matrix_it_was_made_from(width: int) -> None:
-    dense, packed = fused(True), fused(True, PackedFormat(width))
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_a_packed_weight_is_the_matrix_it_was_made_from(width: int, depth: int) -> None:
+    dense, packed = fused(True), fused(True, PackedFormat(PanelShape(width, depth)))
     x = torch.randn(5, 12, dtype=torch.float64)
     torch.testing.assert_close(packed.apply(OPS, x), dense.apply(OPS, x))
     chosen, weights = torch.tensor([15, 0, 7, 7]), (dense.weight, packed.weight)
@@ -43,7 +49,7 @@ def test_a_packed_weight_is_the_matrix_it_was_made_from(width: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("weight_format", FORMATS[:2], ids=lambda each: each.name)
+@pytest.mark.parametrize("weight_format", FORMATS[:3], ids=IDS[:3])
 def test_output_shards_hold_their_rows_of_every_part(
     world: int, bias: bool, weight_format: WeightFormat
 ) -> None:
@@ -58,7 +64,7 @@ def test_output_shards_hold_their_rows_of_every_part(
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("weight_format", FORMATS, ids=["dense", "packed 4", "packed 16"])
+@pytest.mark.parametrize("weight_format", FORMATS, ids=IDS)
 def test_input_shards_sum_to_the_whole_with_one_bias(
     world: int, weight_format: WeightFormat
 ) -> None:

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention, SampleKernel
+from minserve.kernels.base import (
+    LayerStack,
+    LayerTensors,
+    PanelShape,
+    PlannedAttention,
+    SampleKernel,
+)
 from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
 from minserve.kernels.cpu.native_attention import (
     ONE_THREAD_PRODUCTS,
@@ -102,11 +108,13 @@ class NativeOps:
         gated = (*[pointer] * 3, *[size] * 4, count)
         self._short_gated_linear = _per_dtype(holding, "gated_linear", *gated)
         self._long_gated_linear = _per_dtype(releasing, "gated_linear", *gated)
-        widths = _per_dtype(holding, "panel", ctypes.POINTER(size))
-        self._panel_widths = {dtype: _panel_width(widths[dtype]) for dtype in DTYPES}
-        if not processor_features().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"}):
-            # torch multiplies bfloat16 with the processor's own instructions, several times faster.
-            del self._panel_widths[torch.bfloat16]
+        panels = _per_dtype(holding, "panel", *[ctypes.POINTER(size)] * 2)
+        self._panel_shapes = {dtype: _panel_shape(panels[dtype]) for dtype in DTYPES}
+        pairs = self._panel_shapes[torch.bfloat16].depth == 2
+        if processor_features() & ({"amx_bf16"} if pairs else {"amx_bf16", "avx512_bf16", "bf16"}):
+            # torch multiplies bfloat16 with instructions that the file does not use, several times
+            # faster.
+            del self._panel_shapes[torch.bfloat16]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`, for weights that are not packed.
@@ -139,9 +147,9 @@ class NativeOps:
         )
         return out
 
-    def panel_width(self, dtype: torch.dtype) -> int | None:
-        """See `Ops.panel_width`."""
-        return self._panel_widths.get(dtype)
+    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
+        """See `Ops.panel_shape`."""
+        return self._panel_shapes.get(dtype)
 
     def packed_linear(
         self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
@@ -150,7 +158,7 @@ class NativeOps:
         dtype = x.dtype
         rows, inputs = x.shape
         if (
-            panels.shape[2] != self._panel_widths.get(dtype)
+            tuple(panels.shape[2:]) != self._panel_shapes.get(dtype)
             or panels.dtype != dtype
             or x.stride(1) != 1
             or (bias is not None and (bias.dtype != dtype or bias.stride(0) != 1))
@@ -176,10 +184,9 @@ class NativeOps:
         """See `Ops.packed_gated_linear`; in bfloat16 what lies between is not rounded."""
         dtype = x.dtype
         rows, inputs = x.shape
-        width = panels.shape[2]
         if (
-            width != self._panel_widths.get(dtype)
-            or inner % width
+            tuple(panels.shape[2:]) != self._panel_shapes.get(dtype)
+            or inner % panels.shape[2]
             or panels.dtype != dtype
             or x.stride(1) != 1
         ):
@@ -430,7 +437,7 @@ class NativeOps:
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
         dtype = layers[0].input_norm.dtype if layers else torch.float32
-        if why_not_one_call(layers, self.panel_width(dtype)):
+        if why_not_one_call(layers, self.panel_shape(dtype)):
             return None
         return NativeLayers(self._layers, layers)
 
@@ -462,8 +469,8 @@ class NativeOps:
                 attended, _ = ops.plan_attention(tables, starts, kv_lens, *lens)(
                     heads[:, :4], keys.to(dtype), values.to(dtype), 0.2, 30
                 )
-                width = self.panel_width(dtype) or 8
-                product = ops.packed_linear(x, pack_panels(x, width), len(x), x[0, : len(x)])
+                panels = pack_panels(x, self.panel_shape(dtype) or PanelShape(8))
+                product = ops.packed_linear(x, panels, len(x), x[0, : len(x)])
                 parts = (
                     ops.rms_norm(x, weight.to(dtype), 1e-6),
                     ops.silu_and_mul(x),
@@ -487,10 +494,10 @@ def _per_dtype(library: ctypes.CDLL, name: str, *types: type[Any]) -> dict[torch
     }
 
 
-def _panel_width(function: Function) -> int:
-    width = ctypes.c_int64()
-    function(ctypes.byref(width))
-    return width.value
+def _panel_shape(function: Function) -> PanelShape:
+    width, depth = ctypes.c_int64(), ctypes.c_int64()
+    function(ctypes.byref(width), ctypes.byref(depth))
+    return PanelShape(width.value, depth.value)
 
 
 def _declare(function: Any, *types: type[Any]) -> Function:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import LayerTensors, PlannedAttention
+from minserve.kernels.base import LayerTensors, PanelShape, PlannedAttention
 from minserve.kernels.cpu.native_attention import AttentionCall, Function, NativePlannedAttention
 
 _POINTERS = (
@@ -127,15 +127,15 @@ class NativeLayers:
         return float(call.attention_s)
 
 
-def why_not_one_call(layers: Sequence[LayerTensors], width: int | None) -> str | None:
-    """Why these layers cannot run as one call over panels of `width`; None if they can."""
-    if width is None or not layers:
+def why_not_one_call(layers: Sequence[LayerTensors], panel: PanelShape | None) -> str | None:
+    """Why these layers cannot run as one call over such panels; None if they can."""
+    if panel is None or not layers:
         return "the weights are not packed"
     first = layers[0]
     shape = (first.num_heads, first.num_kv_heads, first.head_dim, first.inner, first.eps)
     for layer in layers:
         if (layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.inner, layer.eps) != shape:
             return "the layers differ in shape"
-        if any(weight.ndim != 3 or weight.shape[2] != width for weight in layer.matrices):
+        if any(tuple(weight.shape[2:]) != panel for weight in layer.matrices):
             return "not all weights are packed for these operators"
     return None

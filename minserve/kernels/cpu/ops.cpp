@@ -148,18 +148,22 @@ void linear(const T* x, const T* w, const T* bias, T* y, i64 rows, i64 in, i64 o
             int threads) {
     typedef Sum<T> A;
     constexpr i64 width = panel<T>, L = lanes<A>, most = 4;  // panels at once, for few rows
-    static thread_local std::vector<A> scratch;
-    const A* wide_x = (const A*)x;
-    if (sizeof(T) != sizeof(A) || x_stride != in) {
-        scratch.resize(rows * in);
-        for (i64 row = 0; row < rows; ++row) widen(x + row * x_stride, scratch.data() + row * in, in);
-        wide_x = scratch.data();
+    // Read where they lie, or a copy: widened, or filled up to whole steps.
+    static thread_local std::vector<Row<T>> scratch;
+    const Row<T>* rows_x = (const Row<T>*)x;
+    constexpr i64 depth = Packed<T>::depth;
+    i64 terms = (in + depth - 1) / depth * depth;
+    if (sizeof(T) != sizeof(Row<T>) || terms != in) {
+        scratch.assign(rows * terms, {});
+        for (i64 row = 0; row < rows; ++row)
+            Packed<T>::read(x + row * x_stride, scratch.data() + row * terms, in);
+        rows_x = scratch.data(), x_stride = terms;
     }
     // Few rows would leave most of a processor waiting for its own sums: they take more panels.
     i64 panels = (out + width - 1) / width, together = rows * most <= panel_rows ? most
                                                        : rows * 2 <= panel_rows ? 2 : 1;
     // Rows that stay in the cache while all panels pass.
-    i64 chunk = std::max<i64>(16 * panel_rows, (1 << 16) / in / panel_rows * panel_rows);
+    i64 chunk = std::max<i64>(16 * panel_rows, (1 << 16) / terms / panel_rows * panel_rows);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (i64 part = 0; part < threads; ++part)
         for (i64 start = 0; start < rows; start += chunk) {
@@ -167,20 +171,21 @@ void linear(const T* x, const T* w, const T* bias, T* y, i64 rows, i64 in, i64 o
             i64 p = panels * part / threads, stop = panels * (part + 1) / threads;
             for (i64 count; p < stop; p += count) {
                 count = stop - p >= together ? together : 1;
-                const T* from = w + p * in * width;
+                const T* from = w + p * terms * width;
                 i64 span = count * width;
                 // Blocks of nearly equal size: 7 rows are 4 and 3, not 6 and 1.
                 for (i64 block = 0, row = start, n; block < blocks; ++block, row += n) {
                     n = (end - row + blocks - block - 1) / (blocks - block);
                     A sums[2][panel_rows * width];  // = most * width of as many rows fewer
                     auto multiply = [&](const T* weights, A* to) {
-                        const A* at = wide_x + row * in;
-                        if (count == 4) panel_block<4>(n, at, in, weights, to, span);
-                        else if (count == 2) panel_block<2>(n, at, in, weights, to, span);
-                        else panel_block<1>(n, at, in, weights, to, span);
+                        const Row<T>* at = rows_x + row * x_stride;
+                        if (count == 4) panel_block<4>(n, at, x_stride, terms, weights, to, span);
+                        else if (count == 2)
+                            panel_block<2>(n, at, x_stride, terms, weights, to, span);
+                        else panel_block<1>(n, at, x_stride, terms, weights, to, span);
                     };
                     multiply(from, sums[0]);
-                    if (gate) multiply(from + panels * width * in, sums[1]);
+                    if (gate) multiply(from + panels * width * terms, sums[1]);
                     for (i64 i = 0; i < n; ++i)
                         for (i64 o = p * width, j = 0; j < span && o + j < out; j += L) {
                             i64 some = out - o - j, at = i * span + j;
@@ -606,7 +611,9 @@ template <class T> struct Layers {
                                i64 x_stride, int threads) {                                       \
         linear<T, true>(x, w, nullptr, y, rows, in, out, x_stride, threads);                      \
     }                                                                                             \
-    EXPORT panel_##name(i64* width) { *width = panel<T>; }                                        \
+    EXPORT panel_##name(i64* width, i64* depth) {                                                 \
+        *width = panel<T>, *depth = Packed<T>::depth;                                             \
+    }                                                                                             \
     EXPORT attention_##name(const AttentionCall* call) { Attention<T>{*call}.run(); }             \
     EXPORT layers_##name(LayersCall* call) { Layers<T>{*call}.run(); }
 

@@ -224,44 +224,80 @@ void multiply(A* c, const A* a, i64 ai, i64 ak, const A* b, i64 m, i64 n, bool a
 
 // ---- products with packed weights -------------------------------------------------------------
 
-// A weight matrix of [out, in] is packed into panels: [out / panel, in, panel], so that what one
-// step of the product below reads lies side by side, and a panel's next step behind it.
+// How numbers are multiplied with packed weights: rows of x are read as Row, and `depth` terms that
+// lie side by side make one step.
+template <class T> struct Packed {
+    typedef Sum<T> Row;
+    static constexpr i64 depth = 1;
+    static void read(const T* from, Row* to, i64 n) { widen(from, to, n); }
+    static Vec<Row> weights(const T* from) { return load(from); }
+    static Row factor(const Row* from) { return *from; }
+    static void add(Vec<Row>& sum, Row factor, Vec<Row> w) { sum += factor * w; }
+};
+#if defined(__AVX512BF16__)
+// Two terms per instruction, multiplied as they are stored and summed in float.
+template <> struct Packed<bf16> {
+    typedef bf16 Row;
+    static constexpr i64 depth = 2;
+    static void read(const bf16* from, bf16* to, i64 n) { memcpy(to, from, n * sizeof *to); }
+    static __m512bh weights(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+    static __m512bh factor(const bf16* from) {
+        int32_t pair;
+        memcpy(&pair, from, sizeof pair);
+        return (__m512bh)_mm512_set1_epi32(pair);
+    }
+    static void add(Vec<float>& sum, __m512bh factor, __m512bh w) {
+        sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, factor, w);
+    }
+};
+#endif
+template <class T> using Row = typename Packed<T>::Row;
+
+// A weight matrix of [out, in] is packed into panels: [out / panel, in / depth, panel, depth], so
+// that what one step of the product below reads lies side by side, and a panel's next step behind
+// it.
 template <class T> constexpr i64 panel = 2 * lanes<Sum<T>>;
 // Rows of x per block: with two vectors each, 24 of AVX-512's 32 registers, 12 of 16 elsewhere.
 constexpr i64 panel_rows = VECTOR_BYTES == 64 ? 12 : 6;
 
-// y[i, panel p] = x[i] . panel p + bias for M rows and P panels. Every number is one sum, in the
-// order of `in`, whatever M and P are: it depends on its own row and its own weights alone.
+// y[i, panel p] = x[i] . panel p for M rows and P panels, `in` being whole steps. Every number is
+// one sum, in the order of `in`, whatever M and P are: it depends on its own row and its own weights
+// alone.
 template <int M, int P, class T>
-inline void panel_block(const Sum<T>* x, i64 in, const T* w, Sum<T>* y, i64 y_stride) {
+inline void panel_block(const Row<T>* x, i64 x_stride, i64 in, const T* w, Sum<T>* y,
+                        i64 y_stride) {
     typedef Sum<T> A;
-    constexpr i64 L = lanes<A>;
+    typedef Packed<T> Step;
+    constexpr i64 L = lanes<A>, side = L * Step::depth;
     Vec<A> sums[M][P][2] = {};
-    for (i64 k = 0; k < in; ++k)
+    for (i64 k = 0; k < in; k += Step::depth)
         for (int p = 0; p < P; ++p) {
             const T* from = w + (p * in + k) * 2 * L;
             // Narrow weights for few rows pass by faster than the hardware notices where each panel
             // begins: what comes after these panels is asked for meanwhile. Wide ones it follows.
-            if (P > 1 && sizeof(T) < sizeof(A)) __builtin_prefetch(from + P * in * 2 * L);
-            Vec<A> left = load(from), right = load(from + L);
+            if (P > 1 && sizeof(T) < sizeof(A))
+                for (i64 line = 0; line < 2 * side; line += 64 / i64(sizeof(T)))
+                    __builtin_prefetch(from + P * in * 2 * L + line);
+            auto left = Step::weights(from), right = Step::weights(from + side);
             for (int i = 0; i < M; ++i) {
-                A factor = x[i * in + k];
-                sums[i][p][0] += factor * left;
-                sums[i][p][1] += factor * right;
+                auto factor = Step::factor(x + i * x_stride + k);
+                Step::add(sums[i][p][0], factor, left);
+                Step::add(sums[i][p][1], factor, right);
             }
         }
     for (int i = 0; i < M; ++i)
         for (int p = 0; p < P; ++p)
-            for (int side = 0; side < 2; ++side)
-                store(y + i * y_stride + (p * 2 + side) * L, sums[i][p][side]);
+            for (int half = 0; half < 2; ++half)
+                store(y + i * y_stride + (p * 2 + half) * L, sums[i][p][half]);
 }
 
 // The same for up to panel_rows rows.
 template <int P, class T, int M = P == 1 ? panel_rows : panel_rows / P>
-inline void panel_block(i64 rows, const Sum<T>* x, i64 in, const T* w, Sum<T>* y, i64 y_stride) {
+inline void panel_block(i64 rows, const Row<T>* x, i64 x_stride, i64 in, const T* w, Sum<T>* y,
+                        i64 y_stride) {
     if constexpr (M > 1)
-        if (rows < M) return panel_block<P, T, M - 1>(rows, x, in, w, y, y_stride);
-    panel_block<M, P>(x, in, w, y, y_stride);
+        if (rows < M) return panel_block<P, T, M - 1>(rows, x, x_stride, in, w, y, y_stride);
+    panel_block<M, P>(x, x_stride, in, w, y, y_stride);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from minserve.batch import SamplingBatch
-from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PanelShape, PlannedAttention
 from minserve.kernels.occupancy import num_splits
 from minserve.kernels.reference import unpack_panels
 from minserve.kernels.tree import check_tree, refuse_window
@@ -49,15 +49,15 @@ class TritonOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
-    def panel_width(self, dtype: torch.dtype) -> int | None:
-        """See `Ops.panel_width`: the vendor library takes matrices as they are."""
+    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
+        """See `Ops.panel_shape`: the vendor library takes matrices as they are."""
         return None
 
     def packed_linear(
         self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
         """See `Ops.packed_linear`."""
-        return F.linear(x, unpack_panels(panels, out_features), bias)
+        return F.linear(x, unpack_panels(panels, out_features, x.shape[1]), bias)
 
     def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`."""

@@ -1,6 +1,7 @@
-"""OpenVINO GenAI in a race: a child process in another environment, told what to do line by line.
+"""A peer in another environment: a child process, told what to do line by line.
 
-Knows nothing about OpenVINO's API; `openvino_peer.py`, which runs in the child, does.
+Knows nothing about any peer's API; `openvino_peer.py` and `llama_peer.py`, which run in the child,
+do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from minserve.bench.sides import PeerUnavailableError, Stream
 from minserve.bench.workload import WorkItem, Workload
 
 _HERE = Path(__file__).parent
+LABELS = {"openvino": "OpenVINO", "llama": "llama.cpp"}
+"""Of the peers there are: `NAME_peer.py` in this folder."""
 
 
 def convert_to_gguf(python: str | Path, model: str | Path, target: str | Path) -> Path:
@@ -28,27 +31,30 @@ def convert_to_gguf(python: str | Path, model: str | Path, target: str | Path) -
     )
     if done.returncode:
         raise PeerUnavailableError(
-            "converting the model to GGUF failed in the OpenVINO environment (it needs the "
+            "converting the model to GGUF failed in the peer's environment (it needs the "
             f"packages gguf and numpy): {done.stderr.strip()[-400:]}"
         )
     return Path(target)
 
 
-class OpenVINOSide:
+class ChildSide:
     """A child process that holds the model. Blocks in a read, using no CPU, while others run."""
 
     def __init__(
         self,
+        peer: str,
         python: str | Path,
         gguf: str | Path,
         *,
         hints: str = "default",
         threads: int = 0,
-        script: Path = _HERE / "openvino_peer.py",
+        script: Path = _HERE / "child_peer.py",
     ) -> None:
-        self.name = "openvino" if hints == "default" else f"openvino-{hints}"
-        command = [str(python), str(script), "--gguf", str(gguf), "--hints", hints]
-        command += ["--threads", str(threads)]
+        self.name = peer if hints == "default" else f"{peer}-{hints}"
+        self._label = LABELS[peer]
+        command = [str(python), str(script), peer, "--gguf", str(gguf), "--threads", str(threads)]
+        if hints != "default":
+            command += ["--hints", hints]
         # A file, because nobody empties a pipe while the child works.
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         try:
@@ -60,7 +66,7 @@ class OpenVINOSide:
                 text=True,
             )
         except OSError as error:
-            raise PeerUnavailableError(f"cannot start the OpenVINO peer: {error}") from None
+            raise PeerUnavailableError(f"cannot start the {self._label} peer: {error}") from None
         self._settings: dict[str, Any] = self._answer()["settings"]
 
     @property
@@ -69,7 +75,7 @@ class OpenVINOSide:
         return self._settings
 
     def throughput(self, workload: Workload) -> Run:
-        """All requests at once through its continuous batching."""
+        """All requests at once."""
         requests = [[list(item.prompt_token_ids), item.max_tokens] for item in workload.items]
         answer = self._ask("throughput", requests=requests)
         return Run(
@@ -114,10 +120,10 @@ class OpenVINOSide:
             self._said.seek(0)
             said = self._said.read()
             raise PeerUnavailableError(
-                f"the OpenVINO peer ended with code {self._process.returncode}: "
+                f"the {self._label} peer ended with code {self._process.returncode}: "
                 f"{said.strip()[-400:] or 'it said nothing'}"
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise PeerUnavailableError(f"the OpenVINO peer: {answer['error']}")
+            raise PeerUnavailableError(f"the {self._label} peer: {answer['error']}")
         return answer
