@@ -37,9 +37,6 @@ class _InFlight:
     """A step between submit and collect."""
 
     plan: StepPlan
-    epochs: tuple[int, ...]
-    """How often each request had been preempted when the step was submitted: one that was again
-    since has lost the pages that the step writes to, and with them what it computed."""
     built: BuiltBatch
     handle: Handle
     events: MemoryEvents
@@ -220,9 +217,9 @@ class Engine:
 
         With a batch in flight, the next one is planned on tokens that only the device knows yet:
         their rows are filled in there (`ForwardBatch.pending`). Whoever turns out to have ended
-        meanwhile was computed once too often, and the result is dropped. Pages may be given to
+        meanwhile was computed once too often, and the result is dropped. Its pages may be given to
         somebody else while a step in flight still uses them: whatever touches them next, a batch
-        or a copy, is queued behind that step.
+        or a copy, is queued behind that step. Nobody in flight is preempted (`StepPlan.waits`).
 
         An exception of the runner ends the requests of that batch with reason "error", frees their
         pages and travels to the caller; the engine stays usable.
@@ -271,7 +268,6 @@ class Engine:
         self._in_flight.append(
             _InFlight(
                 plan=plan,
-                epochs=tuple([request.num_preemptions for request in plan.requests]),
                 built=built,
                 handle=handle,
                 events=self.memory.take_events(),
@@ -369,12 +365,8 @@ class Engine:
         detail = self.config.config.trace.per_request
         pages = detail and self.config.config.trace.pages
         spans: list[tuple[Request, int, int, int, tuple[int, ...]]] = []
-        plan, gone = flight.plan, set[Request]()
-        for request, count, epoch in zip(
-            plan.requests, plan.num_tokens, flight.epochs, strict=True
-        ):
-            if request.finish_reason is not None or request.num_preemptions != epoch:
-                gone.add(request)
+        for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
+            if request.finish_reason is not None:
                 counts.num_discarded += count
                 continue
             request.num_inflight_tokens -= count
@@ -397,11 +389,11 @@ class Engine:
             else:
                 self.memory.forget(request)
         for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
-            if request not in gone:
+            if not request.finished:
                 request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
         logprobs = result.logprobs
         for row, request in enumerate(flight.built.sampled):
-            if request in gone:
+            if request.finish_reason is not None:
                 continue
             request.num_pending_tokens -= 1
             token = result.token_ids[row]

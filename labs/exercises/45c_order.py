@@ -87,7 +87,8 @@ def mean_s(order: Order | None, seed: int) -> float:
             "scheduling.starvation_limit_s": 60.0,
         }
     )
-    engine = build_virtual_engine(SPEC, config, COST, order=order, predictor=MostlyRight())
+    predictor = None if order is None else MostlyRight()
+    engine = build_virtual_engine(SPEC, config, COST, order=order, predictor=predictor)
     drive(engine, workload(seed), fast=True)
     return fmean(one.metrics.e2e_s or 0.0 for one in engine.trace.requests)
 

@@ -34,6 +34,9 @@ class StepPlan:
     num_tokens: list[int] = field(default_factory=list)
     """Tokens each request computes, behind those computed or in flight."""
     preempted: list[Request] = field(default_factory=list)
+    waits: bool = False
+    """Whoever has to give way is in flight: nobody behind the one that needs its pages computes
+    anything until that step is collected."""
 
 
 class Scheduler:
@@ -117,7 +120,7 @@ class Scheduler:
         budget = Budget(tokens, self._max_num_prefill_tokens)
         num_displaced = len(plan.preempted)
         for turn in self._turns:
-            if turn is Turn.ALONE and plan.requests:
+            if plan.waits or (turn is Turn.ALONE and plan.requests):
                 break
             # After a preemption for pages, admitting somebody now would only take turns.
             if turn is Turn.WAITING and len(plan.preempted) == num_displaced:
@@ -158,6 +161,8 @@ class Scheduler:
         self, plan: StepPlan, budget: Budget, requests: Sequence[Request], now_s: float
     ) -> None:
         for request in requests:
+            if plan.waits:
+                return
             if request.status is not Status.RUNNING:
                 continue  # Preempted by one before it.
             count = self._chunk(request, request.num_uncomputed_tokens, budget)
@@ -175,7 +180,8 @@ class Scheduler:
 
     def _make_room(self, request: Request, count: int, plan: StepPlan, now_s: float) -> bool:
         """Reserve pages, preempting whoever is neither in the plan nor before `request` in line.
-        False when `request` itself had to go, or has to let this step pass."""
+        False when `request` itself had to go, or has to let this step pass: what somebody computes
+        in a step in flight is never thrown away, so the plan `waits` for a victim's."""
         # Beyond what is committed, so room for what is in flight is asked for again.
         while not self._memory.reserve(request, request.num_inflight_tokens + count):
             planned = set(plan.requests)
@@ -184,6 +190,9 @@ class Scheduler:
             if victim is request and any(one in planned for one in behind):
                 # Those behind it took their turn first. They will need pages too, and then have
                 # to give way: nothing is gained by losing its own.
+                return False
+            if victim.num_inflight_tokens:
+                plan.waits = True
                 return False
             self._preempt(victim, now_s)
             plan.preempted.append(victim)
@@ -197,8 +206,6 @@ class Scheduler:
         if not (self._swaps and self._memory.swap_out(victim)):
             self._memory.release(victim)
             victim.num_computed_tokens = 0
-        # What a step in flight still computes of it goes with the pages: see `Engine.step`.
-        victim.num_inflight_tokens = victim.num_pending_tokens = 0
         victim.status = Status.PREEMPTED
         victim.num_preemptions += 1
         self.waiting.push(victim, now_s)
@@ -219,6 +226,9 @@ class Scheduler:
                 return
             while worse and (places < 1 or blocks < needed):
                 victim = worse.pop()
+                if victim.num_inflight_tokens:
+                    plan.waits = True
+                    return
                 places += 1
                 blocks += memory.returned_blocks(victim)
                 self._preempt(victim, now_s)

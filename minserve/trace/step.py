@@ -160,8 +160,8 @@ class StepTrace:
     num_cached_graphs: int = 0
     """Of those, graphs whose machine code was found in torch's cache on disk."""
     num_discarded_tokens: int = 0
-    """Tokens computed beside `num_tokens` for requests that had ended, or lost their pages, while
-    the step was in flight; `work` counts them too."""
+    """Tokens computed beside `num_tokens` for requests that ended while the step was in flight;
+    `work` counts them too."""
 
     @property
     def duration_s(self) -> float:
