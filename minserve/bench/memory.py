@@ -22,7 +22,7 @@ from minserve.bench.interleave import Spread, interleave, pairwise_ratio
 from minserve.bench.traces import read_mooncake, to_traffic
 from minserve.bench.traffic import Traffic
 from minserve.build import LoadedModel, build_engine, find_model, load_model
-from minserve.config import EngineConfig
+from minserve.config import DTYPES, EngineConfig
 from minserve.trace import MemoryShares, RunTrace
 from minserve.trace.summary import Distribution, distribution
 
@@ -127,15 +127,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=POOL_TOKENS,
         help="KV memory of every rung, in tokens (default: %(default)s)",
     )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=tuple(DTYPES),
+        help="number format of every rung (default: %(default)s)",
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     # What the report says of a race.
-    parser.set_defaults(dtype="float32", device="cpu", seed=0)
+    parser.set_defaults(device="cpu", seed=0)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report: a table on stderr, a line of JSON on stdout. Returns 1 where a rung's
     tokens differ."""
-    config = LADDER.with_values({"kernels.num_threads": args.threads})
+    config = LADDER.with_values({"dtype": args.dtype, "kernels.num_threads": args.threads})
     loaded = load_model(args.model, config, progress=not args.no_progress)
     entries = read_mooncake(args.trace)
     traffic = to_traffic(entries, vocab_size=loaded.config.model.vocab_size)
