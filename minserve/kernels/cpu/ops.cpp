@@ -397,16 +397,26 @@ template <class T> struct Attention {
             Packed<T>::read(query(of_head(u, row / R), row % R), q + row * D, D);
         std::fill(most, shrink, -inf<A>);
         std::fill(weight, scores, A(0));
-        i64 places[key_tile];
-        for (i64 key = u.first_key, n; key < u.end_key; key += n) {
-            n = std::min(u.end_key - key, key_tile - key % key_tile);
-            find(u, key, n, places);
+        i64 both[2][key_tile], *places = both[0], *coming = both[1];
+        auto find_tile = [&](i64 key, i64* to) {
+            i64 n = std::max<i64>(0, std::min(u.end_key - key, key_tile - key % key_tile));
+            find(u, key, n, to);
+            return n;
+        };
+        // What is read next is on its way from memory while something else is computed: the values
+        // of a tile during its scores, the keys of the next tile during its values.
+        i64 n = find_tile(u.first_key, places);
+        for (i64 head = 0; head < heads; ++head) fetch(keys + head * c.head_stride, places, n);
+        for (i64 key = u.first_key, next; n; key += n, n = next, std::swap(places, coming)) {
+            next = find_tile(key + n, coming);
             // Up to whole vectors of keys; what is added is hidden below.
             for (i64 j = n; j % L; ++j) places[j] = places[n - 1];
             for (i64 j = 0; j < n; j += L)
-                for (i64 head = 0; head < heads; ++head)
+                for (i64 head = 0; head < heads; ++head) {
+                    fetch(values + head * c.head_stride, places + j, std::min(L, n - j));
                     dots<R>(keys + head * c.head_stride, places + j, q + head * R * D, D, A(c.scale),
                             scores + head * R * key_tile + j, key_tile);
+                }
             for (i64 head = 0; head < heads; ++head)
                 mask(u, scores + head * R * key_tile, key_tile, 1, key, n);
             for (i64 row = 0; row < rows; ++row) {
@@ -427,16 +437,24 @@ template <class T> struct Attention {
                 store(weight + row * L, load(weight + row * L) * factor + sum);
             }
             for (i64 j = 0; j < n; j += L)
-                for (i64 row = 0; row < rows; row += R)
+                for (i64 row = 0; row < rows; row += R) {
+                    fetch(keys + row / R * c.head_stride, coming + j, std::min(L, next - j));
                     add_values<R>(out + row * D, values + row / R * c.head_stride, places + j,
                                   scores + row * key_tile + j, j ? nullptr : shrink + row * L,
                                   std::min(L, n - j));
+                }
         }
         for (i64 row = 0; row < rows; ++row) {
             in_order<T>(out + row * D, D);
             finish(of_head(u, row / R), index + row / R, row % R, out + row * D, most[row * L],
                    add_lanes<A>(load(weight + row * L)));
         }
+    }
+    // Into the second-level cache: the first cannot wait for as many lines at once.
+    void fetch(const T* from, const i64* places, i64 n) const {
+        for (i64 j = 0; j < n; ++j)
+            for (i64 d = 0; d < D; d += 64 / i64(sizeof(T)))
+                __builtin_prefetch(from + places[j] + d, 0, 2);
     }
     static Unit of_head(Unit u, i64 head) {
         u.kv_head += head;
