@@ -46,11 +46,12 @@ LADDER = EngineConfig(dtype="float32").with_values(
 )
 """What all rungs share. Contiguous memory is counted in pages too: they only must be neighbours."""
 
+RECTANGLES = "static, rectangles, power of two"
 PACKED = "static, packed, power of two"
-"""The rung that gains are told over beside the first one."""
+"""The rungs that gains are told over."""
 
 RUNGS: dict[str, Mapping[str, Any]] = {
-    "static, rectangles, power of two": {
+    RECTANGLES: {
         "scheduling.policy": "static",
         "kernels.padding": "batch",
         "memory.layout": "contiguous",
@@ -132,12 +133,17 @@ def run_rung(loaded: LoadedModel, traffic: Traffic) -> RungRun:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `minserve bench memory`."""
-    parser.add_argument("--model", default="zoo/base", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
+    add_ladder_arguments(parser)
     parser.add_argument(
         "--trace", default=str(COMMITTED), metavar="FILE", help="JSON lines in Mooncake's form"
     )
+
+
+def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that climbs the ladder takes."""
+    parser.add_argument("--model", default="zoo/base", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
     parser.add_argument(
         "--kv-tokens",
         type=int,

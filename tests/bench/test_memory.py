@@ -9,6 +9,7 @@ import pytest
 from minserve.__main__ import main
 from minserve.bench.heavy_tail import heavy_tail
 from minserve.bench.memory import PACKED, RUNGS
+from minserve.bench.memory_sweep import pays_from
 from minserve.bench.traces import write_mooncake
 
 
@@ -35,3 +36,35 @@ def test_every_rung_is_reported_with_the_same_tokens(tmp_path, capsys):
         assert rung["waiting_p50_s"] <= rung["waiting_p99_s"]
         pool = result["kv_bytes"] * rung["steps"]
         assert sum(rung["kv_byte_steps"].values()) == pool
+
+
+@pytest.mark.slow
+def test_the_sweep_tells_both_gains_at_every_spread(monkeypatch, capsys):
+    monkeypatch.setattr("minserve.bench.memory_sweep.REQUESTS", 10)
+    command = ["bench", "memory-sweep", "--spreads", "0", "1", "--kv-tokens", "512"]
+    assert main([*command, "--repeats", "1", "--no-progress"]) == 0
+    said = capsys.readouterr()
+    result = json.loads(said.out.splitlines()[-1])
+    assert result["same_tokens"] and result["workload"] == {"num_requests": 10}
+    assert [point["spread"] for point in result["sweep"]] == [0.0, 1.0]
+    assert all(len(point["times_rectangles"]["values"]) == 1 for point in result["sweep"])
+    assert "x rectangles" in said.err and "x packed static" in said.err
+
+
+def test_a_spread_is_a_number_of_0_or_more(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "memory-sweep", "--spreads", "-1"])
+    assert "'-1': expected a number, 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gains", "between"),
+    [
+        ({0.0: 1.0, 0.5: 1.1, 1.0: 1.3, 2.0: 2.0}, (0.5, 1.0)),
+        ({0.0: 1.3, 0.5: 1.1, 1.0: 1.3}, (0.5, 1.0)),
+        ({0.0: 1.3, 1.0: 1.4}, None),
+        ({0.0: 1.0, 1.0: 1.1}, None),
+    ],
+)
+def test_where_pages_begin_to_pay(gains, between):
+    assert pays_from(gains) == between
