@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from minserve.kernels import why_not_interpreted
 from minserve.kernels.triton.resources import CAPABILITIES, compile_for, variants
 
 BUDGETS = Path(__file__).parent / "triton_budgets.json"
 FOLDER = Path(__file__).parent / "interpreted"
 
 
+@pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted()))
 def test_the_kernels_compute_what_torch_does_in_the_interpreter() -> None:
     """In a process of its own: the interpreter is chosen when Triton is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -143,7 +143,8 @@ def _name_medians(
     left = bool(some) and highest > 0 and min(s.p50 for _, s in some) > 0.5 * highest
     for place, (side, stats) in enumerate(some if left else some[::-1]):
         figure.add_annotation(
-            text=f"median {theme.format_seconds(stats.p50)}", showarrow=False,
+            text=f"median {theme.format_seconds(stats.p50)}{', recorded' * side.is_twin}",
+            showarrow=False,
             x=0.03 if left else 0.97, xanchor="left" if left else "right", xref="x domain",
             y=1.0 if left else 0.0, yanchor="top" if left else "bottom", yref="y domain",
             yshift=(-18 if left else 18) * place + (-6 if left else 6),
@@ -161,6 +162,12 @@ def _cells(stats: Distribution | None) -> Row:
 
 
 def _takeaway(
+    shown: list[Side], metrics: Sequence[str], found: Mapping[tuple[str, str], Distribution | None]
+) -> str:
+    return " ".join(_compared(group, metrics, found) for group in given.together(shown))
+
+
+def _compared(
     shown: list[Side], metrics: Sequence[str], found: Mapping[tuple[str, str], Distribution | None]
 ) -> str:
     told = []

@@ -100,6 +100,10 @@ def _mean(side: Side) -> float:
 
 
 def _takeaway(shown: list[Side]) -> str:
+    return " ".join(map(_compared, given.together(shown)))
+
+
+def _compared(shown: list[Side]) -> str:
     words = [
         f"{side.called('the run')} made {theme.format_rate(_mean(side))} on average"
         for side in shown
