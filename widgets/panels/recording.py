@@ -70,12 +70,12 @@ def _differs(config: EngineConfig, run: RunTrace, recorded: RunTrace) -> str:
     """What a run had otherwise than the recorded one, in words; "" for the same work."""
     if _lengths(run) != _lengths(recorded):
         return f"another workload ({_work(run)})"
+    had, has = recorded.header.config, run.header.config
     for path, wanted in config.to_dict().items():
-        # None is left to the machine.
-        if wanted is None or path in _HOW or path.startswith("trace."):
-            continue
-        if path in recorded.header.config and recorded.header.config[path] != wanted:
-            return f"{path}={wanted!r}, and it had {recorded.header.config[path]!r}"
+        # None is left to the machine, and what is asked for may be put right by `resolve`.
+        free = wanted is None or path in _HOW or path.startswith("trace.")
+        if not free and path in had and had[path] not in (wanted, has.get(path)):
+            return f"{path}={wanted!r}, and it had {had[path]!r}"
     return ""
 
 
