@@ -99,7 +99,10 @@ def test_a_file_that_needs_more_than_the_stand_in_has_is_skipped_and_says_why(mo
     for ask in ("from hypothesis import Phase", "from hypothesis.stateful import rule"):
         wanted = rf"needs hypothesis, for {ask.split()[1]}\.{ask.split()[-1]}"
         with pytest.raises(pytest.skip.Exception, match=wanted):
-            exec(ask, {})
+            exec(compile(ask, __file__, "exec"))
+    assert eval(compile("hasattr(asked, 'torch')", "a library", "eval"), {"asked": strategies}) is (
+        False
+    ), "whoever is no test is told no"
     with pytest.raises(pytest.skip.Exception, match=r"for hypothesis\.strategies\.data"):
         strategies.data()
 
