@@ -178,7 +178,7 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     their tensors are, and a capture waits for no other."""
     if device.type == "cpu" or device.index is None:
         return nullcontext()
-    return torch.cuda.device(device)  # type: ignore[no-untyped-call,no-any-return]
+    return torch.cuda.device(device)
 
 
 def link_to(device: torch.device) -> Link:

@@ -83,7 +83,8 @@ def latency(
     figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)
     of = " or ".join(dict.fromkeys(METRICS[metric][1] for metric in metrics))
     figure.update_yaxes(title={"text": f"share of {of}"}, row=1, col=1)
-    figure.update_layout(theme.layout(title, height=360, panels=True))
+    rows = given.legend_rows(shown)
+    figure.update_layout(theme.layout(title, height=360, panels=True, legend_rows=rows))
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from minserve.trace import RunTrace, TraceSnapshot
@@ -115,8 +115,17 @@ def caption(shown: list[Side], workload: str = "", note: str = "") -> str:
     for group in together(shown):
         snapshots = {side.name: side.run for side in group}
         headers = {name: run.header for name, run in snapshots.items()}
-        parts.append(Provenance.of(headers, workload or workload_of(snapshots)).caption)
+        found = Provenance.of(headers, workload or workload_of(snapshots))
+        if group[0].is_twin:
+            # A twin did what its side did: that is said already.
+            found = replace(found, model="", dtype="", seed="", workload="")
+        parts.append(found.caption)
     return " ".join([*parts, note]).strip()
+
+
+def legend_rows(shown: list[Side]) -> int:
+    """Rows of the legend above a figure: one for the runs, one for their twins."""
+    return len(together(shown))
 
 
 def axis_title(what: str, unit: str, shown: list[Side]) -> dict[str, str]:

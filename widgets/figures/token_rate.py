@@ -57,7 +57,7 @@ def throughput(
         ]
     figure.update_xaxes(title=given.axis_title("time", unit, shown), rangemode="tozero")
     figure.update_yaxes(title={"text": "tokens/s"}, rangemode="tozero", showline=False)
-    figure.update_layout(theme.layout(title, height=320))
+    figure.update_layout(theme.layout(title, height=320, legend_rows=given.legend_rows(shown)))
     note = f"Windows of {theme.format_seconds(window)}."
     return LabFigure(
         figure=figure,

@@ -92,6 +92,7 @@ def test_recorded_sides_are_dotted_in_the_colour_of_their_side(labs, shown):
     here = describe_machine().cpu_model
     assert f"Recorded on {here}, " in figure.caption and "commit abc" in figure.caption
     assert figure.caption.startswith(f"Measured on {here}")
+    assert figure.caption.count("3 requests, 72 tokens in, 12 out") == 1
     assert "measured and recorded" in str(figure.figure.layout)
     assert f"Dotted: recorded on {here}, 20" in compare.view.recording.value
     counted = compare.view.figures["kv_bytes"]
