@@ -1,6 +1,7 @@
 """Rows that are computed and dropped, so that a batch takes a shape it would not have by itself.
 
-Kernels that know no lengths need a rectangle: as many rows for everybody as for the longest. Graphs
+Kernels that know no lengths need a rectangle: as many rows for everybody as for the longest. Where
+a batch is a rectangle until its last request ends, those that ended before are in it still. Graphs
 captured per shape need few shapes: a ladder of row counts. Padding is appended as requests of
 their own behind the real ones, so no real row moves, attends to padding, or is attended to by it.
 Their keys and values go to one scratch page that belongs to nobody. Rows are padded, contexts are
@@ -28,16 +29,20 @@ def ladder(most_rows: int) -> tuple[int, ...]:
     return (*(count for count in counts if count < most_rows), most_rows)
 
 
-def padding_lens(kind: str, query_lens: Sequence[int], most_rows: int = 0) -> tuple[int, ...]:
+def padding_lens(
+    kind: str, query_lens: Sequence[int], most_rows: int = 0, idle_places: int = 0
+) -> tuple[int, ...]:
     """Rows of each request of padding, for real ones with `query_lens` rows each.
 
-    `longest`: what each lacks to the longest. `power_of_two`: what the step lacks to the next power
-    of two, a row each. `ladder`: what up to `most_rows` requests of one row each lack to the next
-    rung of `ladder(most_rows)`; other steps are left alone. `none`: nothing.
+    `longest`: what each lacks to the longest. `batch`: that, and a row for each of `idle_places`,
+    the places of a static batch that have emptied. `power_of_two`: what the step lacks to the next
+    power of two, a row each. `ladder`: what up to `most_rows` requests of one row each lack to the
+    next rung of `ladder(most_rows)`; other steps are left alone. `none`: nothing.
     """
-    if kind == "longest":
+    if kind in ("longest", "batch"):
         longest = max(query_lens)
-        return tuple(longest - rows for rows in query_lens if rows < longest)
+        idle = idle_places if kind == "batch" else 0
+        return tuple(longest - rows for rows in query_lens if rows < longest) + (1,) * idle
     if kind == "power_of_two":
         rows = sum(query_lens)
         return (1,) * ((1 << (rows - 1).bit_length()) - rows)
@@ -48,14 +53,19 @@ def padding_lens(kind: str, query_lens: Sequence[int], most_rows: int = 0) -> tu
 
 
 def pad(
-    batch: ForwardBatch, kind: str, scratch_block: int, block_size: int, most_rows: int = 0
+    batch: ForwardBatch,
+    kind: str,
+    scratch_block: int,
+    block_size: int,
+    most_rows: int = 0,
+    idle_places: int = 0,
 ) -> ForwardBatch:
     """The batch with padding of this `kind` appended; itself where there is nothing to add.
 
     `scratch_block` is a page of `block_size` slots in every group that no request ever owns;
-    `most_rows` as in `padding_lens`.
+    `most_rows` and `idle_places` as in `padding_lens`.
     """
-    lens = padding_lens(kind, batch.query_lens, most_rows)
+    lens = padding_lens(kind, batch.query_lens, most_rows, idle_places)
     if not lens:
         return batch
     added = torch.tensor(lens, dtype=torch.int32)

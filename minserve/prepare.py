@@ -56,7 +56,14 @@ class PaddedBuilder:
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of one step's plan, padding behind the requests' own rows."""
         built = self._builder.build(plan)
-        batch = pad(built.batch, self._kind, self._scratch_block, self._block_size, self._most_rows)
+        batch = pad(
+            built.batch,
+            self._kind,
+            self._scratch_block,
+            self._block_size,
+            self._most_rows,
+            plan.idle_places,
+        )
         return replace(built, batch=batch)
 
 

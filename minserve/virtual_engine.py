@@ -45,8 +45,8 @@ class VirtualEngine(Engine):
         # becomes full may change hands where a prefix cache is on.
         details = config.config.trace.per_request or self._check
         self._can_skip = self._keep_cache and not details and memory.prefix is None
-        # Everybody's single row is the longest already; a power of two would have to be counted.
-        self._can_skip &= config.config.kernels.padding != "power_of_two"
+        # Everybody's single row is the longest already; other padding would have to be counted.
+        self._can_skip &= config.config.kernels.padding in ("none", "longest")
 
     def fast_forward(self, until_s: float = float("inf")) -> int:
         """Do as many steps as go by without a decision, at least none; returns how many.

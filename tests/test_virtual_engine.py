@@ -68,6 +68,7 @@ def both(traffic, **options):
         + [{"scheduling__order": order} for order in ("sjf", "priority", "mlfq")]
         + [{"scheduling__prefill": turns} for turns in ("decode_first", "prefill_first")]
         + [{"kernels__padding": kind} for kind in ("longest", "power_of_two")]
+        + [{"kernels__padding": "batch", "scheduling__policy": "static"}]
     ),
     max_num_seqs=st.sampled_from([1, 3, 8]),
 )

@@ -214,6 +214,12 @@ def _check_kernels(config: EngineConfig, device: torch.device, notes: list[str])
         )
     if kernels.compile and kernels.backend == "auto":
         notes.append("kernels.backend: torch, because kernels.compile=True compiles its operators")
+    if kernels.padding == "batch" and config.scheduling.policy != "static":
+        raise ConfigError(
+            "kernels.padding='batch' computes a row for whoever has left a static batch, and "
+            f"scheduling.policy={config.scheduling.policy!r} gives the place to somebody else: use "
+            "scheduling.policy='static', or kernels.padding='longest'"
+        )
     if kernels.padding != "none":
         notes.append(
             f"kernels.padding={kernels.padding!r}: a page beside memory.kv_bytes takes the padding"

@@ -307,12 +307,15 @@ class KernelsConfig(Section):
         "none",
         "Rows added to a step, computed and dropped. none: only the tokens there are, packed. "
         "longest: as many rows for everybody as for the request with most, the rectangle of "
-        "kernels that know no lengths. power_of_two: the step's rows rounded up, so that few "
-        "shapes occur.",
+        "kernels that know no lengths. batch: that, and a row for every request that has left the "
+        "static batch, until its last one ends; what is served where a batch is one call of such "
+        "kernels, as before Orca (OSDI 2022). power_of_two: the step's rows rounded up, so that "
+        "few shapes occur. Padding attends to itself alone: where those that have ended go on "
+        "growing, as they do in such servers, still more is computed.",
         trade_off="padding is arithmetic for nothing; few shapes are what kernels compiled or "
         "captured per shape need",
         survey="4.2.5",
-        choices=("none", "longest", "power_of_two"),
+        choices=("none", "longest", "batch", "power_of_two"),
     )
     compile: bool = knob(
         False,

@@ -3,7 +3,7 @@
 A policy decides how many tokens a step may compute and whether the first waiting request may join
 now; places, pages and order stay the scheduler's. `continuous` is Orca's iteration-level scheduling
 (Yu et al., OSDI 2022) with pages counted instead of reserved; `static` is what came before it. Any
-object with these two methods may stand in: `build_engine(..., policy=...)`.
+object with these methods may stand in: `build_engine(..., policy=...)`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class ContinuousBatching:
         """May the first waiting request join now? Asked only where there is a free place."""
         return room.has_pages
 
+    def idle_places(self, running: Sequence[Request]) -> int:
+        """Places that were given away and that nobody may take yet. None here: whoever leaves makes
+        room for the next."""
+        return 0
+
 
 class StaticBatching(ContinuousBatching):
     """A batch is formed when nobody runs any more; until its last request ends, nobody joins.
@@ -81,16 +86,25 @@ class StaticBatching(ContinuousBatching):
     def __init__(self, bucket: int | None = None) -> None:
         self._bucket = bucket
         self._open_places = 0
+        self._batch: set[Request] = set()
 
     def admits(self, room: Room) -> bool:
         """With a small token budget the batch's prompts take several steps to get in."""
         if not room.running:
             self._open_places = min(self._alike(room.waiting), room.max_num_seqs)
+            self._batch.clear()
         if self._open_places and not room.has_pages:
             self._open_places = 0
         joins = self._open_places > 0
         self._open_places -= joins
+        if joins:
+            self._batch.add(room.waiting[0])
         return joins
+
+    def idle_places(self, running: Sequence[Request]) -> int:
+        """Of the batch, those that do not run any more: finished, aborted, or preempted until it
+        ends. Whoever comes back before takes its own place."""
+        return len(self._batch) - len(running)
 
     def _alike(self, waiting: Sequence[Request]) -> int:
         """Requests at the head of the queue that may share a batch."""

@@ -37,6 +37,8 @@ class StepPlan:
     waits: bool = False
     """Whoever has to give way is in flight: nobody behind the one that needs its pages computes
     anything until that step is collected."""
+    idle_places: int = 0
+    """Places of a static batch whose request has left it (`Policy.idle_places`)."""
 
 
 class Scheduler:
@@ -127,6 +129,7 @@ class Scheduler:
                 self._admit_waiting(plan, budget, now_s)
             elif turn is not Turn.WAITING:
                 self._schedule_running(plan, budget, self._whose(turn), now_s)
+        plan.idle_places = self._policy.idle_places(self.running)
         return plan
 
     @property

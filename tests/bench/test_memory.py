@@ -8,7 +8,7 @@ import pytest
 
 from minserve.__main__ import main
 from minserve.bench.heavy_tail import heavy_tail
-from minserve.bench.memory import RUNGS
+from minserve.bench.memory import PACKED, RUNGS
 from minserve.bench.traces import write_mooncake
 
 
@@ -22,7 +22,13 @@ def test_every_rung_is_reported_with_the_same_tokens(tmp_path, capsys):
     result = json.loads(said.out.splitlines()[-1])
     assert result["same_tokens"] and [rung["name"] for rung in result["rungs"]] == list(RUNGS)
     steps = {rung["name"]: rung["steps"] for rung in result["rungs"]}
-    assert steps["continuous, paged"] < steps["static, power of two"]
+    first, packed, *_ = rungs = result["rungs"]
+    assert packed["name"] == PACKED and steps["continuous, paged"] < steps[PACKED]
+    # The same batches and pages; rows of those who have ended are all that the first has more.
+    counts = ("steps", "mean_batch", "useful_share")
+    assert [first[name] for name in counts] == [packed[name] for name in counts]
+    assert first["padded_rows"] > 0 == max(rung["padded_rows"] for rung in rungs[1:])
+    assert {first["times_first_rung"]["median"], packed["times_packed_static"]["median"]} == {1.0}
     for rung in result["rungs"]:
         assert rung["name"] in said.err
         assert 0 < rung["useful_share"] <= 1

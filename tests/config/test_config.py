@@ -171,6 +171,28 @@ def test_compilation_is_of_torch_operators():
     assert any("kernels.compile" in note for note in resolved.notes)
 
 
+def test_rows_of_those_who_have_left_need_a_batch_that_is_not_filled_up():
+    sentence = (
+        r"padding='batch' .* scheduling.policy='continuous' .* use scheduling.policy='static'"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        with_values(kernels__padding="batch").resolve(MODEL, "cpu")
+    static = with_values(kernels__padding="batch", scheduling__policy="static")
+    assert static.resolve(MODEL, "cpu").padding == "batch"
+    for values, field in (
+        ({"kernels.cuda_graphs": True}, "kernels.cuda_graphs=True"),
+        ({"scheduling.order": "mlfq"}, "scheduling.order='mlfq'"),
+    ):
+        with pytest.raises(ConfigError, match=field):
+            static.with_values(values).resolve(MODEL, "cpu")
+    for values in (
+        {"kernels.compile": True},
+        {"scheduling.async_scheduling": True},
+        {"memory.kv_cache": False},
+    ):
+        static.with_values(values).resolve(MODEL, "cpu")
+
+
 def test_padding_says_where_its_page_comes_from():
     resolved = with_values(kernels__padding="longest").resolve(MODEL, "cpu")
     assert any("kernels.padding='longest'" in note for note in resolved.notes)

@@ -66,7 +66,7 @@ def shapes(draw: st.DrawFn, max_requests: int = 9) -> Shape:
         tuple(query_lens),
         tuple(context_lens),
         block_size=draw(st.sampled_from([1, 4, 16, 32, 64])),
-        num_kv_heads=draw(st.sampled_from([1, 2, 4])),
+        num_kv_heads=draw(st.sampled_from([1, 2, 3, 4, 12])),
         group_size=draw(st.sampled_from([1, 2, 3, 4, 8])),
         head_dim=draw(st.sampled_from([16, 18, 32, 40, 64, 128, 256])),
         window=draw(st.sampled_from([None, 1, 7, 64])),

@@ -63,18 +63,20 @@ SWITCHES: list[tuple[str, Any]] = [
     ("kernels.logits_chunk", 1),
     ("kernels.padding", "longest"),
     ("kernels.padding", "power_of_two"),
+    ("kernels.padding", "batch"),
     ("kernels.cuda_graphs", True),
     ("kernels.cuda_graph_max_rows", 3),
 ]
 """A new switch joins here in the commit that brings it. Values are those that differ from BASE."""
-COMPANY: dict[str, tuple[str, Any]] = {
+COMPANY: dict[Any, tuple[str, Any]] = {
     "scheduling.length_error": ("scheduling.order", "sjf"),
     "scheduling.length_bucket": ("scheduling.order", "sjf"),
     "scheduling.starvation_limit_s": ("scheduling.order", "mlfq"),
     "scheduling.mlfq_quantum": ("scheduling.order", "mlfq"),
     "kernels.cuda_graph_max_rows": ("kernels.cuda_graphs", True),
+    ("kernels.padding", "batch"): ("scheduling.policy", "static"),
 }
-"""A switch that does something only beside another one brings it along."""
+"""A switch that does something only beside another one brings it along: a field, or one value."""
 
 LENGTHS = (3, 40, 1, 17, 64, 9, 30, 5, 22, 12, 51, 2)
 NEW_TOKENS = (20, 8, 31, 15, 30, 25, 3, 28, 12, 33, 20, 40)
@@ -140,7 +142,7 @@ def pairs(refused: bool = False) -> list[tuple[tuple[str, Any], ...]]:
 
 def with_company(*switches: tuple[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The switches and those they need, each once; two values of one field stay two."""
-    company = [COMPANY[path] for path, _ in switches if path in COMPANY]
+    company = [COMPANY[key] for each in switches for key in (each[0], each) if key in COMPANY]
     return tuple(dict.fromkeys((*switches, *company)))
 
 
@@ -252,6 +254,8 @@ def test_switches_change_no_token(switches, model_dir, expected):
         assert totals.preemptions > 0 or few or not cached or reserved, "the pool was too large"
         if "scheduling.preemption" in names and not few:
             assert totals.swapped_in_blocks > 0
+    if ("kernels.padding", "batch") in switches:
+        assert totals.padded_rows > 0
     if "kernels.cuda_graphs" in names:
         assert totals.compiled_graphs > 0, "no step was replayed"
     if names == {"memory.prefix_cache"}:
@@ -318,7 +322,8 @@ def test_compiled_layers_change_no_token_and_new_batch_sizes_compile_nothing(mod
     assert 3 <= totals.compiled_graphs <= 6 and totals.compile_s > 0
     assert totals.compile_s < totals.forward_s
     for values in ({"memory.kv_bytes": "tiny"}, {"scheduling.max_num_batched_tokens": 33},
-                   {"kernels.padding": "longest"}, {"scheduling.policy": "static"}):  # fmt: skip
+                   {"kernels.padding": "longest"}, {"scheduling.policy": "static"},
+                   {"kernels.padding": "batch", "scheduling.policy": "static"}):  # fmt: skip
         requests, totals = run(model_dir, {"kernels.compile": True, **values}, aborts=True)
         for request, tokens in zip(requests, expected, strict=True):
             assert request.output_token_ids == tokens[: request.num_output_tokens]

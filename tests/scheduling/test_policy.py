@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from engine.fakes import make_engine, oracle, run, tiny_spec
 
@@ -76,6 +78,25 @@ def test_a_smaller_budget_splits_prompts_and_is_never_more_than_the_limit():
     engine = virtual(Greedy(), max_num_batched_tokens=8)
     serve(engine, (3, 3))
     assert max(step.num_tokens for step in engine.trace.steps) == 8
+
+
+def test_a_static_batch_knows_which_of_its_places_are_idle():
+    policy = StaticBatching()
+    one, two, three = "one", "two", "three"
+
+    def admits(running, waiting):
+        return policy.admits(
+            SimpleNamespace(running=running, waiting=waiting, max_num_seqs=8, has_pages=True)
+        )
+
+    assert admits([], [one, two, three]) and admits([one], [two, three])
+    assert policy.idle_places([one, two]) == 0
+    # Preempted while the batch is still forming, and back in its own place.
+    assert policy.idle_places([one]) == 1 and admits([one], [two, three])
+    assert policy.idle_places([one, two]) == 0 and policy.idle_places([two]) == 1
+    assert not admits([two], [three])
+    assert admits([], [three]) and policy.idle_places([three]) == 0
+    assert ContinuousBatching().idle_places([three]) == 0
 
 
 def test_policies_change_when_tokens_come_and_never_which():

@@ -83,8 +83,10 @@ def _bars(run: TraceSnapshot, step: StepTrace) -> list[tuple[str, int, int]]:
         part.request_id + (f".{part.sample_index}" if part.sample_index else "")
         for part in step.requests
     ]
-    if kind == "longest":
-        return [(name, n, max(tokens) - n) for name, n in zip(names, tokens, strict=True)]
+    if kind in ("longest", "batch"):
+        bars = [(name, n, max(tokens) - n) for name, n in zip(names, tokens, strict=True)]
+        idle = step.num_padded_rows - sum(padding for *_, padding in bars)
+        return bars + [("left", 0, idle)] * (kind == "batch" and idle > 0)
     found = [(name, n, 0) for name, n in zip(names, tokens, strict=True)]
     added = sum(padding_lens(kind, tokens))
     return found + [("nobody", 0, added)] * bool(added)

@@ -112,31 +112,24 @@ void rotary_store(T* qkv, const i64* positions, const Sum<T>* cos_sin, T* keys, 
     }
 }
 
-template <class T>
-void dots(i64 rows, const T* const* w, const Sum<T>* x, i64 n, Sum<T>* out, i64 out_stride) {
-    if (rows == 4) dots<4>(w, x, n, out, out_stride);
-    else if (rows == 3) dots<3>(w, x, n, out, out_stride);
-    else if (rows == 2) dots<2>(w, x, n, out, out_stride);
-    else dots<1>(w, x, n, out, out_stride);
-}
-
 // y = x @ w.T + bias for at most 4 rows and weights that are not packed, a vector of outputs at a
 // time.
-void few_rows_linear(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows, i64 in,
-                     i64 out, i64 x_stride, int threads) {
+template <int R>
+void few_rows_linear(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 in, i64 out,
+                     i64 x_stride, int threads) {
     constexpr i64 L = lanes<float>;
-    static thread_local std::vector<float> scratch;
-    scratch.resize(rows * in);
-    float* wide_x = scratch.data();
-    for (i64 row = 0; row < rows; ++row) widen(x + row * x_stride, wide_x + row * in, in);
+    static thread_local std::vector<Row<bf16>> scratch;
+    scratch.resize(R * in);
+    Row<bf16>* rows_x = scratch.data();
+    for (i64 row = 0; row < R; ++row) Packed<bf16>::read(x + row * x_stride, rows_x + row * in, in);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 o = 0; o < out; o += L) {
-        const bf16* from[L];
-        for (i64 j = 0; j < L; ++j) from[j] = w + std::min(o + j, out - 1) * in;
+        i64 places[L];
+        for (i64 j = 0; j < L; ++j) places[j] = std::min(o + j, out - 1) * in;
         Vec<float> add = bias ? load(bias + o, out - o) : Vec<float>{};
-        float sums[4 * L];
-        dots(rows, from, wide_x, in, sums, L);
-        for (i64 r = 0; r < rows; ++r) store(y + r * out + o, load(sums + r * L) + add, out - o);
+        float sums[R * L];
+        dots<R>(w, places, rows_x, in, 1.0f, sums, L);
+        for (i64 r = 0; r < R; ++r) store(y + r * out + o, load(sums + r * L) + add, out - o);
     }
 }
 
@@ -220,6 +213,7 @@ struct Unit {
 
 constexpr i64 key_tile = 64;      // keys between two updates of a row's running maximum
 constexpr i64 split_keys = 1024;  // a decode row's keys are divided among units at multiples of it
+constexpr i64 most_together = 8;  // KV heads that a thread takes together
 
 template <class T> struct Attention {
     typedef Sum<T> A;
@@ -254,21 +248,20 @@ template <class T> struct Attention {
             split |= splits(r) > 1;
         }
         if (split) partials.resize(first_unit.back() * partial_size);
+        // Heads that one thread takes one after the other: they lie side by side in each page. Few
+        // enough for everybody to have work.
+        i64 together = std::min(c.num_kv_heads, most_together);
+        while (c.num_kv_heads % together || (together > 1 && first_unit.back() < 4 * c.threads * together))
+            --together;
 #pragma omp parallel num_threads(int(c.threads)) if (c.threads > 1)
         {
             static thread_local std::vector<A> memory;
-            memory.resize(2 * max_rows * (D + 1) + key_tile * (max_rows + 2 * D));
+            memory.resize(scratch_size());
             A* scratch = memory.data();
-            // From the end: the last tile of a long chunk sees the most keys. Where there are enough
-            // of them, the heads of a tile stay together and in order: they lie side by side in each
-            // page, so what the processor fetches ahead for one is what its next one needs.
-            i64 units = first_unit.back(), heads = c.num_kv_heads;
-            i64 together = units >= 4 * c.threads * heads ? heads : 1;
+            // From the end: the last tile of a long chunk sees the most keys.
 #pragma omp for schedule(dynamic)
-            for (i64 group = units / together - 1; group >= 0; --group) {
-                for (i64 index = group * together; index < (group + 1) * together; ++index)
-                    attend(unit(index), index, scratch);
-            }
+            for (i64 group = first_unit.back() / together - 1; group >= 0; --group)
+                attend(unit(group * together), group * together, together, scratch);
             if (split) {
 #pragma omp for
                 for (i64 r = 0; r < c.num_requests; ++r) merge(r, scratch);
@@ -276,14 +269,21 @@ template <class T> struct Attention {
         }
     }
 
-    void attend(const Unit& u, i64 index, A* scratch) const {
-        if (u.num_rows > 2 * L) many<most_vectors>(u, index, scratch);
-        else if (u.num_rows > L) many<2>(u, index, scratch);
-        else if (u.num_rows > 4 || D % L || sizeof(A) == 8) many<1>(u, index, scratch);
-        else if (u.num_rows == 4) few<4>(u, index, scratch);
-        else if (u.num_rows == 3) few<3>(u, index, scratch);
-        else if (u.num_rows == 2) few<2>(u, index, scratch);
-        else few<1>(u, index, scratch);
+    // `heads` units from `index` on, which differ in their KV head only.
+    void attend(Unit u, i64 index, i64 heads, A* scratch) const {
+        if constexpr (sizeof(A) == 4)
+            if (u.num_rows <= 4 && D % (2 * L) == 0) {
+                if (u.num_rows == 4) few<4>(u, index, heads, scratch);
+                else if (u.num_rows == 3) few<3>(u, index, heads, scratch);
+                else if (u.num_rows == 2) few<2>(u, index, heads, scratch);
+                else few<1>(u, index, heads, scratch);
+                return;
+            }
+        for (i64 stop = index + heads; index < stop; ++index, ++u.kv_head) {
+            if (u.num_rows > 2 * L) many<most_vectors>(u, index, scratch);
+            else if (u.num_rows > L) many<2>(u, index, scratch);
+            else many<1>(u, index, scratch);
+        }
     }
 
     Unit unit(i64 index) const {
@@ -302,26 +302,18 @@ template <class T> struct Attention {
         return u;
     }
 
-    // A row's query, scaled; its numbers go to every stride-th place.
-    void read_query(const Unit& u, i64 row, A* to, i64 stride, A* scratch) const {
+    const T* query(const Unit& u, i64 row) const {
         i64 f = u.first_row + row, head = u.kv_head * G + f % G;
-        i64 at = (c.query_starts[u.request] + f / G) * c.q_stride + head * D;
-        widen((const T*)c.q + at, scratch, D);
-        for (i64 d = 0; d < D; ++d) to[d * stride] = scratch[d] * A(c.scale);
+        return (const T*)c.q + (c.query_starts[u.request] + f / G) * c.q_stride + head * D;
     }
 
-    // Where the keys and values [key, key + n) of a unit lie.
-    void find(const Unit& u, i64 key, i64 n, const T** keys, const T** values) const {
-        const int32_t* table = c.block_tables + u.request * c.max_blocks;
-        for (i64 j = 0; j < n;) {
-            i64 offset = (key + j) % c.block_size, block = table[(key + j) / c.block_size];
-            i64 at = block * c.block_stride + u.kv_head * c.head_stride + offset * D;
-            for (; offset < c.block_size && j < n; ++offset, ++j, at += D) {
-                keys[j] = (const T*)c.keys + at;
-                values[j] = (const T*)c.values + at;
-                // Values are needed only after all scores of the tile: time to fetch them.
-                for (i64 d = 0; d < D; d += 64 / i64(sizeof(T))) __builtin_prefetch(values[j] + d);
-            }
+    // Where keys and values [key, key + n) of a request lie, from a head's first ones on.
+    void find(const Unit& u, i64 key, i64 n, i64* places) const {
+        const int32_t* page = c.block_tables + u.request * c.max_blocks + key / c.block_size;
+        i64 offset = key % c.block_size;
+        for (i64 j = 0; j < n; ++page, offset = 0) {
+            i64 at = *page * c.block_stride + offset * D, stop = std::min(n, j + c.block_size - offset);
+            for (; j < stop; ++j, at += D) places[j] = at;
         }
     }
 
@@ -345,19 +337,23 @@ template <class T> struct Attention {
         constexpr i64 R = W * L;
         A *q = scratch, *out = q + R * D, *scores = out + R * D, *k = scores + key_tile * R;
         A *v = k + key_tile * D, *most = v + key_tile * D, *weight = most + R;
-        for (i64 row = 0; row < R; ++row)
-            read_query(u, std::min(row, u.num_rows - 1), q + row, R, k);
+        for (i64 row = 0; row < R; ++row) {  // scaled, a lane each
+            widen(query(u, std::min(row, u.num_rows - 1)), k, D);
+            for (i64 d = 0; d < D; ++d) q[d * R + row] = k[d] * A(c.scale);
+        }
         std::fill(out, out + R * D, A(0));
         std::fill(most, most + R, -inf<A>);
         std::fill(weight, weight + R, A(0));
-        const T *keys[key_tile], *values[key_tile];
+        const T *keys = (const T*)c.keys + u.kv_head * c.head_stride;
+        const T *values = (const T*)c.values + u.kv_head * c.head_stride;
+        i64 places[key_tile];
         for (i64 key = u.first_key, n; key < u.end_key; key += n) {
             // Tiles end at multiples of their size, whatever the first key, for the same sums.
             n = std::min(u.end_key - key, key_tile - key % key_tile);
-            find(u, key, n, keys, values);
+            find(u, key, n, places);
             for (i64 j = 0; j < n; ++j) {
-                widen(keys[j], k + j * D, D);
-                widen(values[j], v + j * D, D);
+                widen(keys + places[j], k + j * D, D);
+                widen(values + places[j], v + j * D, D);
             }
             // Whole blocks are faster; what scratch holds past n gives scores nobody reads.
             i64 whole = (n + block_rows<W> - 1) / block_rows<W> * block_rows<W>;
@@ -387,65 +383,111 @@ template <class T> struct Attention {
         }
     }
 
-    // Few rows, and a head_dim of whole vectors: vectors run along head_dim, and keys and values
-    // are read where they lie.
-    template <int R> void few(const Unit& u, i64 index, A* scratch) const {
-        A *q = scratch, *out = q + R * D, *scores = out + R * D;
-        A most[R], weight[R] = {}, shrink[R];
-        std::fill(most, most + R, -inf<A>);
-        for (i64 row = 0; row < R; ++row) read_query(u, row, q + row * D, 1, out);
-        std::fill(out, out + R * D, A(0));
-        const T *keys[key_tile], *values[key_tile];
-        for (i64 key = u.first_key, n; key < u.end_key; key += n) {
-            n = std::min(u.end_key - key, key_tile - key % key_tile);
-            find(u, key, n, keys, values);
+    // Few rows, and a head_dim of whole pairs of vectors: vectors run along head_dim, and keys and
+    // values are read where they lie, those of the heads side by side.
+    template <int R> void few(const Unit& u, i64 index, i64 heads, A* scratch) const {
+        const i64 rows = heads * R;  // head after head
+        const T *keys = (const T*)c.keys + u.kv_head * c.head_stride;
+        const T *values = (const T*)c.values + u.kv_head * c.head_stride;
+        // Of each row: its largest score and its factor in all lanes, its sum of weights by lane.
+        A *most = scratch, *shrink = most + rows * L, *weight = shrink + rows * L;
+        A *out = weight + rows * L, *scores = out + rows * D;
+        Row<T>* q = (Row<T>*)(scores + rows * key_tile);
+        for (i64 row = 0; row < rows; ++row)
+            Packed<T>::read(query(of_head(u, row / R), row % R), q + row * D, D);
+        std::fill(most, shrink, -inf<A>);
+        std::fill(weight, scores, A(0));
+        i64 both[2][key_tile], *places = both[0], *coming = both[1];
+        auto find_tile = [&](i64 key, i64* to) {
+            i64 n = std::max<i64>(0, std::min(u.end_key - key, key_tile - key % key_tile));
+            find(u, key, n, to);
+            return n;
+        };
+        // What is read next is on its way from memory while something else is computed: the values
+        // of a tile during its scores, the keys of the next tile during its values.
+        i64 n = find_tile(u.first_key, places);
+        for (i64 head = 0; head < heads; ++head) fetch(keys + head * c.head_stride, places, n);
+        for (i64 key = u.first_key, next; n; key += n, n = next, std::swap(places, coming)) {
+            next = find_tile(key + n, coming);
             // Up to whole vectors of keys; what is added is hidden below.
-            for (i64 j = n; j % L; ++j) keys[j] = keys[n - 1], values[j] = values[n - 1];
-            for (i64 j = 0; j < n; j += L) dots<R>(keys + j, q, D, scores + j, key_tile);
-            mask(u, scores, key_tile, 1, key, n);
-            for (i64 row = 0; row < R; ++row) {
+            for (i64 j = n; j % L; ++j) places[j] = places[n - 1];
+            for (i64 j = 0; j < n; j += L)
+                for (i64 head = 0; head < heads; ++head) {
+                    fetch(values + head * c.head_stride, places + j, std::min(L, n - j));
+                    dots<R>(keys + head * c.head_stride, places + j, q + head * R * D, D, A(c.scale),
+                            scores + head * R * key_tile + j, key_tile);
+                }
+            for (i64 head = 0; head < heads; ++head)
+                mask(u, scores + head * R * key_tile, key_tile, 1, key, n);
+            for (i64 row = 0; row < rows; ++row) {
                 A* s = scores + row * key_tile;
                 for (i64 j = n; j % L; ++j) s[j] = -inf<A>;
-                Vec<A> tops = Vec<A>{} + most[row], sum = {};
-                for (i64 j = 0; j < n; j += L) tops = larger<A>(tops, load(s + j));
-                A top = tops[0];
-                for (i64 i = 1; i < L; ++i) top = std::max<A>(top, tops[i]);
-                A base = top == -inf<A> ? 0 : top;
+                Vec<A> before = load(most + row * L), top = before, sum = {};
+                for (i64 j = 0; j < n; j += L) top = larger<A>(top, load(s + j));
+                top = largest_lane<A>(top);
+                Vec<A> base = top == -inf<A> ? Vec<A>{} : top;
                 for (i64 j = 0; j < n; j += L) {
                     Vec<A> e = exponential<A>(load(s + j) - base);
                     store(s + j, e);
                     sum += e;
                 }
-                shrink[row] = exponential<A>(Vec<A>{} + (most[row] - base))[0];
-                weight[row] = weight[row] * shrink[row] + add_lanes<A>(sum);
-                most[row] = top;
+                Vec<A> factor = exponential<A>(before - base);
+                store(most + row * L, top);
+                store(shrink + row * L, factor);
+                store(weight + row * L, load(weight + row * L) * factor + sum);
             }
-            i64 d = 0;
-            for (; d + 2 * L <= D; d += 2 * L) add_values<R, 2>(out, values, d, scores, shrink, n);
-            if (d < D) add_values<R, 1>(out, values, d, scores, shrink, n);
+            for (i64 j = 0; j < n; j += L)
+                for (i64 row = 0; row < rows; row += R) {
+                    fetch(keys + row / R * c.head_stride, coming + j, std::min(L, next - j));
+                    add_values<R>(out + row * D, values + row / R * c.head_stride, places + j,
+                                  scores + row * key_tile + j, j ? nullptr : shrink + row * L,
+                                  std::min(L, n - j));
+                }
         }
-        for (i64 row = 0; row < R; ++row)
-            finish(u, index, row, out + row * D, most[row], weight[row]);
+        for (i64 row = 0; row < rows; ++row) {
+            in_order<T>(out + row * D, D);
+            finish(of_head(u, row / R), index + row / R, row % R, out + row * D, most[row * L],
+                   add_lanes<A>(load(weight + row * L)));
+        }
+    }
+    // Into the second-level cache: the first cannot wait for as many lines at once.
+    void fetch(const T* from, const i64* places, i64 n) const {
+        for (i64 j = 0; j < n; ++j)
+            for (i64 d = 0; d < D; d += 64 / i64(sizeof(T)))
+                __builtin_prefetch(from + places[j] + d, 0, 2);
+    }
+    static Unit of_head(Unit u, i64 head) {
+        u.kv_head += head;
+        return u;
+    }
+    i64 scratch_size() const {
+        i64 rows = 4 * most_together, few = rows * (3 * L + 2 * D + key_tile);
+        return std::max(few, 2 * max_rows * (D + 1) + key_tile * (max_rows + 2 * D));
     }
 
-    // out = out * shrink + scores @ values for R rows, in the W vectors from d on.
-    template <int R, int W>
-    void add_values(A* out, const T* const* values, i64 d, const A* scores, const A* shrink,
+    // out = out * shrink + scores @ values for R rows of a head and n keys, at most a vector of
+    // them; without shrink, it is 1.
+    template <int R>
+    void add_values(A* out, const T* values, const i64* places, const A* scores, const A* shrink,
                     i64 n) const {
-        // Even and odd keys apart: twice the sums in flight.
-        Vec<A> sums[2][R][W] = {};
-        for (i64 j = 0; j < n; j += 2)
-            for (int odd = 0; odd < 2; ++odd)
-                for (int w = 0; w < W; ++w) {
-                    Vec<A> value = load(values[j + odd] + d + w * L);
+        for (i64 d = 0; d < D; d += 2 * L) {
+            // Even and odd keys apart: twice the sums in flight.
+            Vec<A> sums[2][R][2] = {};
+            for (i64 j = 0; j < n; j += 2)
+                for (int odd = 0; odd < 2; ++odd) {
+                    Vec<A> value[2];
+                    load_two(values + places[j + odd] + d, value);
                     for (int row = 0; row < R; ++row)
-                        sums[odd][row][w] += scores[row * key_tile + j + odd] * value;
+                        for (int w = 0; w < 2; ++w)
+                            sums[odd][row][w] += scores[row * key_tile + j + odd] * value[w];
                 }
-        for (int row = 0; row < R; ++row)
-            for (int w = 0; w < W; ++w) {
-                A* to = out + row * D + d + w * L;
-                store(to, load(to) * shrink[row] + (sums[0][row][w] + sums[1][row][w]));
-            }
+            for (int row = 0; row < R; ++row)
+                for (int w = 0; w < 2; ++w) {
+                    A* to = out + row * D + d + w * L;
+                    Vec<A> before = load(to), sum = sums[0][row][w] + sums[1][row][w];
+                    store(to, shrink ? before * load(shrink + row * L) + sum : before + sum);
+                }
+        }
     }
 
     // What a unit found for a row: weighted sum of values, largest score, sum of weights. It is the
@@ -623,7 +665,9 @@ FOR_TYPE(bf16, bfloat16)
 
 EXPORT few_rows_linear_bfloat16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, i64 rows,
                                 i64 in, i64 out, i64 x_stride, int threads) {
-    few_rows_linear(x, w, bias, y, rows, in, out, x_stride, threads);
+    auto linear = rows == 4 ? few_rows_linear<4> : rows == 3 ? few_rows_linear<3>
+                : rows == 2 ? few_rows_linear<2> : few_rows_linear<1>;
+    linear(x, w, bias, y, in, out, x_stride, threads);
 }
 
 // Copy rows of [heads, row_bytes] into their slots of [blocks, heads, block_size, row_bytes].

@@ -19,11 +19,9 @@
 
 // The chosen lanes of two vectors; clang and newer GCC spell it one way, older GCC another.
 #if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(A, a, b, index) __builtin_shufflevector(a, b, (index)...)
-#define SHUFFLE_8(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, (__VA_ARGS__)...)
 #else
-#define SHUFFLE(A, a, b, index) __builtin_shuffle(a, b, (typename Simd<A>::I){(index)...})
-#define SHUFFLE_8(a, b, ...) __builtin_shuffle(a, b, (Simd<float>::I){__VA_ARGS__})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Simd<float>::I){(__VA_ARGS__)...})
 #endif
 
 namespace {
@@ -98,6 +96,30 @@ template <class T> inline void store(T* to, Vec<Sum<T>> v, i64 n) {
     memcpy(to, part, n * sizeof(T));
 }
 
+// Two vectors of numbers that lie side by side, in whatever order costs least; in_order() gives n
+// sums of such numbers their own order back.
+template <class A> inline void load_two(const A* from, Vec<A>* two) {
+    two[0] = load(from), two[1] = load(from + lanes<A>);
+}
+inline void load_two(const bf16* from, Vec<float>* two) {
+    Bits32 pairs;
+    memcpy(&pairs, from, sizeof pairs);
+    two[0] = (Vec<float>)(pairs << 16), two[1] = (Vec<float>)(pairs & 0xffff0000u);
+}
+template <class T> inline void in_order(Sum<T>* sums, i64 n) {
+    constexpr i64 L = lanes<Sum<T>>;
+    if (sizeof(T) == sizeof(Sum<T>)) return;
+    for (i64 i = 0; i < n; i += 2 * L) {
+        Sum<T> even[L];
+        memcpy(even, sums + i, sizeof even);
+        // Each goes to the left of where the next odd one is read.
+        for (i64 j = 0; j < L; ++j) {
+            Sum<T> odd = sums[i + L + j];
+            sums[i + 2 * j] = even[j], sums[i + 2 * j + 1] = odd;
+        }
+    }
+}
+
 template <class T> inline void widen(const T* from, Sum<T>* to, i64 n) {
     for (i64 i = 0; i < n; i += lanes<Sum<T>>) store(to + i, load(from + i, n - i), n - i);
 }
@@ -123,6 +145,24 @@ template <class A> inline Vec<A> exponential(Vec<A> x) {
     return x < S::lowest ? Vec<A>{} : series * (Vec<A>)(exponent << S::mantissa);
 }
 
+// Lanes `step` places further on.
+template <int step, class V, int... i>
+inline V turned(V v, std::integer_sequence<int, i...>) {
+    return SHUFFLE(v, v, (i + step) % int(sizeof...(i)));
+}
+// In each quarter: the sums of neighbours, a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+template <int... i>
+inline Vec<float> add_pairs(Vec<float> a, Vec<float> b, std::integer_sequence<int, i...>) {
+    constexpr int L = lanes<float>;
+    return SHUFFLE(a, b, i / 4 * 4 + i % 2 * 2 + i / 2 % 2 * L) +
+           SHUFFLE(a, b, i / 4 * 4 + i % 2 * 2 + i / 2 % 2 * L + 1);
+}
+// The sums of neighbouring quarters, those of a, then those of b.
+template <int... i>
+inline Vec<float> add_quarters(Vec<float> a, Vec<float> b, std::integer_sequence<int, i...>) {
+    return SHUFFLE(a, b, i / 4 * 8 + i % 4) + SHUFFLE(a, b, i / 4 * 8 + i % 4 + 4);
+}
+
 template <class A> inline A add_lanes(Vec<A> v) {
     A part[lanes<A>];
     store(part, v);
@@ -131,70 +171,29 @@ template <class A> inline A add_lanes(Vec<A> v) {
     return part[0];
 }
 
-// [a0 + a1, a2 + a3, ..., b0 + b1, b2 + b3, ...]
-template <class A, int... i>
-inline Vec<A> add_neighbours(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
-    return SHUFFLE(A, a, b, 2 * i) + SHUFFLE(A, a, b, 2 * i + 1);
+// The largest number, in all lanes.
+template <class A, i64 step = lanes<A> / 2> inline Vec<A> largest_lane(Vec<A> v) {
+    if constexpr (step == 0) return v;
+    else
+        return largest_lane<A, step / 2>(
+            larger<A>(v, turned<step>(v, std::make_integer_sequence<int, lanes<A>>{})));
 }
-// Lane j: the sum of the lanes of v[j], for as many vectors as there are lanes.
-template <class A, i64 count = lanes<A>> inline Vec<A> add_lanes_of_each(const Vec<A>* v) {
+
+// Sums of float lanes, by quarters of 128 bits, inside which processors shuffle fastest.
+// Four vectors -> in each quarter, the sums over that quarter of a, b, c, d.
+inline Vec<float> add_in_quarters(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
+    constexpr auto all = std::make_integer_sequence<int, lanes<float>>{};
+    return add_pairs(add_pairs(a, b, all), add_pairs(c, d, all), all);
+}
+// `count` vectors of four sums in each quarter -> the whole sums, side by side.
+template <i64 count = lanes<float> / 4> inline Vec<float> join_quarters(const Vec<float>* v) {
     if constexpr (count == 1) return v[0];
     else
-        return add_neighbours<A>(add_lanes_of_each<A, count / 2>(v),
-                                 add_lanes_of_each<A, count / 2>(v + count / 2),
-                                 std::make_integer_sequence<int, lanes<A>>{});
+        return add_quarters(join_quarters<count / 2>(v), join_quarters<count / 2>(v + count / 2),
+                            std::make_integer_sequence<int, lanes<float>>{});
 }
-#if VECTOR_BYTES == 32
-// AVX has no single instruction for add_neighbours: it shuffles inside halves of 128 bits. So the
-// halves of each vector are summed first, side by side, and joined at the end.
-inline Vec<float> add_in_halves(const Vec<float>* v) {
-    Vec<float> pair[2];
-    for (int i = 0; i < 2; ++i) {
-        Vec<float> a = v[2 * i], b = v[2 * i + 1];
-        pair[i] = SHUFFLE_8(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
-                  SHUFFLE_8(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    return SHUFFLE_8(pair[0], pair[1], 0, 1, 8, 9, 4, 5, 12, 13) +
-           SHUFFLE_8(pair[0], pair[1], 2, 3, 10, 11, 6, 7, 14, 15);
-}
-template <> inline Vec<float> add_lanes_of_each<float>(const Vec<float>* v) {
-    Vec<float> low = add_in_halves(v), high = add_in_halves(v + 4);
-    return SHUFFLE_8(low, high, 0, 1, 2, 3, 8, 9, 10, 11) +
-           SHUFFLE_8(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
-}
-#endif
 
 // ---- products ---------------------------------------------------------------------------------
-
-// out[r * out_stride + j] = dot(w[j], x[r]) for R rows of n and as many j as there are lanes: the
-// product for few rows. w is read (and widened) once, where it lies.
-template <int R, class T>
-inline void dots(const T* const* w, const Sum<T>* x, i64 n, Sum<T>* out, i64 out_stride) {
-    typedef Sum<T> A;
-    constexpr i64 L = lanes<A>, J = VECTOR_BYTES == 64 || R < 3 ? 4 : 2;  // J * R sums in registers
-    Vec<A> sums[R][L];
-    for (i64 first = 0; first < L; first += J) {
-        Vec<A> some[J][R];
-        for (i64 j = 0; j < J; ++j)
-            for (int r = 0; r < R; ++r) some[j][r] = Vec<A>{};
-        i64 i = 0;
-        for (; i + L <= n; i += L) {
-            Vec<A> wide[J];
-            for (i64 j = 0; j < J; ++j) wide[j] = load(w[first + j] + i);
-            for (int r = 0; r < R; ++r) {
-                Vec<A> row = load(x + r * n + i);
-                for (i64 j = 0; j < J; ++j) some[j][r] += wide[j] * row;
-            }
-        }
-        if (i < n)
-            for (i64 j = 0; j < J; ++j)
-                for (int r = 0; r < R; ++r)
-                    some[j][r] += load(w[first + j] + i, n - i) * load(x + r * n + i, n - i);
-        for (i64 j = 0; j < J; ++j)
-            for (int r = 0; r < R; ++r) sums[r][first + j] = some[j][r];
-    }
-    for (int r = 0; r < R; ++r) store(out + r * out_stride, add_lanes_of_each<A>(sums[r]));
-}
 
 // Rows of c, of W vectors, become (or grow by) a times b, for m rows and n terms: the product for
 // many rows, near the machine's peak. a[i * ai + k * ak] is one number; rows of b are W vectors.
@@ -231,8 +230,9 @@ template <class T> struct Packed {
     static constexpr i64 depth = 1;
     static void read(const T* from, Row* to, i64 n) { widen(from, to, n); }
     static Vec<Row> weights(const T* from) { return load(from); }
+    static Vec<Row> row(const Row* from) { return load(from); }
     static Row factor(const Row* from) { return *from; }
-    static void add(Vec<Row>& sum, Row factor, Vec<Row> w) { sum += factor * w; }
+    template <class F> static void add(Vec<Row>& sum, F factor, Vec<Row> w) { sum += factor * w; }
 };
 #if defined(__AVX512BF16__)
 // Two terms per instruction, multiplied as they are stored and summed in float.
@@ -241,6 +241,7 @@ template <> struct Packed<bf16> {
     static constexpr i64 depth = 2;
     static void read(const bf16* from, bf16* to, i64 n) { memcpy(to, from, n * sizeof *to); }
     static __m512bh weights(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+    static __m512bh row(const bf16* from) { return weights(from); }
     static __m512bh factor(const bf16* from) {
         int32_t pair;
         memcpy(&pair, from, sizeof pair);
@@ -252,6 +253,47 @@ template <> struct Packed<bf16> {
 };
 #endif
 template <class T> using Row = typename Packed<T>::Row;
+
+// out[r * out_stride + j] = dot(w + places[j], x[r]) * scale for R rows of n and as many j as there
+// are lanes: the product for few rows. w is read once, where it lies.
+template <int R, class T>
+inline void dots(const T* w, const i64* places, const Row<T>* x, i64 n, float scale, float* out,
+                 i64 out_stride) {
+    typedef Packed<T> Step;
+    constexpr i64 quarters = lanes<float> / 4, span = lanes<float> * Step::depth;
+    Vec<float> sums[R][quarters];
+    for (i64 four = 0; four < quarters; ++four) {
+        Vec<float> some[4][R] = {};
+        auto step = [&](const T* const* from, const Row<T>* at, i64 stride) {
+            decltype(Step::weights(w)) wide[4];
+            for (i64 j = 0; j < 4; ++j) wide[j] = Step::weights(from[j]);
+            for (int r = 0; r < R; ++r) {
+                auto row = Step::row(at + r * stride);
+                for (i64 j = 0; j < 4; ++j) Step::add(some[j][r], row, wide[j]);
+            }
+        };
+        const T* from[4];
+        for (i64 j = 0; j < 4; ++j) from[j] = w + places[4 * four + j];
+        i64 i = 0;
+        for (; i + span <= n; i += span) {
+            step(from, x + i, n);
+            for (i64 j = 0; j < 4; ++j) from[j] += span;
+        }
+        if (i < n) {  // the same with zeros behind
+            T last[4][span] = {};
+            Row<T> rows[R][span] = {};
+            for (i64 j = 0; j < 4; ++j) {
+                memcpy(last[j], from[j], (n - i) * sizeof(T));
+                from[j] = last[j];
+            }
+            for (int r = 0; r < R; ++r) memcpy(rows[r], x + r * n + i, (n - i) * sizeof(Row<T>));
+            step(from, rows[0], span);
+        }
+        for (int r = 0; r < R; ++r)
+            sums[r][four] = add_in_quarters(some[0][r], some[1][r], some[2][r], some[3][r]);
+    }
+    for (int r = 0; r < R; ++r) store(out + r * out_stride, join_quarters(sums[r]) * scale);
+}
 
 // A weight matrix of [out, in] is packed into panels: [out / panel, in / depth, panel, depth], so
 // that what one step of the product below reads lies side by side, and a panel's next step behind

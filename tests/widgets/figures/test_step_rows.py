@@ -13,12 +13,15 @@ from minserve.virtual import CostModel
 from tests.widgets.figures import runs
 from widgets.figures import step_rows
 
+KINDS = ("longest", "batch", "power_of_two", "none")
+
 
 def run(kind: str) -> RunTrace:
+    policy = "static" if kind == "batch" else "continuous"
     config = EngineConfig().with_values(
         {"kernels.padding": kind, "scheduling.max_num_seqs": 4, "scheduling.max_model_len": 64,
          "scheduling.max_num_batched_tokens": 32, "memory.kv_bytes": 1 << 20,
-         "trace.per_request": True}
+         "trace.per_request": True, "scheduling.policy": policy}
     )  # fmt: skip
     engine = build_virtual_engine(tiny_spec(64), config, CostModel(DEVICES["H100 SXM"]))
     lengths = ((5, 9), (21, 6), (3, 12), (7, 8), (12, 3))
@@ -28,10 +31,10 @@ def run(kind: str) -> RunTrace:
 
 @pytest.fixture(scope="module")
 def padded() -> dict[str, RunTrace]:
-    return {kind: run(kind) for kind in ("longest", "power_of_two", "none")}
+    return {kind: run(kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", ["longest", "power_of_two", "none"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_row_of_every_step_is_drawn_once(kind: str, padded: dict[str, RunTrace]) -> None:
     trace = padded[kind]
     for place, step in enumerate(trace.steps):
