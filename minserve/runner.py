@@ -26,7 +26,7 @@ from minserve.sampling import (
     prompt_logprobs,
     to_token_logprobs,
 )
-from minserve.staging import Landing, link_to
+from minserve.staging import Landing, link_to, on
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,10 @@ class EagerRunner:
     @torch.inference_mode()
     def submit(self, batch: ForwardBatch) -> _EagerHandle:
         """Run the pass; on a GPU this only queues it, and the copy of its tokens to the host."""
+        with on(self._device):
+            return self._submit(batch)
+
+    def _submit(self, batch: ForwardBatch) -> _EagerHandle:
         start = self._clock.now()
         there = self._link.upload(batch)
         if there.pending is not None:

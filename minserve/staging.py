@@ -8,6 +8,7 @@ next batch would change the one in flight. Knows nothing about what the tensors 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -170,6 +171,14 @@ class StagedLink:
 def _view(buffer: Tensor, start: int, like: Tensor) -> Tensor:
     """The part of `buffer` that holds a tensor of this shape and type."""
     return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """While it is entered, this GPU is the current one: Triton launches its kernels there, wherever
+    their tensors are, and a capture waits for no other."""
+    if device.type == "cpu" or device.index is None:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def link_to(device: torch.device) -> Link:

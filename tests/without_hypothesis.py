@@ -1,6 +1,7 @@
 """The few parts of hypothesis that tests for a GPU use, for machines that have pytest alone.
 
-Draws at random from a fixed seed: the same cases every time, nothing shrunk, no edge preferred.
+Draws at random from a fixed seed: the same cases every time, nothing shrunk, no edge preferred. A
+file that asks for more is skipped, and says what it missed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,14 @@ import inspect
 import random
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parent
 
 
 class Strategy:
@@ -124,13 +131,29 @@ def given(*positional: Strategy, **named: Strategy) -> Callable[[Any], Any]:
     return decorate
 
 
+def _module(name: str, **parts: Any) -> ModuleType:
+    """A module of these parts; a test file that asks it for another one is skipped."""
+
+    def lacks(wanted: str) -> Any:
+        # Libraries look through all modules for names of theirs: they get the ordinary answer.
+        asking = Path(sys._getframe(1).f_code.co_filename)
+        if wanted.startswith("__") or not asking.is_relative_to(TESTS):
+            raise AttributeError(wanted)
+        pytest.skip(f"needs hypothesis, for {name}.{wanted}", allow_module_level=True)
+
+    module = ModuleType(name)
+    # Torch's compiler, which transformers imports, looks for this module by its spec.
+    vars(module).update(parts, __getattr__=lacks, __spec__=ModuleSpec(name, None))
+    return module
+
+
 def install() -> None:
     """Let `import hypothesis` find this."""
-    strategies = ModuleType("hypothesis.strategies")
-    for each in (integers, floats, booleans, just, sampled_from, one_of, tuples, lists, composite):
-        setattr(strategies, each.__name__, each)
-    strategies.DrawFn = strategies.SearchStrategy = Any  # type: ignore[attr-defined]
-    whole = ModuleType("hypothesis")
-    for name, value in {"given": given, "settings": settings, "strategies": strategies}.items():
-        setattr(whole, name, value)
-    sys.modules |= {"hypothesis": whole, "hypothesis.strategies": strategies}
+    known = (integers, floats, booleans, just, sampled_from, one_of, tuples, lists, composite)
+    named = {each.__name__: each for each in known}
+    strategies = _module("hypothesis.strategies", DrawFn=Any, SearchStrategy=Any, **named)
+    sys.modules["hypothesis"] = _module(
+        "hypothesis", given=given, settings=settings, strategies=strategies
+    )
+    sys.modules["hypothesis.strategies"] = strategies
+    sys.modules["hypothesis.stateful"] = _module("hypothesis.stateful")

@@ -203,10 +203,13 @@ template = _template()
 
 
 def layout(
-    title: str, *, height: int = HEIGHT, panels: bool = False, **extra: object
+    title: str, *, height: int = HEIGHT, panels: bool = False, legend_rows: int = 1, **extra: object
 ) -> dict[str, object]:
-    """What every figure passes to `update_layout`; `panels` leaves room for panel titles."""
-    top, bottom = (88, 48) if panels else (66, 48)
+    """What every figure passes to `update_layout`; `panels` leaves room for panel titles, and each
+    row of the legend beyond the first makes the figure higher."""
+    room = 18 * (legend_rows - 1)
+    height += room
+    top, bottom = (88 if panels else 66) + room, 48
     margin = {"t": top, "b": bottom, **extra.pop("margin", {})}  # type: ignore[dict-item]
     # The legend stands above the panels' titles: a distance in pixels, in units of the plot.
     lift = (26 if panels else 6) / max(40, height - margin["t"] - margin["b"])

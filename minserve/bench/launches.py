@@ -28,6 +28,7 @@ from minserve.kernels.base import Ops
 from minserve.kernels.launches import LabelledOps, Launch, LaunchCounter, Total, by_operator
 from minserve.kernels.least_ops import LeastOps
 from minserve.kernels.reference import TorchOps
+from minserve.kernels.select import why_not_interpreted
 from minserve.models import Decoder, load_spec
 from minserve.models.weights import DecoderWeights, build_weights
 from minserve.sampling import plan_sampling
@@ -155,9 +156,9 @@ def modelled_s(
 def kernel_counts() -> dict[str, dict[str, float]] | None:
     """`minserve.kernels.triton.traffic`, in a process that interprets: operator -> its counts.
 
-    None where Triton is not installed.
+    None where Triton is not installed, or its interpreter does not run.
     """
-    if importlib.util.find_spec("triton") is None:
+    if importlib.util.find_spec("triton") is None or why_not_interpreted() is not None:
         return None
     done = subprocess.run(
         [sys.executable, "-m", "minserve.kernels.triton.traffic"],

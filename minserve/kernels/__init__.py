@@ -6,6 +6,7 @@ from minserve.kernels.reference import TorchOps
 from minserve.kernels.select import (
     TritonUnavailable,
     select_ops,
+    why_not_interpreted,
     why_not_native,
     why_not_triton,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "TorchOps",
     "TritonUnavailable",
     "select_ops",
+    "why_not_interpreted",
     "why_not_native",
     "why_not_triton",
 ]

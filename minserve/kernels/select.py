@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import re
 
+import numpy as np
 import torch
 
 from minserve.kernels.base import Ops
@@ -87,4 +90,20 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
         return "Triton's interpreter computes bfloat16 wrongly: use float32 or float16"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    return why_not_interpreted() if interpreted else None
+
+
+def why_not_interpreted() -> str | None:
+    """Why Triton's interpreter cannot run the kernels here; None if it can. Raises
+    PackageNotFoundError where Triton is not installed."""
+    triton = importlib.metadata.version("triton")
+    if _release(triton) < (3, 7) and _release(np.__version__) >= (2, 4):
+        return (
+            f"the interpreter of Triton {triton} cannot loop up to a number that comes with the "
+            f"launch under numpy {np.__version__}: install triton>=3.7 or numpy<2.4"
+        )
     return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

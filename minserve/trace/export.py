@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -96,8 +97,11 @@ def to_json(trace: RunTrace, path: str | Path | None = None) -> str:
     if path is not None:
         target = Path(path)
         data = text.encode()
+        # Renamed when complete, so that nobody reads half a file.
+        partial = target.with_name(target.name + ".tmp")
         # A fixed time stamp: the same trace gives the same file.
-        target.write_bytes(gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
+        partial.write_bytes(gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
+        partial.replace(target)
     return text
 
 
@@ -123,7 +127,7 @@ def from_json(source: str | Path) -> RunTrace:
         )
     try:
         return _build(data)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise TraceFormatError(
             f"a trace of version {VERSION} with a missing or unknown part: {error!r}"
         ) from None
@@ -132,7 +136,10 @@ def from_json(source: str | Path) -> RunTrace:
 def _read(source: str | Path) -> str:
     path = Path(source)
     data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    try:
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise TraceFormatError(f"not a trace: {path.name} is damaged ({error})") from None
 
 
 def _build(data: dict[str, Any]) -> RunTrace:

@@ -13,7 +13,7 @@ import torch
 from minserve.bench import launches as bench
 from minserve.bench.shapes import SHAPES
 from minserve.hardware import DEVICES
-from minserve.kernels import TorchOps, least
+from minserve.kernels import TorchOps, least, why_not_interpreted
 from minserve.kernels.cases import cases
 from minserve.kernels.launches import LaunchCounter, Total, by_operator
 from minserve.kernels.least_ops import LeastOps, pairs
@@ -128,6 +128,8 @@ def test_bytes_cannot_be_watched_where_kernels_are_compiled() -> None:
 @pytest.mark.slow
 def test_the_command_prints_every_kernel_and_interprets_by_itself() -> None:
     pytest.importorskip("triton")
+    if (reason := why_not_interpreted()) is not None:
+        pytest.skip(reason)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "minserve.kernels.triton.traffic"],

@@ -14,7 +14,9 @@ from minserve.kernels import (
     NativeUnavailable,
     TorchOps,
     TritonUnavailable,
+    select,
     select_ops,
+    why_not_interpreted,
     why_not_native,
 )
 from minserve.kernels.cpu.build import library_path
@@ -109,3 +111,19 @@ def test_triton_where_it_cannot_run_is_a_sentence(
     monkeypatch.setenv("TRITON_INTERPRET", interpreted)
     with pytest.raises(TritonUnavailable, match=reason):
         select_ops("triton", CPU, dtype)
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "runs"),
+    [("3.6.0", "2.3.9", True), ("3.6.0", "2.5.5", False), ("3.7.1", "2.5.5", True)],
+)
+def test_an_interpreter_that_cannot_loop_says_what_to_install(
+    triton: str, numpy: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select.importlib.metadata, "version", lambda name: triton)
+    monkeypatch.setattr(select.np, "__version__", numpy)
+    assert (why_not_interpreted() is None) == runs
+    if not runs:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        with pytest.raises(TritonUnavailable, match=r"install triton>=3\.7 or numpy<2\.4"):
+            select_ops("triton", CPU, torch.float32)

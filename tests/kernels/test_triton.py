@@ -10,13 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import triton
 
+from minserve.kernels import why_not_interpreted
 from minserve.kernels.triton.resources import CAPABILITIES, compile_for, variants
 
 BUDGETS = Path(__file__).parent / "triton_budgets.json"
 FOLDER = Path(__file__).parent / "interpreted"
+PINS = Path(__file__).parents[2] / "constraints.txt"
+ELSEWHERE = 8
+"""Registers that a Triton other than the pinned one may take beyond a budget; it may not spill."""
 
 
+@pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted()))
 def test_the_kernels_compute_what_torch_does_in_the_interpreter() -> None:
     """In a process of its own: the interpreter is chosen when Triton is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -31,13 +37,15 @@ def test_the_kernels_compute_what_torch_does_in_the_interpreter() -> None:
 def test_compiled_kernels_stay_within_their_budget(variant) -> None:
     """Compiled, not run. `python -m minserve.kernels.triton.resources` prints new budgets."""
     budgets = json.loads(BUDGETS.read_text())[variant.name]
+    pinned = f"triton=={triton.__version__}" in PINS.read_text().split()
+    slack = {"registers": 0 if pinned else ELSEWHERE, "shared_bytes": 0, "stack_bytes": 0}
     for capability in CAPABILITIES:
         needed = asdict(compile_for(variant, capability))
         allowed = budgets[f"sm_{capability}"]
         grown = [
-            f"{what}: {needed[what]}, allowed {most}"
+            f"{what}: {needed[what]}, allowed {most + slack[what]}"
             for what, most in allowed.items()
-            if needed[what] > most
+            if needed[what] > most + slack[what]
         ]
         assert not grown, (
             f"{variant.name} grew on sm_{capability} ({'; '.join(grown)}). If it is worth it, "

@@ -83,7 +83,8 @@ def latency(
     figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)
     of = " or ".join(dict.fromkeys(METRICS[metric][1] for metric in metrics))
     figure.update_yaxes(title={"text": f"share of {of}"}, row=1, col=1)
-    figure.update_layout(theme.layout(title, height=360, panels=True))
+    rows = given.legend_rows(shown)
+    figure.update_layout(theme.layout(title, height=360, panels=True, legend_rows=rows))
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
@@ -143,7 +144,8 @@ def _name_medians(
     left = bool(some) and highest > 0 and min(s.p50 for _, s in some) > 0.5 * highest
     for place, (side, stats) in enumerate(some if left else some[::-1]):
         figure.add_annotation(
-            text=f"median {theme.format_seconds(stats.p50)}", showarrow=False,
+            text=f"median {theme.format_seconds(stats.p50)}{', recorded' * side.is_twin}",
+            showarrow=False,
             x=0.03 if left else 0.97, xanchor="left" if left else "right", xref="x domain",
             y=1.0 if left else 0.0, yanchor="top" if left else "bottom", yref="y domain",
             yshift=(-18 if left else 18) * place + (-6 if left else 6),
@@ -161,6 +163,12 @@ def _cells(stats: Distribution | None) -> Row:
 
 
 def _takeaway(
+    shown: list[Side], metrics: Sequence[str], found: Mapping[tuple[str, str], Distribution | None]
+) -> str:
+    return " ".join(_compared(group, metrics, found) for group in given.together(shown))
+
+
+def _compared(
     shown: list[Side], metrics: Sequence[str], found: Mapping[tuple[str, str], Distribution | None]
 ) -> str:
     told = []

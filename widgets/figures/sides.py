@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from minserve.trace import RunTrace, TraceSnapshot
@@ -11,7 +11,19 @@ from widgets import theme
 from widgets.provenance import Provenance, workload_of
 
 Run = RunTrace | TraceSnapshot
-Runs = Run | Mapping[str, Run]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Another run of one of the figure's sides, such as what a GPU recorded of it: drawn in that
+    side's colour, with the dash of its own provenance."""
+
+    of: str
+    """Name of the side."""
+    run: Run
+
+
+Runs = Run | Mapping[str, Run | Twin]
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class Side:
     key: str
     """"A", "B", ..."""
     run: TraceSnapshot
+    is_twin: bool = False
 
     @property
     def colour(self) -> str:
@@ -70,21 +83,49 @@ def snapshot(run: Run) -> TraceSnapshot:
 
 
 def sides(runs: Runs) -> list[Side]:
-    """The runs of a figure, in order. Raises ValueError for an empty mapping."""
+    """The runs of a figure, in order. Raises ValueError for an empty mapping, and for the twin of a
+    run that is not there."""
     if not isinstance(runs, Mapping):
         return [Side("", "A", snapshot(runs))]
     if not runs:
         raise ValueError("a figure needs at least one run: {'off': trace, 'on': trace}")
-    keys = theme.side_keys(runs)
-    return [Side(name, keys[name], snapshot(run)) for name, run in runs.items()]
+    keys = theme.side_keys(name for name, run in runs.items() if not isinstance(run, Twin))
+    found = []
+    for name, run in runs.items():
+        if not isinstance(run, Twin):
+            found.append(Side(name, keys[name], snapshot(run)))
+        elif run.of in keys:
+            found.append(Side(name, keys[run.of], snapshot(run.run), is_twin=True))
+        else:
+            raise ValueError(
+                f"{name!r} is a twin of {run.of!r}, and the runs are {', '.join(keys)}"
+            )
+    return found
+
+
+def together(shown: list[Side]) -> list[list[Side]]:
+    """The sides that may be compared with each other: the runs themselves, then their twins."""
+    groups = [[side for side in shown if side.is_twin == twins] for twins in (False, True)]
+    return [group for group in groups if group]
 
 
 def caption(shown: list[Side], workload: str = "", note: str = "") -> str:
-    """The figure's provenance in words, and a note on what it leaves out."""
-    snapshots = {side.name: side.run for side in shown}
-    headers = {name: run.header for name, run in snapshots.items()}
-    text = Provenance.of(headers, workload or workload_of(snapshots)).caption
-    return f"{text} {note}".strip()
+    """The figure's provenance in words, twins after the runs, and a note on what it leaves out."""
+    parts = []
+    for group in together(shown):
+        snapshots = {side.name: side.run for side in group}
+        headers = {name: run.header for name, run in snapshots.items()}
+        found = Provenance.of(headers, workload or workload_of(snapshots))
+        if group[0].is_twin:
+            # A twin did what its side did: that is said already.
+            found = replace(found, model="", dtype="", seed="", workload="")
+        parts.append(found.caption)
+    return " ".join([*parts, note]).strip()
+
+
+def legend_rows(shown: list[Side]) -> int:
+    """Rows of the legend above a figure: one for the runs, one for their twins."""
+    return len(together(shown))
 
 
 def axis_title(what: str, unit: str, shown: list[Side]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def throughput(
         ]
     figure.update_xaxes(title=given.axis_title("time", unit, shown), rangemode="tozero")
     figure.update_yaxes(title={"text": "tokens/s"}, rangemode="tozero", showline=False)
-    figure.update_layout(theme.layout(title, height=320))
+    figure.update_layout(theme.layout(title, height=320, legend_rows=given.legend_rows(shown)))
     note = f"Windows of {theme.format_seconds(window)}."
     return LabFigure(
         figure=figure,
@@ -100,6 +100,10 @@ def _mean(side: Side) -> float:
 
 
 def _takeaway(shown: list[Side]) -> str:
+    return " ".join(map(_compared, given.together(shown)))
+
+
+def _compared(shown: list[Side]) -> str:
     words = [
         f"{side.called('the run')} made {theme.format_rate(_mean(side))} on average"
         for side in shown

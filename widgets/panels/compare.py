@@ -21,6 +21,7 @@ from widgets.panels.base import REFUSALS, Panel
 from widgets.panels.compare_view import CompareView
 from widgets.panels.controls import Control, Slide, Spec, config_control
 from widgets.panels.metrics import METRICS, Metric, find_metric
+from widgets.panels.recording import find_recording
 from widgets.panels.result import (
     Agreement,
     CompareResult,
@@ -54,7 +55,9 @@ class Compare(Panel):
     of the switch, which is side B's.
 
     `invariant` compares tokens (identical, unless the chapter states a tolerance). `virtual` adds a
-    run of both sides on a modelled device, whose numbers are the same everywhere.
+    run of both sides on a modelled device, whose numbers are the same everywhere. `recorded` is the
+    chapter whose runs on a GPU are drawn beside these, dotted, where they are recorded and of the
+    same work.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Compare(Panel):
         gpu: str = "H100 SXM",
         virtual: CostModel | None = None,
         virtual_spec: ModelSpec | None = None,
+        recorded: str = "",
         clock: str = "",
     ) -> None:
         """`rate` bounds the slider of arrivals per second, where the workload has arrivals.
@@ -91,6 +95,7 @@ class Compare(Panel):
         self.metrics = tuple(listed.values())
         self._rounds, self._invariant = rounds, invariant
         self._virtual_cost, self._virtual_spec = virtual, virtual_spec
+        self._recorded = recorded
         on_virtual = clock == "virtual" or (not clock and virtual_by_default())
         self._cost = (virtual or DEFAULT_COST) if on_virtual else None
         start = switch[1] if isinstance(switch, tuple) else base.with_values(switch)
@@ -256,6 +261,11 @@ class Compare(Panel):
         # The round that the quoted ratio comes from is the one to show.
         ratio = measured[self.headline.name].verdict.ratio
         middle = min(range(len(ratio.values)), key=lambda n: abs(ratio.values[n] - ratio.median))
+        traces = {name: side[middle].trace for name, side in runs.items()}
+        recording = None
+        # On the virtual clock the sides are of another model, or of none that runs.
+        if self._recorded and self._cost is None:
+            recording = find_recording(self._recorded, configs, traces)
         return CompareResult(
             sides=self.names,
             changed={
@@ -265,10 +275,11 @@ class Compare(Panel):
             headline=self.headline.name,
             metrics=measured,
             agreement=agreement,
-            traces={name: side[middle].trace for name, side in runs.items()},
+            traces=traces,
             rate_per_s=rate,
             provenance="measured" if self._cost is None else "modelled",
             virtual=virtual,
+            recording=recording,
         )
 
     def show(self, result: CompareResult) -> None:

@@ -16,16 +16,20 @@ from minserve.trace import RunTrace
 from widgets import theme
 from widgets.figures import kv_bytes, latency, throughput
 from widgets.figures.lab_figure import LabFigure
+from widgets.figures.sides import Runs
 from widgets.panels import views
 from widgets.panels.metrics import Metric
+from widgets.panels.recording import Recording
 from widgets.panels.result import CompareResult
 from widgets.panels.verdict import RULE
 
-FIGURES: dict[str, tuple[str, Callable[[Mapping[str, RunTrace]], LabFigure]]] = {
+FIGURES: dict[str, tuple[str, Callable[[Runs], LabFigure]]] = {
     "throughput": ("Output tokens per second", throughput),
     "latency": ("Latency distributions", latency),
     "kv_bytes": ("KV bytes reserved, allocated, used", kv_bytes),
 }
+COUNTED = {"kv_bytes"}
+"""What such a figure shows is the same on every device."""
 
 
 class CompareView:
@@ -38,6 +42,7 @@ class CompareView:
         self._result: CompareResult | None = None
         self.headline = views.html()
         self.agreement = views.html()
+        self.recording = views.html()
         self.figures = {name: views.FigureView() for name in FIGURES}
         self._first = figure
         self.numbers = views.html()
@@ -68,13 +73,19 @@ class CompareView:
         self._lock = threading.Lock()
         self.more.observe(lambda change: self._draw_opened(), "selected_index")
         self.widget = widgets.VBox(
-            [self.headline, self.agreement, self.figures[figure].widget, self._rest]
+            [
+                self.headline,
+                self.agreement,
+                self.figures[figure].widget,
+                self.recording,
+                self._rest,
+            ]
         )
 
     def draw_live(self, traces: Mapping[str, RunTrace]) -> None:
         """Draw what the runs have told so far: the figures that can be seen, and no verdict."""
         self._result = None
-        self.agreement.value = ""
+        self.agreement.value = self.recording.value = ""
         parts = []
         for name, trace in traces.items():
             value = self._headline.read(trace)
@@ -97,7 +108,11 @@ class CompareView:
         self.agreement.value = views.sentence(result.agreement.sentence, kind)
         self.numbers.value = _numbers(result)
         self.counted.value = _counts(result)
-        self._draw_figure(self._first, result.traces)
+        recording = result.recording
+        self.recording.value = (
+            "" if recording is None else views.sentence(recording.sentence, "info")
+        )
+        self._draw_figure(self._first, result.traces, recording)
         with self._lock:
             self._result, self._stale = result, set(self._hidden)
         self._draw_opened()
@@ -115,11 +130,16 @@ class CompareView:
             for name in self._opened() if self._result is not None else ():
                 if name in self._stale:
                     self._stale.discard(name)
-                    self._draw_figure(name, self._result.traces)
+                    self._draw_figure(name, self._result.traces, self._result.recording)
 
-    def _draw_figure(self, name: str, traces: Mapping[str, RunTrace]) -> None:
+    def _draw_figure(
+        self, name: str, traces: Mapping[str, RunTrace], recording: Recording | None = None
+    ) -> None:
         if any(trace.totals.steps for trace in traces.values()):
-            self.figures[name].draw(FIGURES[name][1](traces))
+            runs: Runs = traces
+            if recording is not None and name not in COUNTED:
+                runs = recording.beside(traces)
+            self.figures[name].draw(FIGURES[name][1](runs))
 
     def _model(self) -> None:
         if self._result is not None:

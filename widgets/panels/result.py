@@ -14,6 +14,7 @@ from minserve.hardware import Ceilings, DeviceSpec, roofline
 from minserve.trace import RunTrace
 from widgets import theme
 from widgets.panels.metrics import Metric
+from widgets.panels.recording import Recording, recorded_facts
 from widgets.panels.sides import SideRun, Tokens
 from widgets.panels.verdict import Verdict, judge
 
@@ -148,6 +149,8 @@ class CompareResult:
     """"measured", or "modelled" on the virtual clock."""
     virtual: Mapping[str, RunTrace] = field(default_factory=dict)
     """The same on a modelled device, where the chapter asked for it: side -> trace."""
+    recording: Recording | None = None
+    """The same as a GPU recorded it, where the chapter asked for it."""
 
     @property
     def verdict(self) -> Verdict:
@@ -194,6 +197,8 @@ class CompareResult:
         for name, trace in virtual.items():
             found |= _counted(name, trace)
             found[f"{name}: virtual seconds"] = round(trace.totals.duration_s, 6)
+        if self.recording is not None:
+            found |= recorded_facts(self.recording, [self.metrics[self.headline].metric])
         return found
 
 

@@ -16,7 +16,7 @@ from minserve.bench.gpu.setting import Setting
 from minserve.bench.interleave import Spread, pairwise_ratio
 from minserve.bench.traffic import Traffic, at_once, fixed_length
 from minserve.build import load_model
-from minserve.trace import Distribution, RunTrace
+from minserve.trace import Distribution, RunTrace, StepTrace
 
 ROUNDS = 3
 
@@ -109,10 +109,16 @@ def _figures(traces: list[RunTrace]) -> dict[str, Any]:
 
 
 def _keep(trace: RunTrace, path: Path, where: Mapping[str, Any]) -> None:
-    """A small file: steps and requests, without what each step did for each request."""
+    """A small file: everything but which pages were whose."""
     versions = {**trace.header.versions} | {"commit": where["commit"] or "unknown"}
     header = dataclasses.replace(trace.header, provenance="recorded", versions=versions)
     small = RunTrace(trace.max_steps, trace.max_requests, header)
-    steps = [dataclasses.replace(step, requests=(), cached_pages=()) for step in trace.steps]
+    steps = [_without_pages(step) for step in trace.steps]
     small.restore(trace.totals, steps, trace.requests)
     small.to_json(path)
+
+
+def _without_pages(step: StepTrace) -> StepTrace:
+    # Whose tokens a step computed stays: the gaps between them are a chapter's figure.
+    requests = tuple(dataclasses.replace(part, blocks=()) for part in step.requests)
+    return dataclasses.replace(step, requests=requests, cached_pages=())

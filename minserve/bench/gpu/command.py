@@ -14,8 +14,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
     }
     if args.dry_run:
         environment["TRITON_INTERPRET"] = "1"
+    environment |= caches(os.environ)
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=_end_with_parent()
     )
@@ -173,6 +175,26 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
         if isinstance(error, subprocess.TimeoutExpired):
             return OUT_OF_TIME
         raise
+
+
+def caches(environment: Mapping[str, str]) -> dict[str, str]:
+    """Where compiled kernels and tuned tiles go on a machine whose home cannot be written: Triton
+    would end with an error, and tiles would be forgotten. What `environment` says stays."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # There is none.
+        home = Path()
+    if home != Path() and os.access(home, os.W_OK):
+        return {}
+    folder = Path(tempfile.gettempdir()) / f"minserve-{os.getuid()}"
+    places = {
+        "TRITON_CACHE_DIR": "triton",
+        "MINSERVE_CACHE_DIR": "minserve",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    }
+    return {
+        name: str(folder / place) for name, place in places.items() if not environment.get(name)
+    }
 
 
 def _end_with_parent() -> Callable[[], None] | None:

@@ -5,15 +5,20 @@ Where nothing was recorded there is no stand-in: the answer is "not yet recorded
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from minserve.bench.fitted_cost import FittedCost
 from minserve.bench.gpu.report import NOT_YET
-from minserve.trace import RunTrace
+from minserve.trace import RunTrace, TraceFormatError
 
 
 class NotRecordedError(LookupError):
     """Nobody has run this on a GPU yet. The message says what would record it."""
+
+
+class DamagedRecordingError(ValueError):
+    """There is a file, and it is no recording. The message says what is wrong and what to do."""
 
 
 def folder_of(labs: str | Path) -> Path:
@@ -28,11 +33,31 @@ def trace_path(folder: Path, chapter: str, side: str) -> Path:
 
 def chapter_trace(folder: Path, chapter: str, side: str) -> RunTrace:
     """One side of a chapter's comparison as it ran on a GPU; its header says `recorded`, so that
-    figures draw it dotted and name the device. Raises NotRecordedError."""
+    figures draw it dotted and name the device. Raises NotRecordedError, and DamagedRecordingError
+    for a file that is something else."""
     path = trace_path(folder, chapter, side)
     if not path.is_file():
         raise NotRecordedError(_sentence(f"chapter {chapter}, side {side!r}", "chapters"))
-    return RunTrace.from_json(path)
+    try:
+        trace = RunTrace.from_json(path)
+    except (TraceFormatError, OSError) as error:
+        raise DamagedRecordingError(_damaged(path, error, "chapters")) from None
+    if trace.header.provenance != "recorded":
+        what = f"it holds a run that was {trace.header.provenance}, not recorded"
+        raise DamagedRecordingError(_damaged(path, what, "chapters"))
+    return trace
+
+
+def chapter_traces(folder: Path, chapter: str, sides: Sequence[str]) -> dict[str, RunTrace]:
+    """Both sides of a comparison, by name. Raises as `chapter_trace`, and DamagedRecordingError for
+    sides of two devices, which compare devices instead of the switch."""
+    found = {side: chapter_trace(folder, chapter, side) for side in sides}
+    devices = sorted({trace.header.device for trace in found.values()})
+    if len(devices) > 1:
+        path = trace_path(folder, chapter, sides[0])
+        what = f"the sides are of {len(devices)} devices, {' and '.join(devices)}"
+        raise DamagedRecordingError(_damaged(path, what, "chapters"))
+    return found
 
 
 def cost_path(folder: Path, shape: str) -> Path:
@@ -42,11 +67,23 @@ def cost_path(folder: Path, shape: str) -> Path:
 
 def step_cost(folder: Path, shape: str) -> FittedCost:
     """What a step of this shape costs on the GPU that was recorded: for `build_virtual_engine`.
-    Raises NotRecordedError."""
+    Raises NotRecordedError, and DamagedRecordingError for a file that is something else."""
     path = cost_path(folder, shape)
     if not path.is_file():
         raise NotRecordedError(_sentence(f"the cost of a step of {shape}", "virtual_clock"))
-    return FittedCost.from_json(path.read_text(encoding="utf-8"))
+    try:
+        return FittedCost.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRecordingError(_damaged(path, error, "virtual_clock")) from None
+
+
+def _damaged(path: Path, what: object, part: str) -> str:
+    # A system's error names the whole path, which is nobody's business.
+    said = what.strerror if isinstance(what, OSError) else what
+    return (
+        f"{path.name} cannot be used: {said}. `make gpu PARTS={part} ARGS=--fresh` on a machine "
+        "with a GPU records it again"
+    )
 
 
 def _sentence(what: str, part: str) -> str:

@@ -150,11 +150,15 @@ def _captured(calls: Sequence[Call], device: torch.device) -> Callable[[], float
     """A round that replays a graph of all calls; None where they cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     kept: list[object] = []
+    before = torch.cuda.current_stream(device)
     try:
         with torch.cuda.graph(graph):
             for call in calls:
                 kept.append(call())
     except RuntimeError:
+        # A capture that fails raises again as it ends, and then leaves its own stream the current
+        # one: all that follows would run there.
+        torch.cuda.set_stream(before)
         torch.cuda.synchronize(device)
         return None
     # Results live in the graph's own memory, and may be reused by the next capture once dropped.

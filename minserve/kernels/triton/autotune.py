@@ -35,6 +35,7 @@ from minserve.kernels.triton.resources import (
 )
 from minserve.kernels.triton.tuning import Heads, Tile, Tuning, default_ragged, default_split
 from minserve.spec import ModelSpec
+from minserve.staging import on
 
 VERSION = 1
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -145,10 +146,11 @@ def tune_model(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Tun
     """`tune` for every shape of heads in a model."""
     ragged: dict[Heads, Tile] = {}
     split: dict[Heads, Tile] = {}
-    for heads, num_kv_heads in head_shapes(spec, dtype).items():
-        found = tune(heads, num_kv_heads, dtype, device)
-        ragged |= found.ragged
-        split |= found.split
+    with on(device):
+        for heads, num_kv_heads in head_shapes(spec, dtype).items():
+            found = tune(heads, num_kv_heads, dtype, device)
+            ragged |= found.ragged
+            split |= found.split
     if device.type == "cuda":
         # What the trials took is the page pool's to have.
         torch.cuda.empty_cache()

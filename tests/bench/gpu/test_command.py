@@ -145,6 +145,17 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(
     assert sentence in capsys.readouterr().err
 
 
+def test_a_home_that_cannot_be_written_costs_no_compiled_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command.caches({}) == {}
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    named = command.caches({"MINSERVE_CACHE_DIR": "elsewhere"})
+    assert set(named) == {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+    assert len(set(named.values())) == 2
+
+
 def test_where_nothing_is_recorded_every_table_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -84,6 +85,26 @@ def test_the_stand_in_draws_within_bounds_and_repeats_itself() -> None:
     seen.clear()
     check("given")
     assert seen == first and len(first) == 30 and len({low for low, _, _ in first}) > 3
+
+
+def test_a_file_that_needs_more_than_the_stand_in_has_is_skipped_and_says_why(monkeypatch) -> None:
+    for name in ("hypothesis", "hypothesis.strategies", "hypothesis.stateful"):
+        monkeypatch.setitem(sys.modules, name, None)
+    plain.install()
+    from hypothesis import given, settings, strategies
+
+    assert importlib.util.find_spec("hypothesis") is not None, "as torch._dynamo looks for it"
+    assert given is plain.given and settings is plain.settings
+    assert strategies.integers is plain.integers
+    for ask in ("from hypothesis import Phase", "from hypothesis.stateful import rule"):
+        wanted = rf"needs hypothesis, for {ask.split()[1]}\.{ask.split()[-1]}"
+        with pytest.raises(pytest.skip.Exception, match=wanted):
+            exec(compile(ask, __file__, "exec"))
+    assert eval(compile("hasattr(asked, 'torch')", "a library", "eval"), {"asked": strategies}) is (
+        False
+    ), "whoever is no test is told no"
+    with pytest.raises(pytest.skip.Exception, match=r"for hypothesis\.strategies\.data"):
+        strategies.data()
 
 
 def test_the_stand_in_names_the_example_that_failed() -> None:

@@ -13,6 +13,8 @@ from minserve.bench.gpu.transformers_peer import TransformersPeer
 from minserve.bench.shapes import SHAPES
 from minserve.clock import WallClock
 
+pytest.importorskip("psutil", reason="transformers counts a CPU's memory by it")
+
 TINY = dataclasses.replace(
     SHAPES["qwen3-0.6b"], vocab_size=512, hidden_size=64, num_layers=2, num_heads=4,
     num_kv_heads=2, head_dim=16, intermediate_size=96,

@@ -147,6 +147,8 @@ class Cuda:
             "CUDAGraph": Graph,
             "graph": Capture,
             "synchronize": lambda device: None,
+            "current_stream": lambda device: "the caller's",
+            "set_stream": lambda stream: cuda.said.append(stream),
             "_sleep": lambda cycles: cuda.said.append("pause"),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
@@ -180,3 +182,4 @@ def test_on_a_gpu_calls_are_captured_and_those_that_cannot_be_are_queued_behind_
         assert each.seconds.values == (1.0,) * 4
     # A warm-up and four rounds of each.
     assert cuda.said.count("replay") == 5 and cuda.said.count("pause") == 10
+    assert cuda.said.count("the caller's") == 1, "a refused capture gives the stream back"
