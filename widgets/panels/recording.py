@@ -51,7 +51,7 @@ def find_recording(
     try:
         traces = chapter_traces(folder_of(labs_directory()), chapter, names)
     except NotRecordedError as error:
-        return Recording(sentence=f"Run on a GPU, {error}.")
+        return Recording(sentence=f"On a GPU, {error}.")
     except DamagedRecordingError as error:
         return Recording(sentence=f"What a GPU recorded is not shown: {error}.")
     first = traces[names[0]]
