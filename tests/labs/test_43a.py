@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from labs.chapters import run_cells
+from labs.chapters import LABS, run_cells
 
 from minserve.bench.heavy_tail import COMMITTED, heavy_tail
 from minserve.bench.memory import POOL_TOKENS, longest_of, rung_configs
+from minserve.bench.memory_sweep import pays_from
 from minserve.bench.traces import read_mooncake, to_traffic
 from minserve.trace import MemoryShares
 from widgets.panels import Compare, Metric
@@ -118,3 +121,17 @@ def test_break_it_loses_the_gain_inside_its_range_and_every_slider_moves_the_hea
         assert abs(playground.result.verdict.ratio.median / start.verdict.ratio.median - 1) > 0.05
         control.value = before
     raise_panel_errors()
+
+
+def test_the_recorded_sweep_shows_where_pages_begin_to_pay():
+    recorded = json.loads((LABS / "recorded" / "43a_sweep.json").read_text())
+    assert recorded["same_tokens"] and recorded["machine"]["cpu_model"] and recorded["date"]
+    packed, rectangles = (
+        {point["spread"]: point[key]["median"] for point in recorded["sweep"]}
+        for key in ("times_packed_static", "times_rectangles")
+    )
+    below, above = pays_from(packed)
+    assert 0 < below < above < 1
+    # What the chapter says of rectangles.
+    assert pays_from(rectangles) is None and rectangles[0.0] > 1.2
+    assert all(rectangles[spread] > gain for spread, gain in packed.items())
