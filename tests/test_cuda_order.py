@@ -21,6 +21,7 @@ from minserve.clock import VirtualClock
 from minserve.config import EngineConfig
 from minserve.graphs import CudaCapture
 from minserve.kernels.triton import autotune
+from minserve.kernels.triton.ops import RaggedAttention
 from minserve.memory import KVCache
 from minserve.staging import CudaCopies
 
@@ -217,3 +218,29 @@ def test_a_gpus_properties_have_the_names_that_are_asked_for() -> None:
         pytest.skip("this torch was built without CUDA")
     asked = ("name", "total_memory", "major", "minor", "multi_processor_count", "L2_cache_size")
     assert [name for name in asked if not hasattr(properties, name)] == []
+
+
+def test_tiles_of_ragged_attention_cross_in_one_copy_that_the_host_does_not_wait_for(monkeypatch):
+    asked: list[Any] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append("pinned")
+        return tensor
+
+    def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        asked.append((device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    empty = torch.empty(0, dtype=torch.int32)
+    ragged = RaggedAttention(empty, empty, empty, (1, 5, 4, 1, 9))
+    requests, starts = ragged._tiles_of(4, DEVICE)
+    assert asked == ["pinned", (DEVICE, True)]
+    assert requests.tolist() == [0, 1, 1, 2, 3, 4, 4, 4]
+    assert starts.tolist() == [0, 0, 4, 0, 0, 0, 4, 8]
+    # The layers of a step share them.
+    assert ragged._tiles_of(4, DEVICE)[0] is requests and len(asked) == 2
+    odd, places = RaggedAttention(empty, empty, empty, (5, 1))._tiles_of(4, DEVICE)
+    assert odd.tolist() == [0, 0, 1] and places.tolist() == [0, 4, 0]
+    assert (places.data_ptr() - odd.data_ptr()) % 16 == 0

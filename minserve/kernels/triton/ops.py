@@ -209,11 +209,17 @@ class RaggedAttention:
             counts = -(-self._query_lens // tokens)
             requests = np.repeat(np.arange(len(counts)), counts)
             first = np.cumsum(counts) - counts
-            starts = (np.arange(len(requests)) - first[requests]) * tokens
-            self._tiles[tokens] = (
-                torch.from_numpy(requests.astype(np.int32)).to(device, non_blocking=True),
-                torch.from_numpy(starts.astype(np.int32)).to(device, non_blocking=True),
-            )
+            # Each begins where Triton expects an address to: at a multiple of 16 bytes.
+            both = np.zeros((2, -(-len(requests) // 4) * 4), dtype=np.int32)
+            both[0, : len(requests)] = requests
+            both[1, : len(requests)] = (np.arange(len(requests)) - first[requests]) * tokens
+            host = torch.from_numpy(both)
+            if device.type == "cuda":
+                # From other memory the copy may wait for the device, and the host with it. torch
+                # keeps pinned memory until what was queued with it is done.
+                host = host.pin_memory()
+            tiles = host.to(device, non_blocking=True)[:, : len(requests)]
+            self._tiles[tokens] = tiles[0], tiles[1]
         return self._tiles[tokens]
 
 
