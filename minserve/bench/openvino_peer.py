@@ -63,12 +63,21 @@ class Peer:
             "max_num_seqs": self.args.max_num_seqs,
             "max_num_batched_tokens": self.args.max_num_batched_tokens,
             "cache_size_gb": self.args.cache_gb,
+            "prefix_caching": False,
         }
 
     def stream(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
         """One request alone; times are between the streamer's calls, one per token."""
         if self.single is None:
-            self.single = self.genai.LLMPipeline(self.args.gguf, "CPU", **self.properties)
+            # Left to itself, this pipeline keeps the prompt's pages from the round before: its
+            # first token would come without a prefill.
+            scheduler = self.genai.SchedulerConfig()
+            scheduler.cache_size = self.args.cache_gb
+            scheduler.enable_prefix_caching = False
+            scheduler.max_num_batched_tokens = max(len(prompt), self.args.max_num_batched_tokens)
+            self.single = self.genai.LLMPipeline(
+                self.args.gguf, "CPU", scheduler_config=scheduler, **self.properties
+            )
         ones = self.ov.Tensor(self.np.ones((1, len(prompt)), dtype=self.np.int64))
         inputs = self.genai.TokenizedInputs(self.tensor(prompt), ones)
         start = time.perf_counter()
@@ -87,6 +96,7 @@ class Peer:
         if self.batched is None:
             scheduler = self.genai.SchedulerConfig()
             scheduler.cache_size = self.args.cache_gb
+            scheduler.enable_prefix_caching = False
             scheduler.max_num_seqs = self.args.max_num_seqs
             scheduler.max_num_batched_tokens = self.args.max_num_batched_tokens
             self.batched = self.genai.ContinuousBatchingPipeline(
