@@ -258,6 +258,7 @@ class Engine:
         except Exception as error:
             self._fail(plan, error)
             raise
+        self.memory.submitted(built.batch)
         for request, count in zip(plan.requests, plan.num_tokens, strict=True):
             request.num_inflight_tokens += count
             if request.first_scheduled_s is None:
@@ -287,6 +288,8 @@ class Engine:
         except Exception as error:
             self._fail(flight.plan, error)
             raise
+        finally:
+            self.memory.collected()
         now = self.clock.now()
         counts = self._commit(flight, result, now)
         if self._check:

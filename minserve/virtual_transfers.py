@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 
 
@@ -104,3 +105,9 @@ class VirtualStore:
         """The slot is filled from the disk: no transfer of the device has to be waited for."""
         self._filled.pop(slot, None)
         self._clock.advance(self._disk_s)
+
+    def submitted(self, batch: ForwardBatch) -> None:
+        """Nothing: a modelled batch is over before the next transfer starts."""
+
+    def collected(self) -> None:
+        """Nothing."""

@@ -7,12 +7,14 @@ signatures of the torch that is installed, so that a name that changed is seen h
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from engine.fakes import tiny_spec
 
+from minserve.batch import GroupTables
 from minserve.bench.drive import drive
 from minserve.bench.gpu.timing import race
 from minserve.bench.traffic import at_once, fixed_length
@@ -161,12 +163,12 @@ def test_a_capture_follows_a_run_on_the_same_side_stream(gpu: Gpu) -> None:
 def test_pages_move_on_a_side_stream_between_the_work_before_and_after(gpu: Gpu) -> None:
     cache = KVCache(tiny_spec(), 3, 4, torch.float32, torch.device("cpu"), num_host_slots=2)
     cache._stream = torch.cuda.Stream(DEVICE)
-    around = ["side 1 waits for compute", "on side 1", "off side 1", "compute waits for side 1"]
+    around = ["on side 1", "off side 1", "compute waits for side 1"]
     for pages, _ in cache._groups:
         pages.copy_(torch.arange(pages.numel()).view(pages.shape))
     cache.save([2], [0])
     cache.load([0], [1])
-    assert gpu.log == around * 2
+    assert gpu.log == around * 2, "nothing is queued that they could meet"
     assert all(torch.equal(pages[:, :, 1], pages[:, :, 2]) for pages, _ in cache._groups)
     gpu.log.clear()
     content = bytes(cache.read_slot(0))
@@ -244,3 +246,30 @@ def test_tiles_of_ragged_attention_cross_in_one_copy_that_the_host_does_not_wait
     odd, places = RaggedAttention(empty, empty, empty, (5, 1))._tiles_of(4, DEVICE)
     assert odd.tolist() == [0, 0, 1] and places.tolist() == [0, 4, 0]
     assert (places.data_ptr() - odd.data_ptr()) % 16 == 0
+
+
+def batch_over(pages: list[int]) -> Any:
+    table = torch.tensor([pages], dtype=torch.int32)
+    return SimpleNamespace(groups=(GroupTables(torch.empty(0, dtype=torch.int64), table),))
+
+
+def test_a_transfer_waits_for_the_batch_or_the_copy_that_it_could_meet(gpu: Gpu) -> None:
+    cache = KVCache(tiny_spec(), 4, 4, torch.float32, torch.device("cpu"), num_host_slots=4)
+    cache._stream = torch.cuda.Stream(DEVICE)
+
+    def waits(move: Any, *places: list[int]) -> bool:
+        gpu.log.clear()
+        move(*places)
+        return gpu.log[0] == "side 1 waits for compute"
+
+    cache.submitted(batch_over([1, 2]))
+    assert not waits(cache.save, [1], [0]), "what is saved was committed before"
+    assert waits(cache.load, [0], [2]) and not waits(cache.load, [0], [3])
+    cache.copy([1], [3])
+    assert waits(cache.save, [3], [1]) and waits(cache.load, [0], [0])
+    cache.submitted(batch_over([0]))
+    cache.collected()
+    assert waits(cache.save, [3], [1]), "the copy was queued behind the batch that is done"
+    assert waits(cache.load, [0], [1]), "and may still read its source"
+    cache.collected()
+    assert not waits(cache.save, [3], [1]) and not waits(cache.load, [0], [1])

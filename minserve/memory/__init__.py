@@ -3,7 +3,7 @@
 `manager` gives pages to requests. Below it: `pool` (free, owned, cached), `tables` (who holds
 which), `prefix` with its two indexes (`index`, `radix`) and keys (`chain`), the lower tiers
 (`host`, `disk`) with the decision when they pay (`costs`), `layout` for memory without paging, and
-`cache`, where the numbers really are.
+`cache`, where the numbers really are, with the order of its `transfers`.
 """
 
 from minserve.memory.assemble import build_manager
@@ -18,6 +18,7 @@ from minserve.memory.manager import KVManager, MemoryUse
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.radix import RadixIndex
 from minserve.memory.store import NoStore, PageStore
+from minserve.memory.transfers import TransferOrder
 
 __all__ = [
     "BlockPool",
@@ -37,6 +38,7 @@ __all__ = [
     "RadixIndex",
     "ResumeCosts",
     "TokenChain",
+    "TransferOrder",
     "build_manager",
     "root_key",
 ]

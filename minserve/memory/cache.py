@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from minserve.batch import ForwardBatch
+from minserve.memory.transfers import TransferOrder
 from minserve.spec import ModelSpec
 
 _HUGE_PAGE = 2 << 20
@@ -59,6 +61,7 @@ class KVCache:
             for index, layer in enumerate(group.layers):
                 storage[layer] = (pages[index, 0], pages[index, 1])
         self.layers = tuple(storage[layer] for layer in range(spec.num_layers))
+        self._order = TransferOrder()
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -84,21 +87,23 @@ class KVCache:
         return self._host_bytes
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy device pages onto others, in every layer."""
+        """Copy device pages onto others, in every layer, behind what is queued."""
+        self._order.copied()
         for source, target in zip(sources, targets, strict=True):
             for pages, _ in self._groups:
                 pages[:, :, target].copy_(pages[:, :, source])
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        """Copy device pages into host slots; on a GPU on a side stream, behind what is queued."""
-        with self._transfers():
+        """Copy device pages into host slots; on a GPU on a side stream, beside the batch in flight
+        where that cannot matter (`TransferOrder`)."""
+        with self._transfers(self._order.save_waits()):
             for block, slot in zip(blocks, slots, strict=True):
                 for pages, host in self._groups:
                     host[slot].copy_(pages[:, :, block], non_blocking=True)
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        """Copy host slots into device pages; on a GPU on a side stream."""
-        with self._transfers():
+        """Copy host slots into device pages; on a GPU as `save` does."""
+        with self._transfers(self._order.load_waits(blocks)):
             for slot, block in zip(slots, blocks, strict=True):
                 for pages, host in self._groups:
                     pages[:, :, block].copy_(host[slot], non_blocking=True)
@@ -121,15 +126,24 @@ class KVCache:
             target.copy_(content[start : start + target.numel()])
             start += target.numel()
 
+    def submitted(self, batch: ForwardBatch) -> None:
+        """See `PageStore.submitted`."""
+        self._order.submitted(batch)
+
+    def collected(self) -> None:
+        """See `PageStore.collected`."""
+        self._order.collected()
+
     @contextlib.contextmanager
-    def _transfers(self) -> Iterator[None]:
-        """The side stream, between what was queued before and what will be queued after. The host
-        does not wait for it; the device does, before the next batch touches these pages."""
+    def _transfers(self, wait: bool) -> Iterator[None]:
+        """The side stream; behind what is queued where it has to `wait`, and always before what
+        will be queued after. The host waits for neither."""
         if self._stream is None:
             yield
             return
         compute = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(compute)
+        if wait:
+            self._stream.wait_stream(compute)
         with torch.cuda.stream(self._stream):
             yield
         compute.wait_stream(self._stream)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
 from minserve.memory.chain import TokenChain, root_key
 from minserve.memory.costs import ResumeCosts
@@ -345,6 +346,14 @@ class KVManager:
     def num_pinned(self) -> int:
         """Pages that pins hold; one that two hold counts once."""
         return len({block for blocks in self._pins.values() for block in blocks})
+
+    def submitted(self, batch: ForwardBatch) -> None:
+        """A batch over these pages was started: what is moved meanwhile must not meet it."""
+        self._store.submitted(batch)
+
+    def collected(self) -> None:
+        """The oldest batch started has ended."""
+        self._store.collected()
 
     def take_notes(self) -> list[str]:
         """Sentences about what went wrong below and was got over, each once."""

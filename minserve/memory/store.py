@@ -1,13 +1,16 @@
 """What the manager asks of whoever really holds the pages: copy, save, load.
 
 Called in the order in which things happen, before the batch that relies on them is submitted; a
-store on a GPU queues them on its stream in that order and returns at once.
+store on a GPU queues them on streams of its own and returns at once. It is told of every batch, so
+that it knows what may run beside which (`transfers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
+
+from minserve.batch import ForwardBatch
 
 
 class PageStore(Protocol):
@@ -28,6 +31,12 @@ class PageStore(Protocol):
     def write_slot(self, slot: int, data: bytes) -> None:
         """Fill a host slot."""
 
+    def submitted(self, batch: ForwardBatch) -> None:
+        """A batch over these pages was started."""
+
+    def collected(self) -> None:
+        """The oldest batch started has ended."""
+
 
 class NoStore:
     """Pages without content: for runs in which only their number matters."""
@@ -46,4 +55,10 @@ class NoStore:
         return memoryview(b"")
 
     def write_slot(self, slot: int, data: bytes) -> None:
+        """Nothing."""
+
+    def submitted(self, batch: ForwardBatch) -> None:
+        """Nothing."""
+
+    def collected(self) -> None:
         """Nothing."""

@@ -21,7 +21,7 @@ from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.config import EngineConfig
 from minserve.engine import Engine
-from minserve.memory import build_manager
+from minserve.memory import TransferOrder, build_manager
 from minserve.request import TokenLogprobs
 from minserve.runner import StepResult
 from minserve.scheduling import Order
@@ -86,6 +86,7 @@ class EchoRunner:
     ) -> None:
         self._queue: deque[Callable[[], None]] = deque()
         self._lazy = lazy
+        self.order = TransferOrder()
         self._drawn: list[int] = []
         self._clock = clock
         self._block_size = block_size
@@ -96,6 +97,8 @@ class EchoRunner:
         self.poison_token: int | None = None
         self.batches: list[ForwardBatch] = []
         self.num_collected = 0
+        self.num_beside = 0
+        """Transfers that passed work in the queue."""
 
     def _enqueue(self, work: Callable[[], None]) -> None:
         self._queue.append(work)
@@ -107,30 +110,40 @@ class EchoRunner:
             self._queue.popleft()()
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self._move(self._pages, self._pages, sources, targets)
-
-    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        self._move(self._pages, self._host, blocks, slots)
-
-    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        self._move(self._host, self._pages, slots, blocks)
-
-    def _move(
-        self, origin: np.ndarray, goal: np.ndarray, sources: Sequence[int], targets: Sequence[int]
-    ) -> None:
+        self.order.copied()
         where, there = list(sources), list(targets)
 
         def move() -> None:
-            goal[there] = origin[where]
+            self._pages[there] = self._pages[where]
 
         self._enqueue(move)
 
+    # Transfers pass the queue: they happen at once, or behind all of it where they have to wait.
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        self._begin_transfer(self.order.save_waits())
+        self._host[list(slots)] = self._pages[list(blocks)]
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        self._begin_transfer(self.order.load_waits(blocks))
+        self._pages[list(blocks)] = self._host[list(slots)]
+
+    def _begin_transfer(self, waits: bool) -> None:
+        if waits:
+            self._run_all()
+        else:
+            self.num_beside += bool(self._queue)
+
+    def submitted(self, batch: ForwardBatch) -> None:
+        self.order.submitted(batch)
+
+    def collected(self) -> None:
+        self.order.collected()
+
     def read_slot(self, slot: int) -> memoryview:
-        self._run_all()
         return memoryview(self._host[slot].tobytes())
 
     def write_slot(self, slot: int, data: bytes) -> None:
-        self._run_all()
         self._host[slot] = np.frombuffer(data, dtype=np.int64)
 
     def submit(self, batch: ForwardBatch) -> _Echo:
