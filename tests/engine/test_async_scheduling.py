@@ -11,6 +11,7 @@ from engine.fakes import EOS, TOKEN_BYTES, VOCAB, EchoRunner, make_engine, oracl
 
 from minserve.config import ConfigError, EngineConfig
 from minserve.engine import Engine
+from minserve.memory import TransferOrder
 from minserve.request import Request, SamplingParams
 
 PROMPTS = [[(7 * i + 3 * j) % (VOCAB - 1) + 1 for j in range(9 + i % 5)] for i in range(5)]
@@ -142,6 +143,43 @@ def test_nobody_is_preempted_in_flight_and_nothing_is_computed_in_vain(
     assert totals.preemptions > 0 or (prefill_tokens and num_blocks == 11)
     assert bool(totals.swapped_in_blocks) == bool(host_tokens and totals.preemptions)
     assert engine.memory.pool.num_owned == 0
+
+
+def swapped_back_after_an_abort(boundary: int, aborted: str) -> tuple[list[Request], EchoRunner]:
+    engine, runner = overlapping(
+        9,
+        memory__block_size=4,
+        memory__watermark=0.0,
+        memory__host_bytes=64 * TOKEN_BYTES,
+        scheduling__preemption="swap",
+    )
+    requests = add(engine, 3, 16, ignore_eos=True)
+    for _ in range(boundary):
+        engine.step()
+    engine.abort(aborted)
+    run(engine)
+    assert engine.trace.totals.swapped_in_blocks
+    return requests, runner
+
+
+BOUNDARIES = [(boundary, aborted) for boundary in range(1, 21) for aborted in "01"]
+
+
+def test_pages_are_saved_and_loaded_beside_a_batch_in_flight():
+    num_beside = 0
+    for boundary, aborted in BOUNDARIES:
+        requests, runner = swapped_back_after_an_abort(boundary, aborted)
+        expect_oracle(requests)
+        num_beside += runner.num_beside
+    assert num_beside > 0
+
+
+def test_a_page_loaded_too_early_would_be_overwritten_by_the_batch_in_flight(monkeypatch):
+    """What the order of transfers is for; and this file would see it."""
+    monkeypatch.setattr(TransferOrder, "load_waits", lambda order, blocks: False)
+    with pytest.raises(AssertionError):
+        for boundary, aborted in BOUNDARIES:
+            expect_oracle(swapped_back_after_an_abort(boundary, aborted)[0])
 
 
 @pytest.mark.parametrize("index", ["hash", "radix"])
