@@ -6,10 +6,11 @@ batches and shares of memory are counted. The reservations are those of Kwon et 
 
 There are two static rungs, and gains are told over both. The first computes rectangles: prompts
 padded to the batch's longest, and a row for everybody until the last has ended. That is what
-requests were served with before Orca (Yu et al., OSDI 2022, section 3.1, of FasterTransformer), and
-still a kind version: idle rows attend to themselves alone, and nobody reserves for the longest
-request there may be. The second leaves out every row that is nobody's, as nothing served then did:
-what is gained over it is owed to scheduling and memory, and not to packing.
+requests were served with before Orca (Yu et al., OSDI 2022, section 3.1, of FasterTransformer; Kwon
+et al., section 2.3, of padded inputs and outputs), and still a kind version: idle rows attend to
+themselves alone, and nobody reserves for the longest request there may be. The second leaves out
+every row that is nobody's, as nothing served then did: what is gained over it is owed to scheduling
+and memory, and not to packing.
 """
 
 from __future__ import annotations
