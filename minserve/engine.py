@@ -256,6 +256,7 @@ class Engine:
             prepared = self.clock.now()
             handle = self._runner.submit(built.batch)
         except Exception as error:
+            self.memory.failed()
             self._fail(plan, error)
             raise
         self.memory.submitted(built.batch)

@@ -109,5 +109,8 @@ class VirtualStore:
     def submitted(self, batch: ForwardBatch) -> None:
         """Nothing: a modelled batch is over before the next transfer starts."""
 
+    def failed(self) -> None:
+        """Nothing."""
+
     def collected(self) -> None:
         """Nothing."""

@@ -273,3 +273,5 @@ def test_a_transfer_waits_for_the_batch_or_the_copy_that_it_could_meet(gpu: Gpu)
     assert waits(cache.load, [0], [1]), "and may still read its source"
     cache.collected()
     assert not waits(cache.save, [3], [1]) and not waits(cache.load, [0], [1])
+    cache.failed()
+    assert waits(cache.load, [0], [1]), "what a pass began before it failed may still run"

@@ -73,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + " ".join(f"{spread:g}" for spread in SPREADS)
         + ")",
     )
-    parser.set_defaults(requests=REQUESTS)
+    parser.add_argument(
+        "--num-prompts",
+        type=_count,
+        default=REQUESTS,
+        help="requests at each spread (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,14 +90,14 @@ def run(args: argparse.Namespace) -> int:
     points = []
     for spread in args.spreads:
         traffic = to_traffic(
-            heavy_tail(spread, args.requests), vocab_size=resolved.model.vocab_size
+            heavy_tail(spread, args.num_prompts), vocab_size=resolved.model.vocab_size
         )
         points.append(_measure(args, config, kv_bytes, spread, traffic))
     race = Race(args, find_model(args.model), args.model, False)
     result = frame(
         race,
         "memory-sweep",
-        workload={"num_requests": args.requests},
+        workload={"num_requests": args.num_prompts},
         kv_bytes=kv_bytes,
         repeats=args.repeats,
     )
@@ -119,6 +124,12 @@ def _measure(
         pairwise_ratio(rates[LAST], rates[PACKED]),
         len({run.token_ids for each in runs.values() for run in each}) == 1,
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
+    return int(text)
 
 
 def _spread(text: str) -> float:

@@ -88,7 +88,7 @@ class KVCache:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy device pages onto others, in every layer, behind what is queued."""
-        self._order.copied()
+        self._order.queued()
         for source, target in zip(sources, targets, strict=True):
             for pages, _ in self._groups:
                 pages[:, :, target].copy_(pages[:, :, source])
@@ -129,6 +129,10 @@ class KVCache:
     def submitted(self, batch: ForwardBatch) -> None:
         """See `PageStore.submitted`."""
         self._order.submitted(batch)
+
+    def failed(self) -> None:
+        """See `PageStore.failed`."""
+        self._order.queued()
 
     def collected(self) -> None:
         """See `PageStore.collected`."""

@@ -351,6 +351,10 @@ class KVManager:
         """A batch over these pages was started: what is moved meanwhile must not meet it."""
         self._store.submitted(batch)
 
+    def failed(self) -> None:
+        """A batch could not be started; what it began may still run."""
+        self._store.failed()
+
     def collected(self) -> None:
         """The oldest batch started has ended."""
         self._store.collected()

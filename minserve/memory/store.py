@@ -34,6 +34,9 @@ class PageStore(Protocol):
     def submitted(self, batch: ForwardBatch) -> None:
         """A batch over these pages was started."""
 
+    def failed(self) -> None:
+        """A batch could not be started; what it began may still run."""
+
     def collected(self) -> None:
         """The oldest batch started has ended."""
 
@@ -58,6 +61,9 @@ class NoStore:
         """Nothing."""
 
     def submitted(self, batch: ForwardBatch) -> None:
+        """Nothing."""
+
+    def failed(self) -> None:
         """Nothing."""
 
     def collected(self) -> None:

@@ -5,9 +5,10 @@ Transfers run on a stream of their own, beside the batch in flight. What may mee
 - A save reads pages whose tokens are committed, so the batches that wrote them are done. Only what
   a copy on write has queued for a page may not be there yet.
 - A load writes pages that nobody owns. A batch in flight may still use them, for a request that
-  ended meanwhile, and a queued copy may still read them.
+  ended meanwhile; a queued copy may still read them; and a pass that failed half-way may still
+  write to them.
 
-Batches are submitted and collected in order; one that is collected is done, and so is every copy
+Batches are submitted and collected in order; one that is collected is done, and so is everything
 queued before it. What comes after a transfer waits for it in any case.
 """
 
@@ -27,18 +28,18 @@ class TransferOrder:
 
     def __init__(self) -> None:
         self._in_flight: deque[tuple[Tensor, bool]] = deque()
-        """Pages that a batch may touch, and whether copies were queued before it."""
-        self._copied = False
+        """Pages that a batch may touch, and whether anything else was queued before it."""
+        self._loose = False
 
-    def copied(self) -> None:
-        """A copy between device pages was queued."""
-        self._copied = True
+    def queued(self) -> None:
+        """Something that is no batch was queued: a copy between pages, or a part of a pass."""
+        self._loose = True
 
     def submitted(self, batch: ForwardBatch) -> None:
         """A batch was queued. All its groups share one numbering of pages."""
         tables = batch.groups[0].block_tables if batch.groups else torch.empty(0, dtype=torch.int32)
-        self._in_flight.append((tables, self._copied))
-        self._copied = False
+        self._in_flight.append((tables, self._loose))
+        self._loose = False
 
     def collected(self) -> None:
         """The oldest batch is done."""
@@ -46,7 +47,7 @@ class TransferOrder:
 
     def save_waits(self) -> bool:
         """Must a save stand behind everything queued so far?"""
-        return self._copied or any(copied for _, copied in self._in_flight)
+        return self._loose or any(loose for _, loose in self._in_flight)
 
     def load_waits(self, blocks: Sequence[int]) -> bool:
         """Must a load into these pages stand behind everything queued so far?"""

@@ -39,10 +39,9 @@ def test_every_rung_is_reported_with_the_same_tokens(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_sweep_tells_both_gains_at_every_spread(monkeypatch, capsys):
-    monkeypatch.setattr("minserve.bench.memory_sweep.REQUESTS", 10)
-    command = ["bench", "memory-sweep", "--spreads", "0", "1", "--kv-tokens", "512"]
-    assert main([*command, "--repeats", "1", "--no-progress"]) == 0
+def test_the_sweep_tells_both_gains_at_every_spread(capsys):
+    command = ["bench", "memory-sweep", "--spreads", "0", "1", "--num-prompts", "10"]
+    assert main([*command, "--kv-tokens", "512", "--repeats", "1", "--no-progress"]) == 0
     said = capsys.readouterr()
     result = json.loads(said.out.splitlines()[-1])
     assert result["same_tokens"] and result["workload"] == {"num_requests": 10}
@@ -51,10 +50,19 @@ def test_the_sweep_tells_both_gains_at_every_spread(monkeypatch, capsys):
     assert "x rectangles" in said.err and "x packed static" in said.err
 
 
-def test_a_spread_is_a_number_of_0_or_more(capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--spreads", "-1", "a number, 0 or more"),
+        ("--spreads", "nan", "a number, 0 or more"),
+        ("--num-prompts", "0", "a whole number, 1 or more"),
+        ("--num-prompts", "few", "a whole number, 1 or more"),
+    ],
+)
+def test_what_the_sweep_cannot_take_is_told_in_a_line(option, value, expected, capsys):
     with pytest.raises(SystemExit):
-        main(["bench", "memory-sweep", "--spreads", "-1"])
-    assert "'-1': expected a number, 0 or more" in capsys.readouterr().err
+        main(["bench", "memory-sweep", option, value])
+    assert f"{value!r}: expected {expected}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class EchoRunner:
             self._queue.popleft()()
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self.order.copied()
+        self.order.queued()
         where, there = list(sources), list(targets)
 
         def move() -> None:
@@ -136,6 +136,9 @@ class EchoRunner:
 
     def submitted(self, batch: ForwardBatch) -> None:
         self.order.submitted(batch)
+
+    def failed(self) -> None:
+        self.order.queued()
 
     def collected(self) -> None:
         self.order.collected()

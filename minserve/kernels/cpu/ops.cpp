@@ -250,8 +250,8 @@ template <class T> struct Attention {
         if (split) partials.resize(first_unit.back() * partial_size);
         // Heads that one thread takes one after the other: they lie side by side in each page. Few
         // enough for everybody to have work.
-        i64 together = std::min(c.num_kv_heads, most_together);
-        while (c.num_kv_heads % together || (together > 1 && first_unit.back() < 4 * c.threads * together))
+        i64 together = std::min(c.num_kv_heads, most_together), units = first_unit.back();
+        while (together > 1 && (c.num_kv_heads % together || units < 4 * c.threads * together))
             --together;
 #pragma omp parallel num_threads(int(c.threads)) if (c.threads > 1)
         {
@@ -260,7 +260,7 @@ template <class T> struct Attention {
             A* scratch = memory.data();
             // From the end: the last tile of a long chunk sees the most keys.
 #pragma omp for schedule(dynamic)
-            for (i64 group = first_unit.back() / together - 1; group >= 0; --group)
+            for (i64 group = units / together - 1; group >= 0; --group)
                 attend(unit(group * together), group * together, together, scratch);
             if (split) {
 #pragma omp for
@@ -312,7 +312,8 @@ template <class T> struct Attention {
         const int32_t* page = c.block_tables + u.request * c.max_blocks + key / c.block_size;
         i64 offset = key % c.block_size;
         for (i64 j = 0; j < n; ++page, offset = 0) {
-            i64 at = *page * c.block_stride + offset * D, stop = std::min(n, j + c.block_size - offset);
+            i64 stop = std::min(n, j + c.block_size - offset);
+            i64 at = *page * c.block_stride + offset * D;
             for (; j < stop; ++j, at += D) places[j] = at;
         }
     }
@@ -413,8 +414,9 @@ template <class T> struct Attention {
             for (i64 j = n; j % L; ++j) places[j] = places[n - 1];
             for (i64 j = 0; j < n; j += L)
                 for (i64 head = 0; head < heads; ++head) {
-                    fetch(values + head * c.head_stride, places + j, std::min(L, n - j));
-                    dots<R>(keys + head * c.head_stride, places + j, q + head * R * D, D, A(c.scale),
+                    i64 start = head * c.head_stride;
+                    fetch(values + start, places + j, std::min(L, n - j));
+                    dots<R>(keys + start, places + j, q + head * R * D, D, A(c.scale),
                             scores + head * R * key_tile + j, key_tile);
                 }
             for (i64 head = 0; head < heads; ++head)
@@ -450,6 +452,7 @@ template <class T> struct Attention {
                    add_lanes<A>(load(weight + row * L)));
         }
     }
+
     // Into the second-level cache: the first cannot wait for as many lines at once.
     void fetch(const T* from, const i64* places, i64 n) const {
         for (i64 j = 0; j < n; ++j)

@@ -150,6 +150,7 @@ template <int step, class V, int... i>
 inline V turned(V v, std::integer_sequence<int, i...>) {
     return SHUFFLE(v, v, (i + step) % int(sizeof...(i)));
 }
+// Sums of float lanes go by quarters of 128 bits, inside which processors shuffle fastest.
 // In each quarter: the sums of neighbours, a0 + a1, a2 + a3, b0 + b1, b2 + b3.
 template <int... i>
 inline Vec<float> add_pairs(Vec<float> a, Vec<float> b, std::integer_sequence<int, i...>) {
@@ -179,7 +180,6 @@ template <class A, i64 step = lanes<A> / 2> inline Vec<A> largest_lane(Vec<A> v)
             larger<A>(v, turned<step>(v, std::make_integer_sequence<int, lanes<A>>{})));
 }
 
-// Sums of float lanes, by quarters of 128 bits, inside which processors shuffle fastest.
 // Four vectors -> in each quarter, the sums over that quarter of a, b, c, d.
 inline Vec<float> add_in_quarters(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d) {
     constexpr auto all = std::make_integer_sequence<int, lanes<float>>{};
@@ -303,7 +303,7 @@ template <class T> constexpr i64 panel = 2 * lanes<Sum<T>>;
 constexpr i64 panel_rows = VECTOR_BYTES == 64 ? 12 : 6;
 
 // y[i, panel p] = x[i] . panel p for M rows and P panels, `in` being whole steps. Every number is
-// one sum, in the order of `in`, whatever M and P are: it depends on its own row and its own weights
+// one sum, in the order of `in`, whatever M and P are: it depends on its own row and weights
 // alone.
 template <int M, int P, class T>
 inline void panel_block(const Row<T>* x, i64 x_stride, i64 in, const T* w, Sum<T>* y,
