@@ -70,11 +70,11 @@ def secure(directory: Path) -> None:
     if not directory.is_dir():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = os.stat(directory)
-    if directory == user_cache_directory() and _is_open(status):
-        # Not a link: it may lead to a directory that is open for a reason.
-        if _is_ours(status) and not directory.is_symlink():
-            os.chmod(directory, 0o700)
-            status = os.stat(directory)
+    own = directory == user_cache_directory() and _is_ours(status)
+    # Where a link leads may be open for a reason.
+    if own and _is_open(status) and not directory.is_symlink():
+        os.chmod(directory, 0o700)
+        status = os.stat(directory)
     # A link is as good as its owner: another user could turn it elsewhere at any time.
     for found in (os.lstat(directory), status):
         if not _is_ours(found):
@@ -130,7 +130,7 @@ def write(path: Path, content: Any, what: str) -> bool:
     return True
 
 
-def replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a file that others see whole or not at all. Raises OSError."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
@@ -140,6 +140,7 @@ def replace(path: Path, content: bytes) -> None:
             # A rename may reach the disk before the content does: a crash would leave a file of
             # zeros under the right name.
             os.fsync(descriptor)
+        os.chmod(partial, mode)
         move(Path(partial), path)
     except BaseException:
         with suppress(OSError):

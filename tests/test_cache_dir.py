@@ -125,7 +125,7 @@ def test_a_directory_open_to_others_is_refused_and_the_users_own_is_closed(
     chosen.mkdir()
     chosen.chmod(0o1777)
     monkeypatch.setenv("MINSERVE_CACHE_DIR", str(chosen))
-    with pytest.raises(UnsafeError, match="other users can write to .*chmod 700"):
+    with pytest.raises(UnsafeError, match=r"other users can write to .*chmod 700"):
         cache_dir.secure(cache_dir.cache_directory())
     assert mode(chosen) == 0o1777
     with pytest.warns(CacheWarning, match="a number cannot be kept for the next time"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minserve.bench.fitted_cost import FittedCost
 from minserve.bench.gpu.report import NOT_YET
+from minserve.json_file import FileError, read_json
 from minserve.trace import RunTrace, TraceFormatError
 
 
@@ -72,8 +73,11 @@ def step_cost(folder: Path, shape: str) -> FittedCost:
     if not path.is_file():
         raise NotRecordedError(_sentence(f"the cost of a step of {shape}", "virtual_clock"))
     try:
-        return FittedCost.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return FittedCost.from_dict(read_json(path, what="a calibration"))
+    except FileError as error:
+        said = str(error).removeprefix(f"{path} cannot be read as a calibration: ").rstrip(".")
+        raise DamagedRecordingError(_damaged(path, said, "virtual_clock")) from None
+    except ValueError as error:
         raise DamagedRecordingError(_damaged(path, error, "virtual_clock")) from None
 
 
