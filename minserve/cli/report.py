@@ -17,7 +17,7 @@ def ceilings_of(llm: LLM) -> Ceilings:
     return machine_ceilings(device, dtypes=dtypes)
 
 
-def roofline_share(llm: LLM) -> str | None:
+def roofline_figure(llm: LLM) -> str | None:
     """Least time the last run's counted work could take here, over the time it took: in words,
     because a machine that was busy while its limits were measured has none to compare with."""
     steps = llm.trace.steps
@@ -54,7 +54,7 @@ def figures(llm: LLM) -> str:
     if totals.busy_s > 0:
         parts.append(f"{totals.sampled_tokens / totals.busy_s:.0f} tokens/s")
     parts.append(f"KV {totals.peak_kv_bytes_allocated / 1e6:.2f} MB")
-    share = roofline_share(llm)
-    if share is not None:
-        parts.append(share)
+    limit = roofline_figure(llm)
+    if limit is not None:
+        parts.append(limit)
     return " | ".join(parts)
