@@ -108,6 +108,11 @@ class KVManager:
         held = self._tables.get(request)
         return tuple(held.blocks) if held is not None else ()
 
+    def tokens_of(self, request: Request) -> int | None:
+        """Tokens that the request's pages hold; None where it has no block table."""
+        held = self._tables.get(request)
+        return held.tokens if held is not None else None
+
     # -- admission ---------------------------------------------------------------------------------
 
     def computed_tokens(self, request: Request) -> int:
