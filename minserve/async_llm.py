@@ -1,102 +1,89 @@
 """An engine on a thread of its own, for callers that must not block: servers and widgets.
 
-One background thread owns the engine and is the only one to touch it; callers put commands in a
-queue and read chunks from their stream, from plain threads or from asyncio. An engine error ends
-the streams it concerns and is raised to whoever reads them.
+Callers read chunks from their stream, from plain threads or from asyncio; an engine error is raised
+to the readers it concerns. What belongs to the thread is in `engine_thread`, which knows nothing of
+the objects here: dropped without `close`, they are collected, and the thread with them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
+import os
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
-from minserve.build import LoadedModel, Prompt, build_engine, load_model
+from minserve.build import LoadedModel, build_engine, load_model
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
-from minserve.engine import Engine
-from minserve.llm import StreamChunk, StreamCursor
+from minserve.engine_thread import EngineThread, Health, Mailbox
+from minserve.outputs import StreamChunk, check_params, check_process
 from minserve.pins import PinnedPrefix, check_pin, pin_computed
-from minserve.request import Request, SamplingParams
+from minserve.prompts import (
+    Prompt,
+    PromptInput,
+    check_arrival,
+    check_priority,
+    check_request_id,
+    check_salt,
+    parse_prompt,
+)
+from minserve.recovery import EngineError
+from minserve.request import SamplingParams
 from minserve.scheduling import LengthPredictor
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
-Answer = TypeVar("Answer")
-
-
-class EngineError(RuntimeError):
-    """The engine failed while it worked on a request; the cause is chained."""
+LONG_PROMPT_CHARS = 16_384
+"""Longer prompts are tokenized by a worker: about 10 ms of the caller's event loop."""
 
 
 class Stream:
-    """The chunks of one request. Iterate it once, with `for` or with `async for`."""
+    """The chunks of one request, with `for` or with `async for`. The last chunk ends it; after that
+    every iteration stops at once. A reader who leaves before takes the request along."""
 
-    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
-        self.request_id = request_id
-        self._abort = abort
-        self._items: queue.SimpleQueue[StreamChunk | BaseException | None] = queue.SimpleQueue()
-        self._listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._lock = threading.Lock()
-        self._ended = False
+    def __init__(self, mailbox: Mailbox, owner: AsyncLLM) -> None:
+        self.request_id = mailbox.request_id
+        self._mailbox = mailbox
+        # A stream that is read keeps its engine.
+        self._owner = owner
 
     def abort(self) -> None:
-        """Ask the engine to end this request; the stream then ends with reason "abort"."""
-        self._abort(self.request_id)
-
-    def put(self, item: StreamChunk | BaseException | None) -> None:
-        """Engine side: a chunk, an error, or None for the end."""
-        self._items.put(item)
-        with self._lock:
-            if self._listener is not None:
-                loop, event = self._listener
-                # The reader's loop may be gone, with its reader.
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(event.set)
+        """End this request, and no other of its name; the stream then ends with reason "abort"."""
+        self._owner._thread.abort(self._mailbox)
 
     def __iter__(self) -> Iterator[StreamChunk]:
+        self._owner._check_process()
         try:
-            while (item := self._items.get()) is not None:
-                yield self._open(item)
-            self._ended = True
+            while (chunk := self._mailbox.take(block=True)) is not None:
+                yield chunk
         finally:
             self._leave()
 
     async def __aiter__(self) -> AsyncIterator[StreamChunk]:
-        event = asyncio.Event()
-        with self._lock:
-            self._listener = (asyncio.get_running_loop(), event)
+        self._owner._check_process()
+        event = self._mailbox.listen()
         try:
             while True:
                 event.clear()
                 try:
-                    item = self._items.get_nowait()
+                    chunk = self._mailbox.take(block=False)
                 except queue.Empty:
                     await event.wait()
                     continue
-                if item is None:
-                    self._ended = True
+                if chunk is None:
                     return
-                yield self._open(item)
+                yield chunk
         finally:
             self._leave()
 
-    def _open(self, item: StreamChunk | BaseException) -> StreamChunk:
-        if isinstance(item, BaseException):
-            self._ended = True
-            raise item
-        return item
-
     def _leave(self) -> None:
-        """A reader who goes before the end takes the request along."""
-        if not self._ended:
+        if not self._mailbox.ended:
             self.abort()
 
 
@@ -111,19 +98,21 @@ class AsyncLLM:
         clock: Clock | None = None,
         predictor: Callable[[LoadedModel], LengthPredictor] | None = None,
         progress: bool = True,
+        watchdog_s: float | None = 120.0,
     ) -> None:
-        """As `LLM`; errors of loading are raised here."""
+        """As `LLM`; errors of loading are raised here. A step that takes longer than `watchdog_s`
+        is reported to the log `minserve`, with where it stands, and by `health()`."""
         self._loaded: LoadedModel = load_model(model, config or EngineConfig(), progress=progress)
         self._engine = build_engine(
             self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
         )
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._streams: dict[str, Stream] = {}
-        self._cursors: dict[Request, StreamCursor] = {}
         self._names = itertools.count()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="minserve-engine", daemon=True)
-        self._thread.start()
+        self._process = os.getpid()
+        self._worker: ThreadPoolExecutor | None = None
+        self._worker_lock = threading.Lock()
+        self._thread = EngineThread(self._engine, watchdog_s)
+        self._finalizer = weakref.finalize(self, EngineThread.stop, self._thread)
+        self._finalizer.atexit = False  # the thread's own module waits for it there
 
     @property
     def config(self) -> ResolvedConfig:
@@ -145,6 +134,10 @@ class AsyncLLM:
         """What is used where no SamplingParams are given: generation_config.json's values."""
         return self._loaded.default_sampling_params()
 
+    def health(self) -> Health:
+        """What the engine's thread is doing, how long its step has taken, what went wrong last."""
+        return self._thread.health()
+
     def add(
         self,
         prompt: Prompt,
@@ -155,31 +148,90 @@ class AsyncLLM:
         priority: int = 0,
     ) -> Stream:
         """Send a request; returns at once. What is wrong with it is raised by the stream. The
-        smaller `priority` goes first where `scheduling.order` is "priority"."""
-        if self._closed:
-            raise RuntimeError("this AsyncLLM is closed; make a new one")
+        smaller `priority` goes first where `scheduling.order` is "priority".
+
+        Raises RuntimeError when this AsyncLLM is closed.
+        """
+        self._check_process()
         name = request_id if request_id is not None else f"request-{next(self._names)}"
-        stream = Stream(name, self.abort)
-        chosen = params or self.default_sampling_params
-        self._commands.put(lambda: self._add(stream, prompt, chosen, arrival_s, priority))
-        return stream
+        mailbox = self._thread.open(name if isinstance(name, str) else repr(name))
+        try:
+            check_request_id(name)
+            chosen = self._check_params(params)
+            rank, arrival = check_priority(priority), check_arrival(arrival_s)
+            given = parse_prompt(prompt, self.config.max_prompt_chars)
+            send = functools.partial(self._send, mailbox, given, chosen, arrival, rank)
+            if given.text is not None and len(given.text) > LONG_PROMPT_CHARS:
+                self._tokenizing().submit(send)
+            else:
+                send()
+        except Exception as error:
+            self._thread.refuse(mailbox, error)
+        except BaseException as error:
+            self._thread.refuse(mailbox, error)
+            raise
+        return Stream(mailbox, self)
+
+    def _check_params(self, params: SamplingParams | None) -> SamplingParams:
+        return check_params(params) or self.default_sampling_params
+
+    def _send(
+        self,
+        mailbox: Mailbox,
+        given: PromptInput,
+        params: SamplingParams,
+        arrival_s: float | None,
+        priority: int,
+    ) -> None:
+        """Tokenize, in the caller's thread or the worker's, and hand over."""
+        try:
+            ids = self._loaded.encode(given)
+        except Exception as error:
+            self._thread.refuse(mailbox, error)
+            return
+        add = functools.partial(
+            self._engine.add,
+            mailbox.request_id,
+            ids,
+            params,
+            stream_text=True,
+            arrival_s=arrival_s,
+            priority=priority,
+        )
+        self._thread.add(mailbox, add)
+
+    def _tokenizing(self) -> ThreadPoolExecutor:
+        with self._worker_lock:
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="minserve-tokenizer")
+            return self._worker
 
     def abort(self, request_id: str) -> None:
-        """End a request; unknown and finished ones are left alone."""
-        self._commands.put(lambda: self._abort(request_id))
+        """End the request of this name; unknown and finished ones are left alone. `Stream.abort`
+        ends one stream's request, whatever others are called."""
+        self._thread.abort_name(check_request_id(request_id))
 
     def pin(self, prompt: Prompt, *, cache_salt: str = "", timeout_s: float = 60.0) -> PinnedPrefix:
         """As `LLM.pin`; waits until the prefix is computed, at most `timeout_s` for each of the
         engine's answers. From asyncio, call it in a thread (`asyncio.to_thread`)."""
-        ids = self._loaded.encode(prompt)
-        self._ask(lambda: check_pin(self._engine, ids), timeout_s)
-        once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=cache_salt)
+        self._check_process()
+        salt = check_salt(cache_salt)
+        ids = self._loaded.encode(parse_prompt(prompt, self.config.max_prompt_chars))
+        engine, thread = self._engine, self._thread
+        thread.ask(lambda: check_pin(engine, ids), timeout_s)
+
+        def pin() -> int | None:
+            check_pin(engine, ids)  # again: others may have pinned meanwhile
+            return pin_computed(engine, ids, salt)
+
+        once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=salt)
         # Under load, others may push the pages out between the two commands.
         for _ in range(3):
-            handle = self._ask(lambda: self._pin(ids, cache_salt), timeout_s)
+            handle = thread.ask(pin, timeout_s)
             if handle is not None:
-                size = self._engine.memory.block_size
-                return PinnedPrefix(len(ids) // size * size, functools.partial(self._unpin, handle))
+                size = engine.memory.block_size
+                let_go = functools.partial(engine.memory.unpin, handle)
+                return PinnedPrefix(len(ids) // size * size, functools.partial(thread.tell, let_go))
             for _ in self.add(ids, once):
                 pass
         raise EngineError("the prefix was computed three times, and evicted before it was pinned")
@@ -188,34 +240,17 @@ class AsyncLLM:
         """`pinned.unpin()`: let its pages be evicted again."""
         pinned.unpin()
 
-    def _pin(self, ids: Sequence[int], cache_salt: str) -> int | None:
-        check_pin(self._engine, ids)  # again: others may have pinned meanwhile
-        return pin_computed(self._engine, ids, cache_salt)
-
-    def _unpin(self, handle: int) -> None:
-        self._commands.put(lambda: self._engine.memory.unpin(handle))
-
-    def _ask(self, what: Callable[[], Answer], timeout_s: float) -> Answer:
-        """Have the engine's thread do something, and wait for its answer."""
-        if self._closed:
-            raise RuntimeError("this AsyncLLM is closed; make a new one")
-        answer: Future[Answer] = Future()
-
-        def command() -> None:
-            try:
-                answer.set_result(what())
-            except Exception as error:
-                answer.set_exception(error)
-
-        self._commands.put(command)
-        return answer.result(timeout_s)
-
     def close(self, timeout_s: float = 10.0) -> None:
         """Abort everything and stop the thread. Closing twice is harmless."""
-        if not self._closed:
-            self._closed = True
-            self._commands.put(None)
+        if self._worker is not None:
+            self._worker.shutdown(wait=False, cancel_futures=False)
+        self._thread.stop()
+        if os.getpid() == self._process:
             self._thread.join(timeout_s)
+
+    def _check_process(self) -> None:
+        """Raise RuntimeError in a process that was forked: no thread came along."""
+        check_process(self._process, "AsyncLLM")
 
     def __enter__(self) -> AsyncLLM:
         return self
@@ -228,86 +263,5 @@ class AsyncLLM:
     ) -> None:
         self.close()
 
-    def _work(self) -> None:
-        """The background thread: commands, a step, chunks; and again."""
-        engine = self._engine
-        while self._obey(wait=not engine.has_work):
-            if not engine.has_work:
-                continue
-            try:
-                engine.step()
-            except Exception as error:
-                self._fail(error)
-            self._deliver(engine.take_updates())
-        engine.close()
-        self._deliver(engine.take_updates())
 
-    def _obey(self, wait: bool) -> bool:
-        """Run the commands that have come; False when told to stop."""
-        while True:
-            try:
-                command = self._commands.get(block=wait)
-            except queue.Empty:
-                return True
-            if command is None:
-                return False
-            command()
-            wait = False
-
-    def _add(
-        self,
-        stream: Stream,
-        prompt: Prompt,
-        params: SamplingParams,
-        arrival_s: float | None,
-        priority: int,
-    ) -> None:
-        try:
-            ids = self._loaded.encode(prompt)
-            requests = self._engine.add(
-                stream.request_id,
-                ids,
-                params,
-                stream_text=True,
-                arrival_s=arrival_s,
-                priority=priority,
-            )
-        except Exception as error:
-            stream.put(error)
-            return
-        self._streams[stream.request_id] = stream
-        for request in requests:
-            self._cursors[request] = StreamCursor()
-
-    def _abort(self, request_id: str) -> None:
-        if self._engine.abort(request_id):
-            self._deliver(self._engine.take_updates())
-
-    def _fail(self, error: Exception) -> None:
-        """The engine ended the requests of the failed batch; their readers get the cause."""
-        for request in self._engine.take_updates():
-            self._cursors.pop(request, None)
-            self._engine.forget(request)
-            stream = self._streams.pop(request.request_id, None)
-            if stream is not None:
-                self._engine.abort(request.request_id)
-                failure = EngineError(f"{request.request_id}: the engine failed: {error}")
-                failure.__cause__ = error
-                stream.put(failure)
-
-    def _deliver(self, updates: Sequence[Request]) -> None:
-        for request in updates:
-            cursor = self._cursors.get(request)
-            stream = self._streams.get(request.request_id)
-            if cursor is None or stream is None:
-                continue
-            stream.put(cursor.advance(self._engine, request))
-            if request.finished:
-                del self._cursors[request]
-                self._engine.forget(request)
-                if not any(r.request_id == request.request_id for r in self._cursors):
-                    del self._streams[request.request_id]
-                    stream.put(None)
-
-
-__all__ = ["AsyncLLM", "Engine", "EngineError", "Stream"]
+__all__ = ["AsyncLLM", "EngineError", "Health", "Stream"]

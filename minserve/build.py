@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from minserve.models import (
     resolve_model_dir,
 )
 from minserve.prepare import ShapeBuilder
+from minserve.prompts import PromptInput
+from minserve.recovery import describe, is_interrupt
 from minserve.request import InvalidRequestError, SamplingParams
 from minserve.runner import EagerRunner, Runner
 from minserve.scheduling import LengthPredictor, Order, Policy
@@ -46,8 +48,6 @@ from minserve.virtual_engine import VirtualEngine
 from minserve.virtual_transfers import HostLink, VirtualStore
 
 ZOO = Path(__file__).parent / "zoo"
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,21 @@ class LoadedModel:
             values["max_tokens"] = defaults["max_new_tokens"]
         return SamplingParams(**values)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; a list of ids is taken as it is. Raises InvalidRequestError."""
-        if isinstance(prompt, str):
-            return self.need_tokenizer("text").encode(prompt)
-        return list(prompt)
+    def encode(self, prompt: PromptInput) -> list[int]:
+        """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError, also where
+        the tokenizer itself gives up: its panics are no ordinary exceptions."""
+        if prompt.token_ids is not None:
+            return prompt.token_ids
+        tokenizer, text = self.need_tokenizer("text"), prompt.text or ""
+        try:
+            return tokenizer.encode(text)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise InvalidRequestError(
+                f"the tokenizer cannot take this prompt of {len(text)} characters "
+                f"({describe(error)}): shorten it, or give token ids"
+            ) from error
 
     def need_tokenizer(self, what: str) -> Tokenizer:
         """The tokenizer; InvalidRequestError, saying that `what` needs it, when there is none."""

@@ -9,8 +9,9 @@ threads or what a caller does with the text.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minserve.admission import check_request
@@ -19,11 +20,13 @@ from minserve.config import ResolvedConfig
 from minserve.hardware import WorkCounter
 from minserve.memory import IntegrityError, KVManager, MemoryEvents
 from minserve.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
+from minserve.recovery import audit, describe, failing_rows, is_interrupt
 from minserve.request import (
     FinishReason,
     InvalidRequestError,
     Request,
     SamplingParams,
+    Status,
     TokenLogprobs,
 )
 from minserve.runner import Handle, Runner, StepResult
@@ -96,6 +99,14 @@ class Engine:
         self._live: dict[str, list[Request]] = {}
         self._texts: dict[Request, TextStream] = {}
         self._updates: dict[Request, None] = {}
+        self._owners: Sequence[Request] | None = ()
+        """Whose error it is, if what runs now fails; None: the scheduler knows, or everybody's."""
+        self._torn = False
+        """True while something is being changed: found True later, it was interrupted."""
+        self._in_doubt: BaseException | None = None
+        """What a row failed with in the middle of a step, after which the books are audited."""
+        self._num_fruitless = 0
+        """Failures in a row that ended no request."""
         self._num_added = 0
         self._num_steps = 0
         self._num_aborted = 0
@@ -107,6 +118,15 @@ class Engine:
         """True while a step would compute or collect something."""
         scheduler = self._scheduler
         return scheduler.has_requests or bool(self._in_flight)
+
+    @property
+    def has_requests(self) -> bool:
+        """True while a request has not ended."""
+        return bool(self._live)
+
+    def live_requests(self) -> list[Request]:
+        """The requests that have not ended, in order of arrival."""
+        return [request for group in self._live.values() for request in group]
 
     @property
     def max_request_tokens(self) -> int:
@@ -135,6 +155,7 @@ class Engine:
 
         Raises InvalidRequestError when the request cannot be served, and changes nothing then.
         """
+        self._repair()
         prompt = list(prompt_token_ids)
         if request_id in self._live:
             raise InvalidRequestError(f"request {request_id}: one of this name is still running")
@@ -151,25 +172,38 @@ class Engine:
             for index in range(params.n)
         ]
         self._num_added += 1
-        self._live[request_id] = list(requests)
-        for request in requests:
-            if request is not requests[0] and self.config.config.memory.copy_on_write:
-                request.leader = requests[0]
-            request.priority = priority
-            if params.prompt_logprobs is not None:
-                request.prompt_logprobs.append(None)
-            if self._tokenizer is not None and (stream_text or params.stop):
-                self._texts[request] = TextStream(self._tokenizer, params)
-            self._scheduler.add(request)
+        with self._change(requests):
+            self._live[request_id] = list(requests)
+            for request in requests:
+                self._queue(request, requests[0], stream_text, priority)
         return requests
+
+    def _queue(self, request: Request, first: Request, stream_text: bool, priority: int) -> None:
+        """One sample of a new prompt, of which `first` is the first."""
+        params = request.params
+        if request is not first and self.config.config.memory.copy_on_write:
+            request.leader = first
+        request.priority = priority
+        if params.prompt_logprobs is not None:
+            request.prompt_logprobs.append(None)
+        if self._tokenizer is not None and (stream_text or params.stop):
+            self._texts[request] = TextStream(self._tokenizer, params)
+        self._scheduler.add(request)
 
     def abort(self, request_id: str) -> bool:
         """End all samples of a request now; False when none of that name is live."""
-        requests = [r for r in self._live.get(request_id, ()) if not r.finished]
-        for request in requests:
-            self._finish(request, "abort")
-            self._num_aborted += 1
-        return bool(requests)
+        return self.abort_requests(tuple(self._live.get(request_id, ())))
+
+    def abort_requests(self, requests: Sequence[Request]) -> bool:
+        """End these samples now, whatever other request has their name; False when all had ended
+        already."""
+        live = [request for request in requests if not request.finished]
+        if live:
+            with self._change(live):
+                for request in live:
+                    self._finish(request, "abort")
+                    self._num_aborted += 1
+        return bool(live)
 
     def abort_all(self) -> None:
         """End every live request."""
@@ -187,7 +221,8 @@ class Engine:
     def settle(self) -> None:
         """Wait for what is in flight and commit it; submit nothing more."""
         while self._in_flight:
-            self._collect()
+            with self._change(()):
+                self._collect()
 
     def take_updates(self) -> list[Request]:
         """Requests that got a token or finished since the last call, in order."""
@@ -221,13 +256,20 @@ class Engine:
         somebody else while a step in flight still uses them: whatever touches them next, a batch
         or a copy, is queued behind that step. Nobody in flight is preempted (`StepPlan.waits`).
 
-        An exception of the runner ends the requests of that batch with reason "error", frees their
-        pages and travels to the caller; the engine stays usable.
+        What it raises has ended the requests it belongs to, with reason "error" and `cause`: one
+        request where that can be told, else the batch, else all. The engine stays usable.
         """
+        with self._change(()):
+            trace = self._step()
+            self._num_fruitless = 0
+            return trace
+
+    def _step(self) -> StepTrace:
         while len(self._in_flight) <= self._depth and not self._must_know_tokens():
             if not self._submit():
                 break
         if not self._in_flight:
+            self._owners = list(self._scheduler.waiting)[:1]
             raise IntegrityError("requests wait, none runs, and none can be admitted")
         return self._collect()
 
@@ -240,33 +282,28 @@ class Engine:
     def _submit(self) -> bool:
         """Plan one batch and start it; False where there is nothing to compute now."""
         start = self.clock.now()
+        self._owners = None
         plan = self._scheduler.schedule(start)
+        self._owners = ()
         self._num_preempted += len(plan.preempted)
         scheduled = self.clock.now()
         if not plan.requests:
             return False
         try:
             built = self._builder.build(plan)
-            work = self._counter.count(
-                built.batch.query_lens,
-                built.batch.context_lens,
-                len(built.sampled) + len(built.prompt_owners),
-            )
-            blocks_used = self.memory.pool.num_owned
-            prepared = self.clock.now()
-            handle = self._runner.submit(built.batch)
-        except Exception as error:
-            self.memory.failed()
-            self._fail(plan, error)
+        except BaseException:
+            self._owners = failing_rows(self._builder, plan) or plan.requests
             raise
+        work = self._counter.count(
+            built.batch.query_lens,
+            built.batch.context_lens,
+            len(built.sampled) + len(built.prompt_owners),
+        )
+        blocks_used = self.memory.pool.num_owned
+        prepared = self.clock.now()
+        self._owners = plan.requests
+        handle = self._runner.submit(built.batch)
         self.memory.submitted(built.batch)
-        for request, count in zip(plan.requests, plan.num_tokens, strict=True):
-            request.num_inflight_tokens += count
-            if request.first_scheduled_s is None:
-                request.first_scheduled_s = start
-        for row, request in enumerate(built.sampled):
-            request.num_pending_tokens += 1
-            request.pending_row = row
         self._in_flight.append(
             _InFlight(
                 plan=plan,
@@ -280,21 +317,30 @@ class Engine:
                 blocks_used=blocks_used,
             )
         )
+        for request, count in zip(plan.requests, plan.num_tokens, strict=True):
+            request.num_inflight_tokens += count
+            if request.first_scheduled_s is None:
+                request.first_scheduled_s = start
+        for row, request in enumerate(built.sampled):
+            request.num_pending_tokens += 1
+            request.pending_row = row
         return True
 
     def _collect(self) -> StepTrace:
-        flight = self._in_flight.popleft()
+        flight = self._in_flight[0]
+        self._owners = flight.plan.requests
         try:
             result = self._runner.collect(flight.handle)
-        except Exception as error:
-            self._fail(flight.plan, error)
-            raise
         finally:
+            self._in_flight.popleft()
             self.memory.collected()
         now = self.clock.now()
         counts = self._commit(flight, result, now)
+        self._owners = ()
         if self._check:
             self.memory.check()
+        if self._in_doubt is not None:
+            self._settle_doubt()
         use, events = self.memory.use(), flight.events + self.memory.take_events()
         num_tokens = sum(flight.plan.num_tokens)
         num_prefill = num_tokens - counts.num_decode - counts.num_discarded
@@ -387,11 +433,14 @@ class Engine:
                 spans.append((request, start, count, recomputed, blocks))
             if stop > known:
                 request.num_ever_computed = stop
-            if self._keep_cache:
-                request.num_computed_tokens = stop
-                self.memory.commit(request, count, request.num_inflight_tokens)
-            else:
-                self.memory.forget(request)
+            try:
+                if self._keep_cache:
+                    request.num_computed_tokens = stop
+                    self.memory.commit(request, count, request.num_inflight_tokens)
+                else:
+                    self.memory.forget(request)
+            except BaseException as error:
+                self._fail_row(request, error)
         for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
             if not request.finished:
                 request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
@@ -401,7 +450,13 @@ class Engine:
                 continue
             request.num_pending_tokens -= 1
             token = result.token_ids[row]
-            self._append(request, token, logprobs.get(row) if logprobs else None, now)
+            try:
+                failed = result.errors.get(row) if result.errors else None
+                if failed is not None:
+                    raise failed
+                self._append(request, token, logprobs.get(row) if logprobs else None, now)
+            except BaseException as error:
+                self._fail_row(request, error)
             counts.num_sampled += 1
             if request.finish_reason is not None:
                 counts.num_finished += 1
@@ -462,29 +517,133 @@ class Engine:
     ) -> None:
         stream = self._texts.get(request)
         if stream is not None:
-            stream.finish()
-            # Text held back may decide at the end that a stop string is there after all.
-            if reason == "length" and stream.stopped_by is not None:
+            try:
+                stream.finish()
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                reason, stop_reason = "error", None
+                request.error, request.cause = describe(error), error
+            # Text held back may decide at the end that a stop string is there after all; it is
+            # what cut the text, whatever ended the tokens.
+            if reason in ("stop", "length") and stream.stopped_by is not None:
                 reason, stop_reason = "stop", stream.stopped_by
         request.finish_reason = reason
         request.stop_reason = stop_reason
         request.finished_s = self.clock.now() if now is None else now
+        self._retire(request)
+
+    def _retire(self, request: Request) -> None:
+        """Take an ended request out of queues, pages and names, and tell of it."""
         self._scheduler.remove(request)
+        self._tell_end(request)
         siblings = self._live[request.request_id]
         siblings.remove(request)
         if not siblings:
             del self._live[request.request_id]
+
+    def _tell_end(self, request: Request) -> None:
         self._updates[request] = None
+        assert request.finish_reason is not None
         self.trace.finish_request(
-            request.request_id, request.sample_index, request.metrics(), reason
+            request.request_id, request.sample_index, request.metrics(), request.finish_reason
         )
 
-    def _fail(self, plan: StepPlan, error: Exception) -> None:
-        for request in plan.requests:
+    # -- when something fails ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _change(self, owners: Sequence[Request]) -> Iterator[None]:
+        """While it is entered the books are being changed. What it raises ends the requests it
+        belongs to, `owners` unless a stage knows better, and leaves books that add up."""
+        self._repair()
+        self._torn, self._owners = True, owners
+        try:
+            yield
+        except BaseException as error:
+            self._recover(error)
+            raise
+        self._torn = False
+
+    def _repair(self) -> None:
+        """Finish what an interruption has cut short, the handling of another error included."""
+        if self._torn:
+            self._recover(None)
+
+    def _fail_row(self, request: Request, error: BaseException) -> None:
+        """End one request in the middle of a step that goes on for the others; an interrupt is
+        nobody's and ends the step."""
+        if is_interrupt(error):
+            raise error
+        self._in_doubt = error
+        self._fail_request(request, error)
+
+    def _fail_request(self, request: Request, error: BaseException | None) -> None:
+        if not request.finished:
+            request.error, request.cause = describe(error), error
+            self._finish(request, "error")
+        elif request in self._live.get(request.request_id, ()):
+            self._retire(request)  # it was interrupted as it ended
+
+    def _blamed(self, error: BaseException | None) -> Sequence[Request]:
+        """The requests that an error belongs to."""
+        if self._owners is not None:
+            return self._owners
+        if is_interrupt(error):
+            return ()
+        culprit = self._scheduler.culprit
+        return self.live_requests() if culprit is None else (culprit,)
+
+    def _recover(self, error: BaseException | None) -> None:
+        """End whom `error` belongs to and audit the books; where they do not add up, start over."""
+        num_live = len(self.live_requests())
+        try:
+            self.memory.failed()
+            for request in list(self._blamed(error)):
+                self._fail_request(request, error)
+            if not is_interrupt(error) and len(self.live_requests()) == num_live:
+                self._num_fruitless += 1
+                if self._num_fruitless > 1:
+                    for request in self.live_requests():
+                        self._fail_request(request, error)
+            self._audit()
+        except Exception as trouble:
+            self._start_over(error or trouble)
+        self._in_doubt = None
+        self._torn = False
+
+    def _settle_doubt(self) -> None:
+        """A row failed while its step went on: go on too if the books add up."""
+        error, self._in_doubt = self._in_doubt, None
+        try:
+            self._audit()
+        except Exception:
+            self._start_over(error)
+
+    def _audit(self) -> None:
+        live = self._live.values()
+        audit(self._scheduler, self.memory, live, self._in_flight, self._keep_cache)
+
+    def _start_over(self, error: BaseException | None) -> None:
+        """End everything, and begin with empty books: nothing that was half-done is found again."""
+        for flight in self._in_flight:
+            with contextlib.suppress(Exception):
+                self._runner.collect(flight.handle)
+            self.memory.collected()
+        self._in_flight.clear()
+        live = self.live_requests()
+        for request in live:
             if not request.finished:
-                request.num_inflight_tokens = request.num_pending_tokens = 0
-                request.error = f"{type(error).__name__}: {error}"
-                self._finish(request, "error")
+                request.error, request.cause = describe(error), error
+                request.finish_reason, request.finished_s = "error", self.clock.now()
+            request.status = Status.FINISHED
+            self._tell_end(request)
+        self._live.clear()
+        self._scheduler.clear()
+        self.memory.reset()
+        self.trace.note(
+            f"after an error nothing was certain any more: {len(live)} requests were ended and the "
+            f"prefix cache was emptied ({describe(error)})"
+        )
 
 
 @dataclass

@@ -1,58 +1,85 @@
 """The front door: `LLM(model, config)` with generate, stream, chat and close.
 
 Runs the engine in the caller's thread. Turns strings into token ids and finished requests into
-outputs; scheduling, memory and sampling are the engine's. For servers and widgets, which must not
-block, see `AsyncLLM`.
+outputs; scheduling, memory and sampling are the engine's. Calls may come from several threads:
+`generate` calls take turns, streams run side by side, and whoever asks for a chunk moves all of
+them on. For servers and widgets, which must not block, see `AsyncLLM`.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minserve.build import LoadedModel, Prompt, build_engine, load_model, new_trace
+from minserve.build import LoadedModel, build_engine, load_model, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
-from minserve.pins import PinnedPrefix, check_pin, pin_computed
-from minserve.request import (
-    FinishReason,
-    InvalidRequestError,
-    Output,
-    Request,
-    RequestMetrics,
-    Sample,
-    SamplingParams,
+from minserve.outputs import (
+    StreamChunk,
+    StreamCursor,
+    check_params,
+    check_process,
+    failure_of,
+    make_output,
+    refused_output,
 )
+from minserve.pins import PinnedPrefix, check_pin, pin_computed
+from minserve.prompts import (
+    Message,
+    Prompt,
+    PromptInput,
+    check_priority,
+    check_prompt_text,
+    check_salt,
+    parse_conversations,
+    parse_prompt,
+    parse_prompts,
+)
+from minserve.recovery import is_interrupt
+from minserve.request import InvalidRequestError, Output, Request, SamplingParams
 from minserve.scheduling import LengthPredictor
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
-Message = Mapping[str, Any]
+Errors = Literal["raise", "return"]
 
 
-@dataclass(frozen=True)
-class StreamChunk:
-    """What a streamed sample gained in one step."""
+@dataclass
+class _Job:
+    """One prompt of a call to `generate`."""
 
-    request_id: str
-    index: int
-    """Which of the request's n samples."""
-    text: str
-    """New text; may be empty while a character or a possible stop string is incomplete."""
-    token_ids: tuple[int, ...]
-    """New tokens."""
-    finish_reason: FinishReason | None
-    metrics: RequestMetrics
-    error: str | None = None
+    name: str
+    text: str | None
+    token_ids: list[int]
+    params: SamplingParams
+    priority: int
+    requests: list[Request]
+    refused: InvalidRequestError | None = None
+
+
+class _Reader:
+    """A stream's side of the engine: its samples, and the chunks it has not asked for yet."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.cursors = {request: StreamCursor() for request in requests}
+        self.chunks: deque[StreamChunk] = deque()
+
+    @property
+    def finished(self) -> bool:
+        """True when no more chunks will come."""
+        return all(request.finished for request in self.requests)
 
 
 class LLM:
@@ -79,7 +106,14 @@ class LLM:
             self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
         )
         self._names = itertools.count()
-        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._turn = threading.RLock()
+        """Held by the call that fills the engine: generate, pin."""
+        self._lock = threading.Lock()
+        """Held while the engine is touched, never while a caller has the word."""
+        self._readers: dict[Request, _Reader] = {}
+        self._departed: deque[tuple[str, Sequence[Request]]] = deque()
+        """Requests that are wanted no more: told to the engine as soon as it is free."""
 
     @property
     def engine(self) -> Engine:
@@ -113,85 +147,86 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         priority: int | Sequence[int] = 0,
         progress: bool = True,
+        use_tqdm: bool | None = None,
+        errors: Errors = "raise",
     ) -> list[Output]:
-        """Complete prompts (strings or lists of token ids, one or many); outputs in their order.
+        """Complete prompts, one or many (strings, token ids, vLLM's dictionaries); outputs in their
+        order.
 
         `params` is one for all prompts or one each, and so is `priority`, of which the smaller goes
-        first where `scheduling.order` is "priority". Every prompt is checked before anything runs:
-        InvalidRequestError names the first that cannot be served. `progress` shows a bar on stderr
-        when it takes more than two seconds.
+        first where `scheduling.order` is "priority". `progress` shows a bar on stderr when it takes
+        more than two seconds. `sampling_params` and `use_tqdm` are vLLM's names for two of these.
+
+        With `errors="raise"` every prompt is checked before anything runs: InvalidRequestError
+        names the first that cannot be served; and the first request that fails ends the call with
+        what it failed with. With "return" such a request is an Output with finish reason "error"
+        and a sentence, and the others are completed.
         """
-        texts = _as_list(prompts)
-        each = self._params_for(params, len(texts))
-        ranks = [priority] * len(texts) if isinstance(priority, int) else list(priority)
-        if len(ranks) != len(texts):
-            raise InvalidRequestError(
-                f"{len(ranks)} priorities for {len(texts)} prompts: give one, or one each"
-            )
-        ids = [self.encode(prompt) for prompt in texts]
-        with self._lock:
-            engine = self._start_run()
-            names = [f"request-{next(self._names)}" for _ in texts]
-            groups: list[list[Request]] = []
-            try:
-                for name, prompt, one, rank in zip(names, ids, each, ranks, strict=True):
-                    groups.append(engine.add(name, prompt, one, priority=rank))
-                self._run(engine, sum(len(group) for group in groups), progress)
-            finally:
-                # After an interruption or an error nothing of this call stays behind.
-                for name in names:
-                    engine.abort(name)
-                engine.settle()
-                engine.take_updates()
-            outputs = [
-                make_output(engine, group, text if isinstance(text, str) else None)
-                for group, text in zip(groups, texts, strict=True)
-            ]
-            for request in itertools.chain.from_iterable(groups):
-                engine.forget(request)
-            return outputs
+        check_process(self._process, "LLM")
+        if errors not in ("raise", "return"):
+            raise InvalidRequestError(f"errors={errors!r}: expected 'raise' or 'return'")
+        if sampling_params is not None:
+            if params is not None:
+                raise InvalidRequestError("params and sampling_params are one thing: give one")
+            params = sampling_params
+        with self._turn:
+            jobs = self._jobs(prompts, params, priority, errors)
+            show = progress if use_tqdm is None else use_tqdm
+            return self._complete(jobs, show, errors)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """Complete one prompt, a chunk per sample and step; stopping the iteration aborts it."""
-        one = params or self.default_sampling_params
+        """Complete one prompt, a chunk per sample and step, from any thread; stopping the iteration
+        aborts it. What is wrong with the request is raised here, what fails later in the iteration.
+        """
+        check_process(self._process, "LLM")
+        one = check_params(params) or self.default_sampling_params
         ids = self.encode(prompt)
-        with self._lock:
-            engine = self._start_run()
-            name = f"request-{next(self._names)}"
-            cursors = {
-                request: StreamCursor() for request in engine.add(name, ids, one, stream_text=True)
-            }
-            try:
-                while engine.has_work:
-                    engine.step()
-                    for request in engine.take_updates():
-                        yield cursors[request].advance(engine, request)
-            finally:
-                engine.abort(name)
-                engine.settle()
-                engine.take_updates()
-                for request in cursors:
-                    engine.forget(request)
+        return self._chunks(ids, one)
 
+    @overload
     def chat(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        sampling_params: SamplingParams | None = None,
         progress: bool = True,
-    ) -> Output:
-        """Answer a conversation: `[{"role": "user", "content": "..."}]`, by the model's template.
+        use_tqdm: bool | None = None,
+    ) -> Output: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: bool = True,
+        use_tqdm: bool | None = None,
+    ) -> list[Output]: ...
+    def chat(self, messages: Any, params: Any = None, **options: Any) -> Output | list[Output]:
+        """Answer a conversation, `[{"role": "user", "content": "..."}]`, by the model's template;
+        or a list of conversations, and then the answers are a list too.
 
-        Raises InvalidRequestError when the model has no tokenizer or no chat template.
+        Options are those of `generate`. Raises InvalidRequestError when the model has no tokenizer
+        or no chat template.
         """
-        return self.generate([self.chat_prompt(messages)], params, progress=progress)[0]
+        conversations, many = parse_conversations(messages, self.config.max_prompt_chars)
+        prompts = [self._chat_ids(conversation) for conversation in conversations]
+        outputs = self.generate(prompts, params, **options)
+        return outputs if many else outputs[0]
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids that `chat` sends for a conversation."""
+        (conversation,), _ = parse_conversations([messages], self.config.max_prompt_chars)
+        return self._chat_ids(conversation)
+
+    def _chat_ids(self, conversation: Sequence[Message]) -> list[int]:
         tokenizer = self._loaded.need_tokenizer("a conversation")
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True)
+        check_prompt_text(text, self.config.max_prompt_chars, "the conversation as a prompt")
         # The template writes its own special tokens.
         return tokenizer.encode(text, add_special_tokens=False)
 
@@ -203,19 +238,21 @@ class LLM:
         context manager: `with llm.pin(document): ...`. Raises ConfigError without a prefix cache,
         InvalidRequestError for a prefix shorter than a page or too long for the pool.
         """
-        ids = self.encode(prompt)
-        with self._lock:
-            engine = self.engine
-            check_pin(engine, ids)
-            handle = pin_computed(engine, ids, cache_salt)
+        ids, salt = self.encode(prompt), check_salt(cache_salt)
+        engine = self.engine
+        with self._turn:
+            with self._lock:
+                check_pin(engine, ids)
+                handle = pin_computed(engine, ids, salt)
             if handle is None:
-                once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=cache_salt)
+                once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=salt)
                 self.generate([ids], once, progress=False)
-                handle = pin_computed(engine, ids, cache_salt)
-            if handle is None:
-                raise RuntimeError("the prefix was computed and is not in the cache")
-            size = engine.memory.block_size
-            return PinnedPrefix(len(ids) // size * size, functools.partial(self._unpin, handle))
+                with self._lock:
+                    handle = pin_computed(engine, ids, salt)
+        if handle is None:
+            raise RuntimeError("the prefix was computed and is not in the cache")
+        size = engine.memory.block_size
+        return PinnedPrefix(len(ids) // size * size, functools.partial(self._unpin, handle))
 
     def unpin(self, pinned: PinnedPrefix) -> None:
         """`pinned.unpin()`: let its pages be evicted again."""
@@ -226,11 +263,16 @@ class LLM:
             if self._engine is not None:
                 self._engine.memory.unpin(handle)
 
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError."""
+        return self._loaded.encode(parse_prompt(prompt, self.config.max_prompt_chars))
+
     def close(self) -> None:
         """Abort what runs; free pages, files and weights. Closing twice is harmless."""
         with self._lock:
             if self._engine is not None:
                 self._engine.close()
+                self._deliver(self._engine)
             self._engine = None
 
     def __enter__(self) -> LLM:
@@ -244,21 +286,43 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _start_run(self) -> Engine:
-        engine = self.engine
-        if engine.has_work:
-            raise RuntimeError("this LLM is streaming; finish or close that iterator first")
-        engine.trace = new_trace(self._loaded.name, engine.config)
-        return engine
+    # -- generate ----------------------------------------------------------------------------------
 
-    def _run(self, engine: Engine, num_samples: int, progress: bool) -> None:
-        with tqdm(
-            total=num_samples, desc="requests", unit="req", delay=2, disable=not progress
-        ) as bar:
-            while engine.has_work:
-                finished = engine.step().num_finished
-                if finished:
-                    bar.update(finished)
+    def _jobs(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int],
+        errors: Errors,
+    ) -> list[_Job]:
+        """Everything checked that can be checked without the engine."""
+        given = self._parse(prompts, errors)
+        each = self._params_for(params, len(given))
+        ranks = _priorities(priority, len(given))
+        jobs = []
+        for prompt, one, rank in zip(given, each, ranks, strict=True):
+            job = _Job(f"request-{next(self._names)}", None, [], one, rank, [])
+            jobs.append(job)
+            if isinstance(prompt, InvalidRequestError):
+                job.refused = prompt
+                continue
+            job.text = prompt.text
+            try:
+                job.token_ids = self._loaded.encode(prompt)
+            except InvalidRequestError as error:
+                if errors == "raise":
+                    raise
+                job.refused = error
+        return jobs
+
+    def _parse(self, prompts: Any, errors: Errors) -> Sequence[PromptInput | InvalidRequestError]:
+        most = self.config.max_prompt_chars
+        try:
+            return parse_prompts(prompts, most)
+        except InvalidRequestError:
+            if errors == "raise" or not isinstance(prompts, list | tuple):
+                raise
+        return [_parsed(prompt, most) for prompt in prompts]
 
     def _params_for(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -267,72 +331,154 @@ class LLM:
             params = self.default_sampling_params
         if isinstance(params, SamplingParams):
             return [params] * count
-        if len(params) != count:
+        each = list(params) if isinstance(params, list | tuple) else [params]
+        chosen = [check_params(one) or self.default_sampling_params for one in each]
+        if len(chosen) != count:
             raise InvalidRequestError(
-                f"{len(params)} SamplingParams for {count} prompts: give one, or one each"
+                f"{len(chosen)} SamplingParams for {count} prompts: give one, or one each"
             )
-        return params
+        return chosen
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; a list of ids is taken as it is. Raises InvalidRequestError."""
-        return self._loaded.encode(prompt)
+    def _complete(self, jobs: Sequence[_Job], progress: bool, errors: Errors) -> list[Output]:
+        try:
+            with self._lock:
+                engine = self._start_run()
+                self._end_orphans(engine)
+                for job in jobs:
+                    if job.refused is None:
+                        self._add(engine, job, errors)
+            requests = [request for job in jobs for request in job.requests]
+            self._run(engine, requests, progress, stop_on_error=errors == "raise")
+            with self._lock:
+                return [self._output(engine, job, errors) for job in jobs]
+        finally:
+            # After an interruption or an error nothing of this call stays behind.
+            self._departed.extend((job.name, job.requests) for job in jobs)
+            self._tell_soon()
+
+    def _add(self, engine: Engine, job: _Job, errors: Errors) -> None:
+        try:
+            job.requests = engine.add(job.name, job.token_ids, job.params, priority=job.priority)
+        except InvalidRequestError as error:
+            if errors == "raise":
+                raise
+            job.refused = error
+
+    def _run(
+        self, engine: Engine, requests: Sequence[Request], progress: bool, stop_on_error: bool
+    ) -> None:
+        """Step until these requests have ended."""
+        left = list(requests)
+        with tqdm(
+            total=len(left), desc="requests", unit="req", delay=2, disable=not progress
+        ) as bar:
+            while left:
+                self._advance(engine)
+                if stop_on_error and (failure := failure_of(left)) is not None:
+                    raise failure
+                before = len(left)
+                left = [request for request in left if not request.finished]
+                if len(left) < before:
+                    bar.update(before - len(left))
+
+    def _output(self, engine: Engine, job: _Job, errors: Errors) -> Output:
+        if job.refused is None:
+            return make_output(engine, job.requests, job.text)
+        return refused_output(job.name, job.text, job.refused, engine.clock.now())
+
+    # -- the engine, shared ------------------------------------------------------------------------
+
+    def _start_run(self) -> Engine:
+        """The engine, with a fresh trace unless something runs in it already."""
+        engine = self.engine
+        self._tell_departed(engine)
+        if not engine.has_work:
+            engine.trace = new_trace(self._loaded.name, engine.config)
+        return engine
+
+    def _advance(self, engine: Engine) -> None:
+        """One step for everything that runs, and every reader its chunks."""
+        with self._lock:
+            if self._engine is not engine:
+                return  # Closed meanwhile: everything has ended.
+            self._tell_departed(engine)
+            if engine.has_work:
+                try:
+                    engine.step()
+                except BaseException as error:
+                    # The engine has ended the requests it belongs to: their callers raise it.
+                    if is_interrupt(error):
+                        raise
+            self._deliver(engine)
+
+    def _deliver(self, engine: Engine) -> None:
+        for request in engine.take_updates():
+            reader = self._readers.get(request)
+            if reader is not None:
+                reader.chunks.append(reader.cursors[request].advance(engine, request))
+
+    def _chunks(self, ids: list[int], params: SamplingParams) -> Iterator[StreamChunk]:
+        name, requests = f"request-{next(self._names)}", []
+        try:
+            with self._lock:
+                engine = self._start_run()
+                requests = engine.add(name, ids, params, stream_text=True)
+                reader = _Reader(requests)
+                self._readers.update(dict.fromkeys(requests, reader))
+            while True:
+                while reader.chunks:
+                    yield reader.chunks.popleft()
+                if reader.finished:
+                    break
+                self._advance(engine)
+            if (failure := failure_of(requests)) is not None:
+                raise failure
+        finally:
+            self._departed.append((name, requests))
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        """Tell the engine who left, now or when it is free: a stream may be dropped by the garbage
+        collector in the midst of a step."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._engine is not None:
+                    self._tell_departed(self._engine)
+            finally:
+                self._lock.release()
+
+    def _tell_departed(self, engine: Engine) -> None:
+        while self._departed:
+            name, requests = self._departed.popleft()
+            engine.abort(name)
+            for request in requests:
+                self._readers.pop(request, None)
+                engine.forget(request)
+            if not engine.has_requests:
+                engine.settle()
+            self._deliver(engine)
+
+    def _end_orphans(self, engine: Engine) -> None:
+        """End what an interrupted call left behind: only streams may be under way now."""
+        orphans = [request for request in engine.live_requests() if request not in self._readers]
+        if orphans:
+            engine.abort_requests(orphans)
+            for request in orphans:
+                engine.forget(request)
 
 
-class StreamCursor:
-    """How much of a request's text and tokens a reader has already been given."""
+def _parsed(prompt: Any, max_chars: int) -> PromptInput | InvalidRequestError:
+    try:
+        return parse_prompt(prompt, max_chars)
+    except InvalidRequestError as error:
+        return error
 
-    def __init__(self) -> None:
-        self._num_chars = 0
-        self._num_tokens = 0
 
-    def advance(self, engine: Engine, request: Request) -> StreamChunk:
-        """What is new since the last call."""
-        text = engine.text_of(request)
-        tokens = tuple(request.token_ids[request.num_prompt_tokens + self._num_tokens :])
-        chunk = StreamChunk(
-            request_id=request.request_id,
-            index=request.sample_index,
-            text=text[self._num_chars :],
-            token_ids=tokens,
-            finish_reason=request.finish_reason,
-            metrics=request.metrics(),
-            error=request.error,
+def _priorities(priority: int | Sequence[int], count: int) -> list[int]:
+    many = isinstance(priority, list | tuple)
+    ranks = [check_priority(rank) for rank in (priority if many else [priority] * count)]
+    if len(ranks) != count:
+        raise InvalidRequestError(
+            f"{len(ranks)} priorities for {count} prompts: give one, or one each"
         )
-        self._num_chars = len(text)
-        self._num_tokens += len(tokens)
-        return chunk
-
-
-def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None) -> Output:
-    """The output of one prompt's samples."""
-    first = requests[0]
-    return Output(
-        request_id=first.request_id,
-        prompt=prompt,
-        prompt_token_ids=tuple(first.prompt_token_ids),
-        samples=tuple(
-            Sample(
-                index=request.sample_index,
-                text=engine.text_of(request),
-                token_ids=tuple(request.output_token_ids),
-                finish_reason=request.finish_reason,
-                stop_reason=request.stop_reason,
-                metrics=request.metrics(),
-                logprobs=tuple(request.logprobs) if request.params.logprobs is not None else None,
-                error=request.error,
-            )
-            for request in requests
-        ),
-        prompt_logprobs=(
-            tuple(first.prompt_logprobs) if first.params.prompt_logprobs is not None else None
-        ),
-    )
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    items = list(prompts)
-    if items and all(isinstance(item, int) for item in items):
-        return [items]  # type: ignore[list-item]
-    return items  # type: ignore[return-value]
+    return ranks

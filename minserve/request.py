@@ -320,6 +320,8 @@ class Request:
     """Most tokens that were ever computed: what lies below it and is computed again is waste."""
     error: str | None = None
     """Why the finish reason is "error", in a sentence."""
+    cause: BaseException | None = None
+    """The exception behind `error`, where there was one."""
     priority: int = 0
     """A smaller number goes first where `scheduling.order` is "priority"."""
     arrival_number: int = 0

@@ -6,7 +6,7 @@ tensors only; requests, pages' owners and stop conditions are the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -47,6 +47,8 @@ class StepResult:
     num_compiled_graphs: int = 0
     num_cached_graphs: int = 0
     """See `StepTrace`."""
+    errors: Mapping[int, Exception] | None = None
+    """By sample row, what drawing its token failed with."""
 
 
 Handle = Any

@@ -1,4 +1,5 @@
-"""What every test relies on: no network, one torch thread a process, and GPU tests skipped."""
+"""What every test relies on: no network, one torch thread a process, GPU tests skipped, and a
+sample in place of what takes long (`sampled.py`)."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ except ImportError:  # `make gpu` asks for pytest alone.
 
     without_hypothesis.install()
     import hypothesis
+
+pytest_plugins = ["sampled"]
 
 # The first example pays for imports and warm-up, so a deadline would only measure the machine.
 hypothesis.settings.register_profile("minserve", deadline=None)

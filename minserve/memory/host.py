@@ -24,9 +24,15 @@ class HostTier:
         self.num_slots = num_slots
         self.disk = disk
         self._store = store
-        self._free = list(range(num_slots - 1, -1, -1))
+        self.reset()
+
+    def reset(self) -> None:
+        """Every slot is free, and nothing is on disk."""
+        self._free = list(range(self.num_slots - 1, -1, -1))
         self._cached: OrderedDict[Key, int] = OrderedDict()
         self._owned: set[int] = set()
+        if self.disk is not None:
+            self.disk.clear()
 
     @property
     def num_cached(self) -> int:

@@ -81,6 +81,7 @@ class KVManager:
         self._chains: dict[Request, TokenChain] = {}
         self._swapped: dict[Request, tuple[list[int], int]] = {}
         self._pins: dict[int, list[int]] = {}
+        self._num_pins = 0
         self._noted: set[str] = set()
 
     @property
@@ -106,6 +107,11 @@ class KVManager:
         """The request's pages, in order of position."""
         held = self._tables.get(request)
         return tuple(held.blocks) if held is not None else ()
+
+    def tokens_of(self, request: Request) -> int | None:
+        """Tokens that the request's pages hold; None where it has no block table."""
+        held = self._tables.get(request)
+        return held.tokens if held is not None else None
 
     # -- admission ---------------------------------------------------------------------------------
 
@@ -134,14 +140,18 @@ class KVManager:
 
     def admit(self, request: Request) -> int:
         """Give the request a block table and what is already computed of it; returns how many
-        tokens that is."""
+        tokens that is. What it raises leaves the request as it was, without a table."""
         held = self._tables.open(request)
-        if self._reservation is not None:
-            self._admit_contiguous(request, held)
-        elif request in self._swapped:
-            self._swap_in(request, held)
-        else:
-            self._share(request, held, self._find(request))
+        try:
+            if self._reservation is not None:
+                self._admit_contiguous(request, held)
+            elif request in self._swapped:
+                self._swap_in(request, held)
+            else:
+                self._share(request, held, self._find(request))
+        except BaseException:
+            self._tables.close(request)
+            raise
         return held.tokens
 
     def _find(self, request: Request) -> Hit:
@@ -181,11 +191,13 @@ class KVManager:
         if source is not None:
             # Held while room is made for the copy, which might otherwise evict it.
             self.pool.share(source)
-            if self.pool.num_available:
-                self._tables.extend(held, self.pool.allocate(1))
-                self._copy(source, held.blocks[-1])
-                held.tokens += hit.partial_tokens
-            self.pool.release([source])
+            try:
+                if self.pool.num_available:
+                    self._tables.extend(held, self.pool.allocate(1))
+                    self._copy(source, held.blocks[-1])
+                    held.tokens += hit.partial_tokens
+            finally:
+                self.pool.release([source])
         self._events.hit_tokens += held.tokens
         if hit.keys:
             self._load(request, held, hit)
@@ -196,9 +208,9 @@ class KVManager:
         self.prefix.touch(hit)
         first = len(held.blocks)
         blocks = self.pool.allocate(min(len(hit.keys), self.pool.num_available))
+        self._tables.extend(held, blocks)
         loaded = self.prefix.load(hit, blocks)
-        self.pool.release(reversed(blocks[loaded:]))
-        self._tables.extend(held, blocks[:loaded])
+        self._tables.shrink(held, first + loaded)
         held.tokens += loaded * self.block_size
         self._enter(request, held, first, first + loaded)
         self._events.loaded_tokens += loaded * self.block_size
@@ -312,11 +324,12 @@ class KVManager:
         shared = self._find(request).blocks
         for block in shared:
             self.pool.share(block)
+        self._tables.extend(held, shared)
         loaded = self.pool.allocate(len(slots) - len(shared))
+        self._tables.extend(held, loaded)
         self.host.load(slots[len(shared) :], loaded)
-        self.host.release(slots)
         del self._swapped[request]
-        self._tables.extend(held, [*shared, *loaded])
+        self.host.release(slots)
         held.tokens = tokens
         if self.prefix is not None:
             self._enter(request, held, len(shared), tokens // self.block_size)
@@ -334,9 +347,9 @@ class KVManager:
         blocks = self.prefix.lookup(chain, len(token_ids)).blocks
         for block in blocks:
             self.pool.share(block)
-        handle = max(self._pins, default=-1) + 1
-        self._pins[handle] = blocks
-        return handle, len(blocks) * self.block_size
+        self._num_pins += 1
+        self._pins[self._num_pins] = blocks
+        return self._num_pins, len(blocks) * self.block_size
 
     def unpin(self, handle: int) -> None:
         """Let pinned pages be evicted again. An unknown handle is a KeyError."""
@@ -401,6 +414,24 @@ class KVManager:
         if self._reservation is None or self.fits(request):
             return 0
         return self.pool.num_free * self.block_size
+
+    def requests(self) -> set[Request]:
+        """The requests that hold pages, on the device or swapped out."""
+        return self._tables.requests() | self._swapped.keys()
+
+    def reset(self) -> None:
+        """Every page is free and nothing is cached, pinned or swapped out, whatever was before: how
+        an engine goes on whose books no longer add up. No request may be live."""
+        self.pool.reset()
+        self._tables.reset()
+        self._chains.clear()
+        self._swapped.clear()
+        self._pins = {handle: [] for handle in self._pins}
+        if self.prefix is not None:
+            self.prefix.reset()
+        elif self.host is not None:
+            self.host.reset()
+        self._store.failed()
 
     def close(self) -> None:
         """Delete what lower tiers keep on disk."""

@@ -24,13 +24,17 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        # Last in, first out: a page just freed is the one most likely still in a processor cache.
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._owners = [0] * num_blocks
-        self._indexed = bytearray(num_blocks)
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self.reset()
         self.on_evict: Callable[[list[int]], None] | None = None
         """Called with pages that leave the index, before anybody can write to them."""
+
+    def reset(self) -> None:
+        """Every page is free again; the index, if there is one, is told nothing."""
+        # Last in, first out: a page just freed is the one most likely still in a processor cache.
+        self._free = list(range(self.num_blocks - 1, -1, -1))
+        self._owners = [0] * self.num_blocks
+        self._indexed = bytearray(self.num_blocks)
+        self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
@@ -129,9 +133,12 @@ class BlockPool:
         blocks = [self._cached.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
             self._indexed[block] = 0
-        if self.on_evict is not None:
-            self.on_evict(blocks)
-        self._free.extend(reversed(blocks))
+        try:
+            if self.on_evict is not None:
+                self.on_evict(blocks)
+        finally:
+            # Lower tiers may fail to keep a page; it is free all the same.
+            self._free.extend(reversed(blocks))
 
     def free_blocks(self) -> list[int]:
         """Pages nobody owns and nobody could find, in ascending order."""

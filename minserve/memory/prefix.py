@@ -125,6 +125,14 @@ class PrefixCache:
         if self._host is not None:
             self._host.drop_cached()
 
+    def reset(self) -> None:
+        """Forget everything in every tier, without a look at what is there; the pool is reset by
+        its owner."""
+        self.index = type(self.index)()
+        self._keys.clear()
+        if self._host is not None:
+            self._host.reset()
+
     def check(self) -> None:
         """Verify that index and pool know the same pages. Raises IntegrityError."""
         indexed = set(self.index.blocks())

@@ -39,10 +39,18 @@ class BlockTables:
         self.rows: npt.NDArray[np.int32] = np.zeros(
             (max_num_seqs, min(blocks_per_request, pool.num_blocks)), dtype=np.int32
         )
-        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self.reset()
+
+    def reset(self) -> None:
+        """No request holds anything; the pool is told nothing."""
+        self._free_rows = list(range(self.rows.shape[0] - 1, -1, -1))
         self._held: dict[Request, Held] = {}
         self.internal_slots = 0
         """Slots that requests hold and can never fill."""
+
+    def requests(self) -> set[Request]:
+        """The requests that have a row."""
+        return set(self._held)
 
     def __getitem__(self, request: Request) -> Held:
         return self._held[request]

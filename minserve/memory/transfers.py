@@ -42,8 +42,10 @@ class TransferOrder:
         self._loose = False
 
     def collected(self) -> None:
-        """The oldest batch is done."""
-        self._in_flight.popleft()
+        """The oldest batch is done. One that was never reported, because it was interrupted as it
+        was submitted, is left alone: `queued` has made transfers wait for it."""
+        if self._in_flight:
+            self._in_flight.popleft()
 
     def save_waits(self) -> bool:
         """Must a save stand behind everything queued so far?"""

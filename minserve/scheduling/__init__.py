@@ -1,5 +1,6 @@
-"""Request scheduling (Miao et al., section 4.2.4): who computes how many tokens next."""
+"""Request scheduling (Miao et al., section 4.2.4): which requests compute how many tokens next."""
 
+from minserve.scheduling.answers import HookError
 from minserve.scheduling.lengths import LengthOracle, LengthPredictor
 from minserve.scheduling.order import (
     LongestPrefixFirst,
@@ -8,6 +9,7 @@ from minserve.scheduling.order import (
     PriorityFirst,
     ShortestFirst,
 )
+from minserve.scheduling.plan import StepPlan
 from minserve.scheduling.policy import (
     AdmissionError,
     ContinuousBatching,
@@ -15,12 +17,13 @@ from minserve.scheduling.policy import (
     Room,
     StaticBatching,
 )
-from minserve.scheduling.scheduler import Scheduler, StepPlan
+from minserve.scheduling.scheduler import Scheduler
 from minserve.scheduling.waiting import WaitingQueue
 
 __all__ = [
     "AdmissionError",
     "ContinuousBatching",
+    "HookError",
     "LengthOracle",
     "LengthPredictor",
     "LongestPrefixFirst",

@@ -23,10 +23,11 @@ class AdmissionError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Who runs, who waits, and what is left for the first in line: one moment of one step."""
+    """What runs, what waits, and what is left for the first in line: one moment of one step."""
 
     running: Sequence[Request]
-    """Those who hold a place, in order of admission; pages for this step are already theirs."""
+    """Requests that hold a place, in order of admission; pages for this step are already
+    theirs."""
     waiting: Sequence[Request]
     """At least one."""
     max_num_seqs: int
@@ -48,8 +49,8 @@ class Room:
 
     @property
     def has_pages(self) -> bool:
-        """True where the first in line fits beside what is promised; with nobody running, no page
-        is kept back."""
+        """True where the first in line fits beside what is promised; while no request runs, no
+        page is kept back."""
         kept_back = self.promised_blocks + self.watermark_blocks if self.running else 0
         return self.memory.fits(self.waiting[0], kept_back)
 
@@ -71,13 +72,16 @@ class ContinuousBatching:
         return room.has_pages
 
     def idle_places(self, running: Sequence[Request]) -> int:
-        """Places that were given away and that nobody may take yet. None here: whoever leaves makes
-        room for the next."""
+        """Places that were given away and may not be taken yet. None here: a request that leaves
+        makes room for the next."""
         return 0
+
+    def clear(self) -> None:
+        """Forget all requests: the engine starts again after its books were damaged."""
 
 
 class StaticBatching(ContinuousBatching):
-    """A batch is formed when nobody runs any more; until its last request ends, nobody joins.
+    """A batch is formed when no request runs any more; until its last one ends, none joins.
 
     With `bucket`, a batch holds only requests whose predicted lengths fall into the same multiple
     of it, so that its places empty together.
@@ -102,9 +106,14 @@ class StaticBatching(ContinuousBatching):
         return joins
 
     def idle_places(self, running: Sequence[Request]) -> int:
-        """Of the batch, those that do not run any more: finished, aborted, or preempted until it
-        ends. Whoever comes back before takes its own place."""
+        """Of the batch, requests that do not run any more: finished, aborted, or preempted. A
+        preempted request that comes back gets its own place again."""
         return len(self._batch) - len(running)
+
+    def clear(self) -> None:
+        """The next batch forms from the start."""
+        self._open_places = 0
+        self._batch = set()
 
     def _alike(self, waiting: Sequence[Request]) -> int:
         """Requests at the head of the queue that may share a batch."""

@@ -1,16 +1,19 @@
 """Samples of one prompt wait until the first has computed it, and then share its pages.
 
 Copy-on-write, as beam search and parallel sampling in vLLM (Kwon et al., arXiv 2309.06180, section
-4.4): the manager shares and copies pages, this class only says who has to wait for whom.
+4.4): the manager shares and copies pages, this class only says which sample waits for which.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from minserve.memory import IntegrityError
 from minserve.request import Request
 
 
 class SampleGroups:
-    """Samples that do not stand in the queue yet, by the sample that computes their prompt."""
+    """Samples that are not in the queue yet, by the sample that computes their prompt."""
 
     def __init__(self) -> None:
         self._followers: dict[Request, list[Request]] = {}
@@ -22,7 +25,7 @@ class SampleGroups:
         return sum(len(group) for group in self._followers.values())
 
     def add(self, request: Request) -> bool:
-        """Let a sample wait for its leader; False where there is none to wait for."""
+        """Let a sample wait for its leader; False where it has no live one."""
         leader = request.leader
         if leader is None or leader.finished:
             return False
@@ -41,8 +44,9 @@ class SampleGroups:
         return True
 
     def ready(self) -> list[Request]:
-        """Samples whose prompt is computed now, to be queued. Where the leader ended before it
-        was, the next sample leads the others."""
+        """Samples whose prompt is computed now, to be queued, and then removed here by the caller:
+        one that cannot be queued is not lost. Where the leader ended before its prompt was
+        computed, the next sample leads the others."""
         found: list[Request] = []
         for leader, group in list(self._followers.items()):
             if leader.num_computed_tokens >= leader.num_prompt_tokens:
@@ -54,7 +58,23 @@ class SampleGroups:
                     request.leader = first
                 if others:
                     self._followers[first] = others
-            else:
-                continue
-            del self._followers[leader]
+                self._followers[leader] = [first]
         return found
+
+    def leaders(self) -> Iterator[Request]:
+        """Samples that others wait for."""
+        return iter(self._followers)
+
+    def followers(self) -> Iterator[Request]:
+        """Samples that wait."""
+        return (request for group in self._followers.values() for request in group)
+
+    def check(self) -> None:
+        """Verify that each sample waits for its own leader, and only once. Raises
+        IntegrityError."""
+        for leader, group in self._followers.items():
+            name = leader.request_id
+            if not group or len(set(group)) != len(group):
+                raise IntegrityError(f"samples of request {name}: none wait, or one waits twice")
+            if any(request.leader is not leader for request in group):
+                raise IntegrityError(f"a sample of request {name} waits for another's prompt")

@@ -1,23 +1,27 @@
-"""The queue: requests by urgency, rank and arrival, and the bound on how long anybody is overtaken.
+"""The queue: requests by urgency, rank and arrival, and the bound on how long one is overtaken.
 
-A rank is taken when a request joins, and when all are ranked anew. Whoever has waited `limit_s` in
-all (`now - arrival`, less the time it ran) becomes urgent for good: urgent requests go before all
-others, first come first served among themselves. So after the limit nobody is overtaken by a later
-arrival, whatever the order prefers. Knows nothing about places and pages.
+A rank is computed when a request joins, and when all are ranked anew. A request that has waited
+`limit_s` in all (`now - arrival`, less the time it ran) becomes urgent for good: urgent requests go
+before all others, first come first served among themselves. So after the limit no later arrival
+goes ahead of it, whatever the order prefers. Knows nothing about places and pages.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import overload
 
+from minserve.memory import IntegrityError
 from minserve.request import Request
+from minserve.scheduling.answers import checked_rank
 from minserve.scheduling.order import Order
 
 Rank = tuple[bool, float]
 """(not urgent, rank): smaller goes first; arrival decides between equals."""
+_PLAIN = (float, int)
 
 
 class WaitingQueue(Sequence[Request]):
@@ -32,11 +36,18 @@ class WaitingQueue(Sequence[Request]):
         self._due: dict[Request, float] = {}
 
     def rank_of(self, request: Request) -> Rank:
-        """Where the request stands now, arrival aside."""
-        return (False, 0.0) if request.urgent else (True, self._order.rank(request))
+        """Where the request stands now, arrival aside. Raises HookError where the order's answer
+        is not a number."""
+        if request.urgent:
+            return (False, 0.0)
+        rank = self._order.rank(request)
+        if rank.__class__ not in _PLAIN or rank != rank:
+            rank = checked_rank(self._order, request, rank)
+        return (True, rank)
 
     def push(self, request: Request, now_s: float) -> None:
-        """Queue a request that begins to wait now."""
+        """Queue a request that begins to wait now. Where asking for its rank raises, it is not
+        queued."""
         request.waiting_since_s = now_s
         self._insert(request)
         if self._limit_s is not None and not request.urgent:
@@ -53,16 +64,25 @@ class WaitingQueue(Sequence[Request]):
         request.waited_s += now_s - request.waiting_since_s
         return request
 
-    def remove(self, request: Request) -> None:
-        """Take out a request wherever it stands."""
-        self._take(request)
+    def remove(self, request: Request) -> bool:
+        """Take out a request wherever it stands; False where it does not wait here."""
         self._due.pop(request, None)
+        if request not in self._where:
+            return False
+        self._take(request)
+        return True
 
     def _take(self, request: Request) -> None:
-        del self._line[bisect_left(self._line, self._where.pop(request))]
+        entry = self._where[request]
+        index = bisect_left(self._line, entry)
+        if index < len(self._line) and self._line[index] is entry:
+            del self._line[index]
+        else:  # An interrupt came between two lines that belong together.
+            self._line = [other for other in self._line if other[2] is not request]
+        del self._where[request]
 
     def promote(self, now_s: float) -> None:
-        """Make urgent whoever has waited for the limit."""
+        """Make requests urgent that have waited for the limit."""
         while self._deadlines and self._deadlines[0][0] <= now_s:
             due_s, _, request = heapq.heappop(self._deadlines)
             # It may have run meanwhile, and then has another deadline.
@@ -73,17 +93,29 @@ class WaitingQueue(Sequence[Request]):
                     request.urgent = True
                     self._insert(request)
 
-    def rank_anew(self) -> None:
-        """Take everybody's rank again: what it hangs on has changed."""
-        self._where = {
-            one: (self.rank_of(one), one.arrival_number, one) for _, _, one in self._line
-        }
-        self._line = sorted(self._where.values())
+    def rank_anew(self, rank_of: Callable[[Request], Rank]) -> None:
+        """Ask for every rank again: what the ranks depend on has changed."""
+        where = {one: (rank_of(one), one.arrival_number, one) for _, _, one in self._line}
+        self._line, self._where = sorted(where.values()), where
 
     def _insert(self, request: Request) -> None:
         entry = (self.rank_of(request), request.arrival_number, request)
+        # Noted first: a request in the line without a note could not be taken out again.
         self._where[request] = entry
         insort(self._line, entry)
+
+    def check(self) -> None:
+        """Verify that line, notes and deadlines agree. Raises IntegrityError."""
+        line = self._line
+        if any(first[:2] >= second[:2] for first, second in pairwise(line)):
+            raise IntegrityError("the waiting queue is out of order, or holds a request twice")
+        if len(line) != len(self._where) or any(self._where.get(e[2]) is not e for e in line):
+            raise IntegrityError("the waiting queue and its notes hold different requests")
+        if not self._due.keys() <= self._where.keys():
+            raise IntegrityError("a request that does not wait has a deadline")
+        deadlines = {(request, due_s) for due_s, _, request in self._deadlines}
+        if not deadlines.issuperset(self._due.items()):
+            raise IntegrityError("a waiting request would miss its deadline")
 
     def __len__(self) -> int:
         return len(self._line)

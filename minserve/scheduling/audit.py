@@ -1,0 +1,57 @@
+"""The scheduler's books: each live request stands in exactly one place, with the status of it.
+
+Read only. Asked after something went wrong, so every sentence names the request and the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minserve.memory import IntegrityError, KVManager
+from minserve.request import Request, Status
+from minserve.scheduling.samples import SampleGroups
+from minserve.scheduling.waiting import WaitingQueue
+
+
+def check_books(
+    running: Sequence[Request],
+    waiting: WaitingQueue,
+    samples: SampleGroups | None,
+    memory: KVManager,
+    max_num_seqs: int,
+) -> None:
+    """Raises IntegrityError with the first thing that does not add up."""
+    waiting.check()
+    if len(running) > max_num_seqs:
+        raise IntegrityError(f"{len(running)} requests run in {max_num_seqs} places")
+    followers = list(samples.followers()) if samples is not None else []
+    place_of: dict[Request, str] = {}
+    for place, requests, allowed in (
+        ("running", running, {Status.RUNNING}),
+        ("waiting", waiting, {Status.WAITING, Status.PREEMPTED}),
+        ("waiting for its first sample", followers, {Status.WAITING}),
+    ):
+        for request in requests:
+            name = f"{request.request_id}/{request.sample_index}"
+            if request in place_of:
+                raise IntegrityError(f"request {name} is {place_of[request]} and {place}")
+            place_of[request] = place
+            if request.finished:
+                raise IntegrityError(f"request {name} is finished and still {place}")
+            if request.status not in allowed:
+                raise IntegrityError(f"request {name} is {place}, status {request.status.value}")
+            if place != "running" and memory.blocks_of(request):
+                raise IntegrityError(f"request {name} is {place} and holds pages")
+    if samples is not None:
+        _check_leaders(samples, place_of)
+
+
+def _check_leaders(samples: SampleGroups, place_of: dict[Request, str]) -> None:
+    """A sample whose leader is gone would wait for ever; one that just ended is replaced at the
+    next step."""
+    samples.check()
+    for leader in samples.leaders():
+        if leader not in place_of and not leader.finished:
+            raise IntegrityError(
+                f"samples of request {leader.request_id} wait for one that is nowhere"
+            )
