@@ -1,161 +1,36 @@
-"""What a caller sends and gets: sampling parameters, requests, outputs and their metrics.
+"""What a caller gets: outputs and their metrics; and the engine's record of a request.
 
-`SamplingParams` and the outputs are frozen; `Request` is the engine's own record of one sample in
-flight and changes at every step. Knows nothing about pages, tensors or text decoding.
+Outputs are frozen; `Request` is one sample in flight and changes at every step. What a caller sends
+is in `params` and `prompts`. Knows nothing about pages, tensors or text decoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from minserve.params import InvalidRequestError, SamplingParams
+
+__all__ = [
+    "FinishReason",
+    "InvalidRequestError",
+    "LogitsMask",
+    "Output",
+    "Request",
+    "RequestMetrics",
+    "Sample",
+    "SamplingParams",
+    "Status",
+    "TokenLogprobs",
+    "TokenMask",
+]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-class InvalidRequestError(ValueError):
-    """A request that cannot be served as asked. The message says which value, and what to do."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is drawn and when to stop. Names and meanings are vLLM's and OpenAI's.
-
-    Raises InvalidRequestError when a value is out of its range.
-    """
-
-    max_tokens: int | None = 128
-    """Most tokens to generate; None means up to the engine's `max_model_len`."""
-    min_tokens: int = 0
-    """Tokens to generate before an end-of-sequence token or a stop condition may end the text."""
-    temperature: float = 1.0
-    """0 is greedy; 1 samples from the model's own distribution."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens with this total probability (Holtzman et al., 1904.09751)."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this fraction of the likeliest one (arXiv 2407.01082)."""
-    repetition_penalty: float = 1.0
-    """Divide the positive (multiply the negative) logits of tokens seen in prompt or output."""
-    presence_penalty: float = 0.0
-    """Subtract from the logit of every token already generated."""
-    frequency_penalty: float = 0.0
-    """Subtract times the number of occurrences among the generated tokens."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these token ids."""
-    stop: Sequence[str] = ()
-    """Strings that end the text; they are cut from it unless `include_stop_str_in_output`."""
-    stop_token_ids: Sequence[int] = ()
-    """Token ids that end the text, besides the model's own end-of-sequence ids."""
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    """Go on past the model's end-of-sequence tokens: for benchmarks of fixed length."""
-    n: int = 1
-    """Samples per prompt, each with its own random stream."""
-    seed: int | None = None
-    """Same seed, same tokens for equal logits, whatever else is in the batch. None: the engine's
-    seed and the request's number."""
-    logprobs: int | None = None
-    """Report each drawn token's log probability and this many top alternatives."""
-    prompt_logprobs: int | None = None
-    """The same for the prompt's tokens."""
-    skip_special_tokens: bool = True
-    """Leave special tokens out of the text."""
-    cache_salt: str = ""
-    """Requests share cached prefixes only with requests of the same salt: callers who must not
-    learn from timing what others asked get one each."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        checks: list[tuple[bool, str, object, str]] = [
-            (
-                self.max_tokens is None or self.max_tokens >= 1,
-                "max_tokens",
-                self.max_tokens,
-                "at least 1, or None",
-            ),
-            (self.min_tokens >= 0, "min_tokens", self.min_tokens, "at least 0"),
-            (
-                0.0 <= self.temperature < float("inf"),
-                "temperature",
-                self.temperature,
-                "0 (greedy) or a positive number",
-            ),
-            (self.top_k >= 0, "top_k", self.top_k, "0 (off) or at least 1"),
-            (0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1"),
-            (0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "between 0 and 1"),
-            (
-                0.0 < self.repetition_penalty < float("inf"),
-                "repetition_penalty",
-                self.repetition_penalty,
-                "above 0 (1 is off)",
-            ),
-            (
-                -2.0 <= self.presence_penalty <= 2.0,
-                "presence_penalty",
-                self.presence_penalty,
-                "between -2 and 2",
-            ),
-            (
-                -2.0 <= self.frequency_penalty <= 2.0,
-                "frequency_penalty",
-                self.frequency_penalty,
-                "between -2 and 2",
-            ),
-            (
-                all(isinstance(s, str) and s for s in self.stop),
-                "stop",
-                self.stop,
-                "non-empty strings",
-            ),
-            (self.n >= 1, "n", self.n, "at least 1"),
-            (
-                self.seed is None or -(2**63) <= self.seed < 2**63,
-                "seed",
-                self.seed,
-                "a 64-bit integer or None",
-            ),
-            (
-                self.logprobs is None or self.logprobs >= 0,
-                "logprobs",
-                self.logprobs,
-                "at least 0, or None",
-            ),
-            (
-                self.prompt_logprobs is None or self.prompt_logprobs >= 0,
-                "prompt_logprobs",
-                self.prompt_logprobs,
-                "at least 0, or None",
-            ),
-        ]
-        for valid, name, value, expected in checks:
-            if not valid:
-                raise InvalidRequestError(f"SamplingParams.{name}={value!r}: expected {expected}")
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequestError(
-                f"SamplingParams.min_tokens={self.min_tokens} is larger than "
-                f"max_tokens={self.max_tokens}: lower the one or raise the other"
-            )
-        for token, value in self.logit_bias.items():
-            if not isinstance(token, int) or token < 0 or value != value:
-                raise InvalidRequestError(
-                    f"SamplingParams.logit_bias[{token!r}]={value!r}: expected token ids "
-                    "(integers from 0) with numbers"
-                )
-
-    @property
-    def has_penalties(self) -> bool:
-        """True when the sampler needs the tokens seen so far."""
-        return (
-            self.repetition_penalty != 1.0
-            or self.presence_penalty != 0.0
-            or self.frequency_penalty != 0.0
-        )
 
 
 @dataclass(frozen=True)
@@ -276,6 +151,35 @@ class Status(Enum):
     FINISHED = "finished"
 
 
+@dataclass(frozen=True)
+class TokenMask:
+    """Which tokens may be drawn at one position; the default allows all."""
+
+    allowed: npt.NDArray[np.uint8] | None = None
+    """A bit per token, 1 where it is allowed: token t is bit `t % 8` of byte `t // 8`; what lies
+    beyond the end is not allowed. None: all. For lists of about the vocabulary's length."""
+    banned: Collection[int] = ()
+    """Tokens that are not allowed. For a handful."""
+
+
+class LogitsMask(Protocol):
+    """A rule about the next token of one request: a fixed list, a word list, a grammar.
+
+    A pure function of the request's tokens: after a preemption, for another sample of the prompt,
+    or at an earlier position the answer is the same.
+    """
+
+    @property
+    def needs_known_tokens(self) -> bool:
+        """True where the answer depends on the tokens before: it cannot be planned while they are
+        in flight."""
+        ...
+
+    def at(self, request: Request, position: int) -> TokenMask:
+        """What may stand at `position` of prompt plus output, after `token_ids[:position]`."""
+        ...
+
+
 @dataclass(eq=False)
 class Request:
     """One sample in flight: its tokens, how many of them are computed, and its timings.
@@ -335,10 +239,18 @@ class Request:
     """Seconds in the queue so far, the current wait not included."""
     urgent: bool = False
     """Waited for `scheduling.starvation_limit_s`: from now on only arrival counts."""
+    masks: tuple[LogitsMask, ...] = ()
+    """Rules about which tokens may be drawn, made once per prompt (`sampling.make_masks`)."""
+    needs_known_tokens: bool = field(init=False)
+    """True where a token in flight decides how the next one is drawn: penalties count it, and a
+    mask may read it."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             self.token_ids = list(self.prompt_token_ids)
+        self.needs_known_tokens = self.params.has_penalties or any(
+            mask.needs_known_tokens for mask in self.masks
+        )
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -4,6 +4,7 @@ from minserve.config.knobs import ConfigError, Knob
 from minserve.config.resolve import ResolvedConfig
 from minserve.config.sections import (
     DTYPES,
+    AdmissionConfig,
     EngineConfig,
     KernelsConfig,
     MemoryConfig,
@@ -14,6 +15,7 @@ from minserve.config.sections import (
 
 __all__ = [
     "DTYPES",
+    "AdmissionConfig",
     "ConfigError",
     "EngineConfig",
     "KernelsConfig",

@@ -5,8 +5,25 @@ Checks single values; knows nothing about which fields there are or how they fit
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from minserve.checks import (
+    MOST,
+    Check,
+    Refused,
+    checked,
+    flag,
+    integer,
+    number,
+    one_of,
+    optional,
+    text,
+)
 
 
 class ConfigError(ValueError):
@@ -40,26 +57,56 @@ def knob(
 
 
 class Section:
-    """Checks every knob of a section against its own metadata when it is made."""
+    """Brings every knob of a section to its plain type, or refuses it, when it is made."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):  # type: ignore[arg-type]
-            value, meta = getattr(self, item.name), item.metadata
-            if not meta or value is None:
-                continue
-            name = f"{type(self).__name__}.{item.name}={value!r}"
-            if meta["choices"] and value not in meta["choices"]:
-                raise ConfigError(f"{name}: expected one of {', '.join(meta['choices'])}")
-            low, high = meta["at_least"], meta["at_most"]
-            if low is not None or high is not None:
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise ConfigError(f"{name}: expected a number")
-                if (low is not None and value < low) or (high is not None and value > high):
-                    bounds = [f"at least {low}"] * (low is not None)
-                    bounds += [f"at most {high}"] * (high is not None)
-                    raise ConfigError(f"{name}: expected {' and '.join(bounds)}")
-            if isinstance(item.default, bool) and not isinstance(value, bool):
-                raise ConfigError(f"{name}: expected True or False")
+        for name, check in _checks(type(self)).items():
+            where = f"{type(self).__name__}.{name}"
+            # Sections are frozen; their own values are the only ones ever set.
+            object.__setattr__(self, name, checked(where, getattr(self, name), check, ConfigError))
+
+
+@cache
+def _checks(section: Any) -> dict[str, Check]:
+    """A check for every knob of a section, from its type and its metadata."""
+    hints = get_type_hints(section)
+    return {
+        item.name: _check_of(hints[item.name], item.metadata)
+        for item in fields(section)
+        if item.metadata
+    }
+
+
+def _check_of(hint: Any, meta: Mapping[str, Any]) -> Check:
+    options = [option for option in get_args(hint) if option is not type(None)]
+    kind = options[0] if options else hint
+    note = "or None" if options else ""
+    low, high = meta["at_least"], meta["at_most"]
+    if kind is bool:
+        check: Check = flag
+    elif kind is int:
+        check = integer(-MOST - 1 if low is None else low, MOST if high is None else high, note)
+    elif kind is float:
+        check = number(
+            -math.inf if low is None else low, math.inf if high is None else high, note=note
+        )
+    elif meta["choices"]:
+        check = one_of(*meta["choices"])
+    else:
+        check = _path_or_name
+    return optional(check) if options else check
+
+
+def _path_or_name(value: Any) -> str:
+    """A string, a path, or another object that is written as one (`torch.device`)."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif type(value).__module__ == "torch" and type(value).__name__ == "device":
+        value = str(value)
+    if isinstance(value, str) and "\0" in value:
+        raise Refused("a string without the character NUL")
+    plain: str = text(empty=False)(value)
+    return plain
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from minserve.config.knobs import ConfigError
 from minserve.config.sections import DTYPES, EngineConfig
 from minserve.spec import ModelSpec
 
+CHARS_PER_TOKEN = 32
+"""No text has more over its whole length: single tokens (blanks, dashes) do, and English has 4."""
+
 
 @dataclass(frozen=True)
 class ResolvedConfig:
@@ -54,6 +57,12 @@ class ResolvedConfig:
     def max_graph_rows(self) -> int:
         """Rows of the largest step that is replayed from a graph."""
         return min(self.config.kernels.cuda_graph_max_rows, self.config.scheduling.max_num_seqs)
+
+    @property
+    def max_prompt_chars(self) -> int:
+        """`admission.max_prompt_chars`, or what the longest prompt can have at most."""
+        most = self.config.admission.max_prompt_chars
+        return CHARS_PER_TOKEN * self.max_model_len if most is None else most
 
     @property
     def blocks_per_request(self) -> int:

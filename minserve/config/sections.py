@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 
+from minserve.checks import shorten
+from minserve.config.admission import AdmissionConfig
 from minserve.config.knobs import ConfigError, Knob, Section, knob
 from minserve.spec import ModelSpec
 
@@ -162,6 +164,7 @@ class SchedulingConfig(Section):
         trade_off="throughput grows with the batch, so does everybody's time per token",
         survey="4.2.4",
         at_least=1,
+        at_most=1 << 20,
     )
     max_num_batched_tokens: int | None = knob(
         None,
@@ -172,6 +175,7 @@ class SchedulingConfig(Section):
         "requests",
         survey="4.2.4",
         at_least=1,
+        at_most=1 << 26,
     )
     max_model_len: int | None = knob(
         None,
@@ -180,6 +184,7 @@ class SchedulingConfig(Section):
         trade_off="long requests hold pages for long",
         survey="4.2.3",
         at_least=2,
+        at_most=1 << 30,
     )
     enable_chunked_prefill: bool = knob(
         True,
@@ -235,6 +240,7 @@ class SchedulingConfig(Section):
         "or runs alone",
         survey="4.2.4",
         at_least=1,
+        at_most=1 << 30,
     )
     mlfq_quantum: int = knob(
         16,
@@ -243,6 +249,7 @@ class SchedulingConfig(Section):
         trade_off="a small quantum finds the short requests sooner and preempts the others more",
         survey="4.2.4",
         at_least=1,
+        at_most=1 << 30,
     )
     prefill: str = knob(
         "mixed",
@@ -262,6 +269,7 @@ class SchedulingConfig(Section):
         trade_off="steps stay short while prompts arrive, which then take more of them",
         survey="4.2.4",
         at_least=1,
+        at_most=1 << 26,
     )
     victim: str = knob(
         "last",
@@ -342,6 +350,7 @@ class KernelsConfig(Section):
         "logits need a buffer",
         survey="4.2.5",
         at_least=1,
+        at_most=1 << 20,
     )
     autotune: bool = knob(
         False,
@@ -357,6 +366,7 @@ class KernelsConfig(Section):
         unit="threads",
         trade_off="more threads pay off only above a certain size of work",
         at_least=1,
+        at_most=1024,
     )
     logits_chunk: int = knob(
         256,
@@ -365,6 +375,7 @@ class KernelsConfig(Section):
         unit="rows",
         trade_off="fewer calls against the memory of [rows, vocabulary]",
         at_least=1,
+        at_most=1 << 20,
     )
 
 
@@ -378,6 +389,7 @@ class TraceConfig(Section):
         unit="steps",
         trade_off="about a kilobyte per step without detail",
         at_least=1,
+        at_most=1 << 40,
     )
     per_request: bool = knob(
         False,
@@ -412,20 +424,23 @@ class EngineConfig(Section):
         0,
         "Seeds requests that bring no seed of their own.",
         trade_off="same seed, same requests in the same order: same tokens",
+        # The requests' numbers are added to it, and the sum is 64 bits wide.
+        at_least=-(2**62),
+        at_most=2**62,
     )
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for item in fields(self):
-            expected = item.default_factory
-            if isinstance(expected, type) and not isinstance(getattr(self, item.name), expected):
+            expected, given = item.default_factory, getattr(self, item.name)
+            if isinstance(expected, type) and not isinstance(given, expected):
                 raise ConfigError(
-                    f"EngineConfig.{item.name}={getattr(self, item.name)!r}: expected a "
-                    f"{expected.__name__}"
+                    f"EngineConfig.{item.name}={shorten(given)}: expected {expected.__name__}(...)"
                 )
 
     def get(self, path: str) -> Any:
@@ -490,8 +505,8 @@ def _describe(section: type, prefix: str) -> Iterator[Knob]:
 def _locate(config: EngineConfig, path: str) -> tuple[Any, str]:
     known = [entry.path for entry in describe()]
     if path not in known:
-        close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(str(path)[:100], known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-        raise ConfigError(f"EngineConfig has no field {path!r}{hint}")
+        raise ConfigError(f"EngineConfig has no field {shorten(path)}{hint}")
     section, _, name = path.rpartition(".")
     return (getattr(config, section) if section else config), name

@@ -64,9 +64,9 @@ def test_generate_reads_stdin_and_writes_a_trace(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["generate", "x", "--block-size", "0"], "block_size=0: expected at least 1"),
+        (["generate", "x", "--block-size", "0"], "block_size=0: expected an integer from 1"),
         (["generate", "x", "--model", "zoo/none"], "no model 'zoo/none' in the zoo"),
-        (["generate", "x", "--max-tokens", "0"], "max_tokens=0: expected at least 1"),
+        (["generate", "x", "--max-tokens", "0"], "max_tokens=0: expected an integer of at least 1"),
         (["generate", ""], "the prompt is empty"),
         (["chat"], "no chat template"),
         (["generate", "x", "--kv-bytes", "10"], "holds no page"),

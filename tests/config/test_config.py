@@ -61,14 +61,14 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("memory.block_size", 0, "MemoryConfig.block_size=0: expected at least 1"),
-        ("memory.block_size", "16", "expected a number"),
+        ("memory.block_size", 0, "MemoryConfig.block_size=0: expected an integer from 1"),
+        ("memory.block_size", "16", "expected an integer from 1 to 1024"),
         ("memory.kv_cache", 1, "expected True or False"),
         ("memory.watermark", 0.9, "at most 0.5"),
-        ("scheduling.max_num_seqs", -1, "expected at least 1"),
+        ("scheduling.max_num_seqs", -1, "expected an integer from 1"),
         ("scheduling.victim", "first", "expected one of last, least_computed"),
         ("dtype", "int8", "expected one of auto, float64"),
-        ("memory", SchedulingConfig(), "expected a MemoryConfig"),
+        ("memory", SchedulingConfig(), "expected MemoryConfig"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(path, value, sentence):
