@@ -37,7 +37,7 @@ def chapter_trace(folder: Path, chapter: str, side: str) -> RunTrace:
     figures draw it dotted and name the device. Raises NotRecordedError, and DamagedRecordingError
     for a file that is something else."""
     path = trace_path(folder, chapter, side)
-    if not path.is_file():
+    if not path.exists():
         raise NotRecordedError(_sentence(f"chapter {chapter}, side {side!r}", "chapters"))
     try:
         trace = RunTrace.from_json(path)
@@ -70,7 +70,7 @@ def step_cost(folder: Path, shape: str) -> FittedCost:
     """What a step of this shape costs on the GPU that was recorded: for `build_virtual_engine`.
     Raises NotRecordedError, and DamagedRecordingError for a file that is something else."""
     path = cost_path(folder, shape)
-    if not path.is_file():
+    if not path.exists():
         raise NotRecordedError(_sentence(f"the cost of a step of {shape}", "virtual_clock"))
     try:
         return FittedCost.from_dict(read_json(path, what="a calibration"))
