@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from minserve import LLM, EngineConfig, SamplingParams
+from minserve import LLM, EngineConfig, SamplingParams, cache_dir
 from minserve.cli.report import figures
 from minserve.hardware import Ceilings
 from minserve.hardware import ceilings as module
@@ -77,6 +77,7 @@ def test_more_than_all_of_the_roofline_is_no_share(llm, measure):
 
 
 def test_limits_that_cannot_be_kept_last_as_long_as_the_process(llm, measure, tmp_path):
+    cache_dir.say_once.cache_clear()
     measured = measure(limits())
     (tmp_path / "cache").touch()
     with pytest.warns(UserWarning, match="ceilings of this machine cannot be kept"):

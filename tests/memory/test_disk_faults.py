@@ -11,13 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minserve.config import ConfigError
 from minserve.memory import DiskTier, HostTier
+from minserve.memory.assemble import _disk
 from minserve.memory.disk import remove_dead
 
 KEYS = [bytes([i]) * 32 for i in range(6)]
@@ -281,3 +284,12 @@ def test_a_place_that_cannot_be_is_an_error_of_the_system(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         DiskTier(tmp_path / "file" if place == "a file" else "a\0b", 1 << 20)
+
+
+@pytest.mark.parametrize("name", ["file", "a\0b"])
+def test_a_place_that_cannot_be_is_a_sentence_that_names_the_field(tmp_path, name):
+    (tmp_path / "file").touch()
+    memory = SimpleNamespace(disk_bytes=1 << 20, disk_path=str(tmp_path / name))
+    config = SimpleNamespace(config=SimpleNamespace(memory=memory))
+    with pytest.raises(ConfigError, match=r"memory.disk_path=.* cannot be written"):
+        _disk(config)
