@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         SchedulingConfig,
         TraceConfig,
     )
-    from minserve.llm import LLM, StreamChunk
+    from minserve.llm import LLM
+    from minserve.outputs import StreamChunk
     from minserve.pins import PinnedPrefix
+    from minserve.recovery import EngineError
     from minserve.request import InvalidRequestError, Output, SamplingParams
     from minserve.trace import RunTrace
 
@@ -25,6 +27,7 @@ _HOMES = {
     "AsyncLLM": "async_llm",
     "ConfigError": "config",
     "EngineConfig": "config",
+    "EngineError": "recovery",
     "InvalidRequestError": "request",
     "KernelsConfig": "config",
     "LLM": "llm",
@@ -34,7 +37,7 @@ _HOMES = {
     "RunTrace": "trace",
     "SamplingParams": "request",
     "SchedulingConfig": "config",
-    "StreamChunk": "llm",
+    "StreamChunk": "outputs",
     "TraceConfig": "config",
 }
 
@@ -43,6 +46,7 @@ __all__ = [
     "AsyncLLM",
     "ConfigError",
     "EngineConfig",
+    "EngineError",
     "InvalidRequestError",
     "KernelsConfig",
     "MemoryConfig",

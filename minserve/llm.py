@@ -475,8 +475,8 @@ def _parsed(prompt: Any, max_chars: int) -> PromptInput | InvalidRequestError:
 
 
 def _priorities(priority: int | Sequence[int], count: int) -> list[int]:
-    many = isinstance(priority, list | tuple)
-    ranks = [check_priority(rank) for rank in (priority if many else [priority] * count)]
+    given = priority if isinstance(priority, list | tuple) else [priority] * count
+    ranks = [check_priority(rank) for rank in given]
     if len(ranks) != count:
         raise InvalidRequestError(
             f"{len(ranks)} priorities for {count} prompts: give one, or one each"
