@@ -309,7 +309,7 @@ class EngineThread:
             if request.finished:
                 del self._cursors[request]
                 self.engine.forget(request)
-                if all(sample.finished for sample in mailbox.requests):
+                if not any(sample in self._cursors for sample in mailbox.requests):
                     self._close_mailbox(mailbox, _failure(mailbox))
 
     def _fail(self, mailbox: Mailbox, error: BaseException) -> None:
