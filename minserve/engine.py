@@ -30,6 +30,7 @@ from minserve.request import (
     TokenLogprobs,
 )
 from minserve.runner import Handle, Runner, StepResult
+from minserve.sampling import make_masks
 from minserve.scheduling import LengthPredictor, Order, Policy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
 from minserve.trace import RequestStep, RunTrace, StageTimes, StepPages, StepTrace, StepWork
@@ -160,7 +161,10 @@ class Engine:
         if request_id in self._live:
             raise InvalidRequestError(f"request {request_id}: one of this name is still running")
         max_len = self.max_request_tokens
-        check_request(request_id, prompt, params, self.config, max_len, self._tokenizer is not None)
+        params = check_request(
+            request_id, prompt, params, self.config, max_len, self._tokenizer is not None
+        )
+        masks = make_masks(params, self._tokenizer)
         if params.max_tokens is not None:
             max_len = min(max_len, len(prompt) + params.max_tokens)
         seed = params.seed
@@ -168,7 +172,7 @@ class Engine:
             seed = self.config.config.seed + self._num_added
         arrival = self.clock.now() if arrival_s is None else arrival_s
         requests = [
-            Request(request_id, prompt, params, arrival, seed, index, max_len)
+            Request(request_id, prompt, params, arrival, seed, index, max_len, masks=masks)
             for index in range(params.n)
         ]
         self._num_added += 1
@@ -276,7 +280,7 @@ class Engine:
     def _must_know_tokens(self) -> bool:
         """True where a token in flight decides how the next one is drawn: penalties count it."""
         return bool(self._in_flight) and any(
-            request.params.has_penalties for request in self._in_flight[-1].built.sampled
+            request.needs_known_tokens for request in self._in_flight[-1].built.sampled
         )
 
     def _submit(self) -> bool:

@@ -226,13 +226,12 @@ class EagerRunner:
         if sampled is not None and sampled.logprobs is not None:
             rows = batch.sampling.logprob_rows.tolist()
             tokens = [token_ids[row] for row in rows]
-            nums = [batch.sampling.num_logprobs] * len(rows)
-            entries = to_token_logprobs(sampled.logprobs, tokens, nums)
+            entries = to_token_logprobs(sampled.logprobs, tokens, batch.sampling.logprob_counts)
             logprobs = dict(zip(rows, entries, strict=True))
         prompts: list[TokenLogprobs] = []
         for part, targets in zip(results.prompts, self._chunks(batch.prompt_targets), strict=True):
-            ids = targets.tolist()
-            prompts += to_token_logprobs(part, ids, [batch.num_prompt_logprobs] * len(ids))
+            counts = batch.prompt_counts[len(prompts) : len(prompts) + len(targets)]
+            prompts += to_token_logprobs(part, targets.tolist(), counts)
         return StepResult(
             token_ids=token_ids,
             logprobs=logprobs,
