@@ -20,6 +20,7 @@ from minserve.config import ResolvedConfig
 from minserve.hardware import WorkCounter
 from minserve.memory import IntegrityError, KVManager, MemoryEvents
 from minserve.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
+from minserve.prompts import check_arrival, check_priority, check_request_id
 from minserve.recovery import audit, describe, failing_rows, is_interrupt
 from minserve.request import (
     FinishReason,
@@ -157,6 +158,8 @@ class Engine:
         Raises InvalidRequestError when the request cannot be served, and changes nothing then.
         """
         self._repair()
+        check_request_id(request_id)
+        priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
         prompt = list(prompt_token_ids)
         if request_id in self._live:
             raise InvalidRequestError(f"request {request_id}: one of this name is still running")
@@ -190,7 +193,7 @@ class Engine:
         request.priority = priority
         if params.prompt_logprobs is not None:
             request.prompt_logprobs.append(None)
-        if self._tokenizer is not None and (stream_text or params.stop):
+        if self._tokenizer is not None and params.detokenize and (stream_text or params.stop):
             self._texts[request] = TextStream(self._tokenizer, params)
         self._scheduler.add(request)
 
@@ -235,8 +238,9 @@ class Engine:
         return updates
 
     def text_of(self, request: Request) -> str:
-        """The request's text so far; the empty string when the model has no tokenizer."""
-        if self._tokenizer is None:
+        """The request's text so far; the empty string when the model has no tokenizer, or no text
+        is wanted (`SamplingParams.detokenize`)."""
+        if self._tokenizer is None or not request.params.detokenize:
             return ""
         stream = self._texts.get(request)
         if stream is not None:
