@@ -4,6 +4,7 @@
 batch into tokens on the device. Knows nothing about models, pages or text.
 """
 
+from minserve.sampling.alone import sample_alone
 from minserve.sampling.logprobs import Logprobs, prompt_logprobs, to_token_logprobs
 from minserve.sampling.masks import (
     AllowedTokens,
@@ -33,6 +34,7 @@ __all__ = [
     "plan_sampling",
     "prepare_bad_words",
     "prompt_logprobs",
+    "sample_alone",
     "to_token_logprobs",
     "uniforms",
 ]

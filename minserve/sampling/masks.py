@@ -75,7 +75,9 @@ class BadWords:
     def at(self, request: Request, position: int) -> TokenMask:
         """See `LogitsMask.at`."""
         first, tokens = request.num_prompt_tokens, request.token_ids
-        found = self._longer.get(tokens[position - 1]) if position > first else None
+        if not self._longer or position <= first:
+            return self._single  # asked also for a position whose tokens before are in flight
+        found = self._longer.get(tokens[position - 1])
         if found is None:
             return self._single
         completed = [
