@@ -179,10 +179,16 @@ class Engine:
             for index in range(params.n)
         ]
         self._num_added += 1
-        with self._change(requests):
-            self._live[request_id] = list(requests)
-            for request in requests:
-                self._queue(request, requests[0], stream_text, priority)
+        try:
+            with self._change(requests):
+                self._live[request_id] = list(requests)
+                for request in requests:
+                    self._queue(request, requests[0], stream_text, priority)
+        except BaseException:
+            for request in requests:  # the caller never gets them
+                self.forget(request)
+                self._updates.pop(request, None)
+            raise
         return requests
 
     def _queue(self, request: Request, first: Request, stream_text: bool, priority: int) -> None:

@@ -431,6 +431,11 @@ class LLM:
                 if reader.finished:
                     break
                 self._advance(engine)
+            with self._lock:
+                # What an interrupted call of another thread did not deliver.
+                left = [r for r, cursor in reader.cursors.items() if not cursor.ended]
+                last = [reader.cursors[request].advance(engine, request) for request in left]
+            yield from last
             if (failure := failure_of(requests)) is not None:
                 raise failure
         finally:
