@@ -47,7 +47,15 @@ def read_json(
     no integer of more than `MAX_DIGITS`, no key twice in one object, no half of a character, at
     most `max_depth` levels. Raises FileError, and nothing else, for any file at all.
     """
-    content = read_text(path, max_bytes=max_bytes, what=what)
+    content = read_bytes(path, max_bytes=max_bytes, what=what)
+    return parse_json(content, path, max_depth=max_depth, what=what)
+
+
+def parse_json(
+    encoded: bytes, path: Path | str, *, max_depth: int = MAX_DEPTH, what: str = "JSON"
+) -> Any:
+    """As `read_json`, of bytes that were read from `path`: a part of a file of another format."""
+    content = _decode(encoded, path, what)
     try:
         value = json.loads(
             content,
@@ -68,14 +76,7 @@ def read_json(
 
 def read_text(path: Path | str, *, max_bytes: int = MAX_BYTES, what: str = "text") -> str:
     """The text of a regular file in UTF-8. Raises FileError, and nothing else."""
-    content = read_bytes(path, max_bytes=max_bytes, what=what)
-    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
-        raise _refusal(path, what, "it starts with a byte order mark: save it as UTF-8 without one")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        reason = f"byte {error.start} is not UTF-8: save it as UTF-8"
-        raise _refusal(path, what, reason) from None
+    return _decode(read_bytes(path, max_bytes=max_bytes, what=what), path, what)
 
 
 def read_bytes(path: Path | str, *, max_bytes: int = MAX_BYTES, what: str = "data") -> bytes:
@@ -117,6 +118,16 @@ def open_regular(path: Path | str, *, what: str = "data") -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _decode(content: bytes, path: Path | str, what: str) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
+        raise _refusal(path, what, "it starts with a byte order mark: save it as UTF-8 without one")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is not UTF-8: save it as UTF-8"
+        raise _refusal(path, what, reason) from None
 
 
 def _check_regular(mode: int, path: Path | str, what: str) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Any, cast, get_args
 
 from minserve.models.config_file import LARGEST_SIZE, ConfigFile
-from minserve.spec import RopeKind, RopeSpec
+from minserve.models.errors import ModelError
+from minserve.spec import ModelSpec, RopeKind, RopeSpec
 
 _KINDS: tuple[str, ...] = get_args(RopeKind)
 _NEEDS_FACTOR = ("linear", "dynamic", "llama3")
+_MAX_TABLE_BYTES = 1 << 30
+"""Two million positions of 128-wide heads."""
 _LARGEST_THETA = 1e15
 _LARGEST = 1e6
 """Of the small factors: a thousand times any that a model uses, and far from overflow."""
@@ -59,6 +62,21 @@ def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
             f"one base, unscaled when max_model_len is at most {original}"
         )
     return spec, longest, tuple(notes)
+
+
+def check_rotary_table(spec: ModelSpec, max_position: int) -> None:
+    """Raise ModelError when the table of cosines and sines for so many positions is too large.
+
+    A file may claim any length, and an engine believes it where its user names none.
+    """
+    widest = max((layer.mixer.head_dim for layer in spec.layers), default=0)
+    table_bytes = max_position * widest * 4
+    if table_bytes > _MAX_TABLE_BYTES:
+        raise ModelError(
+            f"max_position_embeddings and the rope scaling in config.json claim {max_position:,} "
+            f"positions, whose rotary table would take {table_bytes:,} bytes: expected at most "
+            f"{_MAX_TABLE_BYTES:,}; set scheduling.max_model_len to the longest text you will run."
+        )
 
 
 def _merged(config: ConfigFile) -> tuple[dict[str, Any], list[str]]:
