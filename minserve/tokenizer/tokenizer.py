@@ -25,6 +25,7 @@ class Tokenizer:
     """Encodes as transformers' AutoTokenizer does for the same directory; safe to share.
 
     `special_tokens`: contents by role (`bos_token`, ...). `chat_templates`: jinja2 sources by name.
+    `notes`: where the files contradict each other, which one is followed.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Tokenizer:
         backend: Backend,
         special_tokens: Mapping[str, str] | None = None,
         chat_templates: Mapping[str, str] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._backend = backend
+        self.notes = notes
         self.special_tokens = dict(special_tokens or {})
         self.chat_templates = dict(chat_templates or {})
         self.special_ids: frozenset[int] = frozenset(
@@ -55,7 +58,7 @@ class Tokenizer:
         files = read_tokenizer(Path(path))
         if files is None:
             return None
-        return cls(files.backend, files.special_tokens, files.chat_templates)
+        return cls(files.backend, files.special_tokens, files.chat_templates, files.notes)
 
     @property
     def vocab_size(self) -> int:
