@@ -174,7 +174,7 @@ def test_three_hundred_faults_in_the_engines_thread(served, kind):
 
 def test_a_thread_that_dies_ends_every_stream_and_says_why_ever_after():
     llm = AsyncLLM("zoo/draft", config(False))
-    with ThreadInjector(llm, lambda: SystemExit(3), 2000):
+    with ThreadInjector(llm, lambda: SystemExit(3), 1000):
         streams = [llm.add(prompt, PARAMS[0]) for prompt in PROMPTS]
         results = [read(stream) for stream in streams]
     assert all(isinstance(error, EngineError) for _, error in results)
