@@ -126,7 +126,7 @@ def _pages(view: PagesView, moments: Sequence[Moment]) -> list[dict[str, Any]]:
             {
                 "data": data,
                 "traces": list(range(len(data))),
-                "layout": {"title": {"text": view.heading(moment)}},
+                "layout": {"title": {"text": theme.plot_text(view.heading(moment))}},
             }
         )
     return frames

@@ -277,7 +277,7 @@ class _Controls:
     def show(self, index: int, label: str, playing: bool) -> None:
         """Bring the controls up to date: in the drawing thread, or before they are displayed."""
         self.slider.value = index
-        self.label.value = f'<span aria-live="off">{label}</span>'
+        self.label.value = f'<span aria-live="off">{html.escape(label)}</span>'
         self.play.description = "Pause" if playing else "Play"
         self.play.icon = "pause" if playing else "play"
 

@@ -175,7 +175,7 @@ class PagesView:
 
         def put(plot: go.Figure) -> None:
             with plot.batch_update():
-                plot.layout.title.text = self.heading(moment)
+                plot.layout.title.text = theme.plot_text(self.heading(moment))
                 for trace, drawn in zip(plot.data, self.traces(moment), strict=False):
                     trace.update(drawn)
 

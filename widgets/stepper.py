@@ -7,6 +7,7 @@ and buttons work from the keyboard. Knows nothing about what is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable
+from html import escape
 
 import ipywidgets as widgets
 
@@ -46,7 +47,7 @@ class Stepper(views.Displayed):
             [self.back, self.forward, self.slider],
             layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
         )
-        heading = views.html(f'<b role="heading" aria-level="4">{title}</b>')
+        heading = views.html(f'<b role="heading" aria-level="4">{escape(title)}</b>')
         self.widget = widgets.VBox([heading, row, self.view.widget])
         self._show()
 

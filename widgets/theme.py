@@ -7,6 +7,7 @@ read on a light and on a dark page. Knows nothing about traces or about what a f
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -162,6 +163,12 @@ def on(colour: str) -> str:
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
+def plot_text(text: str) -> str:
+    """Text from outside for a plotly title, label, name or hover: shown letter by letter. plotly
+    takes tags, entities and, in hover templates, `%{...}`."""
+    return html.escape(text, quote=False).replace("%{", "%&#123;")
+
+
 def headless() -> bool:
     """True where nothing is drawn live (`MINSERVE_HEADLESS=1`): CI, and Run All of the tests."""
     return os.environ.get("MINSERVE_HEADLESS", "") not in ("", "0")
@@ -215,7 +222,7 @@ def layout(
     lift = (26 if panels else 6) / max(40, height - margin["t"] - margin["b"])
     found: dict[str, object] = {
         "template": template,
-        "title": {"text": title},
+        "title": {"text": plot_text(title)},
         "height": height,
         "margin": margin,
         "legend": {"y": 1 + lift, **extra.pop("legend", {})},  # type: ignore[dict-item]
@@ -259,7 +266,7 @@ def legend_entry(look: Look) -> Mapping[str, object]:
     return {
         "x": [None],
         "y": [None],
-        "name": look.label,
+        "name": plot_text(look.label),
         "legendgroup": look.label,
         "marker": look.marker(),
     }

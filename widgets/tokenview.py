@@ -235,13 +235,14 @@ class TokenView:
         if not mark.text.strip():
             # A line break alone would show nothing of its colour.
             text = text.replace("\n", "⏎\n")
-        return f'<span title="{said}" style="{style}">{text}</span>'
+        return f'<span title="{html.escape(said)}" style="{html.escape(style)}">{text}</span>'
 
     def _legend(self, shown: Sequence[tuple[TokenMark, str]]) -> str:
         kinds = [kind for _, kind in shown]
         order = dict.fromkeys([*self.kinds, *kinds])
         return " ".join(
-            f'<span style="{self._kind(key).css};padding:0 .35em">{self._kind(key).label} '
+            f'<span style="{html.escape(self._kind(key).css)};padding:0 .35em">'
+            f"{html.escape(self._kind(key).label)} "
             f"{kinds.count(key):,}</span>"
             for key in order
             if key in kinds

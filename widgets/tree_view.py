@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from widgets import theme
 from widgets.figures.radix_tree import RadixTree
 from widgets.live import LiveFigure
 from widgets.moments import Moment
@@ -45,7 +46,7 @@ class TreeView:
         index = self.index(moment)
 
         def draw(figure: go.Figure) -> None:
-            figure.layout.title.text = self.tree.heading(index)
+            figure.layout.title.text = theme.plot_text(self.tree.heading(index))
             for trace, drawn in zip(figure.data, self.tree.traces(index), strict=True):
                 trace.update(drawn)
 

@@ -37,8 +37,8 @@ from minserve.bench.metrics import Run, pooled, serve_result
 from minserve.bench.serve import run_of
 from minserve.bench.traffic import Traffic, at_once, fixed_length, traffic
 from minserve.build import LoadedModel, build_engine, build_virtual_engine, load_model
+from minserve.cache_dir import cache_directory, secure
 from minserve.hardware import describe_machine
-from minserve.hardware.ceilings import cache_directory
 from minserve.trace import StepTrace
 
 PROMISES: dict[str, float] = {
@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         runs = interleave(sides, args.repeats, progress=not args.no_progress)
         cost = fit_steps(loaded, list(itertools.chain.from_iterable(runs["calibration"])))
         path = Path(args.out) if args.out else cost_path(cost.device)
+        if not args.out:
+            secure(path.parent)
         cost.save(path)
         print(
             f"{cost.num_steps} steps, fitted to {cost.median_error:.1%} (median); kept in {path}",

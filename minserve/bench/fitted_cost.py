@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minserve import cache_dir
+from minserve.json_types import build
 from minserve.trace import StepTrace, StepWork
 
 KNOTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -29,6 +31,8 @@ _GAP_SHARE = 0.25
 """A step that begins this soon after the last one (in durations) follows it without a pause."""
 _WORST = 2.0
 """Times its fitted cost: what a single step counts for at most when the whole is scaled."""
+_LONGEST_S = 1e5
+"""A step of more than a day was not measured."""
 VERSION = 2
 
 
@@ -71,20 +75,30 @@ class FittedCost:
     @classmethod
     def from_json(cls, text: str) -> FittedCost:
         """The inverse. Raises ValueError for anything else, or another version."""
-        data: dict[str, Any] = json.loads(text)
-        if data.pop("version", None) != VERSION:
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, data: Any) -> FittedCost:
+        """From the value in the file. Raises ValueError, in a sentence, for anything else, and for
+        numbers that no fit gives."""
+        if not isinstance(data, dict) or data.get("version") != VERSION:
             raise ValueError("a calibration of another version: run `minserve bench calibrate`")
-        data["device"] = Machine(**data["device"])
-        data["coefficients"] = tuple(data["coefficients"])
-        return cls(**data)
+        fields = {name: data[name] for name in data if name != "version"}
+        found = build(cls, fields, "calibration")
+        expected = len(_features(StepWork(), 0, 0))
+        if len(found.coefficients) != expected:
+            raise ValueError(f"{len(found.coefficients)} coefficients, expected {expected}")
+        if not 0 < found.floor_s < _LONGEST_S or max(map(abs, found.coefficients)) > _LONGEST_S:
+            raise ValueError(f"calibration: expected steps between 0 and {_LONGEST_S:g} seconds")
+        if found.num_steps < 1 or found.median_error < 0:
+            raise ValueError("calibration: expected steps that were seen, and an error from 0")
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(path)
+        cache_dir.replace(path, self.to_json().encode(), mode=0o644)
 
 
 def fit(steps: Iterable[StepTrace], device: Machine, dtype: str) -> FittedCost:

@@ -191,17 +191,15 @@ def _threads() -> Iterator[Finding]:
 
 
 def _ceilings() -> Iterator[Finding]:
-    from minserve.hardware import machine_ceilings
-    from minserve.hardware.ceilings import cache_path
+    from minserve.hardware.ceilings import kept_ceilings
 
-    dtypes = ("float32",)
-    if not any(cache_path("cpu", dtypes, quick=quick).is_file() for quick in (True, False)):
+    best = kept_ceilings("cpu", ("float32",))
+    if best is None:
         advice = (
             "The first chapter that needs them measures for some seconds; let nothing else run."
         )
         yield Finding("ceilings", "note", "not measured here yet", advice)
         return
-    best = machine_ceilings("cpu", dtypes=dtypes)
     largest = best.bandwidth[-1]
     text = (
         f"{best.flops_per_s('float32') / 1e9:.0f} GFLOP/s in float32, "

@@ -5,30 +5,36 @@ from __future__ import annotations
 import sys
 
 from minserve.hardware import Ceilings, machine_ceilings, roofline
-from minserve.hardware.ceilings import cache_path
+from minserve.hardware.ceilings import kept_ceilings
 from minserve.llm import LLM
 
 
 def ceilings_of(llm: LLM) -> Ceilings:
     """This machine's ceilings for the LLM's device and number format; says when it measures."""
     device, dtypes = llm.config.device, (llm.config.config.dtype,)
-    if not cache_path(device, dtypes, quick=True).is_file():
+    if kept_ceilings(device, dtypes) is None:
         print("measuring this machine's limits once, a few seconds ...", file=sys.stderr)
     return machine_ceilings(device, dtypes=dtypes)
 
 
-def roofline_share(llm: LLM) -> float | None:
-    """Least time the last run's counted work could take here, over the time it took."""
+def roofline_figure(llm: LLM) -> str | None:
+    """Least time the last run's counted work could take here, over the time it took: in words,
+    because a machine that was busy while its limits were measured has none to compare with."""
     steps = llm.trace.steps
     busy_s = sum(step.duration_s for step in steps)
     if not busy_s:
         return None
     limits = ceilings_of(llm)
     dtype = llm.config.config.dtype
+    if limits.disturbed:
+        return "roofline not known: this machine was busy while its limits were measured"
     try:
-        return sum(roofline(step.work, limits, dtype).bound_s for step in steps) / busy_s
+        share = sum(roofline(step.work, limits, dtype).bound_s for step in steps) / busy_s
     except ValueError:
         return None  # No ceiling for this number format on this machine.
+    if share > 1:
+        return "faster than this machine's measured limits: it was busy when they were measured"
+    return f"{share:.0%} of this machine's roofline ({dtype})"
 
 
 def figures(llm: LLM) -> str:
@@ -48,7 +54,7 @@ def figures(llm: LLM) -> str:
     if totals.busy_s > 0:
         parts.append(f"{totals.sampled_tokens / totals.busy_s:.0f} tokens/s")
     parts.append(f"KV {totals.peak_kv_bytes_allocated / 1e6:.2f} MB")
-    share = roofline_share(llm)
-    if share is not None:
-        parts.append(f"{share:.0%} of this machine's roofline ({llm.config.config.dtype})")
+    limit = roofline_figure(llm)
+    if limit is not None:
+        parts.append(limit)
     return " | ".join(parts)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,12 +18,17 @@ from typing import Any
 
 import torch
 
+from minserve import cache_dir
+from minserve.cache_dir import cache_directory
 from minserve.clock import WallClock
 from minserve.hardware import probes
 from minserve.hardware.machine import describe_machine
 from minserve.hardware.measure import Rate, best_rate, synchronize
+from minserve.json_types import build
 
 VERSION = 3
+MOST = 1e18
+"""Of FLOP/s, and of bytes: more than any machine of one processor."""
 
 _MIB = 1 << 20
 _QUIET_SHARE = 0.6
@@ -80,9 +82,12 @@ class Ceilings:
         points had a median below half of their best."""
         if self.cpu_share is not None and self.cpu_share < _QUIET_SHARE:
             return True
-        rates = [rate for point in self.bandwidth for rate in (point.read, point.copy)]
-        rates += [point.rate for point in (*self.matmul, *self.matvec)]
+        rates = self._rates()
         return 4 * sum(rate.median < rate.per_s / 2 for rate in rates) >= len(rates)
+
+    def _rates(self) -> list[Rate]:
+        rates = [rate for point in self.bandwidth for rate in (point.read, point.copy)]
+        return rates + [point.rate for point in (*self.matmul, *self.matvec)]
 
     def bytes_per_s(self, working_set_bytes: float) -> float:
         """Read bandwidth for data of this size that is read again and again.
@@ -118,25 +123,19 @@ class Ceilings:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Ceilings:
-        """The inverse of `to_dict`."""
-
-        def product(point: dict[str, Any]) -> ProductPoint:
-            return ProductPoint(**point | {"rate": Rate(**point["rate"])})
-
-        return cls(
-            **data
-            | {
-                "bandwidth": tuple(
-                    BandwidthPoint(
-                        point["working_set_bytes"], Rate(**point["read"]), Rate(**point["copy"])
-                    )
-                    for point in data["bandwidth"]
-                ),
-                "matmul": tuple(product(point) for point in data["matmul"]),
-                "matvec": tuple(product(point) for point in data["matvec"]),
-            }
-        )
+    def from_dict(cls, data: Any) -> Ceilings:
+        """The inverse of `to_dict`. Raises ValueError, in a sentence, for anything else, and for
+        numbers that no measurement gives."""
+        found = build(cls, data, "ceilings")
+        sizes = [point.working_set_bytes for point in found.bandwidth]
+        if not sizes or sizes != sorted(set(sizes)) or not 0 < sizes[0] <= sizes[-1] < MOST:
+            raise ValueError("ceilings.bandwidth is not by ascending working set")
+        for rate in found._rates():
+            if not 0 < rate.low <= rate.median <= rate.per_s < MOST or rate.rounds < 1:
+                raise ValueError(f"ceilings: {rate} is no rate that was measured")
+        if found.threads < 1 or not 0 <= (found.cpu_share or 0) < MOST:
+            raise ValueError("ceilings.threads and ceilings.cpu_share are not of a process")
+        return found
 
 
 def measure_ceilings(
@@ -220,31 +219,46 @@ def machine_ceilings(
     """This machine's ceilings: from disk where the same machine was measured before, else now.
 
     A thorough measurement on disk also answers a quick request. A disturbed measurement is not
-    kept, and a directory that cannot be written costs only the repetition.
+    written to the disk, and like one that cannot be written it lasts as long as the process.
     """
+    kept = None if refresh else kept_ceilings(device, dtypes, quick=quick)
+    if kept is not None:
+        return kept
+    measured = measure_ceilings(device, dtypes=dtypes, quick=quick)
+    path = cache_path(device, dtypes, quick=quick)
+    _this_process.pop(path, None)
+    content = {"version": VERSION} | measured.to_dict()
+    if measured.disturbed or not cache_dir.write(path, content, "The ceilings of this machine"):
+        _this_process[path] = measured
+    return measured
+
+
+_this_process: dict[Path, Ceilings] = {}
+"""What was measured and is not on disk. A machine is one thing, however many engines it runs, and
+measuring it takes seconds."""
+
+
+def kept_ceilings(
+    device: str | torch.device = "cpu",
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    *,
+    quick: bool = True,
+) -> Ceilings | None:
+    """`machine_ceilings` where that needs no measurement, else None."""
     for thorough in (True, False) if quick else (True,):
         path = cache_path(device, dtypes, quick=not thorough)
-        if refresh or not path.is_file():
-            continue
-        try:
-            data = json.loads(path.read_text())
-            if data.pop("version") == VERSION:
-                return Ceilings.from_dict(data)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # Written by another version, or cut short: measure again.
-    measured = measure_ceilings(device, dtypes=dtypes, quick=quick)
-    if measured.disturbed:
-        return measured
-    path = cache_path(device, dtypes, quick=quick)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed when complete, so that another process never reads half a file.
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps({"version": VERSION} | measured.to_dict(), indent=1))
-        partial.replace(path)
-    except OSError:
-        pass
-    return measured
+        found = _this_process.get(path) or cache_dir.read(
+            path, _of_this_version, "the ceilings of this machine"
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def _of_this_version(data: Any) -> Ceilings:
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        raise ValueError("it is of another version of minserve")
+    return Ceilings.from_dict({name: data[name] for name in data if name != "version"})
 
 
 def _cpu_seconds() -> float | None:
@@ -272,16 +286,3 @@ def cache_path(device: str | torch.device, dtypes: Sequence[str], *, quick: bool
     )
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return cache_directory() / f"ceilings-{'quick' if quick else 'full'}-{digest}.json"
-
-
-def cache_directory() -> Path:
-    """Where measurements of this machine are kept: `MINSERVE_CACHE_DIR`, or the user's cache."""
-    if chosen := os.environ.get("MINSERVE_CACHE_DIR"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "minserve"

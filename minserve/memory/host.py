@@ -54,9 +54,8 @@ class HostTier:
         """Save a request's pages; its slots, or None where they do not fit."""
         if len(blocks) > len(self._free) + len(self._cached):
             return None
-        slots = [self._slot() for _ in blocks]
+        slots = self._filled(blocks)
         self._owned.update(slots)
-        self._store.save(blocks, slots)
         return slots
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
@@ -81,8 +80,7 @@ class HostTier:
                 kept[key] = block
         room = len(self._free) + len(self._cached)
         entries = list(kept.items())[max(0, len(kept) - room) :]
-        slots = [self._slot() for _ in entries]
-        self._store.save([block for _, block in entries], slots)
+        slots = self._filled([block for _, block in entries])
         for (key, _), slot in zip(entries, slots, strict=True):
             self._cached[key] = slot
 
@@ -104,7 +102,11 @@ class HostTier:
                 if data is None:
                     break
                 slot = self._slot()
-                self._store.write_slot(slot, data)
+                try:
+                    self._store.write_slot(slot, data)
+                except BaseException:
+                    self._free.append(slot)
+                    raise
                 self._cached[key] = slot
             self._cached.move_to_end(key)
             slots.append(slot)
@@ -122,12 +124,25 @@ class HostTier:
         if self.disk is not None:
             self.disk.close()
 
+    def _filled(self, blocks: Sequence[int]) -> list[int]:
+        """Slots with the content of device pages. Where that fails, no slot is taken."""
+        slots: list[int] = []
+        try:
+            for _ in blocks:
+                slots.append(self._slot())
+            self._store.save(blocks, slots)
+        except BaseException:
+            self._free.extend(slots)
+            raise
+        return slots
+
     def _slot(self) -> int:
         if self._free:
             return self._free.pop()
-        key, slot = self._cached.popitem(last=False)
+        key, slot = next(iter(self._cached.items()))
         if self.disk is not None:
             self.disk.put(key, self._store.read_slot(slot))
+        del self._cached[key]
         return slot
 
     def check(self, holders: Iterable[Iterable[int]]) -> None:

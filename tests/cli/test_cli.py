@@ -26,7 +26,8 @@ def quick_ceilings(monkeypatch, tmp_path_factory):
 
     monkeypatch.setattr("minserve.cli.report.machine_ceilings", fake)
     monkeypatch.setattr("minserve.cli.info.machine_ceilings", fake)
-    monkeypatch.setattr("minserve.cli.report.roofline_share", lambda llm: 0.5)
+    share = "50% of this machine's roofline"
+    monkeypatch.setattr("minserve.cli.report.roofline_figure", lambda llm: share)
 
 
 ENGINE = ["--dtype", "float32", "--device", "cpu"]

@@ -76,8 +76,9 @@ def test_processes_that_build_at_the_same_time_all_succeed(tmp_path: Path) -> No
     compiler.chmod(0o755)
     processes = [start(tmp_path, CXX=str(compiler)) for _ in range(3)]
     assert [lines(process)[:2] for process in processes] == [["native", "None"]] * 3
-    (built,) = (tmp_path / "minserve").iterdir()
+    (built,) = (tmp_path / "minserve").glob("*.so")
     assert built.read_bytes() == library.read_bytes()
+    assert len(list((tmp_path / "minserve").iterdir())) == 3  # Its digest, and the lock.
 
 
 def test_auto_is_torch_where_native_is_not_for_the_job() -> None:

@@ -40,7 +40,7 @@ def completions(
                 y=[seconds for _, seconds in drawn],
                 mode="markers",
                 showlegend=True,
-                name=f"{side.called()}: mean {theme.format_seconds(_mean(points))}"
+                name=f"{side.label or 'the run'}: mean {theme.format_seconds(_mean(points))}"
                 if points
                 else side.called(),
                 marker={
@@ -49,7 +49,7 @@ def completions(
                     "color": side.colour,
                     "opacity": 0.75,
                 },
-                hovertemplate="%{x} tokens, %{y:.3g} s<extra>" + side.name + "</extra>",
+                hovertemplate="%{x} tokens, %{y:.3g} s<extra>" + side.label + "</extra>",
             )
         )
         name: Row = {"side": side.name} if side.name else {}

@@ -85,9 +85,9 @@ def typewriters(
             go.Scatter(
                 x=[0.0, *(d.at_s * factor for _, d in numbered)],
                 y=[0, *(n for n, _ in numbered)],
-                mode="lines", name=side.name or "the run", showlegend=len(shown) > 1,
+                mode="lines", name=side.label or "the run", showlegend=len(shown) > 1,
                 line={"color": side.colour, "width": 2.5, "dash": side.dash, "shape": "hv"},
-                hovertemplate="%{y} tokens after %{x:.4g}<extra>" + side.name + "</extra>",
+                hovertemplate="%{y} tokens after %{x:.4g}<extra>" + side.label + "</extra>",
             )
         )  # fmt: skip
         if line:

@@ -43,7 +43,10 @@ def idle_sessions(
     width = max(1, math.isqrt(5 * most // max(1, len(where))))
     rows = math.ceil(most / width)
     figure = make_subplots(
-        rows=1, cols=len(where), horizontal_spacing=0.04, subplot_titles=list(where)
+        rows=1,
+        cols=len(where),
+        horizontal_spacing=0.04,
+        subplot_titles=[theme.plot_text(name) for name in where],
     )
     theme.style_panels(figure)
     for column, side in enumerate(where.values(), start=1):

@@ -32,7 +32,7 @@ def kv_bytes(
     factor, seconds = theme.time_unit(max((_seconds(side) for side in shown), default=0.0))
     figure = make_subplots(
         rows=1, cols=len(shown), shared_yaxes=True, horizontal_spacing=0.05,
-        subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
+        subplot_titles=[side.label for side in shown] if len(shown) > 1 else None,
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown])
     for column, (side, pool) in enumerate(zip(shown, pools, strict=True), start=1):

@@ -110,12 +110,12 @@ def _draw(
     few = len(points) <= 40
     figure.add_trace(
         go.Scatter(
-            x=x, y=y, mode="lines+markers" if few else "lines", name=side.name or "the run",
+            x=x, y=y, mode="lines+markers" if few else "lines", name=side.label or "the run",
             line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
             marker={"symbol": side.symbol, "size": [0] + [5] * len(points) if few else 5,
                     "color": side.colour},
             legendgroup=side.key, showlegend=column == 1 and num_sides > 1,
-            hovertemplate="%{y:.0%} within %{x:.4g}<extra>" + side.name + "</extra>",
+            hovertemplate="%{y:.0%} within %{x:.4g}<extra>" + side.label + "</extra>",
         ),
         row=1, col=column,
     )  # fmt: skip

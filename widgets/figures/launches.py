@@ -122,7 +122,8 @@ def _bar(
 ) -> None:
     figure.add_trace(
         go.Bar(
-            x=list(sizes), y=list(names), orientation="h", name=look.label, marker=look.marker(),
+            x=list(sizes), y=[theme.plot_text(name) for name in names], orientation="h",
+            name=look.label, marker=look.marker(),
             showlegend=legend, legendgroup=look.label,
             text=[f"{size:.3g}" if size >= 0.06 * whole else "" for size in sizes],
             textposition="inside", insidetextanchor="middle", textangle=0, constraintext="none",

@@ -28,7 +28,7 @@ def memory_shares(
     found = {side.name: MemoryShares.of(side.run.steps) for side in shown}
     whole = {name: (shares.taken + shares.free) or 1 for name, shares in found.items()}
     figure = go.Figure()
-    names = [side.name or "the run" for side in shown]
+    names = [side.label or "the run" for side in shown]
     for kind, look in KINDS.items():
         sizes = [getattr(found[side.name], kind) / whole[side.name] for side in shown]
         figure.add_trace(

@@ -164,7 +164,8 @@ class OnlineSoftmax:
             if first < last:
                 figure.add_bar(
                     x=list(range(first, last)), y=self.scores[first:last], name=look.label,
-                    marker=look.marker(), customdata=self.texts[first:last],
+                    marker=look.marker(),
+                    customdata=[theme.plot_text(text) for text in self.texts[first:last]],
                     hovertemplate="key %{x} “%{customdata}”: %{y:.2f}<extra></extra>",
                     row=1, col=1,
                 )  # fmt: skip

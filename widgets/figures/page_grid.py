@@ -186,13 +186,13 @@ def _text(page: Page, looks: Mapping[LaneKey, theme.Look]) -> str:
     """What is written on a page: its owner, or how many share it."""
     if len(page.owners) > 1:
         return f"×{len(page.owners)}"
-    return looks[page.owners[0]].label if page.owners else ""
+    return theme.plot_text(looks[page.owners[0]].label) if page.owners else ""
 
 
 def _hover(page: Page) -> str:
     if not page.owners:
         return f"page {page.number}: {'cached' if page.cached else 'free'}"
-    names = ", ".join(lane_name(key) for key in page.owners)
+    names = theme.plot_text(", ".join(lane_name(key) for key in page.owners))
     return f"page {page.number}: request {names}, {theme.format_count(page.tokens, 'token')}"
 
 

@@ -63,7 +63,7 @@ def parking_lot(
     figure = make_subplots(
         rows=len(shown), cols=1, shared_xaxes=True,
         vertical_spacing=34 / (_PANEL_PX * len(shown) + 34),
-        subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
+        subplot_titles=[side.label for side in shown] if len(shown) > 1 else None,
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown if side.name])
     looks: dict[LaneKey, theme.Look] = {}
@@ -172,7 +172,7 @@ def _bars(some: list[Stay], look: theme.Look) -> go.Bar:
 
 
 def _hover(stay: Stay) -> str:
-    who = "nobody" if stay.owner is None else f"request {lane_name(stay.owner)}"
+    who = "nobody" if stay.owner is None else f"request {theme.plot_text(lane_name(stay.owner))}"
     if stay.state == SEVERAL:
         who = "several requests"
     what = {EMPTY: "holds no token", STRANDED: "in no hole large enough"}.get(stay.state, "in use")

@@ -134,12 +134,12 @@ class RadixTree:
         left = room - len(count)
         if left < 4:
             return count.strip() if room >= len(count.strip()) else ""
-        return count + (shown if len(shown) <= left else shown[: left - 1] + "…")
+        return count + theme.plot_text(shown if len(shown) <= left else shown[: left - 1] + "…")
 
     def _hover(self, text: str, bar: _Bar) -> str:
         said = " ".join(text.split())
         who = theme.format_count(bar.readers, "request")
-        return f"{who}; {bar.held:,} tokens from {bar.start:,}<br>{said[:90]}"
+        return f"{who}; {bar.held:,} tokens from {bar.start:,}<br>{theme.plot_text(said[:90])}"
 
     def heading(self, index: int) -> str:
         """The title at a moment."""

@@ -47,7 +47,7 @@ def timeline(
     figure = make_subplots(
         rows=len(shown), cols=1, shared_xaxes=True, row_heights=heights,
         vertical_spacing=min(0.3, 34 / (_LANE_PX * sum(heights) + 34)),
-        subplot_titles=[side.name for side in shown] if len(shown) > 1 else None,
+        subplot_titles=[side.label for side in shown] if len(shown) > 1 else None,
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown])
     # All panels share the axis, so they share what a mark's width is measured against.
@@ -60,7 +60,8 @@ def timeline(
         table += [_row(side, lane, span) for lane, found in lines for span in found]
         figure.update_yaxes(
             row=row, col=1, range=[len(lines) - 0.5, -0.5], showgrid=False, showline=False,
-            tickvals=list(range(len(lines))), ticktext=[lane.name for lane, _ in lines],
+            tickvals=list(range(len(lines))),
+            ticktext=[theme.plot_text(lane.name) for lane, _ in lines],
             title={"text": "request"} if row == 1 else None,
         )  # fmt: skip
     axis = {"text": "engine step"}
@@ -198,7 +199,7 @@ def _label(span: Span, share: float) -> tuple[str, int]:
 
 def _hover(lane: Lane, span: Span, label: str) -> str:
     steps = f"step {span.first}" if span.first >= span.last else f"steps {span.first}–{span.last}"
-    lines = [f"request {lane.name}: {label}", steps]
+    lines = [f"request {theme.plot_text(lane.name)}: {label}", steps]
     if span.tokens:
         again = f", {span.recomputed:,} of them again" if span.recomputed else ""
         lines.append(f"{theme.format_count(span.tokens, 'token')} computed{again}")
@@ -224,7 +225,7 @@ def _draw_ends(
             at = max(found[-1].end_s, end.metrics.finished_s or 0.0) - side.origin_s
             xs.append(found[-1].last + 1.0 if x == "step" else at * factor)
             ys.append(place)
-            hover.append(f"request {lane.name}: {end.finish_reason}")
+            hover.append(theme.plot_text(f"request {lane.name}: {end.finish_reason}"))
         if xs:
             figure.add_trace(
                 go.Scatter(

@@ -158,6 +158,7 @@ def _draw_roof(
     place: int,
 ) -> None:
     ridge = peak / bandwidth
+    name = theme.plot_text(name)
     kind = "modelled" if isinstance(limits, DeviceSpec) else "measured"
     figure.add_trace(
         go.Scatter(
@@ -181,6 +182,7 @@ def _draw_roof(
 
 def _draw_point(figure: go.Figure, point: RooflinePoint) -> None:
     colour = theme.SIDES.get(point.side, theme.INK)
+    label = theme.plot_text(point.label)
     filled = point.provenance == "measured"
     symbol = theme.SIDE_SYMBOLS.get(point.side, "circle") + ("" if filled else "-open")
     figure.add_trace(
@@ -188,9 +190,9 @@ def _draw_point(figure: go.Figure, point: RooflinePoint) -> None:
             x=[point.intensity], y=[point.flops_per_s], mode="markers+text", showlegend=False,
             marker={"symbol": symbol, "size": 12, "color": colour,
                     "line": {"width": 2, "color": colour}},
-            text=[f"  {point.label}  "], textfont={"color": colour, "size": 12},
+            text=[f"  {label}  "], textfont={"color": colour, "size": 12},
             textposition="bottom right", cliponaxis=False,
-            hovertemplate=f"{point.label}: %{{y:.3s}}FLOP/s at %{{x:.3g}} FLOP/byte<extra></extra>",
+            hovertemplate=f"{label}: %{{y:.3s}}FLOP/s at %{{x:.3g}} FLOP/byte<extra></extra>",
         )
     )  # fmt: skip
 

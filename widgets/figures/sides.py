@@ -38,6 +38,11 @@ class Side:
     is_twin: bool = False
 
     @property
+    def label(self) -> str:
+        """The name inside a plot, "" for a single run."""
+        return theme.plot_text(self.name)
+
+    @property
     def colour(self) -> str:
         """The side's colour."""
         return theme.SIDES[self.key]
@@ -131,7 +136,7 @@ def legend_rows(shown: list[Side]) -> int:
 def axis_title(what: str, unit: str, shown: list[Side]) -> dict[str, str]:
     """Title of an axis of time, which says where its numbers come from."""
     kinds = " and ".join(dict.fromkeys(side.run.header.provenance for side in shown))
-    return {"text": f"{what} ({unit}, {kinds})"}
+    return {"text": theme.plot_text(f"{what} ({unit}, {kinds})")}
 
 
 def need_detail(shown: list[Side], what: str) -> None:

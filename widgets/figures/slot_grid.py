@@ -39,7 +39,9 @@ def slots(
     figure = make_subplots(
         rows=len(shown), cols=1, shared_xaxes=True, row_heights=counts,
         vertical_spacing=min(0.3, 34 / (_ROW_PX * sum(counts) + 34)),
-        subplot_titles=[_heading(s, g, n) for s, g, n in zip(shown, grids, counts, strict=True)],
+        subplot_titles=[
+            theme.plot_text(_heading(*each)) for each in zip(shown, grids, counts, strict=True)
+        ],
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown if side.name])
     table: list[Row] = []
@@ -156,11 +158,11 @@ def _draw(
                 base=[a for _, _, a, _ in some], x=[n - 0.12 for n in sizes],
                 y=[slot for _, slot, _, _ in some], orientation="h", width=0.84,
                 marker=look.marker(), showlegend=False, textangle=0,
-                text=[t if n / max(1, num_steps) * 640 > 8 * len(t) else ""
+                text=[theme.plot_text(t) if n / max(1, num_steps) * 640 > 8 * len(t) else ""
                       for t, n in zip(names, sizes, strict=True)],
                 textposition="inside", insidetextanchor="middle", constraintext="none",
                 textfont={"size": 11, "color": theme.on(look.colour)},
-                customdata=[f"request {t}: {theme.format_count(n, 'step')}"
+                customdata=[f"request {theme.plot_text(t)}: {theme.format_count(n, 'step')}"
                             for t, n in zip(names, sizes, strict=True)],
                 hovertemplate="%{customdata}<extra></extra>",
             ),

@@ -43,7 +43,7 @@ def stage_shares(
     means = {side.name: whole[side.name] / max(1, side.run.totals.steps) for side in shown}
     factor, unit = theme.time_unit(max(means.values()))
     figure = go.Figure()
-    names = [side.name or "the run" for side in shown]
+    names = [side.label or "the run" for side in shown]
     for stage, look in theme.STAGES.items():
         shares = [seconds[side.name][stage] / whole[side.name] for side in shown]
         if max(shares) <= 0:

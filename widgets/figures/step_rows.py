@@ -35,11 +35,11 @@ def step_rows(
     bars = [_bars(side.run, side.run.steps[step]) for side in shown]
     figure = make_subplots(
         rows=1, cols=len(shown), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.05,
-        subplot_titles=[_heading(side, step) for side in shown],
+        subplot_titles=[theme.plot_text(_heading(side, step)) for side in shown],
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown if side.name])
     for column, some in enumerate(bars, start=1):
-        names = [name for name, _, _ in some]
+        names = [theme.plot_text(name) for name, _, _ in some]
         for look, sizes in (
             (TOKENS, [tokens for _, tokens, _ in some]),
             (PADDING, [padding for *_, padding in some]),

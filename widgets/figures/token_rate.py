@@ -45,9 +45,9 @@ def throughput(
                 x=x, y=rates + rates[-1:], showlegend=True,
                 mode="lines+markers" if len(rates) <= 2 * _WINDOWS else "lines",
                 marker={"symbol": side.symbol, "size": 5},
-                name=f"{side.called()}: mean {theme.format_rate(_mean(side))}",
+                name=f"{side.label or 'the run'}: mean {theme.format_rate(_mean(side))}",
                 line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
-                hovertemplate="%{y:,.0f} tokens/s<extra>" + side.name + "</extra>",
+                hovertemplate="%{y:,.0f} tokens/s<extra>" + side.label + "</extra>",
             )
         )  # fmt: skip
         name: Row = {"side": side.name} if side.name else {}

@@ -35,7 +35,9 @@ def recompute_triangle(
     chosen = [choose(side, request) for side in shown]
     figure = make_subplots(
         rows=1, cols=len(shown), shared_yaxes=True, shared_xaxes=True, horizontal_spacing=0.04,
-        subplot_titles=[_heading(s, lane) for s, lane in zip(shown, chosen, strict=True)],
+        subplot_titles=[
+            theme.plot_text(_heading(*each)) for each in zip(shown, chosen, strict=True)
+        ],
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown if side.name])
     depth = max((len(lane.parts) for lane in chosen), default=1)

@@ -29,7 +29,7 @@ def sweep_figure(result: SweepResult) -> LabFigure:
     kind = "counted" if result.exact and kinds == {"measured"} else next(iter(kinds), "measured")
     # Counts are bars, and bars stand side by side whatever their distance.
     numeric = numeric and kind != "counted"
-    x: list[Any] = values if numeric else [str(value) for value in values]
+    x: list[Any] = values if numeric else [theme.plot_text(str(value)) for value in values]
     spreads = [result.points[value] for value in values]
     figure = go.Figure()
     if any(spread.min != spread.max for spread in spreads):
@@ -45,14 +45,14 @@ def sweep_figure(result: SweepResult) -> LabFigure:
         figure.add_bar(x=x, y=medians, name=kind, marker=look.marker())
     else:
         figure.add_scatter(
-            x=x, y=medians, mode="lines+markers", name=kind,
+            x=x, y=medians, mode="lines+markers", name=theme.plot_text(kind),
             line={"color": colour, "dash": theme.dash(kind), "width": 2},
             marker={"symbol": theme.SIDE_SYMBOLS[side], "size": 8},
         )  # fmt: skip
     if result.modelled:
         modelled = sorted(result.modelled, key=_order)
         figure.add_scatter(
-            x=modelled if numeric else [str(value) for value in modelled],
+            x=modelled if numeric else [theme.plot_text(str(value)) for value in modelled],
             y=[result.modelled[value] for value in modelled],
             mode="lines", name="modelled",
             line={"color": colour, "dash": theme.dash("modelled"), "width": 2},
@@ -64,8 +64,10 @@ def sweep_figure(result: SweepResult) -> LabFigure:
         label = f"“{result.sides[1]}” over “{result.sides[0]}”"
     unit = f" ({result.unit})" if result.unit else ""
     figure.update_layout(theme.layout(f"{result.metric.label} over {result.knob}"))
-    figure.update_xaxes(title_text=f"{result.knob}{unit}")
-    figure.update_yaxes(title_text=label, type="log" if result.is_ratio else "linear")
+    figure.update_xaxes(title_text=theme.plot_text(f"{result.knob}{unit}"))
+    figure.update_yaxes(
+        title_text=theme.plot_text(label), type="log" if result.is_ratio else "linear"
+    )
     wide = numeric and min(values) > 0 and max(values) / min(values) >= 16
     if wide:
         figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:g}" for value in values])

@@ -22,11 +22,18 @@ import torch
 
 import minserve
 from minserve.hardware import describe_machine
+from minserve.json_file import FileError, read_json
 
 SCHEMA = "minserve.gpu"
 VERSION = 1
+_MAX_BYTES = 64 << 20
 _SAME = ("device", "versions", "commit", "dry_run", "settings")
 """What must agree for a finished part to be kept."""
+_READ = {
+    "part": str, "device": dict, "versions": dict, "settings": dict, "status": str, "rows": list,
+    "notes": list, "not_run": list,
+}  # fmt: skip
+"""What a file needs to be of use."""
 # A path of two components and more, from the root: errors of other people's code name them.
 _PATH = re.compile(r"(?<![\w.])(?:/[\w.@+~-]+)+/([\w.@+~-]+)")
 
@@ -159,17 +166,17 @@ def checkout_commit() -> str | None:
 def load(path: Path) -> dict[str, Any] | None:
     """A part's file; None where there is none, or none that this version reads."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_json(path, max_bytes=_MAX_BYTES, what="a part's record")
+    except FileError:
         return None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("version") != VERSION:
         return None
-    return data
+    return data if all(isinstance(data.get(name), kind) for name, kind in _READ.items()) else None
 
 
 def may_stay(data: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> bool:
     """Whether a file is of the same code, card and settings as a run now, and complete."""
-    if data is None or data["status"] != "done":
+    if data is None or data.get("status") != "done":
         return False
     return all(data.get(name) == fresh[name] for name in _SAME)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from minserve.bench.fitted_cost import FittedCost
 from minserve.bench.gpu.report import NOT_YET
+from minserve.json_file import FileError, read_json
 from minserve.trace import RunTrace, TraceFormatError
 
 
@@ -36,7 +37,7 @@ def chapter_trace(folder: Path, chapter: str, side: str) -> RunTrace:
     figures draw it dotted and name the device. Raises NotRecordedError, and DamagedRecordingError
     for a file that is something else."""
     path = trace_path(folder, chapter, side)
-    if not path.is_file():
+    if not path.exists():
         raise NotRecordedError(_sentence(f"chapter {chapter}, side {side!r}", "chapters"))
     try:
         trace = RunTrace.from_json(path)
@@ -69,11 +70,14 @@ def step_cost(folder: Path, shape: str) -> FittedCost:
     """What a step of this shape costs on the GPU that was recorded: for `build_virtual_engine`.
     Raises NotRecordedError, and DamagedRecordingError for a file that is something else."""
     path = cost_path(folder, shape)
-    if not path.is_file():
+    if not path.exists():
         raise NotRecordedError(_sentence(f"the cost of a step of {shape}", "virtual_clock"))
     try:
-        return FittedCost.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return FittedCost.from_dict(read_json(path, what="a calibration"))
+    except FileError as error:
+        said = str(error).removeprefix(f"{path} cannot be read as a calibration: ").rstrip(".")
+        raise DamagedRecordingError(_damaged(path, said, "virtual_clock")) from None
+    except ValueError as error:
         raise DamagedRecordingError(_damaged(path, error, "virtual_clock")) from None
 
 

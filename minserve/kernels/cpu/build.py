@@ -2,12 +2,15 @@
 
 The library lies in the user's cache directory under a name made of everything that went into it:
 source, compiler, flags and the processor's features. A home directory shared between machines, an
-upgraded compiler or an edited source therefore never meet a stale library. Knows nothing about
-tensors.
+upgraded compiler or an edited source therefore never meet a stale library. Beside it lies its own
+digest: a library that was cut short or changed would end the process when it is loaded, or run
+other people's code. Knows nothing about tensors.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
 import platform
@@ -15,57 +18,133 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock
+
+from minserve import cache_dir
+from minserve.json_types import build
 
 SOURCES = ("vectors.h", "ops.cpp")
 _HERE = Path(__file__).parent
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 120
+_LOCK_TIMEOUT_S = 180
+"""Another process builds meanwhile; one that hangs is not waited for."""
 
 
 class NativeUnavailable(RuntimeError):
     """The native operators cannot run here; the message says why, in a sentence."""
 
 
-def cache_dir() -> Path:
-    """Where libraries are kept: `minserve` under the user's cache directory; RuntimeError for a
-    user without a home."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "minserve"
+@dataclass(frozen=True)
+class Built:
+    """What is kept beside a library."""
+
+    inputs: str
+    """SHA-256 of the sources, the compiler, its flags and the processor's features."""
+    sha256: str
+    """Of the library."""
 
 
 def library_path() -> Path:
     """The compiled operators, built now if this machine has not built them before.
 
+    In a directory and a file that only this user can write, with the content that was built: what
+    is checked here is still there when it is loaded. A library that fails the check is built again,
+    and a cache that cannot be used replaced by a directory of this process; both with a warning.
+
     Raises NativeUnavailable when there is no compiler, or it fails, or nothing can be written.
     """
     compiler, version = _compiler()
-    flags = _flags(version)
+    command = [*compiler, *_flags(version)]
+    inputs = _inputs(command, version)
+    directory = cache_dir.user_cache_directory()
+    try:
+        cache_dir.secure(directory)
+        return _kept(directory, command, inputs)
+    except OSError as error:
+        cache_dir.say_once(
+            f"The compiled operators cannot be kept for the next time ({_said(error)}): they are "
+            "built for this process alone."
+        )
+    try:
+        return _kept(_process_directory(), command, inputs)
+    except OSError as error:
+        raise NativeUnavailable(f"the operators could not be built: {_said(error)}") from error
+
+
+def _kept(directory: Path, command: list[str], inputs: str) -> Path:
+    """The library in this directory, built where it is not there or not whole. Raises OSError."""
+    library = directory / f"ops-{inputs[:20]}.so"
+    if _why_not(library, inputs) is None:
+        return library
+    # One process builds and the others wait for it: with two cores that is faster for all.
+    with FileLock(directory / "build.lock", timeout=_LOCK_TIMEOUT_S, mode=0o600):
+        reason = _why_not(library, inputs)
+        if reason is None:
+            return library
+        if reason:
+            cache_dir.say_once(
+                f"The compiled operators in the cache are not used: {reason}. They are built again."
+            )
+        with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as scratch:
+            fresh = Path(scratch) / library.name
+            _run([*command, str(_HERE / SOURCES[-1]), "-o", str(fresh)])
+            fresh.chmod(0o700)
+            built = Built(inputs, _sha256(fresh))
+            # Its digest last: a process that ends in between leaves a library that is built again.
+            cache_dir.move(fresh, library)
+        if not cache_dir.write(_beside(library), asdict(built), "the digest of the operators"):
+            raise OSError("its digest cannot be written")
+    return library
+
+
+def _why_not(library: Path, inputs: str) -> str | None:
+    """Why a library may not be loaded: "" where there is none with a digest; None if it may."""
+    beside = _beside(library)
+    if not os.path.lexists(library) or not os.path.lexists(beside):
+        return ""
+    try:
+        cache_dir.check_file(library)
+        built = cache_dir.read(beside, lambda data: build(Built, data), "a digest of a library")
+        if built is None:
+            return ""  # The reason was said.
+        if built != Built(inputs, _sha256(library)):
+            return f"{library.name} is not what was built"
+    except OSError as error:
+        return _said(error)
+    return None
+
+
+def _beside(library: Path) -> Path:
+    return library.with_suffix(".json")
+
+
+@functools.cache
+def _process_directory() -> Path:
+    """A directory that goes with this process. Raises OSError."""
+    directory = tempfile.mkdtemp(prefix="minserve-ops-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
+
+
+def _inputs(command: list[str], version: str) -> str:
     digest = hashlib.sha256()
-    for part in (*compiler, version, *flags, *sorted(processor_features())):
+    for part in (*command, version, *sorted(processor_features())):
         digest.update(part.encode() + b"\0")
     for name in SOURCES:
         digest.update((_HERE / name).read_bytes())
-    try:
-        directory = cache_dir()
-    except RuntimeError as error:
-        raise NativeUnavailable(f"there is nowhere to keep the operators: {error}") from error
-    library = directory / f"ops-{digest.hexdigest()[:20]}.so"
-    if library.is_file():
-        return library
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # Built under a name of its own and then renamed: processes that build at the same time
-        # each see either no library or a whole one.
-        with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as scratch:
-            fresh = Path(scratch) / library.name
-            _run([*compiler, *flags, str(_HERE / SOURCES[-1]), "-o", str(fresh)])
-            os.replace(fresh, library)
-    except OSError as error:
-        raise NativeUnavailable(
-            f"the operators could not be built in {directory}: {error}"
-        ) from error
-    return library
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def need_compiler() -> None:

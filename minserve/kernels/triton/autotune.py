@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +20,9 @@ import torch
 import triton
 from torch import Tensor
 
-from minserve.hardware.ceilings import cache_directory
+from minserve import cache_dir
+from minserve.cache_dir import cache_directory
+from minserve.json_types import build
 from minserve.kernels.occupancy import programs_per_multiprocessor
 from minserve.kernels.triton import attention, decode
 from minserve.kernels.triton.ops import TritonOps, capability_of
@@ -38,6 +38,8 @@ from minserve.spec import ModelSpec
 from minserve.staging import on
 
 VERSION = 1
+MOST = 64
+"""Programs of a multiprocessor at once: more than any GPU has room for."""
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 """The most that one program may have, by capability times ten (CUDA C programming guide)."""
 
@@ -103,10 +105,10 @@ def tune(
     A directory that cannot be written costs only the repetition.
     """
     path = cache_path(heads, num_kv_heads, dtype, device)
-    known = _read(path)
+    capability = capability_of(device)
+    known = _read(path, heads, capability)
     if known is not None:
         return Tuning({heads: known[0]}, {heads: known[1]})
-    capability = capability_of(device)
     trial = _Trial(heads, num_kv_heads, dtype, device, workload or Workload())
     ragged = _fastest(
         (
@@ -139,7 +141,11 @@ def head_shapes(spec: ModelSpec, dtype: torch.dtype) -> dict[Heads, int]:
 def is_tuned(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether `tune_model` would find everything on disk, and take no time."""
     shapes = head_shapes(spec, dtype).items()
-    return all(_read(cache_path(*each, dtype, device)) is not None for each in shapes)
+    capability = capability_of(device)
+    return all(
+        _read(cache_path(heads, kv_heads, dtype, device), heads, capability) is not None
+        for heads, kv_heads in shapes
+    )
 
 
 def tune_model(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Tuning:
@@ -241,31 +247,31 @@ def cache_path(heads: Heads, num_kv_heads: int, dtype: torch.dtype, device: torc
     return cache_directory() / f"attention-{digest}.json"
 
 
-def _read(path: Path) -> tuple[Tile, Tile] | None:
+@dataclass(frozen=True)
+class _Kept:
+    version: int
+    ragged: Tile
+    split: Tile
+
+
+def _read(path: Path, heads: Heads, capability: int) -> tuple[Tile, Tile] | None:
     """Ragged and split tile; None where there is no file, or one that cannot be used."""
-    try:
-        data = json.loads(path.read_text())
-        if data["version"] != VERSION:
-            return None
-        return _tile(data["ragged"]), _tile(data["split"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # Written by another version, or cut short: time again.
 
+    def tiles(data: Any) -> tuple[Tile, Tile]:
+        if not isinstance(data, dict) or data.get("version") != VERSION:
+            raise ValueError("it is of another version of minserve")
+        kept = build(_Kept, data, "tiles")
+        # A tile that was never a candidate may not compile, or compute something else.
+        if kept.ragged not in ragged_candidates(heads):
+            raise ValueError(f"{kept.ragged} is no candidate")
+        plain = [replace(tile, programs=0) for tile in split_candidates(heads, capability)]
+        if replace(kept.split, programs=0) not in plain or not 0 <= kept.split.programs <= MOST:
+            raise ValueError(f"{kept.split} is no candidate")
+        return kept.ragged, kept.split
 
-def _tile(data: dict[str, Any]) -> Tile:
-    tile = Tile(**data)
-    if not all(isinstance(value, int) for value in data.values()) or tile.keys < 1:
-        raise ValueError(f"{data} is no tile")
-    return tile
+    return cache_dir.read(path, tiles, "tiles of attention")
 
 
 def _write(path: Path, ragged: Tile, split: Tile) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed when complete, so that another process never reads half a file.
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        content = {"version": VERSION, "ragged": asdict(ragged), "split": asdict(split)}
-        partial.write_text(json.dumps(content))
-        partial.replace(path)
-    except OSError:
-        pass
+    content = asdict(_Kept(VERSION, ragged, split))
+    cache_dir.write(path, content, "The fastest tiles of attention")
