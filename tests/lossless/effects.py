@@ -127,7 +127,7 @@ def run(build: Callable[[EngineConfig], Engine], values: Mapping[str, Any], load
 
 
 class Counted:
-    """Stands in for a part of the engine, and counts how often some of its methods are asked for."""
+    """Stands in for a part of the engine; counts how often some of its methods are asked for."""
 
     def __init__(self, part: Any, names: Set[str], calls: Counter[str]) -> None:
         self.part, self._names, self._calls = part, names, calls

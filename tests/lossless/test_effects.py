@@ -24,6 +24,8 @@ from minserve.engine import Engine
 from minserve.kernels import why_not_native
 
 ROOT = Path(__file__).resolve().parents[2]
+ONCE, AGAIN, LOGPROBS = Load(), Load(waves=2), Load({"prompt_logprobs": 0})
+UNSERVED = Load(waves=0)
 MORE, LESS, OTHER = operator.lt, operator.gt, operator.ne
 """How the counter with the switch flipped is, beside the one without."""
 
@@ -38,7 +40,7 @@ class Effect:
     relation: Callable[[Any, Any], bool] = OTHER
     beside: Mapping[str, Any] = field(default_factory=dict)
     """On both sides; the switch itself, where it is flipped from something else."""
-    load: Load = Load()
+    load: Load = ONCE
     build: Callable[[EngineConfig], Engine] = effects.modelled
 
     def count(self, flipped: bool) -> Any:
@@ -76,8 +78,6 @@ TIERS = TINY | RADIX | {"memory.host_bytes": HOST, "memory.resume": "load"}
 MLFQ = {"scheduling.order": "mlfq"} | TWO
 SJF = {"scheduling.order": "sjf"} | TWO
 BUDGET = {"scheduling.max_num_batched_tokens": 16, "scheduling.max_num_seqs": 16}
-AGAIN, LOGPROBS = Load(waves=2), Load({"prompt_logprobs": 0})
-UNSERVED = Load(waves=0)
 REAL = {"build": effects.real}
 FLOAT64 = {"dtype": "float64"}
 GRAPHS = {"kernels.cuda_graphs": True}
