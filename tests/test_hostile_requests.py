@@ -130,7 +130,7 @@ def attempts(rng: random.Random, count: int, engine: Engine) -> Iterator[list[Re
 
 @pytest.mark.parametrize("async_scheduling", [False, True])
 @pytest.mark.parametrize(
-    "count", [200, pytest.param(1000, marks=[pytest.mark.slow])], ids=["some", "many"]
+    "count", [200, pytest.param(1000, marks=[pytest.mark.full])], ids=["some", "many"]
 )
 def test_a_bystander_gets_its_tokens_whatever_strangers_send(count, async_scheduling):
     rng = random.Random(count + async_scheduling)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -98,15 +100,28 @@ def _largest_on_cpu(logits: Tensor, count: int) -> Tensor:
     """
     values = logits.numpy()
     edges = np.partition(values, values.shape[1] - count, axis=-1)[:, -count]
-    result = np.empty((len(values), count), dtype=np.int64)
-    for row, edge in enumerate(edges):
-        # NaN reaches nothing, and its row's token is invalid anyway.
-        ids = np.flatnonzero(~(values[row] < edge))
-        # Not all of a row's equals: of a million zeros, the first `count` are enough.
-        above, equal = ids[values[row, ids] > edge], ids[~(values[row, ids] > edge)]
-        above = above[np.lexsort((above, -values[row, above]))]
-        result[row] = np.concatenate([above, equal])[:count]
-    return torch.from_numpy(result)
+    reach = values >= edges[:, None]
+    if np.count_nonzero(reach) != reach.shape[0] * count:
+        for row in np.flatnonzero(reach.sum(axis=-1) != count):
+            _keep_first_equals(reach[row], values[row], edges[row], count)
+    ids = np.flatnonzero(reach).reshape(-1, count) % reach.shape[1]
+    order = np.argsort(-np.take_along_axis(values, ids, axis=-1), axis=-1, kind="stable")
+    return torch.from_numpy(np.take_along_axis(ids, order, axis=-1))
+
+
+def _keep_first_equals(
+    reach: npt.NDArray[np.bool_], values: npt.NDArray[Any], edge: float, count: int
+) -> None:
+    """Leave `count` tokens in `reach` `[vocab]`, in place: of those that equal the edge, the first.
+
+    A NaN among the logits reaches nothing; its row's token is invalid, and any will do.
+    """
+    above = values > edge
+    reach[:] = above
+    reach[np.flatnonzero(values == edge)[: count - np.count_nonzero(above)]] = True
+    if np.count_nonzero(reach) != count:
+        reach[:] = False
+        reach[:count] = True
 
 
 def _largest_on_device(logits: Tensor, count: int) -> Tensor:

@@ -121,3 +121,15 @@ def test_alternatives_do_not_depend_on_what_neighbours_ask_for(seed):
         records = to_token_logprobs(alone.logprobs, alone.token_ids.tolist(), one.logprob_counts)
         assert records == [together[row]]
         assert len(together[row].top) == count
+
+
+def test_rows_of_no_numbers_list_some_tokens_and_change_no_other():
+    logits = torch.randn(4, 300)
+    expected = prompt_logprobs(logits, torch.zeros(4, dtype=torch.int64), 6)
+    for bad in (slice(None), slice(0, 3), slice(0, 299)):
+        broken = logits.clone()
+        broken[1, bad] = float("nan")
+        found = prompt_logprobs(broken, torch.zeros(4, dtype=torch.int64), 6)
+        for row in (0, 2, 3):
+            assert torch.equal(found.top_token_ids[row], expected.top_token_ids[row])
+        assert len(set(found.top_token_ids[1].tolist())) == 6
