@@ -88,9 +88,9 @@ class CheckpointHeaders:
             )
         if tensor.dtype not in _STORED_DTYPES:
             raise ModelError(
-                f"tensor {stored!r} in {tensor.path} is stored as {shorten(tensor.dtype)}: only "
-                f"unquantized weights ({', '.join(_STORED_DTYPES)}) are read; load the original "
-                "checkpoint."
+                f"tensor {stored!r} in {tensor.path} is stored as {shorten(tensor.dtype)}"
+                f": only unquantized weights ({', '.join(_STORED_DTYPES)}) are read; load the "
+                "original checkpoint."
             )
         self.unread.discard(stored)
         return torch.empty(shape, dtype=getattr(torch, _STORED_DTYPES[tensor.dtype]), device="meta")

@@ -143,7 +143,8 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
             "head_dim", "at least 4", "rope_type 'dynamic' has no base for one pair", shown="2"
         )
     vocab_size = config.integer("vocab_size")
-    ends = eos_token_ids or config.tokens("eos_token_id")
+    own_ends = config.tokens("eos_token_id")
+    ends = eos_token_ids or own_ends
     bos = config.tokens("bos_token_id")
     return ModelSpec(
         family=config.text("model_type"),

@@ -15,8 +15,8 @@ from minserve.spec import ModelSpec, RopeKind, RopeSpec
 
 _KINDS: tuple[str, ...] = get_args(RopeKind)
 _NEEDS_FACTOR = ("linear", "dynamic", "llama3")
-_MAX_TABLE_BYTES = 1 << 30
-"""Two million positions of 128-wide heads."""
+_MAX_TABLE_BYTES = 1 << 29
+"""A million positions of 128-wide heads."""
 _LARGEST_THETA = 1e15
 _LARGEST = 1e6
 """Of the small factors: a thousand times any that a model uses, and far from overflow."""

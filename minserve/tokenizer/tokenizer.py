@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minserve.json_file import shorten
 from minserve.request import InvalidRequestError
 from minserve.tokenizer.chat import ChatTemplateError, render_chat
 from minserve.tokenizer.detokenizer import (
@@ -83,7 +84,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: with what the model expects around it (BOS).
 
-        Raises InvalidRequestError for text that is not valid Unicode.
+        Raises InvalidRequestError for text that is not valid Unicode, or that the tokenizer's
+        regular expression gives up on.
         """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -92,6 +94,14 @@ class Tokenizer:
                 f"The prompt is not text that can be encoded: {error}. A prompt is a string "
                 "without lone surrogates, or a list of token ids."
             ) from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a Rust panic is no Exception
+            raise InvalidRequestError(
+                "The prompt cannot be tokenized: the model's tokenizer failed on it "
+                f"({shorten(str(error) or type(error).__name__, 300)}). Give a shorter prompt, or "
+                "a list of token ids."
+            ) from None
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
