@@ -10,6 +10,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +37,16 @@ def _value(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return _tuple(arguments, data, where)
+    if origin is Mapping:
+        if not isinstance(data, dict):
+            raise ValueError(f"{where} is {shorten(repr(data))}, expected an object")
+        return {
+            name: _value(arguments[1], each, f"{where}[{name!r}]") for name, each in data.items()
+        }
+    if origin is typing.Literal:
+        if not isinstance(data, str) or data not in arguments:
+            raise ValueError(f"{where} is {shorten(repr(data))}, expected one of {arguments}")
+        return data
     if origin in (typing.Union, types.UnionType):
         return _union(arguments, data, where)
     # True is an int to Python, and no number to a reader.

@@ -1,50 +1,35 @@
 """What the reader has scored, kept in `work/progress.json`, with export, import and a dashboard.
 
-Written whole and renamed into place; a damaged file is set aside, never deleted, and never stops a
-chapter. Knows nothing about panels: they record a key, points, and out of how many.
+Written whole and renamed into place, under a lock that other notebooks respect; a damaged file is
+set aside, never deleted, and never stops a chapter. Knows nothing about panels: they record a key,
+points, and out of how many.
 """
 
 from __future__ import annotations
 
 import base64
 import datetime
-import json
 import os
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+from filelock import FileLock, Timeout
 
+from minserve import cache_dir
+from minserve.json_file import read_bytes
 from widgets.fallback import bundle
+from widgets.scores import KINDS, MAX_BYTES, Entry, check, dump, parse
 from widgets.theme import headless
 
-VERSION = 1
-KINDS = ("predict", "estimate", "check", "recap")
+LOCK_TIMEOUT_S = 10.0
+"""How long another notebook may keep the file; writing it takes milliseconds."""
 
 _lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One scored panel. `key` is the chapter's number, a dot and a name: "45a.flip"."""
-
-    key: str
-    kind: str
-    first: float
-    """Points at the first try."""
-    best: float
-    out_of: float
-    tries: int
-    date: str
-
-    @property
-    def chapter(self) -> str:
-        """The part of the key before the dot."""
-        return self.key.partition(".")[0]
 
 
 def default_path() -> Path:
@@ -69,8 +54,16 @@ class Progress:
 
     def entries(self) -> dict[str, Entry]:
         """Key -> entry, in the order of keys. Empty where there is no file, or a damaged one."""
-        with _lock:
-            return self._read()
+        try:
+            return self._parsed()
+        except ValueError:
+            pass
+        # Damaged: under the lock, because another notebook may have mended it meanwhile.
+        found: dict[str, Entry] = {}
+        with self._locked() as locked:
+            if locked:
+                found = self._read()
+        return found
 
     def record(self, key: str, kind: str, points: float, out_of: float) -> Entry:
         """Note one try. The first one's points stay; later ones can only raise `best`.
@@ -83,51 +76,87 @@ class Progress:
                 f"record({key!r}, kind={kind!r}, points={points}, out_of={out_of}): expected a "
                 f"kind of {', '.join(KINDS)} and 0 <= points <= out_of"
             )
-        with _lock:
-            entries = self._read()
+        today = datetime.date.today().isoformat()
+        new = Entry(key, kind, points, points, out_of, 1, today)
+        check(new)
+
+        def tried(entries: dict[str, Entry]) -> dict[str, Entry]:
+            nonlocal new
             old = entries.get(key)
-            today = datetime.date.today().isoformat()
-            if old is None or old.out_of != out_of:
-                # Another number of points: the chapter has changed, and the scores do not compare.
-                new = Entry(key, kind, points, points, out_of, 1, today)
-            else:
-                best = max(old.best, points)
-                new = Entry(key, kind, old.first, best, out_of, old.tries + 1, today)
-            self._write(entries | {key: new})
+            # Another number of points: the chapter has changed, and the scores do not compare.
+            if old is not None and old.out_of == out_of:
+                best, tries = max(old.best, points), old.tries + 1
+                new = Entry(key, kind, old.first, best, out_of, tries, today)
+            return entries | {key: new}
+
+        self._change(tried)
         return new
 
     def export(self) -> str:
         """All scores as JSON text."""
-        return _dump(self.entries())
+        return dump(self.entries())
 
     def import_(self, text: str) -> int:
         """Merge exported scores, keeping the better of two; returns how many were read.
 
-        Raises ValueError, in a sentence, for anything `export` did not write.
+        Raises ValueError, in a sentence, for anything `export` did not write, and where the file
+        of scores cannot be written.
         """
-        incoming = _parse(text)
-        with _lock:
-            merged = self._read()
+        incoming = parse(text.encode("utf-8", errors="surrogatepass"), "the text")
+
+        def merged(entries: dict[str, Entry]) -> dict[str, Entry]:
             for key, entry in incoming.items():
-                ours = merged.get(key)
+                ours = entries.get(key)
                 if ours is None or (entry.best, entry.tries) > (ours.best, ours.tries):
-                    merged[key] = entry
-            self._write(merged)
+                    entries[key] = entry
+            return entries
+
+        if not self._change(merged):
+            raise ValueError(self.notice.rstrip("."))
         return len(incoming)
+
+    def _change(self, change: Callable[[dict[str, Entry]], dict[str, Entry]]) -> bool:
+        """Read, change, write, with no other notebook in between; whether that was possible."""
+        with self._locked() as locked:
+            return locked and self._write(change(self._read()))
+
+    @contextmanager
+    def _locked(self) -> Iterator[bool]:
+        """Whether the file is this notebook's for now; where not, `notice` says why."""
+        lock = FileLock(f"{self.path}.lock", timeout=LOCK_TIMEOUT_S)
+        with _lock:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            except Timeout:
+                self.notice = (
+                    f"Scores cannot be kept: another notebook has held {self.path.name} for more "
+                    f"than {LOCK_TIMEOUT_S:g} seconds. Close it, or restart its kernel."
+                )
+                yield False
+                return
+            except (OSError, RuntimeError, ValueError) as error:
+                self.notice = self._unwritable(error)
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                lock.release()
+
+    def _parsed(self) -> dict[str, Entry]:
+        """What is in the file; nothing where there is none. Raises ValueError."""
+        if not os.path.lexists(self.path):
+            return {}
+        return parse(read_bytes(self.path, max_bytes=MAX_BYTES, what="scores"), self.path)
 
     def _read(self) -> dict[str, Entry]:
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            return self._set_aside(error)
-        try:
-            return _parse(text)
-        except ValueError as error:
-            return self._set_aside(error)
+            return self._parsed()
+        except ValueError:
+            return self._set_aside()
 
-    def _set_aside(self, error: Exception) -> dict[str, Entry]:
+    def _set_aside(self) -> dict[str, Entry]:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         backup = self.path.with_name(f"{self.path.stem}.damaged-{stamp}.json")
         try:
@@ -138,34 +167,18 @@ class Progress:
         self.notice = f"{self.path.name} could not be read; {where}, and scores begin anew."
         return {}
 
-    def _write(self, entries: Mapping[str, Entry]) -> None:
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+    def _write(self, entries: Mapping[str, Entry]) -> bool:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(_dump(entries), encoding="utf-8")
-            # Renamed when complete: whoever reads meanwhile sees the old file or the new one.
-            partial.replace(self.path)
-        except OSError as error:
-            self.notice = f"Scores cannot be kept: {self.path.name}: {error.strerror}."
+            # Renamed when complete: another notebook sees the old file or the new one.
+            cache_dir.replace(self.path, dump(entries).encode(), mode=0o644)
+        except (OSError, ValueError) as error:
+            self.notice = self._unwritable(error)
+            return False
+        return True
 
-
-def _dump(entries: Mapping[str, Entry]) -> str:
-    rows = [asdict(entries[key]) for key in sorted(entries)]
-    return json.dumps({"version": VERSION, "entries": rows}, indent=1) + "\n"
-
-
-def _parse(text: str) -> dict[str, Entry]:
-    try:
-        data = json.loads(text)
-        if data["version"] != VERSION:
-            raise ValueError(f"version {data['version']!r}, expected {VERSION}")
-        entries = [Entry(**row) for row in data["entries"]]
-        for entry in entries:
-            if entry.kind not in KINDS or not 0 <= entry.best <= entry.out_of:
-                raise ValueError(f"entry {entry.key!r} does not add up")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a file of scores: {error}") from None
-    return {entry.key: entry for entry in sorted(entries, key=lambda each: each.key)}
+    def _unwritable(self, error: Exception) -> str:
+        said = getattr(error, "strerror", None) or type(error).__name__
+        return f"Scores cannot be kept: {self.path.name}: {said}."
 
 
 class Dashboard:
@@ -191,7 +204,7 @@ class Dashboard:
         entries = self.progress.entries()
         self.table.value = _table(entries)
         self._say(self.progress.notice)
-        data = base64.b64encode(_dump(entries).encode()).decode()
+        data = base64.b64encode(dump(entries).encode()).decode()
         self.export_link.value = (
             f'<a download="minserve-progress.json" href="data:application/json;base64,{data}">'
             "Export scores</a>"
@@ -209,7 +222,8 @@ class Dashboard:
 
     def _uploaded(self, change: Mapping[str, Any]) -> None:
         for item in change["new"]:
-            self.import_text(bytes(item["content"]).decode("utf-8", errors="replace"))
+            content = bytes(item["content"][: MAX_BYTES + 1])
+            self.import_text(content.decode("utf-8", errors="replace"))
 
     def _say(self, text: str) -> None:
         self.message.value = f'<div role="status">{escape(text)}</div>' if text else ""

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minserve.request import RequestMetrics
-from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader, TraceSnapshot
+from minserve.trace.run import FinishedRequest, RunTrace, TraceSnapshot
 from minserve.trace.step import RequestStep, StageTimes, StepPages, StepTrace, StepWork
-from minserve.trace.totals import RunTotals
 
 if TYPE_CHECKING:
     import pandas
@@ -27,16 +25,16 @@ VERSION = 3
 
 _NESTED = {"stages": StageTimes, "work": StepWork, "pages": StepPages}
 _STEP_FIELDS = tuple(item.name for item in fields(StepTrace))
-_PLAIN = tuple(name for name in _STEP_FIELDS if name not in (*_NESTED, "requests", "cached_pages"))
-_STAGES = tuple(item.name for item in fields(StageTimes))
-_WORK = tuple(item.name for item in fields(StepWork))
-_PAGES = tuple(item.name for item in fields(StepPages))
-_PART = tuple(item.name for item in fields(RequestStep))
-_METRICS = tuple(item.name for item in fields(RequestMetrics))
+PLAIN = tuple(name for name in _STEP_FIELDS if name not in (*_NESTED, "requests", "cached_pages"))
+STAGES = tuple(item.name for item in fields(StageTimes))
+WORK = tuple(item.name for item in fields(StepWork))
+PAGES = tuple(item.name for item in fields(StepPages))
+PART = tuple(item.name for item in fields(RequestStep))
+METRICS = tuple(item.name for item in fields(RequestMetrics))
 
-STEP_COLUMNS = (*_PLAIN, *_STAGES, *_WORK, *_PAGES)
+STEP_COLUMNS = (*PLAIN, *STAGES, *WORK, *PAGES)
 """Columns of a step's row; what it did for each request is kept beside the table."""
-REQUEST_COLUMNS = ("request_id", "sample_index", "finish_reason", *_METRICS)
+REQUEST_COLUMNS = ("request_id", "sample_index", "finish_reason", *METRICS)
 
 
 class TraceFormatError(ValueError):
@@ -46,10 +44,10 @@ class TraceFormatError(ValueError):
 def step_row(step: StepTrace) -> list[Any]:
     """The values of `STEP_COLUMNS` for one step."""
     return [
-        *(getattr(step, name) for name in _PLAIN),
-        *(getattr(step.stages, name) for name in _STAGES),
-        *(getattr(step.work, name) for name in _WORK),
-        *(getattr(step.pages, name) for name in _PAGES),
+        *(getattr(step, name) for name in PLAIN),
+        *(getattr(step.stages, name) for name in STAGES),
+        *(getattr(step.work, name) for name in WORK),
+        *(getattr(step.pages, name) for name in PAGES),
     ]
 
 
@@ -59,7 +57,7 @@ def request_row(request: FinishedRequest) -> list[Any]:
         request.request_id,
         request.sample_index,
         request.finish_reason,
-        *(getattr(request.metrics, name) for name in _METRICS),
+        *(getattr(request.metrics, name) for name in METRICS),
     ]
 
 
@@ -77,10 +75,10 @@ def to_json(trace: RunTrace, path: str | Path | None = None) -> str:
             "totals": asdict(snapshot.totals),
             "step_columns": STEP_COLUMNS,
             "steps": [step_row(step) for step in snapshot.steps],
-            "detail_columns": _PART,
+            "detail_columns": PART,
             # Row of the step table -> what that step did for each request.
             "detail": {
-                str(row): [[getattr(part, name) for name in _PART] for part in step.requests]
+                str(row): [[getattr(part, name) for name in PART] for part in step.requests]
                 for row, step in enumerate(snapshot.steps)
                 if step.requests
             },
@@ -103,85 +101,6 @@ def to_json(trace: RunTrace, path: str | Path | None = None) -> str:
         partial.write_bytes(gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
         partial.replace(target)
     return text
-
-
-def from_json(source: str | Path) -> RunTrace:
-    """A trace from JSON text or from a file. Raises TraceFormatError for anything else."""
-    text = source if isinstance(source, str) and source.lstrip().startswith("{") else _read(source)
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TraceFormatError(
-            f"not a trace: the JSON breaks off or is damaged ({error})"
-        ) from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise TraceFormatError(
-            f"not a minserve trace: expected a JSON object whose schema is {SCHEMA!r}; "
-            "RunTrace.to_json writes one"
-        )
-    if data.get("version") != VERSION:
-        raise TraceFormatError(
-            f"this trace has version {data.get('version')!r}, and this minserve reads version "
-            f"{VERSION}: record it again, or read it with the minserve that wrote it "
-            f"({data.get('header', {}).get('versions', {}).get('minserve', 'version not noted')})"
-        )
-    try:
-        return _build(data)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise TraceFormatError(
-            f"a trace of version {VERSION} with a missing or unknown part: {error!r}"
-        ) from None
-
-
-def _read(source: str | Path) -> str:
-    path = Path(source)
-    data = path.read_bytes()
-    try:
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise TraceFormatError(f"not a trace: {path.name} is damaged ({error})") from None
-
-
-def _build(data: dict[str, Any]) -> RunTrace:
-    header = data["header"] | {"notes": tuple(data["header"]["notes"])}
-    trace = RunTrace(data["max_steps"], data["max_requests"], TraceHeader(**header))
-    columns, detail = data["step_columns"], data["detail"]
-    if set(columns) != set(STEP_COLUMNS):
-        raise KeyError(*sorted(set(columns) ^ set(STEP_COLUMNS)))
-    cached = data.get("cached_pages", {})
-    steps = []
-    for row, values in enumerate(data["steps"]):
-        cells = dict(zip(columns, values, strict=True))
-        steps.append(
-            StepTrace(
-                **{name: cells[name] for name in _PLAIN},
-                stages=StageTimes(**{name: cells[name] for name in _STAGES}),
-                work=StepWork(**{name: cells[name] for name in _WORK}),
-                pages=StepPages(**{name: cells[name] for name in _PAGES}),
-                requests=tuple(
-                    _part(data["detail_columns"], part) for part in detail.get(str(row), ())
-                ),
-                cached_pages=tuple(cached.get(str(row), ())),
-            )
-        )
-    requests = []
-    for values in data["requests"]:
-        cells = dict(zip(data["request_columns"], values, strict=True))
-        metrics = RequestMetrics(**{name: cells[name] for name in _METRICS})
-        requests.append(
-            FinishedRequest(
-                cells["request_id"], cells["sample_index"], cells["finish_reason"], metrics
-            )
-        )
-    trace.restore(RunTotals(**data["totals"]), steps, requests)
-    return trace
-
-
-def _part(columns: list[str], values: list[Any]) -> RequestStep:
-    cells: dict[str, Any] = dict(zip(columns, values, strict=True))
-    cells["new_token_ids"] = tuple(cells["new_token_ids"])
-    cells["blocks"] = tuple(cells["blocks"])
-    return RequestStep(**cells)
 
 
 def steps_dataframe(snapshot: TraceSnapshot) -> pandas.DataFrame:

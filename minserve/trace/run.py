@@ -208,9 +208,9 @@ class RunTrace:
 
         Raises TraceFormatError (a ValueError) for anything else, or a version not known here.
         """
-        from minserve.trace import export
+        from minserve.trace import reading
 
-        return export.from_json(source)
+        return reading.from_json(source)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per kept step, all counters as columns. Raises ImportError without pandas."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from widgets.progress import Dashboard, Progress, dashboard, default_path
 
@@ -23,7 +28,9 @@ def test_the_first_try_stays_and_the_best_can_only_rise(progress):
     entry = progress.record("45a.flip", "predict", 1, 6)
     assert (entry.first, entry.best, entry.tries, entry.chapter) == (2, 5, 3, "45a")
     assert Progress(progress.path).entries() == {"45a.flip": entry}
-    assert list(progress.path.parent.iterdir()) == [progress.path]
+    assert {path.name for path in progress.path.parent.iterdir()} <= {
+        "progress.json", "progress.json.lock",
+    }  # fmt: skip
 
 
 def test_a_chapter_that_changed_its_points_begins_anew(progress):
@@ -133,3 +140,153 @@ def test_the_file_is_in_work_unless_named_otherwise(monkeypatch, tmp_path):
     assert default_path().parts[-2:] == ("work", "progress.json")
     monkeypatch.setenv("MINSERVE_PROGRESS", os.fspath(tmp_path / "x.json"))
     assert Progress().path == tmp_path / "x.json"
+
+
+ENTRY = {
+    "key": "a.b", "kind": "recap", "first": 1, "best": 2, "out_of": 5, "tries": 2,
+    "date": "2026-01-31",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ENTRY))
+@pytest.mark.parametrize(
+    "junk", [None, True, [], {}, "", "x", -1, 0.5, 10**30, 1e308, "\x00", "x" * 300], ids=repr
+)
+def test_every_field_is_checked_when_scores_are_imported(progress, name, junk):
+    """What is accepted can be read back, written and drawn; anything else is a sentence."""
+    text = json.dumps({"version": 1, "entries": [ENTRY | {name: junk}]})
+    try:
+        assert progress.import_(text) == 1
+    except ValueError as error:
+        assert str(error).startswith("not a file of scores: ")
+        assert not progress.path.exists()
+        return
+    (entry,) = Progress(progress.path).entries().values()
+    assert isinstance(entry.key, str) and 0 < len(entry.key) <= 200
+    assert 0 <= entry.first <= entry.best <= entry.out_of and entry.tries >= 1
+    assert "of" in Dashboard(progress).table.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"version": NaN}', "\ud800", "9" * 5000, '{"version": 1}',
+        '{"version": 1, "entries": [], "more": 1}', '{"version": 1, "entries": {}}',
+        '{"version": true, "entries": []}', " " * (2 << 20),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_what_is_no_file_of_scores_is_refused_in_a_sentence(progress, text):
+    progress.record("a.x", "recap", 1, 5)
+    with pytest.raises(ValueError, match="not a file of scores"):
+        progress.import_(text)
+    dashboard = Dashboard(progress)
+    dashboard.import_text(text)
+    assert "Nothing was imported" in dashboard.message.value
+    assert list(progress.entries()) == ["a.x"]
+
+
+@pytest.mark.parametrize(
+    ("key", "points", "out_of"),
+    [("", 1, 1), ("x" * 300, 1, 1), ("a\nb", 1, 1), ("a", 1, float("inf")), ("a", float("nan"), 1)],
+)
+def test_what_could_not_be_read_back_is_not_recorded(progress, key, points, out_of):
+    with pytest.raises(ValueError):
+        progress.record(key, "recap", points, out_of)
+    assert not progress.path.exists()
+
+
+def test_a_directory_in_the_place_of_the_file_is_set_aside(progress):
+    (progress.path / "inside").mkdir(parents=True)
+    progress.record("a.x", "recap", 1, 5)
+    assert list(progress.entries()) == ["a.x"]
+    (backup,) = progress.path.parent.glob("progress.damaged-*")
+    assert (backup / "inside").is_dir() and backup.name in progress.notice
+
+
+WRITER = """
+import sys
+from widgets.progress import Progress
+progress = Progress(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(int(sys.argv[3])):
+    progress.record(f"{sys.argv[2]}.{number}", "recap", 1, 5)
+assert not progress.notice, progress.notice
+"""
+
+
+def test_two_processes_lose_none_of_each_others_scores(progress):
+    """138 of 200 were left without a lock."""
+    words = [sys.executable, "-c", WRITER, str(progress.path)]
+    writers = [
+        subprocess.Popen([*words, name, "100"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name in "ab"
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == b"ready\n"
+    for writer in writers:
+        writer.stdin.write(b"\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+    assert len(progress.entries()) == 200
+    assert not list(progress.path.parent.glob("*.damaged-*"))
+
+
+def test_threads_lose_none_of_each_others_scores(progress):
+    def write(name: int) -> None:
+        for number in range(10):
+            Progress(progress.path).record(f"{name}.{number}", "recap", 1, 5)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(progress.entries()) == 40
+
+
+def test_a_lock_that_is_never_given_back_is_a_sentence(progress, monkeypatch):
+    monkeypatch.setattr("widgets.progress.LOCK_TIMEOUT_S", 0.1)
+    progress.record("a.x", "recap", 1, 5)
+    text = progress.export()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(progress.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout.readline() == b"held\n"
+    try:
+        assert progress.record("b.x", "recap", 1, 5).best == 1
+        assert "another notebook has held progress.json" in progress.notice
+        assert list(progress.entries()) == ["a.x"]
+        dashboard = Dashboard(progress)
+        dashboard.import_text(text)
+        assert "Nothing was imported: Scores cannot be kept" in dashboard.message.value
+        progress.path.write_text("{")
+        assert progress.entries() == {} and progress.path.exists()
+    finally:
+        holder.communicate(b"")
+    progress.record("b.x", "recap", 1, 5)
+    assert list(progress.entries()) == ["b.x"]
+
+
+HOLDER = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1] + ".lock"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@settings(max_examples=60, derandomize=True)
+def test_no_content_of_the_file_stops_a_chapter(tmp_path_factory, content):
+    progress = Progress(tmp_path_factory.mktemp("work") / "progress.json")
+    progress.path.write_bytes(content)
+    progress.record("a.x", "recap", 1, 5)
+    assert list(progress.entries()) == ["a.x"] and "begin anew" in progress.notice
+    (backup,) = progress.path.parent.glob("*.damaged-*")
+    assert backup.read_bytes() == content
