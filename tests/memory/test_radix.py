@@ -71,11 +71,7 @@ class Shelf:
         before = tuple(tokens[:start])
         best: tuple[int, tuple[int, ...]] | None = None
         for owner, prefix in self.pages:
-            if (
-                owner == root
-                and len(prefix) == start + size
-                and [*prefix[:start]] == tokens[:start]
-            ):
+            if owner == root and len(prefix) == start + size and prefix[:start] == before:
                 agree = 0
                 while start + agree < limit and agree < size:
                     if prefix[start + agree] != tokens[start + agree]:
