@@ -150,6 +150,8 @@ EFFECTS = [
     Effect("trace.pages", True,
            lambda seen: sum(len(part.blocks) for s in seen.steps for part in s.requests), MORE,
            {"trace.per_request": True}),
+    Effect("trace.pages", True, lambda seen: sum(len(step.cached_pages) for step in seen.steps),
+           MORE, RADIX | {"trace.per_request": True}),
     *(Effect("dtype", value, numbers, OTHER, {"dtype": "float32"}, **REAL)
       for value in ("float64", "bfloat16", "float16")),
     Effect("seed", 1, lambda seen: [r.output_token_ids for r in seen.requests], OTHER, FLOAT64,
