@@ -16,7 +16,7 @@ from minserve.config import EngineConfig
 from minserve.llm import LLM
 from minserve.request import SamplingParams
 
-PROMPT_TOKENS = 16
+PROMPT_TOKENS = 4
 
 
 def measure(llm: LLM, rows: int, tokens: int, seconds: float) -> dict[str, float]:
