@@ -98,6 +98,19 @@ def test_times_are_read_once_an_interval(machine: Machine) -> None:
     assert machine.looks - looks == 2
 
 
+def test_a_step_survives_where_no_thread_can_be_started(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(machine, "on", on)
+    looks = machine.looks
+    for _ in range(3):
+        machine.pass_by(0.5)
+    assert machine.looks == looks + 1 and not machine.governor.short
+
+
 @pytest.mark.parametrize("error", [OSError("not told"), ValueError("no number"), IndexError()])
 def test_a_system_that_does_not_tell_is_asked_once(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -53,7 +53,7 @@ class Switch(Protocol):
     """Makes waiting threads spin less, and as before."""
 
     def on(self) -> None:
-        """Spin hardly at all."""
+        """Spin hardly at all. Raises RuntimeError where no thread can be started."""
 
     def off(self) -> None:
         """Spin as long as the library was told."""
@@ -129,8 +129,12 @@ class SpinGovernor:
         share = waited / (ran + waited)
         self._free = self._free + 1 if share < FREE else 0
         if not self.short and share > TAKEN:
+            try:
+                self._switch.on()
+            except RuntimeError:
+                self._next_s = NEVER  # A step is worth more than its speed.
+                return
             self.short = True
-            self._switch.on()
         elif self.short and self._free >= LOOKS:
             self.short = False
             self._switch.off()
