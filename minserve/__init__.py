@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minserve.openmp import settle as _settle
+
+OPENMP = _settle()
+"""How OpenMP's threads wait in this process, in a sentence. First of all: torch reads it once."""
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
