@@ -141,7 +141,9 @@ def test_one_dropped_without_close_is_collected_with_its_thread_and_memory():
     model = AsyncLLM("zoo/draft", CONFIG)
     assert len(tokens(model.add("def f():", SHORT))) == 6
     engine = weakref.ref(model._engine)
-    threads = [t for t in threading.enumerate() if t.name in ("minserve-engine", "minserve-watchdog")]
+    threads = [
+        t for t in threading.enumerate() if t.name in ("minserve-engine", "minserve-watchdog")
+    ]
     assert len(threads) >= 2
     del model
     deadline = time.monotonic() + 20
