@@ -14,7 +14,7 @@ TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lab reset test test-fast test-browser lint types imports unit notebooks timings memory figures gpu clean distclean
+.PHONY: help setup lab reset test test-full test-fast test-browser lint types imports unit notebooks timings memory figures gpu clean distclean
 
 # An environment that happens to be active must change nothing.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
@@ -46,7 +46,7 @@ help: ## list the targets
 	@echo '  PYTHON=...    setup: the Python to build .venv with (3.11, 3.12 or 3.13); gpu: the one with CUDA torch'
 	@echo '  PARTS="..."   gpu: which parts, of those that make gpu ARGS=--help lists'
 	@echo '  CHAPTER=00    reset: the chapter, by number'
-	@echo '  ARGS="..."    lab: passed to JupyterLab; unit, test-fast, test-browser: to pytest; gpu: to the suite'
+	@echo '  ARGS="..."    lab: passed to JupyterLab; unit, test-fast, test-full, test-browser: to pytest; gpu: to the suite'
 	@echo '  JOBS=2        unit and test-fast: processes'
 
 setup: ## make .venv with everything lab and test need; refresh it when the pins change
@@ -88,7 +88,17 @@ reset: setup ## take a fresh copy of one chapter (CHAPTER=00); yours is kept as 
 	@test -n '$(CHAPTER)' || { echo 'Which chapter? For example: make reset CHAPTER=00' >&2; exit 2; }
 	@$(BIN)/python labs/open_lab.py --copy-only --reset '$(CHAPTER)'
 
-test: setup lint types imports unit notebooks ## everything CI runs, but for the browser
+test: setup lint types imports unit notebooks ## everything CI runs, but for the browser; matrices and long runs as a sample
+
+# The sample is drawn by a seed that pytest's header shows: make unit ARGS='--sample-seed N' repeats it.
+test-full: setup ## the same with nothing left out, and the browser where there is a Chromium; an hour or more
+	@$(MAKE) --no-print-directory lint types imports
+	@$(MAKE) --no-print-directory unit ARGS='--full $(ARGS)'
+	@$(MAKE) --no-print-directory notebooks
+	$(call extra,browser,playwright)
+	@if $(BIN)/python tests/browser/chromium.py; then \
+	  $(MAKE) --no-print-directory test-browser ARGS='--full $(ARGS)'; \
+	else echo 'So the browser tests are left out.'; fi
 
 test-fast: setup ## lint, types, imports, and the tests not marked slow
 	@$(MAKE) --no-print-directory lint types imports

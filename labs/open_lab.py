@@ -9,7 +9,8 @@ an update; so this script copies each chapter, without outputs, into `work/`, wh
 - a copy that was opened or edited is left alone, and a line says that a newer chapter exists;
 - `--reset 00` moves the reader's copy to `work/backups/` and makes a fresh one.
 
-It uses the standard library only and knows nothing about the engine or the chapters' contents.
+JupyterLab and its kernels are started with the engine's way of waiting for threads. Beyond that it
+uses the standard library only and knows nothing about the engine or the chapters' contents.
 """
 
 from __future__ import annotations
@@ -155,9 +156,19 @@ def jupyter_command(checkout: Path, start: Path, browser: bool, extra: list[str]
 
 def launch(command: list[str]) -> int:
     """Run `command` until the reader stops it."""
+    environment = kernel_environment()
     if os.name == "posix":
-        os.execv(command[0], command)  # JupyterLab itself answers to Ctrl-C.
-    return subprocess.call(command)
+        os.execve(command[0], command, environment)  # JupyterLab itself answers to Ctrl-C.
+    return subprocess.call(command, env=environment)
+
+
+def kernel_environment() -> dict[str, str]:
+    """What JupyterLab hands on to every kernel: a chapter may import torch before `minserve`."""
+    from minserve.openmp import set_spin_count  # Not needed to copy chapters.
+
+    environment = dict(os.environ)
+    set_spin_count(environment)
+    return environment
 
 
 def main(argv: list[str] | None = None, checkout: Path = CHECKOUT) -> int:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minserve.openmp import settle as _settle
+
+OPENMP = _settle()
+"""How OpenMP's threads wait in this process, in a sentence. First of all: torch reads it once."""
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -16,8 +21,10 @@ if TYPE_CHECKING:
         SchedulingConfig,
         TraceConfig,
     )
-    from minserve.llm import LLM, StreamChunk
+    from minserve.llm import LLM
+    from minserve.outputs import StreamChunk
     from minserve.pins import PinnedPrefix
+    from minserve.recovery import EngineError
     from minserve.request import InvalidRequestError, Output, SamplingParams
     from minserve.trace import RunTrace
 
@@ -25,6 +32,7 @@ _HOMES = {
     "AsyncLLM": "async_llm",
     "ConfigError": "config",
     "EngineConfig": "config",
+    "EngineError": "recovery",
     "InvalidRequestError": "request",
     "KernelsConfig": "config",
     "LLM": "llm",
@@ -34,7 +42,7 @@ _HOMES = {
     "RunTrace": "trace",
     "SamplingParams": "request",
     "SchedulingConfig": "config",
-    "StreamChunk": "llm",
+    "StreamChunk": "outputs",
     "TraceConfig": "config",
 }
 
@@ -43,6 +51,7 @@ __all__ = [
     "AsyncLLM",
     "ConfigError",
     "EngineConfig",
+    "EngineError",
     "InvalidRequestError",
     "KernelsConfig",
     "MemoryConfig",

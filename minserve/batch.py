@@ -7,7 +7,7 @@ global state and a batch can be sent to another process. Knows nothing about req
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +62,13 @@ class SamplingBatch:
     """True when a sampled row uses top-p without top-k: its whole distribution is summed."""
     uses_min_p: bool
     """True when a sampled row uses min-p."""
+    logprob_counts: tuple[int, ...] = ()
+    """Top alternatives that each of `logprob_rows` asked for, on the host."""
+    mask_rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 `[num_masked]`: rows that may draw only some tokens, ascending; each occurs once."""
+    mask_bits: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.uint8))
+    """uint8 `[num_masked, num_bytes]`: token t of such a row is allowed where bit `t % 8` of byte
+    `t // 8` is 1; none is beyond the last byte. Bans of single tokens are among the biases."""
 
     @property
     def num_samples(self) -> int:
@@ -121,8 +128,8 @@ class SamplingBatch:
 
     @property
     def edits_logits(self) -> bool:
-        """True when a row has a bias, a ban or a penalty."""
-        return self.history.shape[1] > 0 or self.bias_tokens.shape[1] > 0
+        """True when a row has a bias, a ban, a mask or a penalty."""
+        return self.history.shape[1] > 0 or self.bias_tokens.shape[1] > 0 or len(self.mask_rows) > 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ class ForwardBatch:
     prompt_targets: Tensor
     """int64 `[num_prompt_rows]`: the prompt token that follows each of those rows."""
     num_prompt_logprobs: int
-    """Top alternatives to report per prompt row: -1 none."""
+    """Most alternatives that a prompt row asks for: -1 where none is scored."""
     query_lens: tuple[int, ...]
     """Rows of each request, on the host, so that planning needs no device round trip."""
     context_lens: tuple[int, ...]
@@ -162,6 +169,8 @@ class ForwardBatch:
     """int64 `[2, num_pending]`: rows whose token the batch submitted before this one draws, and
     where it stands among its `num_samples`; what `token_ids` has in these rows is nothing. None:
     every token is known on the host."""
+    prompt_counts: tuple[int, ...] = ()
+    """Top alternatives that each of `prompt_rows` asks for, on the host."""
 
     @property
     def num_samples(self) -> int:

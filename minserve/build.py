@@ -29,6 +29,7 @@ from minserve.memory import KVCache, build_manager
 from minserve.models import (
     Decoder,
     DecoderWeights,
+    check_rotary_table,
     default_store,
     load_generation_defaults,
     load_spec,
@@ -118,8 +119,14 @@ def find_model(model: str | Path) -> Path:
 def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True) -> LoadedModel:
     """Read a model directory. Raises a sentence for anything that cannot be served."""
     path = find_model(model)
+    # The small files first: most that is wrong with a directory is known before weights are read.
     spec = load_spec(path)
     resolved = config.resolve(spec)
+    check_rotary_table(spec, resolved.max_model_len)
+    defaults = load_generation_defaults(path)
+    tokenizer = Tokenizer.from_dir(path)
+    if tokenizer is not None:
+        resolved = dataclasses.replace(resolved, notes=(*resolved.notes, *tokenizer.notes))
     if config.kernels.num_threads is not None:
         torch.set_num_threads(config.kernels.num_threads)
     name = str(model) if str(model).startswith("zoo/") else path.name
@@ -132,8 +139,8 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
         path=path,
         config=resolved,
         weights=weights,
-        tokenizer=Tokenizer.from_dir(path),
-        generation_defaults=load_generation_defaults(path),
+        tokenizer=tokenizer,
+        generation_defaults=defaults,
     )
 
 

@@ -74,7 +74,8 @@ def flag(value: Any) -> bool:
     """True or False, Python's or numpy's; 0 and 1 are integers."""
     if isinstance(value, bool):
         return value
-    if type(value).__module__ == "numpy" and str(getattr(value, "dtype", "")) == "bool":
+    is_numpy = type(value).__module__ == "numpy" and not _is_shaped(value)
+    if is_numpy and _is_kind(value, "bool"):
         return bool(value)
     raise Refused("True or False")
 
@@ -102,7 +103,7 @@ def integer(low: int = -MOST - 1, high: int = MOST, note: str = "") -> Check:
 def _index(value: Any, expected: str) -> int:
     """The exact int of anything that Python counts as an integer."""
     whole = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    if whole and math.isfinite(value) and value == int(value):
+    if whole and abs(value) <= MOST and value == int(value):
         raise Refused(f"{expected}: this is a whole number of another type, write {int(value)}")
     if isinstance(value, bool) or _is_shaped(value) or _is_kind(value, "bool"):
         raise Refused(expected)

@@ -20,6 +20,7 @@ from minserve.config import ResolvedConfig
 from minserve.hardware import WorkCounter
 from minserve.memory import IntegrityError, KVManager, MemoryEvents
 from minserve.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
+from minserve.prompts import check_arrival, check_priority, check_request_id
 from minserve.recovery import audit, describe, failing_rows, is_interrupt
 from minserve.request import (
     FinishReason,
@@ -30,6 +31,7 @@ from minserve.request import (
     TokenLogprobs,
 )
 from minserve.runner import Handle, Runner, StepResult
+from minserve.sampling import make_masks
 from minserve.scheduling import LengthPredictor, Order, Policy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
 from minserve.trace import RequestStep, RunTrace, StageTimes, StepPages, StepTrace, StepWork
@@ -156,11 +158,16 @@ class Engine:
         Raises InvalidRequestError when the request cannot be served, and changes nothing then.
         """
         self._repair()
+        check_request_id(request_id)
+        priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
         prompt = list(prompt_token_ids)
         if request_id in self._live:
             raise InvalidRequestError(f"request {request_id}: one of this name is still running")
         max_len = self.max_request_tokens
-        check_request(request_id, prompt, params, self.config, max_len, self._tokenizer is not None)
+        params = check_request(
+            request_id, prompt, params, self.config, max_len, self._tokenizer is not None
+        )
+        masks = make_masks(params, self._tokenizer)
         if params.max_tokens is not None:
             max_len = min(max_len, len(prompt) + params.max_tokens)
         seed = params.seed
@@ -168,14 +175,20 @@ class Engine:
             seed = self.config.config.seed + self._num_added
         arrival = self.clock.now() if arrival_s is None else arrival_s
         requests = [
-            Request(request_id, prompt, params, arrival, seed, index, max_len)
+            Request(request_id, prompt, params, arrival, seed, index, max_len, masks=masks)
             for index in range(params.n)
         ]
         self._num_added += 1
-        with self._change(requests):
-            self._live[request_id] = list(requests)
-            for request in requests:
-                self._queue(request, requests[0], stream_text, priority)
+        try:
+            with self._change(requests):
+                self._live[request_id] = list(requests)
+                for request in requests:
+                    self._queue(request, requests[0], stream_text, priority)
+        except BaseException:
+            for request in requests:  # the caller never gets them
+                self.forget(request)
+                self._updates.pop(request, None)
+            raise
         return requests
 
     def _queue(self, request: Request, first: Request, stream_text: bool, priority: int) -> None:
@@ -186,7 +199,7 @@ class Engine:
         request.priority = priority
         if params.prompt_logprobs is not None:
             request.prompt_logprobs.append(None)
-        if self._tokenizer is not None and (stream_text or params.stop):
+        if self._tokenizer is not None and params.detokenize and (stream_text or params.stop):
             self._texts[request] = TextStream(self._tokenizer, params)
         self._scheduler.add(request)
 
@@ -231,8 +244,9 @@ class Engine:
         return updates
 
     def text_of(self, request: Request) -> str:
-        """The request's text so far; the empty string when the model has no tokenizer."""
-        if self._tokenizer is None:
+        """The request's text so far; the empty string when the model has no tokenizer, or no text
+        is wanted (`SamplingParams.detokenize`)."""
+        if self._tokenizer is None or not request.params.detokenize:
             return ""
         stream = self._texts.get(request)
         if stream is not None:
@@ -276,7 +290,7 @@ class Engine:
     def _must_know_tokens(self) -> bool:
         """True where a token in flight decides how the next one is drawn: penalties count it."""
         return bool(self._in_flight) and any(
-            request.params.has_penalties for request in self._in_flight[-1].built.sampled
+            request.needs_known_tokens for request in self._in_flight[-1].built.sampled
         )
 
     def _submit(self) -> bool:

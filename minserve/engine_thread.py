@@ -24,10 +24,12 @@ from minserve.clock import WallClock
 from minserve.engine import Engine
 from minserve.outputs import StreamChunk, StreamCursor, failure_of
 from minserve.recovery import EngineError, describe, is_interrupt
-from minserve.request import Request
+from minserve.request import InvalidRequestError, Request
 
 Answer = TypeVar("Answer")
 Item = StreamChunk | BaseException | None
+MOST_FAILURES = 3
+"""Turns in a row that fail outside a step, after which the thread ends: it would only spin."""
 CLOSED = "this AsyncLLM is closed; make a new one"
 
 
@@ -119,6 +121,7 @@ class EngineThread:
         self._step_start_s: float | None = None
         self._num_steps = 0
         self._num_errors = 0
+        self._num_failures = 0
         self._last_error: str | None = None
         self._closed_by: str | None = None
         self._ended = threading.Event()
@@ -141,13 +144,12 @@ class EngineThread:
 
     def add(self, mailbox: Mailbox, make: Callable[[], list[Request]]) -> None:
         """Have the engine take a request; what `make` raises ends the mailbox."""
-        self._post(
-            lambda: self._add(mailbox, make), lambda error: self._close_mailbox(mailbox, error)
-        )
+        self._post(lambda: self._add(mailbox, make), lambda error: self.refuse(mailbox, error))
 
     def refuse(self, mailbox: Mailbox, error: BaseException) -> None:
-        """End a mailbox whose request never reached the engine."""
-        self._close_mailbox(mailbox, error)
+        """End a mailbox whose request the engine did not take."""
+        known = isinstance(error, InvalidRequestError) or type(error) is RuntimeError
+        self._close_mailbox(mailbox, error if known else _chained(mailbox, error))
 
     def abort(self, mailbox: Mailbox) -> None:
         """End one mailbox's request, whatever others are called; one that has ended is left
@@ -238,16 +240,37 @@ class EngineThread:
     # -- in the thread -----------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Commands, a step, chunks; and again."""
+        """Turn after turn; and whatever ends it, nothing is left open."""
         error: BaseException | None = None
         try:
-            while self._obey(wait=not self.engine.has_work):
-                if self.engine.has_work:
-                    self._step()
+            goes_on = True
+            while goes_on:
+                goes_on = self._turn()
         except BaseException as caught:
             error = caught
         finally:
             self._end(error)
+
+    def _turn(self) -> bool:
+        """Commands, a step, chunks; False when told to stop. Only an exit ends the thread: other
+        errors end what they belong to."""
+        try:
+            if not self._obey(wait=not self.engine.has_work):
+                return False
+            if self.engine.has_work:
+                self._step()
+            self._deliver(self.engine.take_updates())
+            self._num_failures = 0
+        except SystemExit:
+            raise
+        except BaseException as error:
+            self._num_failures += 1
+            self._num_errors += 1
+            self._last_error = describe(error)
+            if self._num_failures > MOST_FAILURES:
+                raise
+            self._find_lost()
+        return True
 
     def _obey(self, wait: bool) -> bool:
         """Run the commands that have come; False when told to stop."""
@@ -265,7 +288,22 @@ class EngineThread:
                 raise
             except BaseException as error:
                 command.refuse(error)
+                if not isinstance(error, InvalidRequestError):
+                    self._find_lost()
             wait = False
+
+    def _find_lost(self) -> None:
+        """After an error between the engine and the mailboxes: requests that no mailbox knows end,
+        and mailboxes are told what they missed."""
+        lost = [request for request in self.engine.live_requests() if request not in self._cursors]
+        self.engine.abort_requests(lost)
+        for request in lost:
+            self.engine.forget(request)
+        for request, (cursor, mailbox) in list(self._cursors.items()):
+            if not cursor.ended:
+                self._deliver([request])
+            elif request in self._cursors:
+                self._end_sample(request, mailbox)
 
     def _step(self) -> None:
         self._step_start_s = self._clock.now()
@@ -280,7 +318,6 @@ class EngineThread:
         finally:
             self._num_steps += 1
             self._step_start_s = None
-        self._deliver(self.engine.take_updates())
 
     def _add(self, mailbox: Mailbox, make: Callable[[], list[Request]]) -> None:
         mailbox.requests = make()
@@ -306,11 +343,18 @@ class EngineThread:
                     raise
                 self._fail(mailbox, error)
                 continue
-            if request.finished:
-                del self._cursors[request]
-                self.engine.forget(request)
-                if all(sample.finished for sample in mailbox.requests):
-                    self._close_mailbox(mailbox, _failure(mailbox))
+            if cursor.ended:
+                self._end_sample(request, mailbox)
+
+    def _end_sample(self, request: Request, mailbox: Mailbox) -> None:
+        if all(
+            self._cursors[sample][0].ended for sample in mailbox.requests if sample in self._cursors
+        ):
+            for sample in mailbox.requests:
+                self.engine.forget(sample)
+            self._close_mailbox(mailbox, _failure(mailbox))
+            for sample in mailbox.requests:
+                self._cursors.pop(sample, None)
 
     def _fail(self, mailbox: Mailbox, error: BaseException) -> None:
         """A request whose text cannot be told ends."""
@@ -327,8 +371,10 @@ class EngineThread:
             if error is not None:
                 self._closed_by = f"the engine's thread ended: {describe(error)}; make a new one"
         try:
+            if error is None:
+                self.engine.abort_all()
+                self._deliver(self.engine.take_updates())
             self.engine.close()
-            self._deliver(self.engine.take_updates())
         except BaseException as caught:
             error = error or caught
         while True:

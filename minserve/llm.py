@@ -431,6 +431,11 @@ class LLM:
                 if reader.finished:
                     break
                 self._advance(engine)
+            with self._lock:
+                # What an interrupted call of another thread did not deliver.
+                left = [r for r, cursor in reader.cursors.items() if not cursor.ended]
+                last = [reader.cursors[request].advance(engine, request) for request in left]
+            yield from last
             if (failure := failure_of(requests)) is not None:
                 raise failure
         finally:
@@ -475,8 +480,8 @@ def _parsed(prompt: Any, max_chars: int) -> PromptInput | InvalidRequestError:
 
 
 def _priorities(priority: int | Sequence[int], count: int) -> list[int]:
-    many = isinstance(priority, list | tuple)
-    ranks = [check_priority(rank) for rank in (priority if many else [priority] * count)]
+    given = priority if isinstance(priority, list | tuple) else [priority] * count
+    ranks = [check_priority(rank) for rank in given]
     if len(ranks) != count:
         raise InvalidRequestError(
             f"{len(ranks)} priorities for {count} prompts: give one, or one each"

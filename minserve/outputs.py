@@ -41,6 +41,8 @@ class StreamCursor:
     def __init__(self) -> None:
         self._num_chars = 0
         self._num_tokens = 0
+        self.ended = False
+        """True once the last chunk was made."""
 
     def advance(self, engine: Engine, request: Request) -> StreamChunk:
         """What is new since the last call."""
@@ -57,6 +59,7 @@ class StreamCursor:
         )
         self._num_chars = len(text)
         self._num_tokens += len(tokens)
+        self.ended = chunk.finish_reason is not None
         return chunk
 
 

@@ -152,10 +152,11 @@ class BatchBuilder:
             ),
             prompt_rows=torch.tensor(rows.prompt_rows, dtype=torch.int64),
             prompt_targets=torch.tensor(rows.prompt_targets, dtype=torch.int64),
-            num_prompt_logprobs=rows.num_prompt_logprobs,
+            num_prompt_logprobs=max(rows.prompt_counts, default=-1),
             query_lens=tuple(counts),
             context_lens=tuple(kv_lens.tolist()),
             pending=torch.tensor(rows.pending, dtype=torch.int64).T if rows.pending else None,
+            prompt_counts=tuple(rows.prompt_counts),
         )
         return BuiltBatch(batch, rows.sampled, rows.prompt_owners)
 
@@ -172,7 +173,7 @@ class _Rows:
         self.prompt_rows: list[int] = []
         self.prompt_targets: list[int] = []
         self.prompt_owners: list[Request] = []
-        self.num_prompt_logprobs = -1
+        self.prompt_counts: list[int] = []
 
     def add_decode(self, requests: list[Request]) -> None:
         """One row each: the step most steps are, without what only prompts need."""
@@ -205,7 +206,6 @@ class _Rows:
 
     def _add_prompt_rows(self, request: Request, start: int, stop: int) -> None:
         wanted = request.params.prompt_logprobs or 0
-        self.num_prompt_logprobs = max(self.num_prompt_logprobs, wanted)
         first_row = len(self.tokens) - start
         # From the first position not reported yet: a resumed request reports none twice.
         for position in range(
@@ -214,3 +214,4 @@ class _Rows:
             self.prompt_rows.append(first_row + position)
             self.prompt_targets.append(request.token_ids[position + 1])
             self.prompt_owners.append(request)
+            self.prompt_counts.append(wanted)

@@ -24,6 +24,7 @@ from minserve.sampling import (
     SampledTokens,
     Sampler,
     prompt_logprobs,
+    sample_alone,
     to_token_logprobs,
 )
 from minserve.staging import Landing, link_to, on
@@ -99,6 +100,8 @@ class _EagerHandle:
     attention_s: float
     sample_s: float
     compiled: Compilations
+    errors: Mapping[int, Exception] | None
+    """See `StepResult.errors`."""
 
 
 class _TimedPlan:
@@ -186,9 +189,12 @@ class EagerRunner:
             there = fill_pending(there, self._drawn)
         forward = self._forward(batch, there)
         middle = self._clock.now()
-        sampled = None
+        sampled, errors = None, None
         if forward.logits is not None:
-            sampled = self._sampler.sample(forward.logits, there.sampling)
+            try:
+                sampled = self._sampler.sample(forward.logits, there.sampling)
+            except Exception:
+                sampled, errors = sample_alone(self._sampler, forward.logits, there.sampling)
         self._drawn = None if sampled is None else sampled.token_ids
         landing = self._link.download(_Results(sampled, forward.prompts))
         return _EagerHandle(
@@ -198,6 +204,7 @@ class EagerRunner:
             attention_s=forward.attention_s,
             sample_s=self._clock.now() - middle,
             compiled=forward.compiled,
+            errors=errors,
         )
 
     def _forward(self, host: ForwardBatch, batch: ForwardBatch) -> Forward:
@@ -226,13 +233,12 @@ class EagerRunner:
         if sampled is not None and sampled.logprobs is not None:
             rows = batch.sampling.logprob_rows.tolist()
             tokens = [token_ids[row] for row in rows]
-            nums = [batch.sampling.num_logprobs] * len(rows)
-            entries = to_token_logprobs(sampled.logprobs, tokens, nums)
+            entries = to_token_logprobs(sampled.logprobs, tokens, batch.sampling.logprob_counts)
             logprobs = dict(zip(rows, entries, strict=True))
         prompts: list[TokenLogprobs] = []
         for part, targets in zip(results.prompts, self._chunks(batch.prompt_targets), strict=True):
-            ids = targets.tolist()
-            prompts += to_token_logprobs(part, ids, [batch.num_prompt_logprobs] * len(ids))
+            counts = batch.prompt_counts[len(prompts) : len(prompts) + len(targets)]
+            prompts += to_token_logprobs(part, targets.tolist(), counts)
         return StepResult(
             token_ids=token_ids,
             logprobs=logprobs,
@@ -243,6 +249,7 @@ class EagerRunner:
             compile_s=handle.compiled.seconds,
             num_compiled_graphs=handle.compiled.num_graphs,
             num_cached_graphs=handle.compiled.num_cached,
+            errors=handle.errors,
         )
 
     def _sample_logits(self, hidden: Tensor, rows: Tensor) -> Tensor | None:

@@ -115,6 +115,8 @@ class ModelSpec:
     """The checkpoint's own number format: "float32", "bfloat16", "float16", "float64"."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Where its files contradict themselves or transformers, in sentences: what is followed."""
 
     @property
     def num_layers(self) -> int:

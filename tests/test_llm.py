@@ -128,8 +128,6 @@ def test_streaming_gives_the_text_of_generate(llm):
 def test_a_stream_left_early_is_aborted(llm):
     stream = llm.stream("while True:", SamplingParams(max_tokens=500, temperature=0))
     next(stream)
-    with pytest.raises(RuntimeError, match="is streaming"):
-        llm.generate("x", GREEDY)
     stream.close()
     assert not llm.engine.has_work
     assert llm.engine.memory.pool.num_owned == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from minserve.bench import (
+    busy,
     calibrate,
     compilation,
     forward,
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "memory-sweep": (memory_sweep, "what pages gain as answers become alike in length"),
     "compile": (compilation, "what torch.compile costs, and after how many tokens it has paid"),
     "sessions": (sessions, "idle conversations in device, host and disk, and what resuming costs"),
+    "busy": (busy, "tokens per second beside busy programs, by how threads wait"),
     "gpu": (gpu, "everything that is measured on a GPU, part by part, into labs/recorded"),
 }
 

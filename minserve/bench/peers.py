@@ -46,7 +46,10 @@ class TransformersSide:
         self.batch_size = batch_size
         self._clock = WallClock()
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            model,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            trust_remote_code=False,
         )
         self.model.eval().to(self._device)
 

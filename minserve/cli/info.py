@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from minserve import __version__
+from minserve import OPENMP, __version__
 from minserve.build import load_model
 from minserve.cli.options import add_model_arguments, engine_config
 from minserve.config import describe
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         result: dict[str, Any] = {
             "minserve": __version__,
             "machine": machine.to_dict(),
+            "openmp": OPENMP,
             "ceilings": None if limits is None else limits.to_dict(),
             "model": {
                 "name": loaded.name,
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(result, indent=1))
         return 0
-    print(f"minserve {__version__}\n\nmachine\n{machine}")
+    print(f"minserve {__version__}\n\nmachine\n{machine}\n{OPENMP}")
     if limits is not None:
         print(f"\nceilings (measured {limits.date})\n{_ceilings(limits)}")
     mixer = spec.layers[0].mixer

@@ -1,10 +1,10 @@
 """The engine's configuration: its fields, their metadata, and what they resolve to."""
 
+from minserve.config.admission import AdmissionConfig
 from minserve.config.knobs import ConfigError, Knob
 from minserve.config.resolve import ResolvedConfig
 from minserve.config.sections import (
     DTYPES,
-    AdmissionConfig,
     EngineConfig,
     KernelsConfig,
     MemoryConfig,

@@ -60,8 +60,9 @@ class Section:
     """Brings every knob of a section to its plain type, or refuses it, when it is made."""
 
     def __post_init__(self) -> None:
-        for name, check in _checks(type(self)).items():
-            where = f"{type(self).__name__}.{name}"
+        section: Any = type(self)
+        for name, check in _checks(section).items():
+            where = f"{section.__name__}.{name}"
             # Sections are frozen; their own values are the only ones ever set.
             object.__setattr__(self, name, checked(where, getattr(self, name), check, ConfigError))
 

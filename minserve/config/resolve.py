@@ -125,6 +125,7 @@ def resolve(
     """What will run for this model on this device; see `EngineConfig.resolve`."""
     target = _pick_device(config.device if device is None else str(device))
     dtype, notes = _pick_dtype(config.dtype, model, target)
+    notes = [*model.notes, *notes]
     scheduling, memory = config.scheduling, config.memory
     max_model_len = scheduling.max_model_len or model.max_position
     if max_model_len > model.max_position:

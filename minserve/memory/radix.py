@@ -2,11 +2,13 @@
 
 RadixAttention (SGLang, Zheng et al., arXiv 2312.07104, section 3). Edges break at page boundaries,
 because a page has one owner of its content; inside a page the tree can still tell how far a prefix
-agrees, and such a hit is served by copying the page.
+agrees, and such a hit is served by copying the page. What branches off a node is kept sorted: the
+pages that agree longest with a wanted one stand beside its place in that order.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 from minserve.memory.chain import Key, TokenChain
@@ -20,13 +22,37 @@ Page = tuple[int, ...]
 class _Node:
     """An edge and the node at its end: pages in a row that nothing branches off from."""
 
-    __slots__ = ("blocks", "children", "pages", "parent")
+    __slots__ = ("blocks", "children", "firsts", "key", "pages", "parent")
 
-    def __init__(self, parent: _Node | None) -> None:
+    def __init__(self, parent: _Node | None, key: Key = b"") -> None:
         self.parent = parent
+        self.key = key
+        """Of a root: its namespace."""
         self.pages: list[Page] = []
         self.blocks: list[int] = []
         self.children: dict[Page, _Node] = {}
+        self.firsts: list[Page] = []
+        """The keys of `children`, sorted."""
+
+    def attach(self, child: _Node, first: Page) -> None:
+        """Let a child branch off that begins with `first`."""
+        self.children[first] = child
+        insort(self.firsts, first)
+
+    def detach(self, first: Page) -> None:
+        """Cut the child off that begins with `first`."""
+        del self.children[first]
+        del self.firsts[bisect_left(self.firsts, first)]
+
+    def nearest(self, wanted: Page) -> tuple[Page, int] | None:
+        """The first page of a child that shares most leading tokens with `wanted`, the smallest
+        of those that share as many, and how many; None where none shares any."""
+        place = bisect_left(self.firsts, wanted)
+        beside = self.firsts[max(0, place - 1) : place + 1]
+        most = max((_common(page, wanted) for page in beside), default=0)
+        if not most:
+            return None
+        return self.firsts[bisect_left(self.firsts, wanted[:most])], most
 
 
 class RadixIndex:
@@ -58,23 +84,22 @@ class RadixIndex:
         return self._partial(node, at, chain.tokens(len(blocks))[:left], blocks)
 
     def _partial(self, node: _Node, at: int, wanted: Page, blocks: list[int]) -> Match:
-        """The page after `node.pages[:at]` that shares most tokens with `wanted`."""
+        """The page after `node.pages[:at]` that shares most tokens with `wanted`; of several, the
+        smallest."""
         if at < len(node.pages):
-            candidates = [(node.pages[at], node.blocks[at])]
-        else:
-            candidates = [(child.pages[0], child.blocks[0]) for child in node.children.values()]
-        best, block = 0, None
-        for page, candidate in candidates:
-            shared = _common(page, wanted)
-            if shared > best:
-                best, block = shared, candidate
-        return Match(blocks, block, best)
+            shared = _common(node.pages[at], wanted)
+            return Match(blocks, node.blocks[at], shared) if shared else Match(blocks)
+        nearest = node.nearest(wanted)
+        if nearest is None:
+            return Match(blocks)
+        page, shared = nearest
+        return Match(blocks, node.children[page].blocks[0], shared)
 
     def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
         """Enter a page behind `parent`, or return the one that is already there."""
         page = chain.tokens(index)
         if parent is None:
-            node = self._roots.setdefault(chain.root, _Node(None))
+            node = self._roots.get(chain.root) or self._grow_root(chain.root)
             at = 0
         else:
             node = self._node_of[parent]
@@ -91,24 +116,28 @@ class RadixIndex:
             return known.blocks[0]
         if node.children or node.parent is None:
             branch = _Node(node)
-            node.children[page] = branch
+            node.attach(branch, page)
             node = branch
         node.pages.append(page)
         node.blocks.append(block)
         self._node_of[block] = node
         return block
 
+    def _grow_root(self, key: Key) -> _Node:
+        self._roots[key] = root = _Node(None, key)
+        return root
+
     def _split(self, node: _Node, at: int) -> None:
         """Cut an edge in two: `node` keeps its first `at` pages, a new child has the others."""
         tail = _Node(node)
         tail.pages, tail.blocks = node.pages[at:], node.blocks[at:]
-        tail.children = node.children
+        tail.children, tail.firsts = node.children, node.firsts
         for child in tail.children.values():
             child.parent = tail
         for block in tail.blocks:
             self._node_of[block] = tail
         del node.pages[at:], node.blocks[at:]
-        node.children = {tail.pages[0]: tail}
+        node.children, node.firsts = {tail.pages[0]: tail}, [tail.pages[0]]
 
     def remove(self, block: int) -> None:
         """Forget a page, which must be the last of a leaf."""
@@ -125,18 +154,18 @@ class RadixIndex:
         assert parent is not None
         if node.blocks:
             return
-        del parent.children[first]
+        parent.detach(first)
         if parent.parent is not None and len(parent.children) == 1:
             self._join(parent)
         elif parent.parent is None and not parent.children:
-            self._roots = {key: root for key, root in self._roots.items() if root is not parent}
+            del self._roots[parent.key]
 
     def _join(self, node: _Node) -> None:
         """Undo a split: an edge and its only continuation become one edge again."""
         (child,) = node.children.values()
         node.pages += child.pages
         node.blocks += child.blocks
-        node.children = child.children
+        node.children, node.firsts = child.children, child.firsts
         for block in child.blocks:
             self._node_of[block] = node
         for grandchild in node.children.values():

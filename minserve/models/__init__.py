@@ -11,6 +11,7 @@ from minserve.models.describe import load_generation_defaults, load_spec
 from minserve.models.errors import ModelError
 from minserve.models.families import FAMILIES
 from minserve.models.hub import resolve_model_dir
+from minserve.models.rope_config import check_rotary_table
 from minserve.models.store import WeightStore, default_store
 from minserve.models.weights import DecoderWeights, LayerWeights, random_weights
 
@@ -22,6 +23,7 @@ __all__ = [
     "LayerWeights",
     "ModelError",
     "WeightStore",
+    "check_rotary_table",
     "default_store",
     "load_generation_defaults",
     "load_spec",

@@ -1,13 +1,12 @@
 """Reading safetensors checkpoints: one file or shards with an index, memory-mapped.
 
-Each tensor is mapped, converted and copied before the next is touched, so the peak is one model
-plus one tensor. Pickle checkpoints are refused: opening one runs whatever code it carries. Knows
+The headers are compared with the spec before anything is allocated. Then each tensor is mapped,
+converted and copied before the next is touched, so the peak is one model plus one tensor. Knows
 nothing about model families; names and shapes come from `weights.build_weights`.
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,160 +16,169 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from minserve.json_file import shorten
 from minserve.kernels.base import PanelShape
+from minserve.models.checkpoint_files import checkpoint_files
 from minserve.models.errors import ModelError
+from minserve.models.headers import TensorHeader, read_header
 from minserve.models.hub import resolve_model_dir
 from minserve.models.weights import DecoderWeights, build_weights
 from minserve.spec import ModelSpec
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _STORED_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Buffers that old checkpoints carry and that are computed here.
 _RECOMPUTED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
-
-
-def checkpoint_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files that make up a checkpoint, in the order of their names.
-
-    Raises ModelError when there are none, when only pickle files exist, or shards are missing.
-    """
-    index = directory / _INDEX
-    if index.is_file():
-        return _sharded(directory, index)
-    if (directory / _SINGLE).is_file():
-        return (directory / _SINGLE,)
-    found = sorted(directory.glob("*.safetensors"))
-    if len(found) == 1:
-        return (found[0],)
-    if found:
-        raise ModelError(
-            f"{directory} has {len(found)} .safetensors files but no {_INDEX} that says which "
-            "belong together: save the model again with save_pretrained."
-        )
-    pickles = sorted(
-        path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}")
-    )
-    if pickles:
-        raise ModelError(
-            f"{directory} has its weights only as pickle ({pickles[0]}), which can run any code "
-            "when it is opened and is never read here. If you trust it, convert it once: "
-            "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory) with "
-            "transformers writes safetensors."
-        )
-    raise ModelError(f"{directory} has no .safetensors weights.")
-
-
-def _sharded(directory: Path, index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index} is not a safetensors index: {error!r}") from error
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index} names {name!r}: expected .safetensors files beside it.")
-        if not (directory / name).is_file():
-            raise ModelError(
-                f"{directory} lacks {name}, one of the {len(names)} shards in {index.name}: "
-                "download or copy it again."
-            )
-    return tuple(directory / name for name in names)
+_BASE = "model."
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def stored_dtype(directory: Path) -> str | None:
     """The number format of a checkpoint's first tensor; None when there is no readable one."""
     try:
-        with safe_open(checkpoint_files(directory)[0], framework="pt") as opened:
-            name = next(iter(opened.keys()))
-            return _STORED_DTYPES.get(opened.get_slice(name).get_dtype())
-    except (ModelError, SafetensorError, StopIteration):
+        header = read_header(checkpoint_files(directory)[0])
+    except ModelError:
         # Whatever is wrong with the weights is said when they are loaded.
         return None
+    return next((_STORED_DTYPES.get(tensor.dtype) for tensor in header.values()), None)
+
+
+class CheckpointHeaders:
+    """The tensors of a checkpoint by their names in a causal language model, and nothing of their
+    content: a `TensorReader` whose tensors are on the meta device.
+
+    A checkpoint of the decoder alone, whose names lack "model.", is read as transformers reads it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.unread: set[str] = set()
+        self.tensors: dict[str, TensorHeader] = {}
+        for path in checkpoint_files(directory):
+            header = read_header(path)
+            for name in header.keys() & self.tensors.keys():
+                raise ModelError(
+                    f"{directory} stores {shorten(repr(name))} twice, in "
+                    f"{self.tensors[name].path.name} and {path.name}: remove one of the two."
+                )
+            self.tensors.update(header)
+        self._prefix = "" if any(name.startswith(_BASE) for name in self.tensors) else _BASE
+        self.unread.update(self.tensors)
+
+    def stored_name(self, name: str) -> str:
+        """What the files call a tensor of a causal language model."""
+        return name.removeprefix(self._prefix)
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint stores a tensor of this name."""
+        return self.stored_name(name) in self.tensors
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor without memory, once its header has been found to be as expected."""
+        stored = self.stored_name(name)
+        tensor = self.tensors.get(stored)
+        if tensor is None:
+            raise ModelError(
+                f"{self.directory} has no tensor {stored!r}, which its config.json calls for: "
+                "the checkpoint is incomplete, or config.json belongs to another model."
+            )
+        if tensor.shape != shape:
+            raise ModelError(
+                f"tensor {stored!r} in {tensor.path} has shape {tensor.shape}, and config.json "
+                f"calls for {shape}: one of the two belongs to another model."
+            )
+        if tensor.dtype not in _STORED_DTYPES:
+            raise ModelError(
+                f"tensor {stored!r} in {tensor.path} is stored as {shorten(tensor.dtype)}"
+                f": only unquantized weights ({', '.join(_STORED_DTYPES)}) are read; load the "
+                "original checkpoint."
+            )
+        self.unread.discard(stored)
+        return torch.empty(shape, dtype=getattr(torch, _STORED_DTYPES[tensor.dtype]), device="meta")
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ModelError unless these are the tensors of a spec, each of its shape, and no other.
+
+        Goes through the motions of loading on the meta device, where nothing is allocated.
+        """
+        build_weights(spec, self, torch.float32, torch.device("meta"))
+        if spec.tie_embeddings and self.has(_HEAD) and self.has(_TABLE):
+            # A tied model may store its head all the same.
+            self.read(_HEAD, (spec.vocab_size, spec.hidden_size))
+        left = sorted(name for name in self.unread if not name.endswith(_RECOMPUTED))
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            names = ", ".join(shorten(repr(name)) for name in left[:3])
+            raise ModelError(
+                f"{self.directory} stores {names}{more}, for which its config.json has no place: "
+                "the two belong to different models, or the model has parts this decoder does not."
+            )
 
 
 class Checkpoint:
-    """Opened safetensors files as a `TensorReader`. A context manager."""
+    """Opened safetensors files as a `TensorReader`, after their headers. A context manager."""
 
-    def __init__(self, directory: Path, progress: tqdm[Any] | None = None) -> None:
-        self.directory = directory
-        self.unread: set[str] = set()
+    def __init__(self, headers: CheckpointHeaders, progress: tqdm[Any] | None = None) -> None:
+        self.headers = headers
         self._progress = progress
         self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-        for path in checkpoint_files(directory):
-            try:
-                opened = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-            except SafetensorError as error:
-                raise ModelError(_unreadable(path, error)) from error
-            self._files.update(dict.fromkeys(opened.keys(), opened))
-        self.unread.update(self._files)
+        self._files: dict[Path, Any] = {}
 
     def __enter__(self) -> Checkpoint:
+        with ExitStack() as opened:
+            for path in sorted({tensor.path for tensor in self.headers.tensors.values()}):
+                try:
+                    file = safe_open(path, framework="pt", device="cpu")
+                    self._files[path] = opened.enter_context(file)
+                except (SafetensorError, OSError) as error:
+                    raise _unreadable(path, error) from error
+            self._stack = opened.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._files.clear()
         self._stack.close()
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint stores a tensor of this name."""
-        return name in self._files
+        return self.headers.has(name)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The stored tensor, mapped from the file."""
-        if name not in self._files:
-            raise ModelError(
-                f"{self.directory} has no tensor {name!r}, which its config.json calls for: the "
-                "checkpoint is incomplete, or config.json belongs to another model."
-            )
-        view = self._files[name].get_slice(name)
-        if tuple(view.get_shape()) != shape:
-            raise ModelError(
-                f"tensor {name!r} in {self.directory} has shape {tuple(view.get_shape())}, and "
-                f"config.json calls for {shape}: one of the two belongs to another model."
-            )
-        if view.get_dtype() not in _STORED_DTYPES:
-            raise ModelError(
-                f"tensor {name!r} in {self.directory} is stored as {view.get_dtype()}: only "
-                f"unquantized weights ({', '.join(_STORED_DTYPES)}) are read; load the original "
-                "checkpoint."
-            )
-        self.unread.discard(name)
-        tensor: Tensor = self._files[name].get_tensor(name)
+        self.headers.read(name, shape)
+        tensor = self._tensor(name)
+        if tuple(tensor.shape) != shape:
+            path = self.headers.tensors[self.headers.stored_name(name)].path
+            raise ModelError(f"{path} changed while it was read: load the model again.")
         if self._progress is not None:
             self._progress.update(tensor.nbytes)
         return tensor
 
+    def _tensor(self, name: str) -> Tensor:
+        stored = self.headers.stored_name(name)
+        path = self.headers.tensors[stored].path
+        try:
+            tensor: Tensor = self._files[path].get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
+        return tensor
+
     def check_tied_head(self) -> None:
         """A tied model may store its head all the same; refuse it when it is another matrix."""
-        head, table = "lm_head.weight", "model.embed_tokens.weight"
-        if not (self.has(head) and self.has(table)):
+        if not (self.has(_HEAD) and self.has(_TABLE)):
             return
-        self.unread.discard(head)
-        if not torch.equal(
-            self._files[head].get_tensor(head), self._files[table].get_tensor(table)
-        ):
+        head, table = self._tensor(_HEAD), self._tensor(_TABLE)
+        if head.dtype != table.dtype or not torch.equal(head, table):
             raise ModelError(
-                f"config.json in {self.directory} says tie_word_embeddings, but {head!r} and "
-                f"{table!r} differ: set tie_word_embeddings to false in config.json."
-            )
-
-    def check_all_read(self) -> None:
-        """Refuse tensors that the spec has no place for: they would have changed the output."""
-        left = sorted(name for name in self.unread if not name.endswith(_RECOMPUTED))
-        if left:
-            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise ModelError(
-                f"{self.directory} stores {', '.join(map(repr, left[:3]))}{more}, for which its "
-                "config.json has no place: the two belong to different models, or the model has "
-                "parts this decoder does not."
+                f"config.json in {self.headers.directory} says tie_word_embeddings, but {_HEAD!r} "
+                f"and {self.headers.stored_name(_TABLE)!r} differ: set tie_word_embeddings to "
+                "false in config.json."
             )
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            return f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there."
-    return f"{path} is not a readable safetensors file ({error}): download or copy it again."
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path} is not a readable safetensors file ({error}): download or copy it again."
+    )
 
 
 def load_weights(
@@ -187,8 +195,9 @@ def load_weights(
     Raises ModelError, naming the tensor, when one is missing, misshapen, quantized or unexpected,
     and when the directory holds no safetensors.
     """
-    directory = resolve_model_dir(model)
-    total = sum(path.stat().st_size for path in checkpoint_files(directory))
+    headers = CheckpointHeaders(resolve_model_dir(model))
+    headers.check(spec)
+    total = sum(path.stat().st_size for path in {each.path for each in headers.tensors.values()})
     bar = tqdm(
         total=total,
         desc="Loading weights",
@@ -198,9 +207,8 @@ def load_weights(
         leave=False,
         disable=not progress,
     )
-    with bar, Checkpoint(directory, bar) as checkpoint:
+    with bar, Checkpoint(headers, bar) as checkpoint:
         weights = build_weights(spec, checkpoint, dtype, torch.device(device), panel)
         if spec.tie_embeddings:
             checkpoint.check_tied_head()
-        checkpoint.check_all_read()
     return weights

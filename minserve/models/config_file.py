@@ -5,14 +5,17 @@ Read as JSON, never through transformers, which takes seconds to import. Knows n
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minserve.json_file import FileError, read_json, shorten
 from minserve.models.errors import ModelError
 
+LARGEST_SIZE = 1 << 24
+"""No width, vocabulary or length of a decoder is larger; products of a few still fit 63 bits."""
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -27,9 +30,9 @@ class ConfigFile:
     def read(cls, path: Path) -> ConfigFile:
         """Parse a file; ModelError when it is not a JSON object."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+            values = read_json(path)
+        except FileError as error:
+            raise ModelError(str(error)) from None
         if not isinstance(values, dict):
             raise ModelError(f"{path} holds a {type(values).__name__}: expected a JSON object")
         return cls(path, values)
@@ -41,7 +44,9 @@ class ConfigFile:
     def error(self, key: str, expected: str, remedy: str, shown: str | None = None) -> ModelError:
         """An error about one key, to be raised by the caller. `shown` stands for a long value."""
         given = shown or ("missing" if key not in self.values else repr(self.values[key]))
-        return ModelError(f"{key} in {self.path} is {given}: expected {expected}; {remedy}.")
+        return ModelError(
+            f"{key} in {self.path} is {shorten(given)}: expected {expected}; {remedy}."
+        )
 
     def get(self, key: str) -> Any:
         """The raw value, None when absent."""
@@ -54,24 +59,42 @@ class ConfigFile:
             raise self.error(key, "a string", "correct the file")
         return value
 
-    def optional_integer(self, key: str) -> int | None:
-        """A positive integer, or None when null or absent."""
-        return None if self.get(key) is None else self.integer(key)
+    def optional_integer(self, key: str, at_least: int = 1) -> int | None:
+        """An integer as of `integer`, or None when null or absent."""
+        return None if self.get(key) is None else self.integer(key, at_least)
 
-    def integer(self, key: str) -> int:
-        """A positive integer."""
+    def integer(self, key: str, at_least: int = 1, at_most: int = LARGEST_SIZE) -> int:
+        """An integer in a range. Neither `true` nor `8.0` is one, as in transformers."""
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, "a positive integer", "correct the file")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not at_least <= value <= at_most
+        ):
+            raise self.error(
+                key, f"an integer between {at_least:,} and {at_most:,}", "correct the file"
+            )
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A number; `default` when null or absent."""
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        above: float = -math.inf,
+        at_least: float = -math.inf,
+        at_most: float = math.inf,
+    ) -> float:
+        """A number in a range; `default` when null or absent."""
         value = self.get(key)
         if value is None and default is not None:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, "a number", "correct the file")
+        # The reader of JSON lets no NaN or infinity through.
+        if not (above < value and at_least <= value <= at_most):
+            low = f"above {above:g}" if above > at_least else f"at least {at_least:g}"
+            raise self.error(key, f"a number {low} and at most {at_most:g}", "correct the file")
         return float(value)
 
     def flag(self, key: str) -> bool:
@@ -91,10 +114,6 @@ class ConfigFile:
         if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
             raise self.error(key, "a token id or a list of token ids", "correct the file")
         return tuple(dict.fromkeys(token for token in ids if token >= 0))
-
-    def optional_token(self, key: str) -> int | None:
-        """The (first) token id, or None."""
-        return next(iter(self.tokens(key)), None)
 
     def dtype(self) -> str | None:
         """The checkpoint's number format, under its key in transformers 5 or the older one; None

@@ -5,6 +5,7 @@ Read from `config.json` and `generation_config.json`, without touching the weigh
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def load_spec(model: str | Path) -> ModelSpec:
     """
     directory = resolve_model_dir(model)
     path = directory / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ModelError(
             f"{directory} has no config.json: expected a directory in the Hugging Face layout, as "
             "save_pretrained writes it."
@@ -39,28 +40,37 @@ def load_spec(model: str | Path) -> ModelSpec:
     return spec_from_config(config, ends or None)
 
 
-SAMPLING_KEYS = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "max_new_tokens",
-)
+_RANGES: dict[str, dict[str, float]] = {
+    "temperature": {"at_least": 0.0, "at_most": 1e6},
+    "top_p": {"above": 0.0, "at_most": 1.0},
+    "min_p": {"at_least": 0.0, "at_most": 1.0},
+    "repetition_penalty": {"above": 0.0, "at_most": 1e6},
+}
+SAMPLING_KEYS = ("do_sample", "top_k", "max_new_tokens", *_RANGES)
 
 
 def load_generation_defaults(model: str | Path) -> dict[str, Any]:
     """The sampling defaults of `generation_config.json`, by Hugging Face's names.
 
     Only keys out of `SAMPLING_KEYS` that have a value; empty when the file is missing.
+    Raises ModelError for a value of another type, or outside its range.
     """
     generation = _generation_config(resolve_model_dir(model))
     if generation is None:
         return {}
-    return {key: generation.get(key) for key in SAMPLING_KEYS if generation.get(key) is not None}
+    found: dict[str, Any] = {}
+    for key in SAMPLING_KEYS:
+        if generation.get(key) is None:
+            continue
+        if key == "do_sample":
+            found[key] = generation.flag(key)
+        elif key in _RANGES:
+            found[key] = generation.number(key, **_RANGES[key])
+        else:
+            found[key] = generation.integer(key, at_least=0 if key == "top_k" else 1)
+    return found
 
 
 def _generation_config(directory: Path) -> ConfigFile | None:
     path = directory / "generation_config.json"
-    return ConfigFile.read(path) if path.is_file() else None
+    return ConfigFile.read(path) if os.path.lexists(path) else None

@@ -12,10 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from minserve.json_file import shorten
 from minserve.models.config_file import ConfigFile
 from minserve.models.rope_config import read_rope
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec
 
+_MOST_LAYERS = 10_000
+_MOST_HEADS = 1 << 16
+_LARGEST_HEAD = 1 << 14
+_SMALLEST_EPS = 1e-20
+"""The square root of a smaller one, inverted, leaves float32 on a row of zeros."""
 Windows = Callable[[ConfigFile, int], list[int | None]]
 """Sliding window of each of so many layers, in tokens; None attends to everything."""
 
@@ -28,7 +34,7 @@ def _same_window(config: ConfigFile, num_layers: int) -> list[int | None]:
     window = config.optional_integer("sliding_window")
     wanted = "full_attention" if window is None else "sliding_attention"
     kinds = config.get("layer_types")
-    if kinds is not None and set(kinds) != {wanted}:
+    if kinds is not None and kinds != [wanted] * num_layers:
         # transformers ignores layer_types here and runs another model than the file describes.
         raise config.error(
             "layer_types",
@@ -44,12 +50,16 @@ def _qwen_windows(config: ConfigFile, num_layers: int) -> list[int | None]:
     )
     kinds = config.get("layer_types")
     if kinds is None:
-        first = config.integer("max_window_layers")
+        first = config.integer("max_window_layers", at_least=0)
         return [window if index >= first else None for index in range(num_layers)]
-    known = {"full_attention", "sliding_attention"}
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= known:
+    known = ("full_attention", "sliding_attention")
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or any(kind not in known for kind in kinds)
+    ):
         raise config.error(
-            "layer_types", f"{num_layers} names out of {sorted(known)}", "correct the list"
+            "layer_types", f"{num_layers} names out of {', '.join(known)}", "correct the list"
         )
     if "sliding_attention" in kinds and window is None:
         raise config.error(
@@ -105,7 +115,8 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
     `eos_token_ids`: what `generation_config.json` says, which goes before the configuration's own.
     Raises ModelError for an unknown family and for any feature this decoder does not have.
     """
-    family = FAMILIES.get(str(config.get("model_type")))
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise config.error(
             "model_type",
@@ -116,7 +127,7 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
     config = config.with_defaults(family.defaults)
     _refuse_what_is_missing(config)
     hidden = config.integer("hidden_size")
-    num_layers = config.integer("num_hidden_layers")
+    num_layers = config.integer("num_hidden_layers", at_most=_MOST_LAYERS)
     mixer = _attention(config, family, hidden)
     bias = family.feed_forward_bias
     feed_forward = FeedForwardSpec(
@@ -126,24 +137,42 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
         LayerSpec(_with_window(mixer, window), feed_forward)
         for window in family.windows(config, num_layers)
     )
-    rope, max_position = read_rope(config)
+    rope, max_position, notes = read_rope(config)
+    if rope.kind == "dynamic" and mixer.head_dim == 2:
+        raise config.error(
+            "head_dim", "at least 4", "rope_type 'dynamic' has no base for one pair", shown="2"
+        )
+    vocab_size = config.integer("vocab_size")
+    own_ends = config.tokens("eos_token_id")
+    ends = eos_token_ids or own_ends
+    bos = config.tokens("bos_token_id")
     return ModelSpec(
         family=config.text("model_type"),
-        vocab_size=config.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         layers=layers,
-        norm_eps=config.number("rms_norm_eps", 1e-6),
+        norm_eps=config.number("rms_norm_eps", 1e-6, above=_SMALLEST_EPS, at_most=1.0),
         rope=rope,
         max_position=max_position,
         tie_embeddings=config.flag("tie_word_embeddings"),
         dtype=config.dtype() or "float32",
-        bos_token_id=config.optional_token("bos_token_id"),
-        eos_token_ids=eos_token_ids or config.tokens("eos_token_id"),
+        bos_token_id=next((token for token in bos if token < vocab_size), None),
+        eos_token_ids=tuple(token for token in ends if token < vocab_size),
+        notes=notes + _out_of_vocabulary(ends, vocab_size),
     )
 
 
+def _out_of_vocabulary(ends: tuple[int, ...], vocab_size: int) -> tuple[str, ...]:
+    """Files name end tokens that were never added to the model; it cannot generate them."""
+    outside = [token for token in ends if token >= vocab_size]
+    if not outside:
+        return ()
+    named = shorten(", ".join(map(str, outside)))
+    return (f"eos_token_id {named}: ignored, the model's tokens are below {vocab_size}",)
+
+
 def _attention(config: ConfigFile, family: Family, hidden: int) -> AttentionSpec:
-    heads = config.integer("num_attention_heads")
+    heads = config.integer("num_attention_heads", at_most=_MOST_HEADS)
     kv_heads = config.optional_integer("num_key_value_heads") or heads
     if heads % kv_heads:
         raise config.error(
@@ -158,8 +187,13 @@ def _attention(config: ConfigFile, family: Family, hidden: int) -> AttentionSpec
                 "hidden_size", f"a multiple of num_attention_heads={heads}", "give head_dim"
             )
         head_dim = hidden // heads
-    if head_dim % 2:
-        raise config.error("head_dim", "an even number", "rotary embedding turns pairs")
+    if head_dim % 2 or head_dim > _LARGEST_HEAD:
+        raise config.error(
+            "head_dim",
+            f"an even number of at most {_LARGEST_HEAD:,}",
+            "rotary embedding turns pairs",
+            shown=str(head_dim),
+        )
     attention_bias = config.flag("attention_bias")
     return AttentionSpec(
         num_heads=heads,
@@ -184,6 +218,16 @@ def _with_window(mixer: AttentionSpec, window: int | None) -> AttentionSpec:
 
 
 def _refuse_what_is_missing(config: ConfigFile) -> None:
+    if "is_causal" in config.values and config.get("is_causal") is not True:
+        raise config.error(
+            "is_causal",
+            "true: tokens attend to those before them only",
+            "a model that reads in both directions embeds text and cannot generate it",
+        )
+    if config.get("per_layer_config") is not None:
+        raise config.error(
+            "per_layer_config", "none: all layers have one shape", "run it with transformers"
+        )
     act = config.get("hidden_act")
     if act not in (None, "silu", "swish"):
         raise config.error("hidden_act", "'silu'", "only gated SiLU feed-forwards are built")

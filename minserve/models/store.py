@@ -13,7 +13,9 @@ from weakref import WeakValueDictionary
 import torch
 
 from minserve.kernels.base import PanelShape
-from minserve.models.checkpoint import checkpoint_files, load_weights
+from minserve.models.checkpoint import load_weights
+from minserve.models.checkpoint_files import checkpoint_files
+from minserve.models.errors import ModelError
 from minserve.models.hub import resolve_model_dir
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
@@ -54,7 +56,10 @@ class WeightStore:
             where = torch.device("cuda", torch.cuda.current_device())
         stamps = []
         for path in checkpoint_files(directory):
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
             stamps.append((path.name, status.st_size, status.st_mtime_ns))
         key = (directory, tuple(stamps), spec, dtype, where, panel)
         with self._lock:

@@ -1,7 +1,8 @@
-"""Biases, bans and penalties: everything that changes single logits, in place.
+"""Biases, bans, penalties and masks: everything that changes single logits, in place.
 
-All three are sparse: a gather, some arithmetic on the few logits concerned, a scatter. Each
-(row, token) occurs once, so nothing here depends on the order of a scatter.
+The first three are sparse: a gather, some arithmetic on the few logits concerned, a scatter. Each
+(row, token) occurs once, so nothing here depends on the order of a scatter. A mask is dense: a bit
+per token, for those rows only that have one.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ def edit_logits(scores: Tensor, batch: SamplingBatch, start: int, stop: int) -> 
     """Apply the edits of the batch's rows `start` to `stop` to their logits.
 
     `scores`: float32 or float64 `[stop - start, vocab]`, changed in place. Biases come first, so
-    that a penalty sees the biased logit (as in transformers and vLLM).
+    that a penalty sees the biased logit (as in transformers and vLLM); masks come last, and what
+    they ban stays at minus infinity.
     """
     bias = _within(batch.bias_tokens[0], batch, start, stop)
     add_biases(scores, batch.bias_tokens[:, bias], batch.bias_values[bias], start)
     part = _within(batch.history[0], batch, start, stop)
     penalise(scores, batch.history[:, part], batch, start)
+    if len(batch.mask_rows):
+        masked = _within(batch.mask_rows, batch, start, stop)
+        mask_tokens(scores, batch.mask_rows[masked] - start, batch.mask_bits[masked])
 
 
 def add_biases(scores: Tensor, tokens: Tensor, values: Tensor, start: int = 0) -> None:
@@ -46,6 +51,20 @@ def penalise(scores: Tensor, history: Tensor, batch: SamplingBatch, start: int =
     presence = batch.presence_penalty[rows] * (counts > 0)
     frequency = batch.frequency_penalty[rows] * counts
     scores[rows - start, tokens] = logits - (presence + frequency).to(scores.dtype)
+
+
+def mask_tokens(scores: Tensor, rows: Tensor, bits: Tensor) -> None:
+    """Give minus infinity to all tokens of `rows` `[n]` but those whose bit is 1 in `bits`, uint8
+    `[n, num_bytes]` as in SamplingBatch."""
+    if not len(rows):
+        return
+    vocab = scores.shape[1]
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    allowed = (bits[:, :, None] >> places).bitwise_and_(1).view(len(rows), -1)[:, :vocab]
+    kept = scores[rows]
+    kept[:, : allowed.shape[1]].masked_fill_(allowed == 0, float("-inf"))
+    kept[:, allowed.shape[1] :] = float("-inf")
+    scores[rows] = kept
 
 
 def _within(rows: Tensor, batch: SamplingBatch, start: int, stop: int) -> slice:

@@ -2,18 +2,25 @@
 
 Taken from the logits as they come from the model: no temperature, penalty, bias or filter. The
 same functions serve drawn tokens and the tokens of a prompt.
+
+Alternatives are ordered by logit, and equal logits (frequent in bfloat16) by token id: a row's
+first k are the same whatever number its neighbours ask for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from minserve.request import TokenLogprobs
 
+_LOW = 0x7FFFFFFF
 _BLOCK = 1 << 20  # logits per block, so that a long prompt's rows need no second copy of its logits
 
 
@@ -26,7 +33,7 @@ class Logprobs:
     ranks: Tensor
     """int64 `[num_rows]`: 1 for the likeliest token; equals share the better rank."""
     top_token_ids: Tensor
-    """int64 `[num_rows, num_top]`, likeliest first."""
+    """int64 `[num_rows, num_top]`, likeliest first; of equal logits the smaller id first."""
     top_logprobs: Tensor
     """`[num_rows, num_top]`."""
 
@@ -53,16 +60,14 @@ def prompt_logprobs(logits: Tensor, targets: Tensor, num: int) -> Logprobs:
 def to_token_logprobs(
     logprobs: Logprobs, token_ids: Sequence[int], nums: Sequence[int]
 ) -> list[TokenLogprobs]:
-    """On the host, one record per row: `token_ids[i]` with its `nums[i]` likeliest alternatives.
-
-    Alternatives of equal probability are listed by id.
-    """
+    """On the host, one record per row: `token_ids[i]` with its `nums[i]` likeliest alternatives."""
     values, ranks = logprobs.logprobs.tolist(), logprobs.ranks.tolist()
-    top_ids, top_values = logprobs.top_token_ids.tolist(), logprobs.top_logprobs.tolist()
     records = []
     for row, (token, num) in enumerate(zip(token_ids, nums, strict=True)):
-        top = sorted(zip(top_ids[row], top_values[row], strict=True), key=lambda t: (-t[1], t[0]))
-        records.append(TokenLogprobs(token, values[row], ranks[row], tuple(top[:num])))
+        # Only what the row asked for becomes Python objects: a neighbour may ask for all tokens.
+        ids = logprobs.top_token_ids[row, :num].tolist()
+        top = zip(ids, logprobs.top_logprobs[row, :num].tolist(), strict=True)
+        records.append(TokenLogprobs(token, values[row], ranks[row], tuple(top)))
     return records
 
 
@@ -75,5 +80,55 @@ def _block(
     normaliser = logits.logsumexp(dim=-1, keepdim=True)
     own = logits.gather(1, token_ids[:, None])
     ranks = (logits > own).sum(dim=-1) + 1
-    top = logits.topk(min(max(num_top, 0), logits.shape[1]), dim=-1)
-    return (own - normaliser)[:, 0], ranks, top.indices, top.values - normaliser
+    num_top = min(max(num_top, 0), logits.shape[1])
+    if 2 * num_top > logits.shape[1] or (num_top and logits.dtype == torch.float64):
+        top_ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :num_top]
+    elif not num_top:
+        top_ids = token_ids.new_zeros(len(logits), 0)
+    elif logits.device.type == "cpu":
+        top_ids = _largest_on_cpu(logits, num_top)
+    else:
+        top_ids = _largest_on_device(logits, num_top)
+    return (own - normaliser)[:, 0], ranks, top_ids, logits.gather(1, top_ids) - normaliser
+
+
+def _largest_on_cpu(logits: Tensor, count: int) -> Tensor:
+    """Ids of each row's `count` largest logits, equals by id: `[n, vocab]` -> int64 `[n, count]`.
+
+    A selection of bare values finds the smallest one that belongs, and only what reaches it is
+    sorted; that is faster here than torch's topk, which carries indices along.
+    """
+    values = logits.numpy()
+    edges = np.partition(values, values.shape[1] - count, axis=-1)[:, -count]
+    reach = values >= edges[:, None]
+    if np.count_nonzero(reach) != reach.shape[0] * count:
+        for row in np.flatnonzero(reach.sum(axis=-1) != count):
+            _keep_first_equals(reach[row], values[row], edges[row], count)
+    ids = np.flatnonzero(reach).reshape(-1, count) % reach.shape[1]
+    order = np.argsort(-np.take_along_axis(values, ids, axis=-1), axis=-1, kind="stable")
+    return torch.from_numpy(np.take_along_axis(ids, order, axis=-1))
+
+
+def _keep_first_equals(
+    reach: npt.NDArray[np.bool_], values: npt.NDArray[Any], edge: float, count: int
+) -> None:
+    """Leave `count` tokens in `reach` `[vocab]`, in place: of those that equal the edge, the first.
+
+    A NaN among the logits reaches nothing; its row's token is invalid, and any will do.
+    """
+    above = values > edge
+    reach[:] = above
+    reach[np.flatnonzero(values == edge)[: count - np.count_nonzero(above)]] = True
+    if np.count_nonzero(reach) != count:
+        reach[:] = False
+        reach[:count] = True
+
+
+def _largest_on_device(logits: Tensor, count: int) -> Tensor:
+    """The same for float32, without waiting for the device: in one 64-bit key, the order of the
+    logit and then the order of the id, so that no two keys are equal."""
+    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0, which it is equal to
+    ordered = (bits ^ ((bits >> 31) & _LOW)).to(torch.int64)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    keys = (ordered << 32) + (_LOW - ids)
+    return _LOW - (keys.topk(count, dim=-1).values & _LOW)

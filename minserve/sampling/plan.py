@@ -6,7 +6,7 @@ request once, the rest is a few numpy calls over the batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
 
@@ -32,26 +32,24 @@ _PLAIN_GREEDY = (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse parameters that name tokens the model does not have, or push a logit to infinity.
+    """Refuse parameters that name tokens the model does not have.
 
     To be called when a request arrives: an id out of range would otherwise fail (on a GPU: abort
     the process) in the middle of a batch of other people's requests.
 
     Raises InvalidRequestError.
     """
-    named = {"logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
+    named: dict[str, Collection[int]] = {
+        "logit_bias": params.logit_bias,
+        "stop_token_ids": params.stop_token_ids,
+        "allowed_token_ids": params.allowed_token_ids or (),
+    }
     for name, tokens in named.items():
-        for token in tokens:
-            if not 0 <= token < vocab_size:
-                raise InvalidRequestError(
-                    f"SamplingParams.{name} names token {token}, and this model's tokens are 0 to "
-                    f"{vocab_size - 1}"
-                )
-    for token, value in params.logit_bias.items():
-        if value == float("inf"):
+        largest = max(tokens, default=0)  # none is negative: SamplingParams saw to it
+        if largest >= vocab_size:
             raise InvalidRequestError(
-                f"SamplingParams.logit_bias[{token}] is infinite: to force a token give it a large "
-                "finite bias such as 100 (minus infinity, to ban one, is fine)"
+                f"SamplingParams.{name} names token {largest}, and this model's tokens are 0 to "
+                f"{vocab_size - 1}"
             )
 
 
@@ -67,13 +65,15 @@ def plan_sampling(
     generated; not under `ignore_eos`, where they end nothing. `positions`: the place in prompt
     plus output of each token being drawn, `num_tokens` unless the caller has tokens in flight.
     A request may occur several times at different positions. Token ids must be in range: see
-    `check_token_ids`.
+    `check_token_ids`. A row is planned from its request and position alone: where this raises,
+    planning the requests one by one finds the one to blame.
     """
     params = [request.params for request in requests]
     if positions is None:
         positions = [len(request.token_ids) for request in requests]
     num = len(params)
     edited: list[int] = []
+    masked: list[int] = []
     reported: list[int] = []
     shared = True  # one SamplingParams object for all, as in an offline run
     for index, each in enumerate(params):
@@ -84,6 +84,8 @@ def plan_sampling(
             edited.append(index)
         if each.logprobs is not None:
             reported.append(index)
+        if requests[index].masks:
+            masked.append(index)
 
     if num and shared:
         rows = np.array([_ROW(params[0])]).repeat(num, axis=0)
@@ -93,7 +95,7 @@ def plan_sampling(
     sampled = temperature > 0.0
     num_greedy = num - int(np.count_nonzero(sampled))
     penalised = ((rows[:, 4] != 1.0) | (rows[:, 5:] != 0.0).any(axis=1)).nonzero()[0]
-    if num_greedy == num and not edited and not reported and not len(penalised):
+    if num_greedy == num and not (edited or reported or masked or len(penalised)):
         return _plain_greedy(num)
 
     packed = np.zeros((8, num))
@@ -102,7 +104,9 @@ def plan_sampling(
         seeds = [request.seed for request in requests]
         packed[7] = uniforms(seeds, [request.sample_index for request in requests], positions)
     nucleus = sampled & (rows[:, 2] < 1.0)
-    bias_tokens, bias_values = _biases(requests, positions, edited, eos_token_ids)
+    mask_rows, mask_bits, bans = _masks(requests, positions, masked) if masked else _NO_MASKS
+    edited = sorted({*edited, *bans}) if bans else edited
+    bias_tokens, bias_values = _biases(requests, positions, edited, eos_token_ids, bans)
     return SamplingBatch(
         params=torch.from_numpy(packed),
         history=_history(requests, penalised) if len(penalised) else _NO_HISTORY,
@@ -115,12 +119,17 @@ def plan_sampling(
         uses_top_p=bool(nucleus.any()),
         needs_mass=bool((nucleus & (rows[:, 1] == 0.0)).any()),
         uses_min_p=bool((sampled & (rows[:, 3] > 0.0)).any()),
+        logprob_counts=tuple(params[index].logprobs or 0 for index in reported),
+        mask_rows=mask_rows,
+        mask_bits=mask_bits,
     )
 
 
 _NO_ROWS = torch.zeros(0, dtype=torch.int64)
 _NO_HISTORY = torch.zeros(3, 0, dtype=torch.int64)
 _NO_BIAS = (torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64))
+_Masks = tuple[torch.Tensor, torch.Tensor, Mapping[int, set[int]]]
+_NO_MASKS: _Masks = (_NO_ROWS, torch.zeros(0, 0, dtype=torch.uint8), {})
 
 
 @lru_cache(maxsize=1024)
@@ -150,13 +159,44 @@ def _history(requests: Sequence[Request], penalised: npt.NDArray[np.int64]) -> t
     return torch.from_numpy(np.stack([rows, tokens, counts]))
 
 
+def _masks(requests: Sequence[Request], positions: Sequence[int], masked: list[int]) -> _Masks:
+    """`SamplingBatch.mask_rows` and `mask_bits`, and the single tokens that masks ban, by row."""
+    rows: list[int] = []
+    bits: list[npt.NDArray[np.uint8]] = []
+    bans: dict[int, set[int]] = {}
+    for row in masked:
+        request, banned = requests[row], set[int]()
+        allowed: npt.NDArray[np.uint8] | None = None
+        for mask in request.masks:
+            answer = mask.at(request, positions[row])
+            banned.update(answer.banned)
+            if answer.allowed is not None:
+                # What lies beyond the shorter one is not allowed.
+                length = len(answer.allowed) if allowed is None else len(allowed)
+                both = answer.allowed[:length]
+                allowed = both if allowed is None else both & allowed[: len(both)]
+        if banned:
+            bans[row] = banned
+        if allowed is not None:
+            rows.append(row)
+            bits.append(allowed)
+    if not rows:
+        return _NO_ROWS, _NO_MASKS[1], bans
+    packed = np.zeros((len(rows), max(map(len, bits))), dtype=np.uint8)
+    for place, each in enumerate(bits):
+        packed[place, : len(each)] = each
+    return torch.tensor(rows, dtype=torch.int64), torch.from_numpy(packed), bans
+
+
 def _biases(
     requests: Sequence[Request],
     positions: Sequence[int],
     edited: list[int],
     eos_token_ids: Collection[int],
+    bans: Mapping[int, set[int]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`SamplingBatch.bias_tokens` and `bias_values`: logit biases, and bans for `min_tokens`."""
+    """`SamplingBatch.bias_tokens` and `bias_values`: logit biases, and bans for `min_tokens` and
+    by masks (`bans`, by row)."""
     pairs: list[tuple[int, int]] = []
     values: list[float] = []
     for row in edited:
@@ -167,6 +207,8 @@ def _biases(
             if not request.params.ignore_eos:
                 enders.update(eos_token_ids)
             biases.update(dict.fromkeys(enders, float("-inf")))
+        if row in bans:
+            biases.update(dict.fromkeys(bans[row], float("-inf")))
         pairs.extend((row, token) for token in biases)
         values.extend(biases.values())
     if not pairs:

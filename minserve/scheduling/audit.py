@@ -21,7 +21,7 @@ def check_books(
     max_num_seqs: int,
 ) -> None:
     """Raises IntegrityError with the first thing that does not add up."""
-    waiting.check()
+    waiting.check(running)
     if len(running) > max_num_seqs:
         raise IntegrityError(f"{len(running)} requests run in {max_num_seqs} places")
     followers = list(samples.followers()) if samples is not None else []

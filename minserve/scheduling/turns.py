@@ -1,7 +1,7 @@
 """What a step computes first: `scheduling.prefill` as the order in which requests take their turns.
 
-Each turn takes from what the turns before it left of the token budget. There is still one
-subtraction for everybody; a turn only says who does it now.
+Each turn takes from what the turns before it left of the token budget. All requests still share one
+subtraction; a turn only says which of them do it now.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minserve.request import Request
 
 
 class Turn(Enum):
-    """Whose turn it is."""
+    """Which requests take their turn."""
 
     RUNNING = "running"
     """Every request that holds a place."""
@@ -23,8 +23,12 @@ class Turn(Enum):
     """Those with exactly their newest token to compute."""
     WAITING = "waiting"
     """The queue, as far as there is room."""
+    RANKED = "ranked"
+    """Running requests and the queue in one line, by rank."""
+    CATCHING_UP = "catching up"
+    """READING and WAITING in one line, by rank."""
     ALONE = "alone"
-    """What follows is left to the next step if anything is planned by now."""
+    """Stop here if anything is already scheduled."""
 
 
 TURNS: dict[str, tuple[Turn, ...]] = {
@@ -35,6 +39,15 @@ TURNS: dict[str, tuple[Turn, ...]] = {
 """`scheduling.prefill` -> its turns. decode_first: Sarathi-Serve (arXiv 2403.02310) and DeepSpeed-
 FastGen (arXiv 2401.08671), whose chunk is `max_num_prefill_tokens`; prefill_first: vLLM before its
 chunks, with the decodes stalled that Sarathi-Serve's figure 1 shows."""
+
+RANKED_TURNS: dict[str, tuple[Turn, ...]] = {
+    "mixed": (Turn.RANKED,),
+    "decode_first": (Turn.WRITING, Turn.CATCHING_UP),
+    "prefill_first": (Turn.CATCHING_UP, Turn.ALONE, Turn.WRITING),
+}
+"""The same where the order is preemptive. A prompt that runs does not take the budget before a
+waiting request of better rank does: otherwise an urgent request would wait for the whole of the
+prompt in front of it (priority inversion)."""
 
 
 def is_writing(request: Request) -> bool:
@@ -50,12 +63,18 @@ class Budget:
     tokens: int
     prefill_tokens: int | None = None
     """Of them, tokens that are not a request's newest one; None: all."""
+    rows: int = 0
+    """Of them, tokens set aside for running requests that write. One token is left beside them, so
+    that a request of better rank never stands still."""
 
     def for_request(self, request: Request) -> int:
         """Most tokens this request may take."""
-        if self.prefill_tokens is None or is_writing(request):
+        if (self.prefill_tokens is None and not self.rows) or is_writing(request):
             return self.tokens
-        return min(self.tokens, self.prefill_tokens)
+        most = self.tokens
+        if self.rows:
+            most = min(most, max(1, most - self.rows))
+        return most if self.prefill_tokens is None else min(most, self.prefill_tokens)
 
     def take(self, request: Request, count: int) -> None:
         """Count what it took."""

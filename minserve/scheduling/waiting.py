@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import overload
 
@@ -34,6 +34,8 @@ class WaitingQueue(Sequence[Request]):
         self._where: dict[Request, tuple[Rank, int, Request]] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
         self._due: dict[Request, float] = {}
+        self._stalled: set[Request] = set()
+        """Running requests whose time counts as waiting."""
 
     def rank_of(self, request: Request) -> Rank:
         """Where the request stands now, arrival aside. Raises HookError where the order's answer
@@ -45,17 +47,39 @@ class WaitingQueue(Sequence[Request]):
             rank = checked_rank(self._order, request, rank)
         return (True, rank)
 
+    def rank_in_line(self, request: Request) -> Rank:
+        """The rank with which a waiting request was queued."""
+        return self._where[request][0]
+
     def push(self, request: Request, now_s: float) -> None:
         """Queue a request that begins to wait now. Where asking for its rank raises, it is not
         queued."""
-        request.waiting_since_s = now_s
+        self.resume(request, now_s)
         self._insert(request)
+        self._begin_wait(request, now_s)
+
+    def _begin_wait(self, request: Request, now_s: float) -> None:
+        request.waiting_since_s = now_s
         if self._limit_s is not None and not request.urgent:
             due_s = now_s + self._limit_s - request.waited_s
             # One deadline per request and moment: a tuple never comes to compare two requests.
             if self._due.get(request) != due_s:
                 heapq.heappush(self._deadlines, (due_s, request.arrival_number, request))
             self._due[request] = due_s
+
+    def stall(self, request: Request, now_s: float) -> None:
+        """A running request gets no tokens in this step, because others rank before it: it waits
+        like a queued one, and becomes urgent like one."""
+        if request not in self._stalled:
+            self._stalled.add(request)
+            self._begin_wait(request, now_s)
+
+    def resume(self, request: Request, now_s: float) -> None:
+        """A stalled request gets tokens again. Any other one is left alone."""
+        if request in self._stalled:
+            self._stalled.discard(request)
+            self._due.pop(request, None)
+            request.waited_s += now_s - request.waiting_since_s
 
     def pop(self, now_s: float) -> Request:
         """Take the first in line, whose wait ends now."""
@@ -67,6 +91,7 @@ class WaitingQueue(Sequence[Request]):
     def remove(self, request: Request) -> bool:
         """Take out a request wherever it stands; False where it does not wait here."""
         self._due.pop(request, None)
+        self._stalled.discard(request)
         if request not in self._where:
             return False
         self._take(request)
@@ -88,9 +113,11 @@ class WaitingQueue(Sequence[Request]):
             # It may have run meanwhile, and then has another deadline.
             if self._due.get(request) == due_s:
                 del self._due[request]
-                if request in self._where:
+                waits = request in self._where  # or it is a stalled one, which has a place
+                if waits:
                     self._take(request)
-                    request.urgent = True
+                request.urgent = True
+                if waits:
                     self._insert(request)
 
     def rank_anew(self, rank_of: Callable[[Request], Rank]) -> None:
@@ -104,14 +131,17 @@ class WaitingQueue(Sequence[Request]):
         self._where[request] = entry
         insort(self._line, entry)
 
-    def check(self) -> None:
-        """Verify that line, notes and deadlines agree. Raises IntegrityError."""
+    def check(self, running: Iterable[Request] = ()) -> None:
+        """Verify that line, notes and deadlines agree, and that what is stalled runs. Raises
+        IntegrityError."""
         line = self._line
+        if not self._stalled.issubset(running):
+            raise IntegrityError("a request that does not run is stalled")
         if any(first[:2] >= second[:2] for first, second in pairwise(line)):
             raise IntegrityError("the waiting queue is out of order, or holds a request twice")
         if len(line) != len(self._where) or any(self._where.get(e[2]) is not e for e in line):
             raise IntegrityError("the waiting queue and its notes hold different requests")
-        if not self._due.keys() <= self._where.keys():
+        if not self._due.keys() <= self._where.keys() | self._stalled:
             raise IntegrityError("a request that does not wait has a deadline")
         deadlines = {(request, due_s) for due_s, _, request in self._deadlines}
         if not deadlines.issuperset(self._due.items()):

@@ -6,7 +6,7 @@ while they arrive: whole characters only, and never a part of a stop string.
 
 from minserve.tokenizer.chat import ChatTemplateError
 from minserve.tokenizer.detokenizer import Detokenizer
-from minserve.tokenizer.loading import TokenizerError
+from minserve.tokenizer.settings import TokenizerError
 from minserve.tokenizer.stops import StopChecker
 from minserve.tokenizer.stream import TextStream
 from minserve.tokenizer.tokenizer import Tokenizer

@@ -1,8 +1,8 @@
 """Chat templates: a conversation to the text a model was trained to continue.
 
-Templates are programs that come with a checkpoint, so they run in jinja2's sandbox, with the
-settings and the few functions that transformers gives them (its `apply_chat_template` is the
-oracle of the tests).
+Templates are programs that come with a checkpoint, so they run in jinja2's sandbox and on a budget,
+with the settings and the few functions that transformers gives them (its `apply_chat_template` is
+the oracle of the tests).
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from minserve.json_file import shorten
+from minserve.tokenizer.settings import MAX_TEMPLATE_BYTES
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,28 +36,45 @@ def render_chat(
     are None count as absent. `variables`: further names the template sees (special tokens, tools).
     Raises ChatTemplateError.
     """
-    from jinja2 import TemplateError
-
     if not messages:
         raise ChatTemplateError("The conversation is empty: give at least one message.")
     for message in messages:
         if not isinstance(message, Mapping) or "role" not in message:
             raise ChatTemplateError(
-                f"A chat message is a mapping with 'role' and 'content', not {message!r}."
+                "A chat message is a mapping with 'role' and 'content', not "
+                f"{shorten(repr(message))}."
             )
     present = [{k: v for k, v in each.items() if v is not None} for each in messages]
+    from jinja2 import TemplateError
+
+    from minserve.tokenizer.template_budget import TemplateLimit, spending
+
+    compiled = _compile(template)
     try:
-        return _compile(template).render(
-            messages=present,
-            add_generation_prompt=add_generation_prompt,
-            **{"tools": None, "documents": None, **variables},
-        )
-    except TemplateError as error:
-        raise ChatTemplateError(f"The model's chat template refused: {error}") from error
-    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
+        with spending():
+            text = compiled.render(
+                messages=present,
+                add_generation_prompt=add_generation_prompt,
+                **{"tools": None, "documents": None, **variables},
+            )
+    except TemplateLimit as error:
         raise ChatTemplateError(
-            f"The model's chat template failed on these messages: {type(error).__name__}: {error}"
+            f"The model's chat template was stopped: {error}. A template takes milliseconds; this "
+            "one may be broken, or made to use up the machine. Give the text to generate() "
+            "yourself, or another template as chat_template.jinja."
+        ) from None
+    except TemplateError as error:
+        raise ChatTemplateError(f"The model's chat template refused: {_short(error)}") from error
+    except Exception as error:  # a program of a stranger may raise anything
+        raise ChatTemplateError(
+            "The model's chat template failed on these messages: "
+            f"{type(error).__name__}: {_short(error)}"
         ) from error
+    return text
+
+
+def _short(error: Exception) -> str:
+    return shorten(str(error), 1000)
 
 
 @lru_cache(maxsize=16)
@@ -62,37 +82,29 @@ def _compile(template: str) -> Template:
     """A template ready to render. Raises ChatTemplateError when it is not valid jinja2."""
     # Imported here: the command line starts without it.
     import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_blocks(), loopcontrols]
+    from minserve.tokenizer.template_sandbox import TemplateEnvironment
+
+    if len(template) > MAX_TEMPLATE_BYTES:
+        raise ChatTemplateError(
+            f"The model's chat template has {len(template):,} characters: expected at most "
+            f"{MAX_TEMPLATE_BYTES:,}."
+        )
+    environment = TemplateEnvironment(
+        {"tojson": _to_json},
+        {"raise_exception": _raise_exception, "strftime_now": _strftime_now},
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ChatTemplateError(
-            f"The model's chat template is not valid jinja2 (line {error.lineno}): {error.message}"
+            f"The model's chat template is not valid jinja2 (line {error.lineno}): "
+            f"{shorten(error.message or '', 300)}"
         ) from error
-
-
-def _generation_blocks() -> Any:
-    """A jinja2 extension: `{% generation %}` marks what training learns; here it does nothing."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-
-    class GenerationBlocks(Extension):
-        tags = {"generation"}  # noqa: RUF012 - jinja2 reads it from the class
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    return GenerationBlocks
+    except Exception as error:  # nested too deeply for jinja2, or for Python's own compiler
+        raise ChatTemplateError(
+            f"The model's chat template cannot be compiled: {type(error).__name__}: {_short(error)}"
+        ) from error
 
 
 def _to_json(
@@ -121,4 +133,6 @@ def _raise_exception(message: str) -> None:
 def _strftime_now(pattern: str) -> str:
     # The date that some templates write into the system prompt: text, not a measurement, so it
     # does not come from the engine's clock.
+    if len(pattern) > 1000:
+        raise ValueError(f"a date format has at most 1000 characters, not {len(pattern):,}")
     return datetime.now().strftime(pattern)

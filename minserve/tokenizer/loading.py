@@ -8,35 +8,26 @@ transformers, which converts them.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minserve.json_file import FileError, read_bytes, shorten
+from minserve.tokenizer.converting import OTHER_FILES, convert
+from minserve.tokenizer.settings import (
+    TOKEN_FLAGS,
+    Settings,
+    TokenizerError,
+    content,
+    read_object,
+)
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-_OTHER_FILES = (
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.tiktoken",
-)
-_SPECIAL_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be loaded. The message says which file, and what to do."""
+_MAX_TOKENIZER_BYTES = 128 << 20
+"""Four times the largest tokenizer.json we know, of 262,000 tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +39,8 @@ class TokenizerFiles:
     """By role: `bos_token`, `eos_token`, ..."""
     chat_templates: dict[str, str] = field(default_factory=dict)
     """By name; the usual one is "default"."""
+    notes: tuple[str, ...] = ()
+    """Where the files contradict each other, in sentences: which one is followed."""
 
 
 def read_tokenizer(path: Path) -> TokenizerFiles | None:
@@ -55,56 +48,98 @@ def read_tokenizer(path: Path) -> TokenizerFiles | None:
 
     Raises TokenizerError when there is one that cannot be used.
     """
-    if (path / "tokenizer.json").is_file():
+    if os.path.lexists(path / "tokenizer.json"):
         return _read_fast(path)
-    if any((path / name).is_file() for name in _OTHER_FILES):
-        return _read_with_transformers(path)
+    if any(os.path.lexists(path / name) for name in OTHER_FILES):
+        backend, special = convert(path)
+        _without_training_settings(backend)
+        return TokenizerFiles(backend, special, Settings.read(path).chat_templates())
     return None
 
 
 def _read_fast(path: Path) -> TokenizerFiles:
+    settings = Settings.read(path)
+    # Refusals of these small files come before the work on the large one.
+    special, templates = settings.special_tokens(), settings.chat_templates()
+    file = path / "tokenizer.json"
+    backend, is_byte_level = _parse(file)
+    try:
+        _without_training_settings(backend)
+        backend.encode_special_tokens = bool(settings.flag("split_special_tokens"))
+        notes: tuple[str, ...] = ()
+        if not is_byte_level and _is_rebuilt_as_llama(path, settings):
+            _rebuild_as_llama(backend, settings)
+        elif settings.tokenizer_class() == "GPT2Tokenizer":
+            notes = _gpt2_notes(backend)
+        _add_tokens(backend, settings)
+        # An error in a decoder or a template would otherwise wait for the first request.
+        backend.decode(backend.encode("a 1", add_special_tokens=True).ids[:64])
+    except (KeyboardInterrupt, SystemExit, TokenizerError):
+        raise
+    except BaseException as error:
+        raise _unusable(file, error) from None
+    return TokenizerFiles(backend, special, templates, notes)
+
+
+def _parse(file: Path) -> tuple[Backend, bool]:
+    """The tokenizer in a tokenizer.json, and whether its tokens are byte sequences."""
     from tokenizers import Tokenizer as Backend
 
     try:
-        backend = Backend.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(
-            f"{path / 'tokenizer.json'} is not a tokenizer that `tokenizers` can read: {error}"
-        ) from error
-    config = _read_json(path / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:  # newer files repeat the map, and may contradict it
-        config.update(_read_json(path / "special_tokens_map.json"))
-    # A file may carry the padding and truncation of its training script.
+        encoded = read_bytes(file, max_bytes=_MAX_TOKENIZER_BYTES, what="a tokenizer")
+    except FileError as error:
+        raise TokenizerError(str(error)) from None
+    try:
+        return Backend.from_buffer(encoded), b'"ByteLevel"' in encoded
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare Exception, or a Rust panic, which is no Exception
+        raise _unusable(file, error) from None
+
+
+def _unusable(file: Path, error: BaseException) -> TokenizerError:
+    reason = shorten(str(error) or type(error).__name__, 300)
+    return TokenizerError(f"{file} is not a tokenizer that `tokenizers` can use: {reason}.")
+
+
+def _without_training_settings(backend: Backend) -> None:
+    """A file may carry the padding and truncation of its training script."""
     backend.no_padding()
     backend.no_truncation()
-    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
-    special = {name: _content(config[name]) for name in _SPECIAL_NAMES if config.get(name)}
-    if _is_rebuilt_as_llama(path, config):
-        _rebuild_as_llama(backend, config)
-    _add_tokens(backend, config)
-    return TokenizerFiles(backend, special, _chat_templates(path, config))
 
 
-def _is_rebuilt_as_llama(path: Path, config: dict[str, Any]) -> bool:
+def _gpt2_notes(backend: Backend) -> tuple[str, ...]:
+    """transformers 5 rebuilds this class around the vocabulary with GPT-2's one way to split text;
+    the model was trained with what its tokenizer.json says, which is followed here."""
+    if backend.pre_tokenizer is None:
+        return ()
+    kind = json.loads(backend.pre_tokenizer.__getstate__()).get("type")
+    if kind == "ByteLevel" and backend.normalizer is None:
+        return ()
+    return (
+        "tokenizer_class 'GPT2Tokenizer': tokenizer.json is followed, which splits text "
+        "differently (digits one by one, for example); transformers 5 replaces that by GPT-2's "
+        "own splitting and may give other tokens",
+    )
+
+
+def _is_rebuilt_as_llama(path: Path, settings: Settings) -> bool:
     """Whether transformers 5 takes only the vocabulary from this tokenizer.json.
 
     It does so for checkpoints of Llama 2's kind; their files, converted by its older versions,
     treat leading spaces and text after special tokens differently.
     """
-    if str(config.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer":
+    if settings.tokenizer_class() != "LlamaTokenizer":
         return False
-    if _read_json(path / "config.json").get("model_type", "llama") != "llama":
-        return False
-    return '"ByteLevel"' not in (path / "tokenizer.json").read_text(encoding="utf-8")
+    return bool(read_object(path / "config.json").get("model_type", "llama") == "llama")
 
 
-def _rebuild_as_llama(backend: Backend, config: dict[str, Any]) -> None:
+def _rebuild_as_llama(backend: Backend, settings: Settings) -> None:
     """What transformers' LlamaTokenizer puts around the vocabulary."""
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    prefix = config.get("add_prefix_space")
-    prefix = True if prefix is None else bool(prefix)
-    scheme = ("always" if config.get("legacy") else "first") if prefix else "never"
+    prefix = settings.flag("add_prefix_space") is not False
+    scheme = ("always" if settings.flag("legacy") else "first") if prefix else "never"
     backend.normalizer = normalizers.Sequence([])
     backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -113,83 +148,18 @@ def _rebuild_as_llama(backend: Backend, config: dict[str, Any]) -> None:
     backend.model.byte_fallback = True
 
 
-def _add_tokens(backend: Backend, config: dict[str, Any]) -> None:
+def _add_tokens(backend: Backend, settings: Settings) -> None:
     """Tokens that tokenizer_config.json adds to those of tokenizer.json, by id or by role."""
     known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
-    listed = sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda kv: int(kv[0]))
-    for _, entry in listed:
-        token = _added_token(entry)
+    for token in map(_added_token, settings.added_tokens()):
         if repr(token) not in known:
             backend.add_tokens([token])
-    roles = [config.get(name) for name in _SPECIAL_NAMES]
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    roles += extra.values() if isinstance(extra, dict) else extra
     # A role does not change the flags of a token that is there already.
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    tokens = [_added_token(entry) for entry in roles if entry]
-    backend.add_special_tokens([token for token in tokens if token.content not in added])
-
-
-def _read_with_transformers(path: Path) -> TokenizerFiles:
-    """Tokenizers in older formats: transformers converts them to the fast kind."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise TokenizerError(
-            f"{path} has no tokenizer.json, and converting its tokenizer needs transformers: "
-            "pip install transformers sentencepiece"
-        ) from error
-    try:
-        loaded = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # whatever a converter of an unknown format may raise
-        raise TokenizerError(
-            f"{path} has no tokenizer.json, and transformers could not convert its tokenizer "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else error!r}). "
-            "A SentencePiece file needs: pip install sentencepiece protobuf"
-        ) from error
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
-        raise TokenizerError(
-            f"{path} has a tokenizer ({type(loaded).__name__}) without a fast form: save one as "
-            "tokenizer.json, or give prompts as token ids"
-        )
-    backend.no_padding()
-    backend.no_truncation()
-    special = {
-        name: str(token) for name in _SPECIAL_NAMES if (token := getattr(loaded, name, None))
-    }
-    return TokenizerFiles(
-        backend, special, _chat_templates(path, _read_json(path / "tokenizer_config.json"))
+    entries = [*settings.roles().values(), *settings.extra_tokens()]
+    backend.add_special_tokens(
+        [_added_token(entry) for entry in entries if content(entry) not in added]
     )
-
-
-def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Templates by name: from files of their own, or from tokenizer_config.json."""
-    templates: dict[str, str] = {}
-    listed = config.get("chat_template")
-    if isinstance(listed, str):
-        templates["default"] = listed
-    elif isinstance(listed, list):
-        templates.update((entry["name"], entry["template"]) for entry in listed)
-    for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
-        templates[file.stem] = file.read_text(encoding="utf-8")
-    if (path / "chat_template.jinja").is_file():
-        templates["default"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
-    return templates
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error}") from error
-    return content
-
-
-def _content(entry: str | dict[str, Any]) -> str:
-    return entry if isinstance(entry, str) else str(entry["content"])
 
 
 def _added_token(entry: str | dict[str, Any]) -> Any:
@@ -197,5 +167,6 @@ def _added_token(entry: str | dict[str, Any]) -> Any:
 
     if isinstance(entry, str):
         return AddedToken(entry, special=True, normalized=False)
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return AddedToken(entry["content"], **{flag: entry[flag] for flag in flags if flag in entry})
+    return AddedToken(
+        entry["content"], **{flag: entry[flag] for flag in TOKEN_FLAGS if flag in entry}
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minserve.json_file import shorten
 from minserve.request import InvalidRequestError
 from minserve.tokenizer.chat import ChatTemplateError, render_chat
 from minserve.tokenizer.detokenizer import (
@@ -25,6 +26,7 @@ class Tokenizer:
     """Encodes as transformers' AutoTokenizer does for the same directory; safe to share.
 
     `special_tokens`: contents by role (`bos_token`, ...). `chat_templates`: jinja2 sources by name.
+    `notes`: where the files contradict each other, which one is followed.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class Tokenizer:
         backend: Backend,
         special_tokens: Mapping[str, str] | None = None,
         chat_templates: Mapping[str, str] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._backend = backend
+        self.notes = notes
         self.special_tokens = dict(special_tokens or {})
         self.chat_templates = dict(chat_templates or {})
         self.special_ids: frozenset[int] = frozenset(
@@ -55,7 +59,7 @@ class Tokenizer:
         files = read_tokenizer(Path(path))
         if files is None:
             return None
-        return cls(files.backend, files.special_tokens, files.chat_templates)
+        return cls(files.backend, files.special_tokens, files.chat_templates, files.notes)
 
     @property
     def vocab_size(self) -> int:
@@ -80,7 +84,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: with what the model expects around it (BOS).
 
-        Raises InvalidRequestError for text that is not valid Unicode.
+        Raises InvalidRequestError for text that is not valid Unicode, or that the tokenizer's
+        regular expression gives up on.
         """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -89,6 +94,14 @@ class Tokenizer:
                 f"The prompt is not text that can be encoded: {error}. A prompt is a string "
                 "without lone surrogates, or a list of token ids."
             ) from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a Rust panic is no Exception
+            raise InvalidRequestError(
+                "The prompt cannot be tokenized: the model's tokenizer failed on it "
+                f"({shorten(str(error) or type(error).__name__, 300)}). Give a shorter prompt, or "
+                "a list of token ids."
+            ) from None
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -45,7 +45,9 @@ def load_model(folder: Path) -> LoadedModel:
 
     from minserve.zoo.tokenizer import load_tokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
 
     def logits_of(tokens: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits

@@ -83,6 +83,14 @@ class Lab:
         kernels = [each for each in children if "ipykernel_launcher" in " ".join(each.cmdline())]
         return max(kernels, key=lambda each: each.create_time())
 
+    def end_kernels(self) -> None:
+        """End the kernels of all notebooks; the server goes on."""
+        with urllib.request.urlopen(self.url("api/sessions")) as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            url = self.url(f"api/sessions/{session['id']}")
+            urllib.request.urlopen(urllib.request.Request(url, method="DELETE")).close()
+
     def close(self) -> None:
         """End the server and its kernels."""
         self._server.terminate()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,3 +198,39 @@ def test_rows_of_those_who_have_left_need_a_batch_that_is_not_filled_up():
 def test_padding_says_where_its_page_comes_from():
     resolved = with_values(kernels__padding="longest").resolve(MODEL, "cpu")
     assert any("kernels.padding='longest'" in note for note in resolved.notes)
+
+
+HOSTILE = {
+    int: [True, 2.5, 2.0, "2", float("inf"), float("nan"), 10**400, -(10**400), [2], b"2", 2j],
+    float: [True, "0.1", float("nan"), float("inf"), 10**400, [0.1], b"1", 1j],
+    bool: [0, 1, "True", 1.0, [], b"1"],
+    str: [5, True, b"cpu", ["cpu"], "", "a\0b", "\ud800", 1.5],
+}
+
+
+@pytest.mark.parametrize("knob", describe(), ids=lambda knob: knob.path)
+def test_every_field_refuses_what_is_not_of_its_type(knob):
+    for value in [*HOSTILE[knob.type], object(), {}] + [None] * (not knob.optional):
+        with pytest.raises(ConfigError) as caught:
+            EngineConfig().with_values({knob.path: value})
+        section, _, name = knob.path.rpartition(".")
+        assert f"{section.capitalize() or 'Engine'}Config.{name}=" in str(caught.value)
+        assert "expected" in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [knob for knob in describe() if knob.type in (int, float)],
+    ids=lambda knob: knob.path,
+)
+def test_numbers_of_numpy_and_torch_become_plain_ones(knob):
+    value = knob.default or (2 if knob.type is int else 0.5)
+    makers = [np.int64, torch.tensor] if knob.type is int else [np.float64, torch.tensor]
+    for make in makers:
+        found = EngineConfig().with_values({knob.path: make(value)}).get(knob.path)
+        assert type(found) is knob.type and found == pytest.approx(value)
+
+
+def test_paths_and_devices_may_be_objects():
+    assert MemoryConfig(disk_path=Path("/a/b")).disk_path == "/a/b"
+    assert EngineConfig(device=torch.device("cpu")).device == "cpu"

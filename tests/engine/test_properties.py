@@ -264,9 +264,12 @@ class EngineMachine(RuleBasedStateMachine):
                 assert len(request.prompt_logprobs) == request.num_prompt_tokens
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.full) for part in range(1, PARTS))]
+)
 def test_fifty_thousand_operations_lose_no_page_and_end_every_request_once(part):
-    """In parts, each with its own random choices, so that they can run side by side."""
+    """In parts, each with its own random choices, so that they can run side by side; `make test`
+    runs the first."""
     global operations
     operations = 0
     seen.clear()

@@ -128,10 +128,19 @@ def is_refused(values: Mapping[str, Any]) -> bool:
     return any(names & left and names & right for left, right in REFUSED)
 
 
-def pairs(refused: bool = False) -> list[tuple[tuple[str, Any], ...]]:
-    """Each switch alone, and every pair of switches of different fields that can go together; or
-    the pairs that cannot."""
-    found = [] if refused else [with_company(switch) for switch in SWITCHES]
+Switches = tuple[tuple[str, Any], ...]
+DRAWN_PAIRS = 300
+"""How many of the pairs `make test` draws; `make test-full` runs them all."""
+
+
+def singles() -> list[Switches]:
+    """Each switch alone, or with those it needs."""
+    return [with_company(switch) for switch in SWITCHES]
+
+
+def pairs(refused: bool = False) -> list[Switches]:
+    """Every pair of switches of different fields that can go together; or those that cannot."""
+    found = []
     for a, b in itertools.combinations(SWITCHES, 2):
         together = with_company(a, b)
         contradict = len(dict(together)) < len(together)
@@ -140,7 +149,7 @@ def pairs(refused: bool = False) -> list[tuple[tuple[str, Any], ...]]:
     return found
 
 
-def with_company(*switches: tuple[str, Any]) -> tuple[tuple[str, Any], ...]:
+def with_company(*switches: tuple[str, Any]) -> Switches:
     """The switches and those they need, each once; two values of one field stay two."""
     company = [COMPANY[key] for each in switches for key in (each[0], each) if key in COMPANY]
     return tuple(dict.fromkeys((*switches, *company)))
@@ -161,7 +170,7 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def label(switches: tuple[tuple[str, Any], ...]) -> str:
+def label(switches: Switches) -> str:
     return " ".join(f"{path.split('.')[-1]}={value}" for path, value in switches)
 
 
@@ -242,7 +251,11 @@ def run(
     return requests, engine.trace.totals
 
 
-@pytest.mark.parametrize("switches", pairs(), ids=label)
+@pytest.mark.parametrize(
+    "switches",
+    [*singles(), *(pytest.param(p, marks=pytest.mark.sampled(DRAWN_PAIRS)) for p in pairs())],
+    ids=label,
+)
 def test_switches_change_no_token(switches, model_dir, expected):
     requests, totals = run(model_dir, dict(switches))
     assert [request.output_token_ids for request in requests] == expected
@@ -269,7 +282,7 @@ def test_pairs_left_out_are_refused_in_a_sentence(switches, model_dir):
 
 
 @pytest.mark.parametrize("prefix_cache", ["off", "radix"])
-@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", singles(), ids=label)
 def test_samples_that_share_a_prompt_are_those_that_compute_it_each(
     switches, prefix_cache, model_dir
 ):
@@ -287,7 +300,7 @@ def test_samples_that_share_a_prompt_are_those_that_compute_it_each(
         assert totals.copied_blocks > 0 or values.get("memory.block_size") == 1
 
 
-@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", singles(), ids=label)
 def test_aborts_change_no_token_of_anyone_else(switches, model_dir, expected):
     requests, _ = run(model_dir, dict(switches), aborts=True)
     aborted = [request for request in requests if request.finish_reason == "abort"]
@@ -305,7 +318,7 @@ def sampled(model_dir: Path) -> list[list[int]]:
     return [request.output_token_ids for request in requests]
 
 
-@pytest.mark.parametrize("switches", [with_company(s) for s in SWITCHES], ids=label)
+@pytest.mark.parametrize("switches", singles(), ids=label)
 def test_switches_change_no_sampled_token(switches, model_dir, sampled, expected):
     requests, _ = run(model_dir, dict(switches), temperature=1.0)
     assert [request.output_token_ids for request in requests] == sampled

@@ -163,6 +163,7 @@ def test_missing_shard_is_named(llama: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "model.bin"])
 def test_index_cannot_reach_outside_or_at_pickles(copy: Path, name: str) -> None:
+    (copy / "model.safetensors").rename(copy.parent / "outside.safetensors")
     index = {"weight_map": {"model.norm.weight": name}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"expected \.safetensors files beside it"):

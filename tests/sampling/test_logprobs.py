@@ -68,3 +68,68 @@ def test_records_list_each_row_its_own_number_equals_by_id():
 
 def test_more_alternatives_than_tokens_are_all_tokens():
     assert prompt_logprobs(torch.zeros(1, 3), torch.tensor([0]), 10).top_logprobs.shape == (1, 3)
+
+
+def by_hand(row: torch.Tensor, count: int) -> list[int]:
+    """All tokens, likeliest first and equals by id, of which the first `count`."""
+    values = row.double().tolist()
+    return sorted(range(len(values)), key=lambda token: (-values[token], token))[:count]
+
+
+def tied(rows: int, vocab: int, seed: int) -> torch.Tensor:
+    """Logits with a handful of values, zeros of both signs and infinities."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-3, 4, (rows, vocab), generator=generator).to(torch.bfloat16)
+    logits[0, ::7], logits[0, 1::7] = -0.0, 0.0
+    logits[-1, ::2] = float("-inf")
+    return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("vocab", [1, 50, 3000])
+def test_equal_logits_are_listed_by_token_id_however_many_are_asked_for(dtype, vocab):
+    logits = tied(5, vocab, seed=vocab).to(dtype)
+    for count in {0, 1, 2, 3, 20, vocab // 2 - 1, vocab // 2 + 1, vocab} - {-1}:
+        found = prompt_logprobs(logits, torch.zeros(5, dtype=torch.int64), count)
+        expected = [by_hand(row, count) for row in logits]
+        assert found.top_token_ids.tolist() == expected, count
+
+
+def test_a_device_orders_as_the_cpu_does():
+    """By keys, without waiting for it: the CPU runs the same operators here."""
+    logits = torch.cat([tied(4, 500, seed=1).float(), torch.randn(4, 500) * 1e30])
+    for count in (1, 7, 499):
+        by_key = logprobs._largest_on_device(logits, count)
+        assert by_key.tolist() == [by_hand(row, count) for row in logits]
+        assert torch.equal(by_key, logprobs._largest_on_cpu(logits, count))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_alternatives_do_not_depend_on_what_neighbours_ask_for(seed):
+    generator = torch.Generator().manual_seed(seed)
+    # Logits one rounding apart: their log probabilities may be equal, their order is not.
+    logits = 50 + torch.randint(0, 3, (4, 200), generator=generator) * 2.0**-18
+    counts = torch.randint(0, 200, (4,), generator=generator).tolist()
+    asked = [request(SamplingParams(temperature=0.0, logprobs=count)) for count in counts]
+    batch = plan_sampling(asked)
+    assert batch.logprob_counts == tuple(counts) and batch.num_logprobs == max(counts)
+    result = Sampler().sample(logits, batch)
+    together = to_token_logprobs(result.logprobs, result.token_ids.tolist(), batch.logprob_counts)
+    for row, count in enumerate(counts):
+        one = plan_sampling([asked[row]])
+        alone = Sampler().sample(logits[row : row + 1], one)
+        records = to_token_logprobs(alone.logprobs, alone.token_ids.tolist(), one.logprob_counts)
+        assert records == [together[row]]
+        assert len(together[row].top) == count
+
+
+def test_rows_of_no_numbers_list_some_tokens_and_change_no_other():
+    logits = torch.randn(4, 300)
+    expected = prompt_logprobs(logits, torch.zeros(4, dtype=torch.int64), 6)
+    for bad in (slice(None), slice(0, 3), slice(0, 299)):
+        broken = logits.clone()
+        broken[1, bad] = float("nan")
+        found = prompt_logprobs(broken, torch.zeros(4, dtype=torch.int64), 6)
+        for row in (0, 2, 3):
+            assert torch.equal(found.top_token_ids[row], expected.top_token_ids[row])
+        assert len(set(found.top_token_ids[1].tolist())) == 6

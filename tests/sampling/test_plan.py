@@ -99,15 +99,11 @@ def test_a_batch_travels():
     assert copy.logprob_rows.tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    "params", [SamplingParams(logit_bias={10: 1.0}), SamplingParams(stop_token_ids=[-1])]
-)
-def test_tokens_that_the_model_does_not_have_are_refused(params):
-    with pytest.raises(InvalidRequestError, match="0 to 9"):
-        check_token_ids(params, vocab_size=10)
+@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids", "allowed_token_ids"])
+def test_tokens_that_the_model_does_not_have_are_refused(field):
+    def naming(token: int) -> SamplingParams:
+        return SamplingParams(**{field: {token: 1.0} if field == "logit_bias" else [token]})
 
-
-def test_an_infinite_bias_is_refused_and_a_ban_is_not():
-    check_token_ids(SamplingParams(logit_bias={1: -math.inf}), vocab_size=10)
-    with pytest.raises(InvalidRequestError, match="infinite"):
-        check_token_ids(SamplingParams(logit_bias={1: math.inf}), vocab_size=10)
+    check_token_ids(naming(9), vocab_size=10)
+    with pytest.raises(InvalidRequestError, match=f"{field} names token 10.* 0 to 9"):
+        check_token_ids(naming(10), vocab_size=10)

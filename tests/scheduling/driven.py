@@ -20,7 +20,15 @@ class Driven:
     """`plans` are those of all steps so far; a step takes a second."""
 
     def __init__(
-        self, pages: int = 16, *, order=None, policy=None, predictor=None, depth: int = 0, **values
+        self,
+        pages: int = 16,
+        *,
+        order=None,
+        policy=None,
+        predictor=None,
+        depth: int = 0,
+        max_position: int = 128,
+        **values,
     ) -> None:
         settings = {
             "memory.block_size": PAGE,
@@ -29,7 +37,7 @@ class Driven:
             **{name.replace("__", "."): value for name, value in values.items()},
             "device": "cpu",
         }
-        config = EngineConfig().with_values(settings).resolve(tiny_spec())
+        config = EngineConfig().with_values(settings).resolve(tiny_spec(max_position))
         self.memory: KVManager = build_manager(config, pages, VirtualClock())
         self.scheduler = Scheduler(config, self.memory, policy, order, predictor)
         self.plans: list[StepPlan] = []

@@ -72,27 +72,32 @@ def test_a_cap_on_prompt_tokens_holds_in_every_step_for_all_prompts_together(pre
         assert longest_pause(steps[:20]) == 0
 
 
-def test_mixed_goes_by_the_queue_and_a_good_rank_reads_before_others_write():
-    """With priorities, a prompt may take the budget that worse ranks would write with."""
-
-    def first_steps(prefill):
-        config = EngineConfig().with_values(
-            {
-                "scheduling.max_num_seqs": 8,
-                "scheduling.max_num_batched_tokens": 8,
-                "scheduling.order": "priority",
-                "scheduling.prefill": prefill,
-            }
-        )
-        engine, _, _ = make_engine(config, num_blocks=64)
-        for number in range(3):
-            engine.add(f"chat {number}", [number + 1] * 2, fixed_length(25), priority=5)
+@pytest.mark.parametrize(
+    ("prefill", "expected"),
+    [
+        ("mixed", [(5, 3)] * 4),
+        ("decode_first", [(5, 3)] * 4),
+        ("prefill_first", [(8, 0)] * 4),
+    ],
+)
+def test_a_good_rank_reads_with_what_running_requests_leave_when_they_write(prefill, expected):
+    """With priorities, the rows of running requests are set aside, whatever their rank; only where
+    prompts are to be computed alone do they wait."""
+    config = EngineConfig().with_values(
+        {
+            "scheduling.max_num_seqs": 8,
+            "scheduling.max_num_batched_tokens": 8,
+            "scheduling.order": "priority",
+            "scheduling.prefill": prefill,
+        }
+    )
+    engine, _, _ = make_engine(config, num_blocks=64)
+    for number in range(3):
+        engine.add(f"chat {number}", [number + 1] * 2, fixed_length(25), priority=5)
+    engine.step()
+    engine.step()
+    engine.add("urgent", [50] * LONG, fixed_length(4), priority=0)
+    for _ in range(4):
         engine.step()
-        engine.step()
-        engine.add("urgent", [50] * LONG, fixed_length(4), priority=0)
-        for _ in range(4):
-            engine.step()
-        return [(step.num_prefill_tokens, step.num_decode_tokens) for step in engine.trace.steps]
-
-    assert first_steps("mixed")[2:] == [(5, 3), (8, 0), (8, 0), (8, 0)]
-    assert first_steps("decode_first")[2:] == [(5, 3)] * 4
+    steps = [(step.num_prefill_tokens, step.num_decode_tokens) for step in engine.trace.steps]
+    assert steps[2:] == expected

@@ -107,7 +107,7 @@ def test_a_broken_file_is_refused_with_a_sentence(name, tmp_path):
 def test_broken_settings_are_refused_with_a_sentence(tmp_path):
     save(byte_level(), tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(TokenizerError, match="not valid JSON"):
+    with pytest.raises(TokenizerError, match="cannot be read as JSON"):
         Tokenizer.from_dir(tmp_path)
 
 

@@ -30,6 +30,7 @@ from minserve.kernels.cpu.native_attention import (
     NativePlannedAttention,
 )
 from minserve.kernels.cpu.native_layers import NativeLayers, why_not_one_call
+from minserve.kernels.cpu.spinning import SpareTeam, SpinGovernor
 from minserve.kernels.reference import TorchOps, pack_panels
 from minserve.kernels.reference_attention import accumulation_dtype
 
@@ -92,6 +93,7 @@ class NativeOps:
             ctypes.c_int,
         )
         self._torch = TorchOps()
+        self._spinning = SpinGovernor(SpareTeam(_declare(releasing.open_team, count)))
         self._rms_norm = _per_dtype(holding, "rms_norm", *[pointer] * 4, *[size] * 5, number, count)
         self._silu_and_mul = _per_dtype(holding, "silu_and_mul", *[pointer] * 2, *[size] * 3, count)
         self._rotary = _per_dtype(holding, "rotary", *[pointer] * 3, *[size] * 4, count)
@@ -419,7 +421,9 @@ class NativeOps:
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`; trees are torch's to do."""
+        """See `Ops.plan_attention`; trees are torch's to do. Called once a step."""
+        if torch.get_num_threads() > 1:
+            self._spinning.step()
         if tree is not None:
             return self._torch.plan_attention(
                 block_tables, query_starts, kv_lens, query_lens, context_lens, tree

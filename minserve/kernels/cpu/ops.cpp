@@ -3,6 +3,7 @@
 // A plain C ABI for ctypes and no torch headers, so that it compiles in seconds. No fast-math: -inf
 // and NaN mean what they say. Strides are in elements unless a name says bytes.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <vector>
@@ -686,4 +687,11 @@ EXPORT store_kv(const char* k, const char* v, char* keys, char* values, const i6
             memcpy(values + at, v + row * v_stride_bytes + head * row_bytes, row_bytes);
         }
     }
+}
+
+// Give the calling thread a team of its own, which waits until the thread ends: see spinning.py.
+EXPORT open_team(int threads) {
+    static std::atomic<int> met;
+#pragma omp parallel num_threads(threads)
+    ++met;  // an empty region would be dropped
 }

@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.ragged import Shape, build, dense_attention, grown, tolerance
+from sampled import examples
 
 from minserve.kernels import TorchOps
 from minserve.kernels.triton import TritonOps
 from minserve.kernels.triton.decode import PARTS, merge_kernel
 
-EXAMPLES = 12
+EXAMPLES = examples(12, 4)
 torch_ops = TorchOps()
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 

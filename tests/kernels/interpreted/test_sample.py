@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.drawn import batches, check_drawn, sampling_batch
+from sampled import examples
 from sampling.oracle import request
 
 from minserve.batch import SamplingBatch
@@ -16,12 +17,13 @@ from minserve.kernels.triton.sample import sample
 from minserve.request import SamplingParams
 from minserve.sampling import Sampler, plan_sampling
 
+EXAMPLES = examples(8, 3)
 PLAIN = (1.0, 0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @given(drawn=batches([1, 2, 33, 700, 2049, 5000], most_rows=2))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_sampling_is_its_definition(
     dtype: torch.dtype, drawn: tuple[torch.Tensor, SamplingBatch]
 ) -> None:
@@ -43,7 +45,7 @@ def test_many_uniforms_draw_the_tokens_of_the_torch_sampler() -> None:
     levels=st.lists(st.integers(-4, 0), min_size=1, max_size=60),
     top_k=st.integers(1, 70),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_tokens_that_tie_at_the_edge_of_top_k_stay_together(levels: list[int], top_k: int) -> None:
     logits = torch.tensor([levels], dtype=torch.float32)
     batch = sampling_batch([(0.7, top_k, 1.0, 0.0)], torch.tensor([0.5], dtype=torch.float64))

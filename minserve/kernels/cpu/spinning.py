@@ -1,0 +1,140 @@
+"""How long threads that wait for each other spin: long on free cores, hardly at all on taken ones.
+
+Spinning saves a wake-up where the thread waited for runs, and costs a turn of the system's
+scheduler where that thread has lost its core. Which it is, Linux tells: it counts for every thread
+how long it was ready to run and had no core. GNU's OpenMP library reads its spin count only once,
+but spins 100 turns instead whenever the process has more OpenMP threads than cores (its manual,
+GOMP_SPINCOUNT). So where cores are taken a spare team of two sleeping threads is opened, and where
+they are free again it is closed. The operators, torch's as well as ours, keep their number of
+threads, so results stay as they are.
+
+Where Linux does not tell, or the user chose a wait policy, nothing is done. One governor serves the
+process: cores and OpenMP's threads belong to it, not to an engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from minserve.openmp import user_chose
+
+INTERVAL_S = 0.2
+"""Between two looks, each of about 0.2 ms."""
+LEAST_S = 0.02
+"""Less running and waiting than this in an interval says nothing: the engine was idle."""
+TAKEN, FREE = 0.15, 0.05
+"""Share of the time ready to run that was spent waiting for a core: from TAKEN on spinning stops,
+below FREE, in two looks, it starts again. A busy neighbour on two cores makes it about 0.25; alone
+it is 0.03 and less."""
+LOOKS = 2
+NEVER = float("inf")
+
+
+def ready_times() -> tuple[float, float]:
+    """Seconds that this process's threads ran, and that they were ready and had no core. Raises
+    OSError or ValueError where the system does not tell."""
+    ran = waited = 0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # It has just ended.
+            numbers = (task / "schedstat").read_bytes().split()
+            ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    if not ran:
+        raise OSError("the system does not count how long threads wait for a core")
+    return ran / 1e9, waited / 1e9
+
+
+class Switch(Protocol):
+    """Makes waiting threads spin less, and as before."""
+
+    def on(self) -> None:
+        """Spin hardly at all. Raises RuntimeError where no thread can be started."""
+
+    def off(self) -> None:
+        """Spin as long as the library was told."""
+
+
+class SpareTeam:
+    """`Switch` for GNU's library. `open_team` gives the calling thread a team until it ends."""
+
+    def __init__(self, open_team: Callable[[int], object]) -> None:
+        self._open_team = open_team
+        self._closed: threading.Event | None = None
+
+    def on(self) -> None:
+        """See `Switch.on`."""
+        self._closed = closed = threading.Event()
+        threading.Thread(
+            target=self._hold, args=(closed,), name="minserve-spare-team", daemon=True
+        ).start()
+
+    def off(self) -> None:
+        """See `Switch.off`."""
+        if self._closed is not None:
+            self._closed.set()
+
+    def _hold(self, closed: threading.Event) -> None:
+        # Two are one too many for the cores, where torch has a thread for each.
+        self._open_team(2)
+        closed.wait()
+
+
+class SpinGovernor:
+    """Looks now and then whether this process's threads had the cores they were ready for."""
+
+    def __init__(
+        self,
+        switch: Switch,
+        *,
+        times: Callable[[], tuple[float, float]] = ready_times,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._switch, self._times, self._clock = switch, times, clock
+        self._last: tuple[float, float] | None = None
+        self._free = 0  # looks in a row that found free cores
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._next_s = NEVER if user_chose(os.environ) else clock()
+        self.short = False
+        """Whether threads spin hardly at all."""
+
+    def step(self) -> None:
+        """Called once a step, by any thread; costs a clock's reading where no look is due."""
+        if self._clock() >= self._next_s and self._lock.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._lock.release()
+
+    def _look(self) -> None:
+        if os.getpid() != self._pid:
+            self._next_s = NEVER  # A forked child has none of its parent's threads.
+            return
+        try:
+            now = self._times()
+        except (OSError, ValueError, IndexError):
+            self._next_s = NEVER
+            return
+        before, self._last = self._last or now, now
+        self._next_s = self._clock() + INTERVAL_S
+        ran, waited = now[0] - before[0], now[1] - before[1]
+        # Negative: a thread that ended has taken its times along.
+        if min(ran, waited) < 0 or ran + waited < LEAST_S:
+            return
+        share = waited / (ran + waited)
+        self._free = self._free + 1 if share < FREE else 0
+        if not self.short and share > TAKEN:
+            try:
+                self._switch.on()
+            except RuntimeError:
+                self._next_s = NEVER  # A step is worth more than its speed.
+                return
+            self.short = True
+        elif self.short and self._free >= LOOKS:
+            self.short = False
+            self._switch.off()

@@ -1,0 +1,142 @@
+"""Which tokens a request may draw: one hook for lists, bad words, grammars and verifiers.
+
+A `LogitsMask` answers for one position of one request, on the host; `plan_sampling` asks it and
+`edit_logits` applies the answer behind biases and penalties, so that a banned token stays banned.
+Reported log probabilities are those of the model, as always. Knows text only to encode bad words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from minserve.params import InvalidRequestError, SamplingParams
+from minserve.request import LogitsMask, Request, TokenMask
+
+__all__ = [
+    "AllowedTokens",
+    "BadWords",
+    "LogitsMask",
+    "TokenMask",
+    "make_masks",
+    "pack_tokens",
+    "prepare_bad_words",
+]
+
+_NO_BANS = TokenMask()
+
+
+class Encoder(Protocol):
+    """What is asked of a tokenizer."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class AllowedTokens:
+    """Only these tokens, at every position."""
+
+    mask: TokenMask
+
+    @property
+    def needs_known_tokens(self) -> bool:
+        """See `LogitsMask`."""
+        return False
+
+    def at(self, request: Request, position: int) -> TokenMask:
+        """See `LogitsMask.at`."""
+        return self.mask
+
+
+class BadWords:
+    """No token that would complete one of these sequences among the generated tokens."""
+
+    def __init__(self, sequences: Sequence[tuple[int, ...]]) -> None:
+        self._always = tuple(each[0] for each in sequences if len(each) == 1)
+        # By the token before the last one: most positions are answered by one look-up.
+        self._longer: dict[int, list[tuple[int, ...]]] = {}
+        for each in sequences:
+            if len(each) > 1:
+                self._longer.setdefault(each[-2], []).append(each)
+        self._single = TokenMask(banned=self._always)
+
+    @property
+    def needs_known_tokens(self) -> bool:
+        """See `LogitsMask`: a word of several tokens depends on those before."""
+        return bool(self._longer)
+
+    def at(self, request: Request, position: int) -> TokenMask:
+        """See `LogitsMask.at`."""
+        first, tokens = request.num_prompt_tokens, request.token_ids
+        if not self._longer or position <= first:
+            return self._single  # asked also for a position whose tokens before are in flight
+        found = self._longer.get(tokens[position - 1])
+        if found is None:
+            return self._single
+        completed = [
+            each[-1]
+            for each in found
+            if position - first >= len(each) - 1
+            and tokens[position - len(each) + 1 : position] == list(each[:-1])
+        ]
+        return TokenMask(banned=(*self._always, *completed))
+
+
+def make_masks(params: SamplingParams, tokenizer: Encoder | None) -> tuple[LogitsMask, ...]:
+    """The masks that these parameters ask for: once per prompt, for `Request.masks` of all its
+    samples. Raises InvalidRequestError where nothing is left to draw, or there is no tokenizer."""
+    masks: list[LogitsMask] = []
+    if params.allowed_token_ids is not None:
+        masks.append(AllowedTokens(TokenMask(allowed=pack_tokens(params.allowed_token_ids))))
+    words = prepare_bad_words(params, tokenizer)
+    if words:
+        masks.append(BadWords(words))
+        banned = {token for token, bias in params.logit_bias.items() if bias == -math.inf}
+        banned.update(each[0] for each in words if len(each) == 1)
+        if params.allowed_token_ids is not None and banned.issuperset(params.allowed_token_ids):
+            raise InvalidRequestError(
+                "SamplingParams.bad_words and logit_bias ban all of allowed_token_ids: allow other "
+                "tokens"
+            )
+    return tuple(masks)
+
+
+def prepare_bad_words(
+    params: SamplingParams, tokenizer: Encoder | None
+) -> tuple[tuple[int, ...], ...]:
+    """The token sequences of `params.bad_words`, as vLLM forms them: each word as it begins a text,
+    and as it follows a space where that changes only its first token.
+
+    Raises InvalidRequestError without a tokenizer.
+    """
+    if not params.bad_words:
+        return ()
+    if tokenizer is None:
+        raise InvalidRequestError(
+            "SamplingParams.bad_words needs a tokenizer and this model came without one: ban token "
+            "ids with logit_bias"
+        )
+    sequences: dict[tuple[int, ...], None] = {}
+    for word in params.bad_words:
+        plain = tuple(tokenizer.encode(word.lstrip(), add_special_tokens=False))
+        spaced = tuple(tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
+        if plain:
+            sequences[plain] = None
+        if spaced and len(spaced) == len(plain) and spaced[0] != plain[0]:
+            sequences[spaced] = None
+    return tuple(sequences)
+
+
+def pack_tokens(token_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """`TokenMask.allowed` of these tokens: a bit each, as long as the largest needs."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    bits = np.zeros(int(ids.max(initial=0)) + 1, dtype=np.uint8)
+    bits[ids] = 1
+    return np.packbits(bits, bitorder="little")

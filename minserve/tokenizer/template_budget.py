@@ -1,0 +1,179 @@
+"""What a chat template may spend: computing time, and characters that its operations produce.
+
+Every loop round, call, filter and operator that can make something large out of something small is
+charged before it runs, so the budget holds in memory as well as in time. Knows nothing about
+jinja2.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import ItemsView, KeysView, ValuesView
+from contextvars import ContextVar
+from typing import Any
+
+MAX_SECONDS = 1.0
+"""Of computing time, so that a busy machine refuses nothing. A usual chat takes a millisecond."""
+MAX_CHARS = 100_000_000
+"""Produced in all, intermediate results included. A usual chat makes ten times its own length."""
+MAX_WEIGHT = 4_000_000
+"""Characters of one nested value written out. Lists that hold one list twice double per level."""
+_ITEM_CHARS = 8
+"""What an item of a list counts as: its reference."""
+_MAX_BITS = 4096
+"""Of an integer; Python refuses to write much longer ones out."""
+_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{|\d{5,}")
+"""A width of five digits or more, or one that is an argument."""
+_CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
+
+
+class TemplateLimit(Exception):
+    """A template that takes too long or makes too much. The message says which."""
+
+
+class Budget:
+    """What one rendering has left."""
+
+    __slots__ = ("chars", "deadline")
+
+    def __init__(self) -> None:
+        self.chars = MAX_CHARS
+        # Not a measurement, so it does not come from the engine's clock.
+        self.deadline = time.thread_time() + MAX_SECONDS
+
+    def charge(self, chars: int) -> None:
+        """Spend so many characters; TemplateLimit when they, or the time, are spent."""
+        self.chars -= 1 + chars
+        if self.chars < 0:
+            raise TemplateLimit(f"it produces more than {MAX_CHARS:,} characters on its way")
+        if time.thread_time() > self.deadline:
+            raise TemplateLimit(f"it computes for more than {MAX_SECONDS} seconds")
+
+
+_current: ContextVar[Budget | None] = ContextVar("chat template budget", default=None)
+
+
+class spending:
+    """A context in which this thread's templates spend one fresh budget."""
+
+    def __enter__(self) -> None:
+        self._token = _current.set(Budget())
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._token)
+
+
+def charge(chars: int) -> None:
+    """Spend from the current budget. Constants folded while a template is compiled have one too
+    large to matter, and none of a size that could."""
+    budget = _current.get()
+    if budget is not None:
+        budget.charge(chars)
+    elif chars > MAX_WEIGHT:
+        raise TemplateLimit(f"it produces a constant of {chars:,} characters")
+
+
+def charge_result(value: Any) -> Any:
+    """The value, paid for by its own length."""
+    if isinstance(value, (str, bytes)):
+        charge(len(value))
+    elif isinstance(value, (list, tuple, dict)):
+        charge(len(value) * _ITEM_CHARS)
+    return value
+
+
+def charge_nested(value: Any) -> tuple[int, int]:
+    """Pay for writing out or comparing a value with all that is in it: its weight and depth."""
+    if isinstance(value, (str, bytes)):
+        charge(len(value))
+        return len(value), 0
+    if not isinstance(value, _CONTAINERS):
+        charge(0)
+        return 1, 0
+    weight = depth = 0
+    level: list[Any] = [value]
+    while level:
+        below: list[Any] = []
+        for each in level:
+            weight += _ITEM_CHARS
+            if isinstance(each, (str, bytes)):
+                weight += len(each)
+            elif isinstance(each, dict):
+                below.extend(each)
+                below.extend(each.values())
+            elif isinstance(each, _CONTAINERS):
+                below.extend(each)
+            if weight + _ITEM_CHARS * len(below) > MAX_WEIGHT:
+                raise TemplateLimit(f"it handles a value of more than {MAX_WEIGHT:,} characters")
+        level = below
+        depth += 1
+    charge(weight)
+    return weight, depth
+
+
+def charge_binary(operator: str, left: Any, right: Any) -> None:
+    """Pay for `+`, `*`, `**` and `%` by what they will make."""
+    if operator == "+":
+        charge_result(left)
+        charge_result(right)
+    elif operator == "%" and isinstance(left, (str, bytes)):
+        check_format(left)
+        charge(len(left))
+        charge_nested(right)
+    elif isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * abs(right) if operator == "**" else 0
+        if operator == "*":
+            bits = left.bit_length() + right.bit_length()
+        if bits > _MAX_BITS:
+            raise TemplateLimit(f"it makes a number of {bits:,} bits")
+        charge(0)
+    elif operator == "*":
+        for sequence, times in ((left, right), (right, left)):
+            if isinstance(sequence, (str, bytes, list, tuple)) and isinstance(times, int):
+                item = 1 if isinstance(sequence, (str, bytes)) else _ITEM_CHARS
+                charge(len(sequence) * max(times, 0) * item)
+
+
+def check_format(template: str | bytes) -> None:
+    """Refuse a format that pads to a great width: with long numbers, or widths from arguments."""
+    text = template if isinstance(template, str) else template.decode("latin-1")
+    if _WIDE_FORMAT.search(text):
+        raise TemplateLimit("it formats to a width of five digits or more, or of an argument")
+
+
+def charge_method(method: Any, args: tuple[Any, ...]) -> None:
+    """Pay for a method of a string before it makes more than it is given."""
+    text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+    if not isinstance(text, (str, bytes)):
+        if name == "to_bytes":
+            charge(_integers(args))
+        return
+    if name in ("center", "ljust", "rjust", "zfill"):
+        charge(_integers(args))
+    elif name == "expandtabs":
+        charge(len(text) * max(1, _integers(args)))
+    elif name == "replace" and len(args) >= 2 and all(isinstance(a, type(text)) for a in args[:2]):
+        charge_replace(text, args[0], args[1])
+    elif name == "translate" and args and isinstance(args[0], dict):
+        longest = max((len(v) for v in args[0].values() if isinstance(v, str)), default=1)
+        charge(len(text) * max(1, longest))
+    elif name == "join" and args:
+        charge_join(text, args[0])
+
+
+def charge_replace(text: Any, old: Any, new: Any) -> None:
+    """Pay for every occurrence."""
+    found = text.count(old) if len(new) > len(old) else 0
+    charge(len(text) + found * (len(new) - len(old)))
+
+
+def charge_join(separator: Any, parts: Any) -> None:
+    """Pay for a joined list: its parts, and the separators between them."""
+    if isinstance(parts, (list, tuple, dict, str)):
+        charge_nested(parts)
+        charge(len(parts) * len(separator))
+
+
+def _integers(args: tuple[Any, ...]) -> int:
+    return sum(abs(each) for each in args if isinstance(each, int))

@@ -1,0 +1,245 @@
+"""Prompts in every usual form become one plain form; the rest is refused by its place."""
+
+from __future__ import annotations
+
+import time
+from array import array
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minserve.prompts import (
+    PromptInput,
+    check_arrival,
+    check_priority,
+    check_prompt_text,
+    check_request_id,
+    check_salt,
+    parse_conversations,
+    parse_prompt,
+    parse_prompts,
+)
+from minserve.request import InvalidRequestError
+
+MOST = 100
+
+
+def texts(*values: str) -> list[PromptInput]:
+    return [PromptInput(value, None) for value in values]
+
+
+def ids(*values: list[int]) -> list[PromptInput]:
+    return [PromptInput(None, value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "found"),
+    [
+        ("hi", texts("hi")),
+        ("", texts("")),
+        ([1, 2], ids([1, 2])),
+        ((1, 2), ids([1, 2])),
+        (range(1, 3), ids([1, 2])),
+        (array("q", [1, 2]), ids([1, 2])),
+        (np.array([1, 2]), ids([1, 2])),
+        (np.array([1, 2], dtype=np.uint16), ids([1, 2])),
+        (torch.tensor([1, 2]), ids([1, 2])),
+        ([np.int64(1), torch.tensor(2)], ids([1, 2])),
+        (np.array([[1, 2], [3, 4]]), ids([1, 2], [3, 4])),
+        (torch.tensor([[1, 2], [3, 4]]), ids([1, 2], [3, 4])),
+        ({"prompt": "hi"}, texts("hi")),
+        ({"prompt_token_ids": [1, 2]}, ids([1, 2])),
+        ({"prompt_token_ids": np.array([1])}, ids([1])),
+        ([{"prompt": "hi"}, {"prompt_token_ids": (1,)}], texts("hi") + ids([1])),
+        (["a", [1], torch.tensor([2])], texts("a") + ids([1], [2])),
+        (np.array(["a", "b"]), texts("a", "b")),
+        ([], []),
+        ((), []),
+    ],
+)  # fmt: skip
+def test_every_usual_form_is_taken(prompts, found):
+    parsed = parse_prompts(prompts, MOST)
+    assert parsed == found
+    for one in parsed:
+        assert one.token_ids is None or all(type(token) is int for token in one.token_ids)
+        assert one.text is None or type(one.text) is str
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        (b"hi", "prompts is bytes: decode it"),
+        ([b"hi"], r"prompts\[0\] is bytes: decode it"),
+        (None, "prompts=None: expected a prompt or a list"),
+        (5, "prompts=5"),
+        (["a", None], r"prompts\[1\]=None: expected a string, a list of token ids, or a dict"),
+        ([None], r"prompt\[0\]=None: expected an integer"),
+        ([[5.7, 6.2]], r"prompts\[0\]\[0\]=5.7: expected an integer"),
+        ([5.7, 6.2], r"prompt\[0\]=5.7"),
+        ([[5.0]], "write 5"),
+        ([[1, True]], r"prompts\[0\]\[1\]=True"),
+        ([True], r"prompt\[0\]=True"),
+        ([1, "a"], r"prompt\[1\]='a'"),
+        (["a", 1], r"prompts\[1\]=1"),
+        ([[]], r"prompts\[0\] is empty: give at least one token id"),
+        ([[[1]]], r"prompts\[0\]\[0\]=\[1\]"),
+        ([[-1]], r"prompts\[0\]\[0\]=-1: expected an integer of at least 0"),
+        ([2**64], "at most"),
+        ({1, 2}, "expected a prompt or a list"),
+        ((word for word in "ab"), "generator.*expected a prompt or a list"),
+        ({}, "neither of 'prompt' and 'prompt_token_ids'"),
+        ({"prompt": "a", "prompt_token_ids": [1]}, "has both"),
+        ({"prompt": "a", "multi_modal_data": 1}, "a key 'multi_modal_data', which nothing"),
+        ([{"prompt": 5}], r"prompts\[0\]\['prompt'\]=5: expected a string"),
+        ({"prompt": None}, "expected a string"),
+        ({"prompt": b"a"}, "expected a string"),
+        ({"prompt_token_ids": "ab"}, r"prompt\['prompt_token_ids'\]='ab'"),
+        ({"prompt_token_ids": []}, "is empty"),
+        ("\ud800", "without lone surrogates"),
+        (["a", "b\udfff"], r"prompts\[1\]=.*without lone surrogates"),
+        (np.array([1.0]), r"prompt\[0\]=1.0"),
+        (np.zeros((2, 2)), r"prompts\[0\]\[0\]=0.0"),
+        (np.zeros((1, 1, 1), dtype=int), r"prompts\[0\]\[0\]=\[0\]"),
+        ([np.zeros(2)], r"prompts\[0\] is an array of float64"),
+        (np.array([True]), "True"),
+        (np.array(5), "expected a prompt or a list"),
+        (torch.zeros(2, 2), "expected an integer"),
+        (range(10**12), "items, and may have"),
+        (range(10**30), "far too many items"),
+        ([range(10**12)], r"admission.max_prompt_chars"),
+        ([[1] * 101], r"prompts\[0\] has 101 items, and may have 100 \(admission.max_prompt_chars"),
+    ],
+)  # fmt: skip
+def test_what_is_no_prompt_is_refused_by_its_place(prompts, sentence):
+    with pytest.raises(InvalidRequestError, match=sentence):
+        parse_prompts(prompts, MOST)
+
+
+def test_a_long_text_is_refused_before_anything_reads_it():
+    assert parse_prompt("x" * 100, 100).text
+    start = time.perf_counter()
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_prompt("\ud800 " * 10**7, 100)
+    assert time.perf_counter() - start < 0.5
+    sentence = str(caught.value)
+    assert "20000000 characters" in sentence
+    assert "admission.max_prompt_chars allows 100" in sentence and len(sentence) < 200
+    with pytest.raises(InvalidRequestError, match="the rendered conversation has 101 characters"):
+        check_prompt_text("x" * 101, 100, "the rendered conversation")
+
+
+def test_ids_are_copied():
+    given = [1, 2, 3]
+    parsed = parse_prompt(given, MOST).token_ids
+    given[0] = None
+    assert parsed == [1, 2, 3]
+
+
+USER = {"role": "user", "content": "hi"}
+
+
+def test_a_conversation_or_a_list_of_them():
+    assert parse_conversations([USER]) == ([[USER]], False)
+    assert parse_conversations(([USER], (USER, USER))) == ([[USER], [USER, USER]], True)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    assert parse_conversations([parts, call, USER])[0] == [[parts, call, USER]]
+
+
+def test_messages_are_copied_to_their_depth():
+    message = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    [[copied]], _ = parse_conversations([message])
+    message["content"][0]["text"] = message["role"] = None
+    assert copied == {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+
+
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "messages is empty"),
+        (None, "messages=None"),
+        ("hi", "messages='hi'"),
+        (b"hi", "messages is bytes"),
+        (USER, "expected a conversation: a list of messages"),
+        ([[]], r"messages\[0\] is an empty conversation"),
+        ([[USER], USER], r"messages\[1\]=.*expected a conversation"),
+        ([USER, [USER]], r"messages\[1\]=.*expected a message"),
+        ([USER, 5], r"messages\[1\]=5"),
+        ([{}], r"messages\[0\]\['role'\]=None: expected a string such as 'user'"),
+        ([{"role": 1, "content": "a"}], r"\['role'\]=1"),
+        ([{"role": "user"}], "has no 'content'"),
+        ([{"role": "user", "content": 5}], r"\['content'\]=5: expected a string, a list of parts"),
+        ([{"role": "user", "content": b"a"}], "as in JSON"),
+        ([{"role": "user", "content": "\ud800"}], "without lone surrogates"),
+        ([{"role": "user", "content": ["a"]}], "a list of parts"),
+        ([{"role": "user", "content": ENDLESS}], "nested more than 16 levels"),
+        ([{"role": "user", "content": "a", 5: 1}], "a key of"),
+        ([{"role": "user", "content": "a", "x": object()}], "as in JSON"),
+        ([USER, {"role": "user", "content": "x" * 200}], "more than the 100 characters"),
+        ((m for m in [USER]), "expected a conversation"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_by_its_place(messages, sentence):
+    with pytest.raises(InvalidRequestError, match=sentence):
+        parse_conversations(messages, 100)
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "bad"),
+    [
+        (check_priority, [0, -5, np.int64(3)], [None, 1.0, "1", True, 2**63, [1], float("nan")]),
+        (check_arrival, [None, 0, 1.5, -1.0], [float("nan"), float("inf"), "1", True, 10**400]),
+        (check_request_id, ["a", "é" * 1024], ["", None, 5, b"a", "\ud800", "a" * 1025]),
+        (check_salt, ["", "a", None], [5, b"a", "\ud800", "a" * 1025]),
+    ],
+)
+def test_names_ranks_and_times_are_checked(check, good, bad):
+    for value in good:
+        check(value)
+    for value in bad:
+        with pytest.raises(InvalidRequestError, match="expected"):
+            check(value)
+    assert type(check_priority(np.int64(3))) is int
+    assert check_salt(None) == ""
+
+
+THINGS = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 5),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=3),
+        st.text(st.characters(categories=["Cs"]), max_size=2),
+        st.binary(max_size=2),
+        st.sampled_from([object(), np.zeros(2), np.arange(3), torch.ones(2, 2), {1}, USER]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["prompt", "prompt_token_ids", "role", "content"]), inner),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, derandomize=True)
+@given(THINGS)
+def test_anything_is_parsed_or_refused_in_a_sentence(thing):
+    for parse in (lambda x: parse_prompts(x, MOST), parse_conversations):
+        try:
+            parse(thing)
+        except InvalidRequestError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400
+    try:
+        for one in parse_prompts(thing, MOST):
+            assert (one.text is None) != (one.token_ids is None)
+    except InvalidRequestError:
+        pass
