@@ -76,7 +76,7 @@ def difference(one: Tensor, other: Tensor) -> float:
         {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
         {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 5e5}, "rope_theta": 7e5},
         {"rope_scaling": YARN | {"rope_theta": 3e5}, "rope_parameters": {"rope_theta": 5e5}},
-        {"rope_scaling": YARN, "original_max_position_embeddings": 32},
+        {"rope_scaling": YARN, "original_max_position_embeddings": 512},
     ],
 )
 def test_yarn_beside_other_rotary_keys_is_on_as_in_transformers(
