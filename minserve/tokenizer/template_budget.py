@@ -21,6 +21,7 @@ MAX_WEIGHT = 4_000_000
 """Characters of one nested value written out. Lists that hold one list twice double per level."""
 _ITEM_CHARS = 8
 """What an item of a list counts as: its reference."""
+_STEPS_PER_LOOK = 32
 _MAX_BITS = 4096
 """Of an integer; Python refuses to write much longer ones out."""
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{|\d{5,}")
@@ -35,10 +36,11 @@ class TemplateLimit(Exception):
 class Budget:
     """What one rendering has left."""
 
-    __slots__ = ("chars", "deadline")
+    __slots__ = ("chars", "deadline", "until_look")
 
     def __init__(self) -> None:
         self.chars = MAX_CHARS
+        self.until_look = 0
         # Not a measurement, so it does not come from the engine's clock.
         self.deadline = time.thread_time() + MAX_SECONDS
 
@@ -47,8 +49,12 @@ class Budget:
         self.chars -= 1 + chars
         if self.chars < 0:
             raise TemplateLimit(f"it produces more than {MAX_CHARS:,} characters on its way")
-        if time.thread_time() > self.deadline:
-            raise TemplateLimit(f"it computes for more than {MAX_SECONDS} seconds")
+        # Looking at the clock costs as much as the rest: large steps look, and some small ones.
+        self.until_look -= 1 + chars // 64
+        if self.until_look < 0:
+            self.until_look = _STEPS_PER_LOOK
+            if time.thread_time() > self.deadline:
+                raise TemplateLimit(f"it computes for more than {MAX_SECONDS} seconds")
 
 
 _current: ContextVar[Budget | None] = ContextVar("chat template budget", default=None)

@@ -258,7 +258,12 @@ Mutation = Callable[[Path, random.Random], None]
 
 def mutate(directory: Path, rng: random.Random) -> str:
     """Damage one file of a directory; says which, and how."""
-    files = sorted(path for path in directory.iterdir() if path.is_file() and not path.is_symlink())
+    # An earlier mutation may have left a link, or a file too large to be read here.
+    files = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 20
+    )
     jsons = [path for path in files if path.suffix == ".json"]
     weights = [path for path in files if path.suffix == ".safetensors"]
     kinds: list[tuple[float, Mutation, list[Path]]] = [
@@ -268,7 +273,7 @@ def mutate(directory: Path, rng: random.Random) -> str:
         (1.5, damage_bytes, files),
         (1.5, replace_file, files),
         (2.0, edit_header, weights),
-        (0.7, write_bomb, [directory / "chat_template.jinja"]),
+        (0.7, write_bomb, [path for path in files if path.suffix == ".jinja"]),
     ]
     kinds = [kind for kind in kinds if kind[2]]
     _, change, candidates = rng.choices(kinds, [kind[0] for kind in kinds])[0]

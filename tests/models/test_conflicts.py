@@ -37,7 +37,7 @@ def directory(path: Path, family: str = "llama", **changes: Any) -> Path:
     from transformers import CONFIG_MAPPING
 
     save(random_model(CONFIG_MAPPING[family](**BASE), 0), path)
-    edit_config(path, rope_parameters=..., **changes)
+    edit_config(path, **{"rope_parameters": ..., **changes})
     return path
 
 
@@ -76,7 +76,7 @@ def difference(one: Tensor, other: Tensor) -> float:
         {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
         {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 5e5}, "rope_theta": 7e5},
         {"rope_scaling": YARN | {"rope_theta": 3e5}, "rope_parameters": {"rope_theta": 5e5}},
-        {"rope_scaling": YARN, "original_max_position_embeddings": 32},
+        {"rope_scaling": YARN, "original_max_position_embeddings": 512},
     ],
 )
 def test_yarn_beside_other_rotary_keys_is_on_as_in_transformers(
@@ -103,7 +103,7 @@ def test_the_single_file_goes_before_an_index_as_in_transformers(tmp_path: Path)
     expected = theirs(path)
     tensors = load_file(path / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, path / "other.safetensors")
-    index = {"weight_map": dict.fromkeys(tensors, "other.safetensors")}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "other.safetensors")}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert torch.equal(theirs(path), expected)
     assert difference(ours(path), expected) < 1e-4
