@@ -1,7 +1,6 @@
 """Every chapter at every width: Run All and Show me leave no error, and nothing that scrolls aside.
 
-Only with `--full`. A chapter runs once; its page is then made narrower and wider, as plots follow
-the page.
+Only with `--full`. A chapter runs once, in the narrowest page, which is then widened.
 """
 
 from __future__ import annotations
@@ -42,6 +41,8 @@ def chapter(
     request: pytest.FixtureRequest, open_notebook: Callable[[str], Notebook], lab: Lab
 ) -> Iterator[Notebook]:
     notebook = open_notebook(request.param)
+    # Before anything is drawn: a plot that is no widget grows with the page, but seldom shrinks.
+    notebook.page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
     notebook.run_all()
     notebook.wait_until_all_ran()
     yield notebook
