@@ -55,6 +55,9 @@ class PrefixIndex(Protocol):
     def blocks(self) -> Iterator[int]:
         """Every page of the index."""
 
+    def check(self) -> None:
+        """Verify that what is kept twice agrees. Raises IntegrityError."""
+
     def nodes(self) -> list[IndexNode]:
         """The tree, parents before children."""
 
@@ -95,6 +98,11 @@ class HashIndex:
     def blocks(self) -> Iterator[int]:
         """Every page of the index."""
         return iter(self._entries)
+
+    def check(self) -> None:
+        """Verify that keys and pages name each other. Raises IntegrityError."""
+        if self._blocks != {key: block for block, (key, _, _) in self._entries.items()}:
+            raise IntegrityError("the hash index finds other pages than it knows")
 
     def nodes(self) -> list[IndexNode]:
         """A node per page: a dictionary knows no runs."""

@@ -141,6 +141,7 @@ class KVManager:
     def admit(self, request: Request) -> int:
         """Give the request a block table and what is already computed of it; returns how many
         tokens that is. What it raises leaves the request as it was, without a table."""
+        self._tables.close(request)  # what an interrupted admission took
         held = self._tables.open(request)
         try:
             if self._reservation is not None:

@@ -135,6 +135,7 @@ class PrefixCache:
 
     def check(self) -> None:
         """Verify that index and pool know the same pages. Raises IntegrityError."""
+        self.index.check()
         indexed = set(self.index.blocks())
         if indexed != self._pool.indexed_blocks():
             odd = sorted(indexed ^ self._pool.indexed_blocks())

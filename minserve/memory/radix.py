@@ -175,6 +175,28 @@ class RadixIndex:
         """Every page of the index."""
         return iter(self._node_of)
 
+    def check(self) -> None:
+        """Verify that every link goes both ways, children are sorted, and no edge is cut without a
+        reason. Raises IntegrityError."""
+        seen: dict[int, _Node] = {}
+        for key, root in self._roots.items():
+            if root.key != key or root.parent is not None or root.pages or not root.children:
+                raise IntegrityError("a root of the radix tree is not what it should be")
+            stack = [root]
+            while stack:
+                node = stack.pop()
+                if node is not root and (not node.pages or len(node.children) == 1):
+                    raise IntegrityError("an edge of the radix tree is empty, or cut in two")
+                if len(node.pages) != len(node.blocks) or node.firsts != sorted(node.children):
+                    raise IntegrityError("a node of the radix tree contradicts itself")
+                for first, child in node.children.items():
+                    if child.parent is not node or not child.pages or child.pages[0] != first:
+                        raise IntegrityError("a branch of the radix tree is not where it belongs")
+                    stack.append(child)
+                seen.update(dict.fromkeys(node.blocks, node))
+        if seen != self._node_of:
+            raise IntegrityError("the radix tree has lost a page, or keeps one that is gone")
+
     def nodes(self) -> list[IndexNode]:
         """The tree, parents before children; roots themselves carry nothing and are left out."""
         found: list[IndexNode] = []

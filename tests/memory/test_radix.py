@@ -17,24 +17,6 @@ def chain_of(tokens: list[int], block_size: int, root: bytes = ROOT) -> TokenCha
     return TokenChain(root, tokens, block_size)
 
 
-def check_tree(index: RadixIndex) -> None:
-    """Every link goes both ways, children are sorted, and no edge is cut without a reason."""
-    seen: dict[int, object] = {}
-    for key, root in index._roots.items():
-        assert root.key == key and root.parent is None and not root.pages and root.children
-        stack = [root]
-        while stack:
-            node = stack.pop()
-            assert node.firsts == sorted(node.children)
-            assert len(node.pages) == len(node.blocks)
-            assert node is root or (node.pages and len(node.children) != 1)
-            seen.update(dict.fromkeys(node.blocks, node))
-            for first, child in node.children.items():
-                assert child.parent is node and child.pages[0] == first
-                stack.append(child)
-    assert seen == index._node_of
-
-
 class Shelf:
     """An index and the plainest form of the same facts: (root, prefix) -> page."""
 
@@ -105,7 +87,7 @@ def test_the_tree_stays_sound_and_finds_what_reading_every_page_finds(
             shelf.store(tokens, root)
         else:
             shelf.evict(choice)
-        check_tree(shelf.index)
+        shelf.index.check()
     for tokens, limit, root in wanted:
         limit = min(limit, len(tokens))
         match = shelf.index.match(chain_of(tokens, block_size, root), limit)
@@ -121,7 +103,7 @@ def test_evicting_everything_in_any_order_leaves_nothing():
             shelf.store([draw.randrange(2) for _ in range(draw.randrange(16))])
         while shelf.pages:
             shelf.evict(draw.randrange(1000))
-            check_tree(shelf.index)
+            shelf.index.check()
         assert not shelf.index._roots and not shelf.index._node_of
 
 
@@ -143,13 +125,13 @@ def test_a_join_gives_grandchildren_their_new_parent():
     for tokens in ([0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5]):
         shelf.store(tokens)
     shelf.index.remove(shelf.pages.pop((ROOT, (0, 1, 5))))
-    check_tree(shelf.index)
+    shelf.index.check()
     shelf.index.remove(shelf.pages.pop((ROOT, (0, 1, 2, 4))))
-    check_tree(shelf.index)
+    shelf.index.check()
     assert len(shelf.index.nodes()) == 1
     shelf.store([0, 1, 2, 3, 9])
     assert shelf.index.nodes()[0].tokens == (0, 1, 2, 3, 9)
-    check_tree(shelf.index)
+    shelf.index.check()
 
 
 @pytest.mark.parametrize("shared", [0, 1, 15])
@@ -178,7 +160,7 @@ def test_the_last_page_of_a_namespace_takes_only_its_own_root_away():
     roots = index._roots
     index.remove(17)
     assert index._roots is roots and list(roots) == keys[:17] + keys[18:]
-    check_tree(index)
+    index.check()
 
 
 def test_a_page_in_the_middle_is_not_removed():
@@ -187,7 +169,7 @@ def test_a_page_in_the_middle_is_not_removed():
     for block in (0, 1):
         with pytest.raises(IntegrityError, match="before the pages that continue it"):
             shelf.index.remove(block)
-    check_tree(shelf.index)
+    shelf.index.check()
 
 
 def test_a_known_page_in_the_middle_of_an_edge_is_found_and_another_one_splits_it():
@@ -197,4 +179,4 @@ def test_a_known_page_in_the_middle_of_an_edge_is_found_and_another_one_splits_i
     assert shelf.index.insert(chain, 2, 1, 50) == 2  # behind page 1: known
     assert shelf.index.insert(chain, 3, 2, 51) == 51  # behind page 2: new, the edge is cut
     assert sorted(node.blocks for node in shelf.index.nodes()) == [(0, 1, 2), (3,), (51,)]
-    check_tree(shelf.index)
+    shelf.index.check()
