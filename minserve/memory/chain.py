@@ -2,7 +2,7 @@
 
 Keys and values of a page depend on every token before it, so a page may be reused only where the
 whole prefix is the same. Hash chain as in vLLM; SHA-256, because two prefixes that collide would
-show one caller another one's text.
+show one caller the text of another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Key = bytes
 
 def root_key(namespace: Sequence[str]) -> Key:
     """The parent of first pages. Requests share pages only within one namespace: what besides
-    tokens decides keys and values (an adapter), or who may share at all (a salt)."""
+    tokens decides keys and values (an adapter), or which requests may share at all (a salt)."""
     digest = hashlib.sha256()
     for part in namespace:
         data = part.encode("utf-8", "surrogatepass")  # half a character is a salt like any other

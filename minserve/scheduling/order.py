@@ -1,8 +1,8 @@
-"""Who goes first: one small class with one method for each answer of the literature.
+"""Which request goes first: one small class with one method for each answer of the literature.
 
 An order ranks requests; places, pages and tokens are the scheduler's. A smaller rank goes first,
-and among equal ranks the earlier arrival. What the caller gives in place of the named ones needs no
-more than `rank`: `build_engine(..., order=...)`.
+and among equal ranks the earlier arrival. An order of the caller's own needs no more than `rank`:
+`build_engine(..., order=...)`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from minserve.request import Request
 
 
 class Order:
-    """First come, first served: everybody ranks the same, so arrival decides.
+    """First come, first served: all requests rank the same, so arrival decides.
 
-    Nobody is overtaken while waiting, so nobody starves.
+    No request is overtaken while it waits, so none starves.
     """
 
     preemptive: ClassVar[bool] = False
-    """True: a waiting request that ranks strictly before a running one takes its place and pages.
-    Ranks of running requests are then asked for at every step."""
+    """True: a waiting request that ranks strictly before a running one takes its tokens, and where
+    there is no room its place and pages. Ranks of running requests are asked for at every step."""
     needs_lengths: ClassVar[bool] = False
     """True: `Request.predicted_tokens` is filled in before `rank` is asked."""
     needs_prefixes: ClassVar[bool] = False
-    """True: before every step with a free place, `Request.found_tokens` of everybody who waits is
+    """True: before every step with a free place, `Request.found_tokens` of all waiting requests is
     brought up to date and the queue is ranked anew."""
 
     def rank(self, request: Request) -> float:
-        """Smaller goes first. Asked when a request joins the queue and, if `preemptive`, of running
-        ones at every step: while somebody waits, his rank stands, unless `needs_prefixes`."""
+        """Smaller goes first; a number, and not NaN. Asked when a request joins the queue and, if
+        `preemptive`, of running ones at every step: a waiting request's rank is computed once,
+        unless `needs_prefixes`."""
         return 0.0
 
     @classmethod
@@ -63,8 +64,8 @@ class ShortestFirst(Order):
 
 
 class LongestPrefixFirst(Order):
-    """Whoever finds most of its tokens computed goes first: a cached prefix is used while it is
-    there, before others evict it (RadixAttention, Zheng et al., arXiv 2312.07104, section 3).
+    """The request that finds most of its tokens computed goes first: a cached prefix is used while
+    it is there, before others evict it (RadixAttention, Zheng et al., arXiv 2312.07104, section 3).
 
     What runs is left to run.
     """
@@ -89,8 +90,8 @@ class PriorityFirst(Order):
 class MultiLevelFeedback(Order):
     """Skip-join multi-level feedback queue (FastServe, Wu et al., arXiv 2305.05920).
 
-    Whoever has had little service goes first, so short answers overtake long ones without anybody
-    predicting a length. Service is counted in steps: one per output token, and for a prompt the
+    The request with the least service goes first, so short answers overtake long ones without a
+    predicted length. Service is counted in steps: one per output token, and for a prompt the
     share of a step's token budget that it takes. Level i is left after `quantum * 2**i` steps in
     it; the last level is never left. A request *skips* the levels whose quantum its prompt alone
     would use up: there it would be moved down before its first token.

@@ -107,7 +107,11 @@ class Scheduler(Preemption):
                 self.culprit = request
                 request.found_tokens = self._memory.computed_tokens(request)
             self.waiting.rank_anew(self._rank)
-        self._keys = {one: (self._rank(one), one.arrival_number) for one in self.running}
+        keys, rank_of = {}, self.waiting.rank_of
+        for request in self.running:
+            self.culprit = request
+            keys[request] = (rank_of(request), request.arrival_number)
+        self._keys = keys
         self.running.sort(key=self._keys.__getitem__)
         if self.waiting and self._order.preemptive:
             self._displace(plan, now_s)
@@ -146,27 +150,76 @@ class Scheduler(Preemption):
         The tokens that `requests` write are set aside, so that a prompt, however good its rank,
         takes only what they leave. A prompt that is not split cannot: it goes by rank alone.
         """
-        if not self._whole:
-            budget.rows = sum(1 for request in requests if is_writing(request))
+        if self._schedule_all(plan, budget, requests, now_s):
+            return
+        writes = [is_writing(request) for request in requests]
+        rows = 0 if self._whole else sum(writes)
         # After a preemption for pages, an admission now would only swap the two.
-        admits = len(plan.preempted) == num_displaced
-        for request in requests:
+        admits, at = len(plan.preempted) == num_displaced, 0
+        while at < len(requests):
+            budget.rows = rows
             if admits and self.waiting:
-                rank = self._keys[request][0]
+                rank = self._keys[requests[at]][0]
                 admits = self._admit_waiting(plan, budget, now_s, before=rank)
-            if is_writing(request):
-                budget.rows = max(0, budget.rows - 1)
-            planned = len(plan.requests)
-            self._schedule_running(plan, budget, (request,), now_s)
+            stop = self._next_stop(requests, writes, at, admits)
+            if writes[at]:
+                rows = max(0, rows - (stop - at))
+                budget.rows = 0  # What was set aside is for these.
+            self._schedule_running(plan, budget, requests[at:stop], now_s)
             if plan.waits:
                 return
             admits = admits and len(plan.preempted) == num_displaced
-            if len(plan.requests) > planned:
-                self.waiting.resume(request, now_s)
-            elif request.status is Status.RUNNING and request.num_uncomputed_tokens:
-                self.waiting.stall(request, now_s)
+            at = stop
+        self._note_stalls(plan, requests, now_s)
         if admits:
             self._admit_waiting(plan, budget, now_s)
+
+    def _schedule_all(
+        self, plan: StepPlan, budget: Budget, requests: Sequence[Request], now_s: float
+    ) -> bool:
+        """The common case, done quickly: where none can join and tokens suffice for all, ranks
+        decide nothing. False, with nothing done, elsewhere."""
+        can_join = self.waiting and len(self.running) < self._max_num_seqs
+        if can_join or budget.prefill_tokens is not None or self.waiting.stalled:
+            return False
+        counts = [request.num_uncomputed_tokens for request in requests]
+        if sum(counts) > budget.tokens:
+            return False
+        for request, count in zip(requests, counts, strict=True):
+            if plan.waits:
+                break
+            if count and request.status is Status.RUNNING:
+                self.culprit = request
+                if self._make_room(request, count, plan, now_s):
+                    plan.requests.append(request)
+                    plan.num_tokens.append(count)
+                    budget.tokens -= count
+        return True
+
+    def _next_stop(
+        self, requests: Sequence[Request], writes: Sequence[bool], at: int, admits: bool
+    ) -> int:
+        """End of what can be scheduled at once from `at` on: one prompt, or requests that write
+        and that no waiting one ranks before."""
+        if not writes[at]:
+            return at + 1
+        stop = at + 1
+        first = self.waiting.rank_in_line(self.waiting[0]) if admits and self.waiting else None
+        while stop < len(requests) and writes[stop]:
+            if first is not None and first < self._keys[requests[stop]][0]:
+                break
+            stop += 1
+        return stop
+
+    def _note_stalls(self, plan: StepPlan, requests: Sequence[Request], now_s: float) -> None:
+        """Running requests to which the others left no tokens wait; those with tokens do not."""
+        planned = set(plan.requests)
+        for request in self.waiting.stalled & planned:
+            self.waiting.resume(request, now_s)
+        for request in requests:
+            missed = request not in planned and request.status is Status.RUNNING
+            if missed and request.num_uncomputed_tokens:
+                self.waiting.stall(request, now_s)
 
     def _chunk(self, request: Request, missing: int, budget: Budget) -> int:
         """How many of a request's missing tokens this step may compute."""
@@ -223,8 +276,8 @@ class Scheduler(Preemption):
             budget.take(request, count)
 
     def _give_place(self, request: Request) -> None:
-        """Behind the others, or where a preemptive order ranks it: who gives way is decided by
-        this line for the rest of the step."""
+        """Behind the others, or where a preemptive order ranks it: this line decides which request
+        gives way for the rest of the step."""
         if not self._order.preemptive:
             self.running.append(request)
             return

@@ -1,7 +1,7 @@
-"""Whose pages go when they run out: one function per answer.
+"""Which request loses its pages when they run out: one function per answer.
 
 Candidates come in order of the queue, and none of them ranks before the request that needs pages:
-so the first in line never loses its pages to anybody, and every run comes to an end.
+so the first in line never loses its pages, and every run comes to an end.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class WaitingQueue(Sequence[Request]):
         self._where: dict[Request, tuple[Rank, int, Request]] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
         self._due: dict[Request, float] = {}
-        self._stalled: set[Request] = set()
+        self.stalled: set[Request] = set()
         """Running requests whose time counts as waiting."""
 
     def rank_of(self, request: Request) -> Rank:
@@ -70,14 +70,14 @@ class WaitingQueue(Sequence[Request]):
     def stall(self, request: Request, now_s: float) -> None:
         """A running request gets no tokens in this step, because others rank before it: it waits
         like a queued one, and becomes urgent like one."""
-        if request not in self._stalled:
-            self._stalled.add(request)
+        if request not in self.stalled:
+            self.stalled.add(request)
             self._begin_wait(request, now_s)
 
     def resume(self, request: Request, now_s: float) -> None:
         """A stalled request gets tokens again. Any other one is left alone."""
-        if request in self._stalled:
-            self._stalled.discard(request)
+        if request in self.stalled:
+            self.stalled.discard(request)
             self._due.pop(request, None)
             request.waited_s += now_s - request.waiting_since_s
 
@@ -91,7 +91,7 @@ class WaitingQueue(Sequence[Request]):
     def remove(self, request: Request) -> bool:
         """Take out a request wherever it stands; False where it does not wait here."""
         self._due.pop(request, None)
-        self._stalled.discard(request)
+        self.stalled.discard(request)
         if request not in self._where:
             return False
         self._take(request)
@@ -135,13 +135,13 @@ class WaitingQueue(Sequence[Request]):
         """Verify that line, notes and deadlines agree, and that what is stalled runs. Raises
         IntegrityError."""
         line = self._line
-        if not self._stalled.issubset(running):
+        if not self.stalled.issubset(running):
             raise IntegrityError("a request that does not run is stalled")
         if any(first[:2] >= second[:2] for first, second in pairwise(line)):
             raise IntegrityError("the waiting queue is out of order, or holds a request twice")
         if len(line) != len(self._where) or any(self._where.get(e[2]) is not e for e in line):
             raise IntegrityError("the waiting queue and its notes hold different requests")
-        if not self._due.keys() <= self._where.keys() | self._stalled:
+        if not self._due.keys() <= self._where.keys() | self.stalled:
             raise IntegrityError("a request that does not wait has a deadline")
         deadlines = {(request, due_s) for due_s, _, request in self._deadlines}
         if not deadlines.issuperset(self._due.items()):

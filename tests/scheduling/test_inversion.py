@@ -191,10 +191,10 @@ def test_a_stalled_request_that_is_ended_leaves_no_deadline():
     driven, _ = long_and_urgent(100, prompt=60)
     driven.step()
     (long, _) = driven.requests
-    assert long in driven.scheduler.waiting._stalled
+    assert long in driven.scheduler.waiting.stalled
     driven.end(long)
     driven.check()
-    assert not driven.scheduler.waiting._stalled and long not in driven.scheduler.waiting._due
+    assert not driven.scheduler.waiting.stalled and long not in driven.scheduler.waiting._due
 
 
 def test_rows_set_aside_leave_one_token_for_the_better_rank():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from scheduling.driven import PAGE, SWAP, Driven
 
 from minserve.request import Request, SamplingParams, Status
+from minserve.scheduling import Room
 from minserve.scheduling.victims import last_in_line, least_computed
 
 
@@ -64,6 +67,12 @@ def test_promises_are_sums_over_what_runs_and_never_negative():
         for one in driven.scheduler.running
     )
     assert promised == 2 and len(driven.scheduler.running) == 2
+
+
+def test_pages_reserved_ahead_by_one_request_are_not_promised_to_another():
+    memory = SimpleNamespace(missing_blocks=lambda one, tokens: tokens)
+    running = [SimpleNamespace(num_coming_tokens=missing) for missing in (-2, 3, 0)]
+    assert Room(running, [None], 4, memory, 0).promised_blocks == 3
 
 
 def candidates(*computed: int) -> list[Request]:
