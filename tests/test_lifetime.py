@@ -45,7 +45,7 @@ def tokens(stream) -> tuple[int, ...]:
     return sum((chunk.token_ids for chunk in stream), ())
 
 
-# -- identity ----------------------------------------------------------------------------------------
+# identity
 
 
 def test_a_late_finalizer_of_an_ended_stream_leaves_the_next_request_of_that_name_alone(served):
@@ -102,7 +102,7 @@ def test_two_readers_of_one_stream_both_come_to_its_end(served):
     assert sum(len(part) for part in parts) == 6
 
 
-# -- closing -----------------------------------------------------------------------------------------
+# closing
 
 
 def test_what_races_a_close_ends_always():
@@ -212,7 +212,7 @@ def test_after_a_fork_there_is_a_sentence_and_no_hang(llm, served):
     assert llm.generate("def f():", SHORT)[0].finish_reason == "length"
 
 
-# -- threads and streams of an LLM -------------------------------------------------------------------
+# threads and streams of an LLM
 
 
 def test_streams_run_side_by_side_and_a_call_to_generate_beside_them(llm, expected):
@@ -286,7 +286,7 @@ def test_a_stream_dropped_by_the_garbage_collector_in_the_midst_of_a_step_stops_
     assert not llm.engine.has_work
 
 
-# -- a step that does not end ------------------------------------------------------------------------
+# a step that does not end
 
 
 def test_a_stuck_step_is_reported_with_where_it_stands(caplog):
