@@ -35,6 +35,7 @@ from minserve.models import (
     load_spec,
     resolve_model_dir,
 )
+from minserve.openmp import release_team
 from minserve.prepare import ShapeBuilder
 from minserve.prompts import PromptInput
 from minserve.recovery import describe, is_interrupt
@@ -191,6 +192,7 @@ def build_engine(
     if watch is not None:
         runner = watch(runner)
     trace = new_trace(loaded.name, config)
+    release_team()  # another thread may run the steps
     return Engine(config, runner, memory, loaded.tokenizer, clock, trace, policy, order, predictor)
 
 

@@ -14,6 +14,7 @@ variable.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -51,3 +52,19 @@ def settle() -> str:
         )
     set_spin_count(os.environ)
     return f"waiting threads spin {SPIN_COUNT} turns, then sleep ({VARIABLE}, set by minserve)"
+
+
+def release_team() -> bool:
+    """Give back the threads that the calling thread's parallel regions keep waiting; False where
+    the library is not GNU's, or not loaded.
+
+    A model is often loaded by one thread and served by another. With a team for each there are more
+    OpenMP threads than cores, and GNU's library then lets none of them spin. The next parallel
+    region of this thread starts its team again.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            path = next(line.split()[-1] for line in maps if "libgomp" in line)
+        return int(ctypes.CDLL(path).omp_pause_resource_all(1)) == 0
+    except (OSError, StopIteration, AttributeError):
+        return False

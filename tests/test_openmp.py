@@ -110,3 +110,24 @@ def test_the_kernels_of_jupyterlab_inherit_it(monkeypatch: pytest.MonkeyPatch) -
     first, second = started
     assert first[VARIABLE] == str(SPIN_COUNT) and first["PATH"] == os.environ["PATH"]
     assert VARIABLE not in second and second["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
+def test_a_team_that_waits_is_given_back_and_comes_again():
+    script = """
+import os, time, torch
+from minserve.openmp import release_team
+torch.set_num_threads(2)
+a = torch.ones(600, 600)
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count(); (a @ a).sum(); working = count()
+if release_team():
+    deadline = time.monotonic() + 5
+    while count() >= working and time.monotonic() < deadline: time.sleep(0.01)
+    assert count() == working - 1, (before, working, count())
+    assert float((a @ a).sum()) == 600.0**3 and count() == working
+else:
+    assert not any("libgomp" in line for line in open("/proc/self/maps"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert not done.returncode, done.stderr.decode()
