@@ -216,7 +216,14 @@ def test_chat_follows_the_template(tmp_path: Path):
         assert chatty.chat_prompt(messages) == chatty.tokenizer.encode(
             "# user: sort a list\n# answer:", add_special_tokens=False
         )
-        assert chatty.chat(messages, GREEDY).finish_reason == "length"
+        answer = chatty.chat(messages, GREEDY)
+        assert answer.finish_reason == "length"
+        other = [{"role": "user", "content": "open a file"}]
+        many = chatty.chat([messages, other], GREEDY, use_tqdm=False)
+        assert [output.token_ids for output in many] == [
+            answer.token_ids,
+            chatty.chat(other, sampling_params=GREEDY).token_ids,
+        ]
 
 
 def test_generation_config_is_honoured(tmp_path: Path):

@@ -71,6 +71,11 @@ def numbers(seen: Seen) -> tuple[str, int]:
     return str(norm.weight.dtype), seen.totals.peak_kv_bytes_used
 
 
+def refused(seen: Seen) -> int:
+    return seen.refused
+
+
+STOP = Load({"stop": "wxyz"})
 TINY = {"memory.kv_bytes": TIGHT}
 ONE, TWO = {"scheduling.max_num_seqs": 1}, {"scheduling.max_num_seqs": 2}
 RADIX = {"memory.prefix_cache": "radix"}
@@ -156,9 +161,19 @@ EFFECTS = [
       for value in ("float64", "bfloat16", "float16")),
     Effect("seed", 1, lambda seen: [r.output_token_ids for r in seen.requests], OTHER, FLOAT64,
            Load({"temperature": 1.0}), **REAL),
+    Effect("admission.max_n", 1, refused, MORE, load=Load({"n": 2})),
+    Effect("admission.max_stop_strings", 0, refused, MORE, build=effects.real, load=STOP),
+    Effect("admission.max_stop_chars", 3, refused, MORE, build=effects.real, load=STOP),
+    Effect("admission.max_bad_words", 0, refused, MORE, build=effects.real,
+           load=Load({"bad_words": ["xyz"]})),
+    Effect("admission.max_stop_token_ids", 1, refused, MORE, load=Load({"stop_token_ids": [1, 2]})),
+    Effect("admission.max_logit_biases", 1, refused, MORE,
+           load=Load({"logit_bias": {1: 1.0, 2: 1.0}})),
+    Effect("admission.max_logprob_entries", 9, refused, MORE, load=Load({"logprobs": 1})),
 ]  # fmt: skip
 
 SEEN_ELSEWHERE = {
+    "admission.max_prompt_chars": "tests/faults/test_samples.py",
     "device": "tests/kernels/test_triton_gpu.py",
     "kernels.autotune": "tests/kernels/test_autotune.py",
     "memory.disk_path": "tests/lossless/test_effects.py",
