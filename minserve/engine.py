@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minserve.admission import check_request
@@ -21,7 +21,7 @@ from minserve.hardware import WorkCounter
 from minserve.memory import IntegrityError, KVManager, MemoryEvents
 from minserve.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
 from minserve.prompts import check_arrival, check_priority, check_request_id
-from minserve.recovery import audit, describe, failing_rows, is_interrupt
+from minserve.recovery import Recovery, audit, describe, failing_rows, is_interrupt
 from minserve.request import (
     FinishReason,
     InvalidRequestError,
@@ -101,14 +101,7 @@ class Engine:
         self._live: dict[str, list[Request]] = {}
         self._texts: dict[Request, TextStream] = {}
         self._updates: dict[Request, None] = {}
-        self._owners: Sequence[Request] | None = ()
-        """Whose error it is, if what runs now fails; None: the scheduler knows, or everybody's."""
-        self._torn = False
-        """True while something is being changed: found True later, it was interrupted."""
-        self._in_doubt: BaseException | None = None
-        """What a row failed with in the middle of a step, after which the books are audited."""
-        self._num_fruitless = 0
-        """Failures in a row that ended no request."""
+        self._recovery = Recovery(self)
         self._num_added = 0
         self._num_steps = 0
         self._num_aborted = 0
@@ -157,7 +150,7 @@ class Engine:
 
         Raises InvalidRequestError when the request cannot be served, and changes nothing then.
         """
-        self._repair()
+        self._recovery.repair()
         check_request_id(request_id)
         priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
         prompt = list(prompt_token_ids)
@@ -180,7 +173,7 @@ class Engine:
         ]
         self._num_added += 1
         try:
-            with self._change(requests):
+            with self._recovery.change(requests):
                 self._live[request_id] = list(requests)
                 for request in requests:
                     self._queue(request, requests[0], stream_text, priority)
@@ -212,7 +205,7 @@ class Engine:
         already."""
         live = [request for request in requests if not request.finished]
         if live:
-            with self._change(live):
+            with self._recovery.change(live):
                 for request in live:
                     self._finish(request, "abort")
                     self._num_aborted += 1
@@ -234,7 +227,7 @@ class Engine:
     def settle(self) -> None:
         """Wait for what is in flight and commit it; submit nothing more."""
         while self._in_flight:
-            with self._change(()):
+            with self._recovery.change(()):
                 self._collect()
 
     def take_updates(self) -> list[Request]:
@@ -273,9 +266,9 @@ class Engine:
         What it raises has ended the requests it belongs to, with reason "error" and `cause`: one
         request where that can be told, else the batch, else all. The engine stays usable.
         """
-        with self._change(()):
+        with self._recovery.change(()):
             trace = self._step()
-            self._num_fruitless = 0
+            self._recovery.progress()
             return trace
 
     def _step(self) -> StepTrace:
@@ -283,7 +276,7 @@ class Engine:
             if not self._submit():
                 break
         if not self._in_flight:
-            self._owners = list(self._scheduler.waiting)[:1]
+            self._recovery.owners = list(self._scheduler.waiting)[:1]
             raise IntegrityError("requests wait, none runs, and none can be admitted")
         return self._collect()
 
@@ -296,9 +289,9 @@ class Engine:
     def _submit(self) -> bool:
         """Plan one batch and start it; False where there is nothing to compute now."""
         start = self.clock.now()
-        self._owners = None
+        self._recovery.owners = None
         plan = self._scheduler.schedule(start)
-        self._owners = ()
+        self._recovery.owners = ()
         self._num_preempted += len(plan.preempted)
         scheduled = self.clock.now()
         if not plan.requests:
@@ -306,7 +299,7 @@ class Engine:
         try:
             built = self._builder.build(plan)
         except BaseException:
-            self._owners = failing_rows(self._builder, plan) or plan.requests
+            self._recovery.owners = failing_rows(self._builder, plan) or plan.requests
             raise
         work = self._counter.count(
             built.batch.query_lens,
@@ -315,22 +308,26 @@ class Engine:
         )
         blocks_used = self.memory.pool.num_owned
         prepared = self.clock.now()
-        self._owners = plan.requests
-        handle = self._runner.submit(built.batch)
-        self.memory.submitted(built.batch)
-        self._in_flight.append(
-            _InFlight(
-                plan=plan,
-                built=built,
-                handle=handle,
-                events=self.memory.take_events(),
-                start_s=start,
-                schedule_s=scheduled - start,
-                prepare_s=prepared - scheduled,
-                work=work,
-                blocks_used=blocks_used,
+        self._recovery.owners = plan.requests
+        try:
+            handle = self._runner.submit(built.batch)
+            self.memory.submitted(built.batch)
+            self._in_flight.append(
+                _InFlight(
+                    plan=plan,
+                    built=built,
+                    handle=handle,
+                    events=self.memory.take_events(),
+                    start_s=start,
+                    schedule_s=scheduled - start,
+                    prepare_s=prepared - scheduled,
+                    work=work,
+                    blocks_used=blocks_used,
+                )
             )
-        )
+        except BaseException:
+            self.memory.failed()  # something of it may be queued on the device
+            raise
         for request, count in zip(plan.requests, plan.num_tokens, strict=True):
             request.num_inflight_tokens += count
             if request.first_scheduled_s is None:
@@ -342,7 +339,7 @@ class Engine:
 
     def _collect(self) -> StepTrace:
         flight = self._in_flight[0]
-        self._owners = flight.plan.requests
+        self._recovery.owners = flight.plan.requests
         try:
             result = self._runner.collect(flight.handle)
         finally:
@@ -350,11 +347,9 @@ class Engine:
             self.memory.collected()
         now = self.clock.now()
         counts = self._commit(flight, result, now)
-        self._owners = ()
+        self._recovery.owners = ()
         if self._check:
             self.memory.check()
-        if self._in_doubt is not None:
-            self._settle_doubt()
         use, events = self.memory.use(), flight.events + self.memory.take_events()
         num_tokens = sum(flight.plan.num_tokens)
         num_prefill = num_tokens - counts.num_decode - counts.num_discarded
@@ -454,7 +449,7 @@ class Engine:
                 else:
                     self.memory.forget(request)
             except BaseException as error:
-                self._fail_row(request, error)
+                self._recovery.fail_row(request, error)
         for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
             if not request.finished:
                 request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
@@ -470,7 +465,7 @@ class Engine:
                     raise failed
                 self._append(request, token, logprobs.get(row) if logprobs else None, now)
             except BaseException as error:
-                self._fail_row(request, error)
+                self._recovery.fail_row(request, error)
             counts.num_sampled += 1
             if request.finish_reason is not None:
                 counts.num_finished += 1
@@ -565,79 +560,24 @@ class Engine:
 
     # -- when something fails ----------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _change(self, owners: Sequence[Request]) -> Iterator[None]:
-        """While it is entered the books are being changed. What it raises ends the requests it
-        belongs to, `owners` unless a stage knows better, and leaves books that add up."""
-        self._repair()
-        self._torn, self._owners = True, owners
-        try:
-            yield
-        except BaseException as error:
-            self._recover(error)
-            raise
-        self._torn = False
+    def culprit(self) -> Request | None:
+        """See `Recoverable.culprit`."""
+        return self._scheduler.culprit
 
-    def _repair(self) -> None:
-        """Finish what an interruption has cut short, the handling of another error included."""
-        if self._torn:
-            self._recover(None)
-
-    def _fail_row(self, request: Request, error: BaseException) -> None:
-        """End one request in the middle of a step that goes on for the others; an interrupt is
-        nobody's and ends the step."""
-        if is_interrupt(error):
-            raise error
-        self._in_doubt = error
-        self._fail_request(request, error)
-
-    def _fail_request(self, request: Request, error: BaseException | None) -> None:
+    def fail(self, request: Request, error: BaseException | None) -> None:
+        """End a request with an error; one that was interrupted as it ended ends completely."""
         if not request.finished:
             request.error, request.cause = describe(error), error
             self._finish(request, "error")
         elif request in self._live.get(request.request_id, ()):
-            self._retire(request)  # it was interrupted as it ended
+            self._retire(request)
 
-    def _blamed(self, error: BaseException | None) -> Sequence[Request]:
-        """The requests that an error belongs to."""
-        if self._owners is not None:
-            return self._owners
-        if is_interrupt(error):
-            return ()
-        culprit = self._scheduler.culprit
-        return self.live_requests() if culprit is None else (culprit,)
-
-    def _recover(self, error: BaseException | None) -> None:
-        """End whom `error` belongs to and audit the books; where they do not add up, start over."""
-        num_live = len(self.live_requests())
-        try:
-            self.memory.failed()
-            for request in list(self._blamed(error)):
-                self._fail_request(request, error)
-            if not is_interrupt(error) and len(self.live_requests()) == num_live:
-                self._num_fruitless += 1
-                if self._num_fruitless > 1:
-                    for request in self.live_requests():
-                        self._fail_request(request, error)
-            self._audit()
-        except Exception as trouble:
-            self._start_over(error or trouble)
-        self._in_doubt = None
-        self._torn = False
-
-    def _settle_doubt(self) -> None:
-        """A row failed while its step went on: go on too if the books add up."""
-        error, self._in_doubt = self._in_doubt, None
-        try:
-            self._audit()
-        except Exception:
-            self._start_over(error)
-
-    def _audit(self) -> None:
+    def audit(self) -> None:
+        """Verify that engine, scheduler and memory agree. Raises IntegrityError."""
         live = self._live.values()
         audit(self._scheduler, self.memory, live, self._in_flight, self._keep_cache)
 
-    def _start_over(self, error: BaseException | None) -> None:
+    def start_over(self, error: BaseException | None) -> None:
         """End everything, and begin with empty books: nothing that was half-done is found again."""
         for flight in self._in_flight:
             with contextlib.suppress(Exception):

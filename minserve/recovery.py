@@ -2,12 +2,14 @@
 
 An error ends the request it belongs to; where that cannot be told, its batch; where not even that
 can, everything. Afterwards the books are audited: what an error or Ctrl-C left half-done must not
-be found by the next request. Knows how to tell, not how to end a request: that is the engine's.
+be found by the next request. Books that do not add up are begun anew. Knows how to tell, not how to
+end a request: that is the engine's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from minserve.memory import IntegrityError, KVManager
@@ -32,6 +34,110 @@ class Flight(Protocol):
     def built(self) -> BuiltBatch:
         """Whose tokens are drawn."""
         ...
+
+
+class Recoverable(Protocol):
+    """What recovery asks of an engine, whose books are requests, queues and pages."""
+
+    def live_requests(self) -> list[Request]:
+        """The requests that have not ended."""
+        ...
+
+    def culprit(self) -> Request | None:
+        """The request that planning was looking at; None where its cause belongs to all."""
+        ...
+
+    def fail(self, request: Request, error: BaseException | None) -> None:
+        """End a request with an error, or finish ending it."""
+        ...
+
+    def audit(self) -> None:
+        """Raise IntegrityError where the books do not add up."""
+        ...
+
+    def start_over(self, error: BaseException | None) -> None:
+        """End everything, and begin with empty books."""
+        ...
+
+
+class Recovery:
+    """Guards every change of an engine's books."""
+
+    def __init__(self, books: Recoverable) -> None:
+        self.owners: Sequence[Request] | None = ()
+        """Whose error it is if what runs now fails. None: planning, which knows its culprit."""
+        self._books = books
+        self._torn = False
+        self._in_doubt: BaseException | None = None
+        self._num_fruitless = 0
+
+    @contextlib.contextmanager
+    def change(self, owners: Sequence[Request]) -> Iterator[None]:
+        """While it is entered the books are being changed. What it raises ends the requests it
+        belongs to, `owners` unless a stage knows better, and leaves books that add up."""
+        self.repair()
+        self._torn, self.owners = True, owners
+        try:
+            yield
+            self._settle_doubt()
+        except BaseException as error:
+            self._recover(error)
+            raise
+        self._torn = False
+
+    def repair(self) -> None:
+        """Finish what an interruption has cut short, the handling of another error included."""
+        if self._torn:
+            self._recover(None)
+
+    def fail_row(self, request: Request, error: BaseException) -> None:
+        """End one request in the middle of a step that goes on for the others. An interrupt is no
+        row's and ends the step."""
+        if is_interrupt(error):
+            raise error
+        self._in_doubt = error
+        self._books.fail(request, error)
+
+    def _settle_doubt(self) -> None:
+        """Where a row failed, go on only if the books still add up."""
+        if self._in_doubt is None:
+            return
+        error, self._in_doubt = self._in_doubt, None
+        try:
+            self._books.audit()
+        except Exception:
+            self._books.start_over(error)
+
+    def progress(self) -> None:
+        """A step has succeeded."""
+        self._num_fruitless = 0
+
+    def _recover(self, error: BaseException | None) -> None:
+        books = self._books
+        try:
+            num_live = len(books.live_requests())
+            for request in list(self._blamed(error)):
+                books.fail(request, error)
+            if not is_interrupt(error) and len(books.live_requests()) == num_live:
+                self._num_fruitless += 1
+                # Nothing has ended, so nothing would change: the same step would fail for ever.
+                if self._num_fruitless > 1:
+                    for request in books.live_requests():
+                        books.fail(request, error)
+            books.audit()
+        except Exception as trouble:
+            books.start_over(error or trouble)
+        self._in_doubt = None
+        self._torn = False
+
+    def _blamed(self, error: BaseException | None) -> Sequence[Request]:
+        """The requests that an error belongs to."""
+        if self.owners is not None:
+            return self.owners
+        if is_interrupt(error):
+            return ()
+        culprit = self._books.culprit()
+        return self._books.live_requests() if culprit is None else (culprit,)
 
 
 def is_interrupt(error: BaseException | None) -> bool:
