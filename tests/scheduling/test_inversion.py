@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduling.driven import SWAP, Driven
 
+from minserve.request import Request
 from minserve.scheduling import ContinuousBatching, Order
 from minserve.scheduling.turns import Budget, is_writing
 
@@ -187,6 +188,72 @@ def test_stalled_time_and_queued_time_are_one_sum():
     assert long.num_preemptions == 1 and driven.now_s - first_stall in (26.0, 27.0)
 
 
+def test_a_request_that_gets_tokens_again_waits_no_longer():
+    driven = Driven(
+        200,
+        max_position=500,
+        scheduling__order="priority",
+        scheduling__max_num_batched_tokens=8,
+        scheduling__starvation_limit_s=25.0,
+    )
+    long = driven.add(300, 4, priority=5)
+    driven.step()
+    for _ in range(10):
+        driven.add(8, 1, priority=0)
+        driven.step()
+    for _ in range(30):
+        driven.step()
+    driven.check()
+    assert long.waited_s == 10.0 and not long.urgent and not driven.scheduler.waiting.stalled
+
+
+def test_the_last_piece_of_a_stalled_prompt_ends_its_wait():
+    driven = Driven(scheduling__order="priority", scheduling__max_num_batched_tokens=8)
+    long = driven.add(16, 1, priority=5)
+    driven.step()
+    for _ in range(3):
+        driven.add(8, 1, priority=0)
+        driven.step()
+    assert driven.scheduler.waiting.stalled == {long}
+    driven.step()
+    assert long.finished and long.waited_s == 3.0
+
+
+def test_a_cap_on_prompt_tokens_holds_where_the_budget_would_take_all():
+    driven = Driven(scheduling__order="priority", scheduling__max_num_prefill_tokens=3)
+    driven.add(12, 1)
+    driven.run()
+    assert [plan.num_tokens for plan in driven.plans] == [[3]] * 4
+
+
+def test_the_worst_rank_makes_place_for_a_better_one():
+    driven = Driven(scheduling__order="priority", scheduling__max_num_seqs=2)
+    middle, worst = driven.add(4, 9, priority=3), driven.add(4, 9, priority=5)
+    driven.step()
+    urgent = driven.add(4, 2, priority=1)
+    assert driven.step().preempted == [worst]
+    assert driven.scheduler.running == [urgent, middle]
+
+
+def test_a_request_that_finds_no_room_is_asked_about_once_in_a_step():
+    asked = []
+
+    class Counting(ContinuousBatching):
+        def admits(self, room):
+            asked.append(room.waiting[0])
+            return False if room.running else super().admits(room)
+
+    driven = Driven(policy=Counting(), scheduling__order="priority")
+    for _ in range(3):
+        driven.scheduler._policy = ContinuousBatching()
+        driven.add(6, 9, priority=5)
+    driven.step()
+    driven.scheduler._policy = Counting()
+    driven.add(6, 2, priority=0)
+    driven.step()
+    assert len(driven.scheduler.running) == 3 and len(asked) == 1
+
+
 def test_a_stalled_request_that_is_ended_leaves_no_deadline():
     driven, _ = long_and_urgent(100, prompt=60)
     driven.step()
@@ -222,11 +289,65 @@ def test_a_policy_of_few_tokens_serves_the_best_rank_before_all_rows():
     driven.run()
 
 
+def test_a_newcomer_between_two_ranks_that_write_gets_the_token_of_the_worse_one():
+    class Sips(ContinuousBatching):
+        tokens = 8
+
+        def budget(self, limit, running, waiting):
+            return self.tokens
+
+    policy = Sips()
+    driven = Driven(policy=policy, scheduling__order="priority")
+    best, *worse = [driven.add(2, 40, priority=rank) for rank in (0, 9, 9)]
+    driven.step()
+    policy.tokens = 2
+    between = driven.add(1, 2, priority=5)
+    plan = driven.step()
+    assert plan.requests == [best, between] and plan.num_tokens == [1, 1]
+    assert driven.scheduler.waiting.stalled == set(worse)
+
+
 class Youngest(Order):
     preemptive = True
 
     def rank(self, request):
         return -request.arrival_number
+
+
+def watch(scheduler) -> None:
+    """Checks while a step is planned: after pages ran out none is admitted, no request takes pages
+    from one before it in line, and the line stays sorted."""
+    line_up, admit = scheduler._line_up, scheduler._admit
+    make_room, preempt = scheduler._make_room, scheduler._preempt
+    out_of_pages: list[bool] = []
+    taker: list[Request] = []
+
+    def checked_line_up(plan, now_s):
+        line_up(plan, now_s)
+        out_of_pages.clear()
+
+    def checked_admit(request, budget, plan, now_s):
+        assert not out_of_pages
+        admit(request, budget, plan, now_s)
+        if scheduler._order.preemptive:
+            keys = [scheduler._keys[one] for one in scheduler.running]
+            assert keys == sorted(keys)
+
+    def checked_make_room(request, count, plan, now_s):
+        taker.append(request)
+        made = make_room(request, count, plan, now_s)
+        taker.pop()
+        return made
+
+    def checked_preempt(victim, now_s):
+        if taker:
+            out_of_pages.append(True)
+            line = scheduler.running
+            assert line.index(victim) >= line.index(taker[-1])
+        preempt(victim, now_s)
+
+    scheduler._line_up, scheduler._admit = checked_line_up, checked_admit
+    scheduler._make_room, scheduler._preempt = checked_make_room, checked_preempt
 
 
 @given(
@@ -239,14 +360,15 @@ class Youngest(Order):
     prefill=st.sampled_from(TURNS),
     cap=st.sampled_from([None, 2]),
     whole=st.booleans(),
-    pages=st.integers(12, 60),
-    order=st.sampled_from(["priority", "mlfq", "youngest"]),
+    pages=st.integers(12, 30),
+    order=st.sampled_from(["priority", "mlfq", "youngest", "sjf"]),
+    victim=st.sampled_from(["last", "least_computed"]),
     depth=st.integers(0, 1),
     swap=st.booleans(),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_whatever_the_settings_all_requests_end_with_books_and_pages_in_order(
-    jobs, budget, prefill, cap, whole, pages, order, depth, swap
+    jobs, budget, prefill, cap, whole, pages, order, victim, depth, swap
 ):
     driven = Driven(
         pages,
@@ -258,9 +380,12 @@ def test_whatever_the_settings_all_requests_end_with_books_and_pages_in_order(
         scheduling__max_num_prefill_tokens=None if whole else cap,
         scheduling__enable_chunked_prefill=not whole,
         scheduling__prefill=prefill,
+        scheduling__victim=victim,
+        memory__watermark=0,
         **(SWAP if swap else {}),
     )
     scheduler = driven.scheduler
+    watch(scheduler)
     jobs = sorted(jobs, key=lambda job: job[3])
     for now in itertools.count():
         while jobs and jobs[0][3] <= now:

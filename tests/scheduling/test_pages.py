@@ -8,7 +8,7 @@ import pytest
 from scheduling.driven import PAGE, SWAP, Driven
 
 from minserve.request import Request, SamplingParams, Status
-from minserve.scheduling import Room
+from minserve.scheduling import Order, Room
 from minserve.scheduling.victims import last_in_line, least_computed
 
 
@@ -136,3 +136,76 @@ def test_a_victim_computes_again_or_comes_back_with_what_it_had():
         computed = sum(sum(plan.num_tokens) for plan in driven.plans)
         assert (computed == 3 * (8 + 16 - 1)) == swaps
         assert PAGE == 4
+
+
+def test_samples_wait_until_the_whole_prompt_is_computed():
+    driven = Driven(20, memory__prefix_cache="off", scheduling__max_num_batched_tokens=8)
+    leader, *others = driven.add(20, 3, n=3)
+    for computed in (8, 16):
+        driven.step()
+        assert leader.num_computed_tokens == computed
+        assert not driven.scheduler.waiting and driven.scheduler.num_waiting == 2
+    driven.step(), driven.step()
+    assert all(one.status is Status.RUNNING for one in others)
+    assert [one.num_cached_tokens for one in others] == [19, 19]
+
+
+def test_a_static_batch_is_closed_when_pages_end_and_stays_closed():
+    driven = Driven(
+        10, scheduling__policy="static", memory__watermark=0, scheduling__max_num_batched_tokens=64
+    )
+    for output in (2, 9, 2, 2):
+        driven.add(14, output)
+    driven.step()
+    assert len(driven.scheduler.running) == 2
+    while driven.scheduler.running:
+        assert len(driven.scheduler.running) <= 2
+        joined = {one.request_id for one in driven.scheduler.running}
+        assert joined <= {"r0", "r1"}
+        driven.step()
+    driven.run()
+    assert not any(plan.preempted for plan in driven.plans)
+
+
+@pytest.mark.parametrize("preemptive", [False, True])
+@pytest.mark.parametrize("prefill", ["mixed", "decode_first"])
+@pytest.mark.parametrize(("places", "prompt"), [(2, 3), (3, 5)])
+def test_the_step_in_which_pages_run_out_admits_none(places, prompt, prefill, preemptive):
+    """The place and the pages of the victim would go to the next in line, and back."""
+
+    class LateAfterPreemption(Order):
+        def rank(self, request):
+            return request.num_preemptions
+
+    order = LateAfterPreemption()
+    order.preemptive = preemptive
+    driven = Driven(
+        5,
+        order=order,
+        memory__watermark=0,
+        scheduling__max_num_seqs=places,
+        scheduling__prefill=prefill,
+    )
+    _, victim = driven.add(8, 9), driven.add(8, 9)
+    third = driven.add(prompt, 2)
+    driven.step()
+    plan = driven.step()
+    assert plan.preempted == [victim] and driven.scheduler.waiting[0] is third
+    assert third not in plan.requests and third in driven.step().requests
+    driven.run()
+
+
+def test_a_prompt_whose_promised_pages_were_written_to_gives_way_itself():
+    """It is the last in line: the one before it has a row in this step and keeps its pages."""
+    driven = Driven(
+        6,
+        memory__watermark=0,
+        scheduling__max_num_batched_tokens=8,
+        scheduling__prefill="decode_first",
+    )
+    writer, prompt = driven.add(3, 9), driven.add(20, 2)
+    while not any(plan.preempted for plan in driven.plans):
+        driven.step()
+    assert driven.plans[-1].preempted == [prompt] and driven.plans[-1].requests == [writer]
+    assert prompt.num_output_tokens == 0
+    driven.run()
