@@ -62,6 +62,7 @@ class Stream:
         try:
             while (chunk := self._mailbox.take(block=True)) is not None:
                 yield chunk
+                self._owner._check_process()
         finally:
             self._leave()
 
@@ -79,6 +80,7 @@ class Stream:
                 if chunk is None:
                     return
                 yield chunk
+                self._owner._check_process()
         finally:
             self._leave()
 
@@ -216,7 +218,7 @@ class AsyncLLM:
         engine's answers. From asyncio, call it in a thread (`asyncio.to_thread`)."""
         self._check_process()
         salt = check_salt(cache_salt)
-        ids = self._loaded.encode(parse_prompt(prompt, self.config.max_prompt_chars))
+        ids = self._loaded.encode(prompt)
         engine, thread = self._engine, self._thread
         thread.ask(lambda: check_pin(engine, ids), timeout_s)
 
@@ -231,7 +233,11 @@ class AsyncLLM:
             if handle is not None:
                 size = engine.memory.block_size
                 let_go = functools.partial(engine.memory.unpin, handle)
-                return PinnedPrefix(len(ids) // size * size, functools.partial(thread.tell, let_go))
+                return PinnedPrefix(
+                    len(ids) // size * size,
+                    functools.partial(thread.tell, let_go),
+                    functools.partial(engine.memory.holds_pin, handle),
+                )
             for _ in self.add(ids, once):
                 pass
         raise EngineError("the prefix was computed three times, and evicted before it was pinned")

@@ -37,7 +37,7 @@ from minserve.models import (
 )
 from minserve.openmp import release_team
 from minserve.prepare import ShapeBuilder
-from minserve.prompts import PromptInput
+from minserve.prompts import Prompt, PromptInput, parse_prompt
 from minserve.recovery import describe, is_interrupt
 from minserve.request import InvalidRequestError, SamplingParams
 from minserve.runner import EagerRunner, Runner
@@ -77,9 +77,11 @@ class LoadedModel:
             values["max_tokens"] = defaults["max_new_tokens"]
         return SamplingParams(**values)
 
-    def encode(self, prompt: PromptInput) -> list[int]:
+    def encode(self, prompt: Prompt | PromptInput) -> list[int]:
         """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError, also where
         the tokenizer itself gives up: its panics are no ordinary exceptions."""
+        if not isinstance(prompt, PromptInput):
+            prompt = parse_prompt(prompt, self.config.max_prompt_chars)
         if prompt.token_ids is not None:
             return prompt.token_ids
         tokenizer, text = self.need_tokenizer("text"), prompt.text or ""

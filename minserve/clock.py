@@ -36,6 +36,16 @@ class WallClock:
             time.sleep(remaining)
 
 
+def process_cpu_s() -> float:
+    """Seconds that all threads of this process have computed."""
+    return time.process_time()
+
+
+def thread_cpu_s() -> float:
+    """Seconds that the calling thread has computed: what others do on the machine is not in it."""
+    return time.thread_time()
+
+
 class VirtualClock:
     """A clock that moves only when told to: for modelled time, and for tests."""
 

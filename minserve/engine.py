@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from minserve.admission import check_request
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
+from minserve.exits import GATE
 from minserve.hardware import WorkCounter
 from minserve.memory import IntegrityError, KVManager, MemoryEvents
 from minserve.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
@@ -266,7 +267,7 @@ class Engine:
         What it raises has ended the requests it belongs to, with reason "error" and `cause`: one
         request where that can be told, else the batch, else all. The engine stays usable.
         """
-        with self._recovery.change(()):
+        with GATE, self._recovery.change(()):
             trace = self._step()
             self._recovery.progress()
             return trace
@@ -490,11 +491,7 @@ class Engine:
     ) -> None:
         self._updates[request] = None
         if token < 0:
-            request.error = (
-                f"request {request.request_id}: the model's logits at position "
-                f"{request.num_tokens} are not numbers; a larger number format "
-                "(EngineConfig.dtype) may help"
-            )
+            request.error = _why_invalid(request)
             self._finish(request, "error")
             return
         if request.first_token_s is None:
@@ -608,6 +605,21 @@ class _CommitCounts:
     num_sampled: int = 0
     num_finished: int = 0
     num_discarded: int = 0
+
+
+def _why_invalid(request: Request) -> str:
+    """Why there was no token to draw, in a sentence."""
+    where = f"request {request.request_id}: at position {request.num_tokens}"
+    params = request.params
+    if request.masks or params.min_tokens or float("-inf") in params.logit_bias.values():
+        return (
+            f"{where} no token was left to draw: allowed_token_ids, bad_words, logit_bias and "
+            "min_tokens together ban every one, or the model gave NaN"
+        )
+    return (
+        f"{where} the model's logits are not numbers; a larger number format "
+        "(EngineConfig.dtype) may help"
+    )
 
 
 def _limit(entry: TokenLogprobs, count: int) -> TokenLogprobs:

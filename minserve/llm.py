@@ -43,7 +43,8 @@ from minserve.prompts import (
     check_prompt_text,
     check_salt,
     parse_conversations,
-    parse_prompt,
+    parse_each,
+    parse_each_conversation,
     parse_prompts,
 )
 from minserve.recovery import is_interrupt
@@ -53,6 +54,8 @@ from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
 Errors = Literal["raise", "return"]
+_Given = PromptInput | InvalidRequestError
+"""A prompt, or why it was refused."""
 
 
 @dataclass
@@ -165,17 +168,13 @@ class LLM:
         what it failed with. With "return" such a request is an Output with finish reason "error"
         and a sentence, and the others are completed.
         """
-        check_process(self._process, "LLM")
-        if errors not in ("raise", "return"):
-            raise InvalidRequestError(f"errors={errors!r}: expected 'raise' or 'return'")
-        if sampling_params is not None:
-            if params is not None:
-                raise InvalidRequestError("params and sampling_params are one thing: give one")
-            params = sampling_params
+        params = self._check_call(params, sampling_params, errors)
+        most = self.config.max_prompt_chars
+        given: Sequence[_Given]
+        given = parse_prompts(prompts, most) if errors == "raise" else parse_each(prompts, most)
         with self._turn:
-            jobs = self._jobs(prompts, params, priority, errors)
-            show = progress if use_tqdm is None else use_tqdm
-            return self._complete(jobs, show, errors)
+            jobs = self._jobs(given, params, priority, errors)
+            return self._complete(jobs, progress if use_tqdm is None else use_tqdm, errors)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
         """Complete one prompt, a chunk per sample and step, from any thread; stopping the iteration
@@ -193,8 +192,10 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         sampling_params: SamplingParams | None = None,
+        priority: int = 0,
         progress: bool = True,
         use_tqdm: bool | None = None,
+        errors: Errors = "raise",
     ) -> Output: ...
     @overload
     def chat(
@@ -203,25 +204,57 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        priority: int | Sequence[int] = 0,
         progress: bool = True,
         use_tqdm: bool | None = None,
+        errors: Errors = "raise",
     ) -> list[Output]: ...
-    def chat(self, messages: Any, params: Any = None, **options: Any) -> Output | list[Output]:
+    def chat(
+        self,
+        messages: Any,
+        params: Any = None,
+        *,
+        sampling_params: Any = None,
+        priority: int | Sequence[int] = 0,
+        progress: bool = True,
+        use_tqdm: bool | None = None,
+        errors: Errors = "raise",
+    ) -> Output | list[Output]:
         """Answer a conversation, `[{"role": "user", "content": "..."}]`, by the model's template;
         or a list of conversations, and then the answers are a list too.
 
         Options are those of `generate`. Raises InvalidRequestError when the model has no tokenizer
         or no chat template.
         """
-        conversations, many = parse_conversations(messages, self.config.max_prompt_chars)
-        prompts = [self._chat_ids(conversation) for conversation in conversations]
-        outputs = self.generate(prompts, params, **options)
+        params = self._check_call(params, sampling_params, errors)
+        most = self.config.max_prompt_chars
+        conversations: Sequence[list[Message] | InvalidRequestError]
+        if errors == "raise":
+            conversations, many = parse_conversations(messages, most)
+        else:
+            conversations, many = parse_each_conversation(messages, most)
+        given = [self._rendered(conversation, errors) for conversation in conversations]
+        with self._turn:
+            jobs = self._jobs(given, params, priority, errors)
+            outputs = self._complete(jobs, progress if use_tqdm is None else use_tqdm, errors)
         return outputs if many else outputs[0]
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids that `chat` sends for a conversation."""
         (conversation,), _ = parse_conversations([messages], self.config.max_prompt_chars)
         return self._chat_ids(conversation)
+
+    def _rendered(
+        self, conversation: list[Message] | InvalidRequestError, errors: Errors
+    ) -> _Given:
+        if isinstance(conversation, InvalidRequestError):
+            return conversation
+        try:
+            return PromptInput(None, self._chat_ids(conversation))
+        except InvalidRequestError as error:
+            if errors == "raise":
+                raise
+            return error
 
     def _chat_ids(self, conversation: Sequence[Message]) -> list[int]:
         tokenizer = self._loaded.need_tokenizer("a conversation")
@@ -252,7 +285,11 @@ class LLM:
         if handle is None:
             raise RuntimeError("the prefix was computed and is not in the cache")
         size = engine.memory.block_size
-        return PinnedPrefix(len(ids) // size * size, functools.partial(self._unpin, handle))
+        return PinnedPrefix(
+            len(ids) // size * size,
+            functools.partial(self._unpin, handle),
+            functools.partial(engine.memory.holds_pin, handle),
+        )
 
     def unpin(self, pinned: PinnedPrefix) -> None:
         """`pinned.unpin()`: let its pages be evicted again."""
@@ -265,7 +302,7 @@ class LLM:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError."""
-        return self._loaded.encode(parse_prompt(prompt, self.config.max_prompt_chars))
+        return self._loaded.encode(prompt)
 
     def close(self) -> None:
         """Abort what runs; free pages, files and weights. Closing twice is harmless."""
@@ -288,15 +325,23 @@ class LLM:
 
     # -- generate ----------------------------------------------------------------------------------
 
+    def _check_call(self, params: Any, sampling_params: Any, errors: Errors) -> Any:
+        """What generate and chat have in common; the parameters under their one name."""
+        check_process(self._process, "LLM")
+        if errors not in ("raise", "return"):
+            raise InvalidRequestError(f"errors={errors!r}: expected 'raise' or 'return'")
+        if params is not None and sampling_params is not None:
+            raise InvalidRequestError("params and sampling_params are one thing: give one")
+        return params if sampling_params is None else sampling_params
+
     def _jobs(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        given: Sequence[_Given],
         params: SamplingParams | Sequence[SamplingParams] | None,
         priority: int | Sequence[int],
         errors: Errors,
     ) -> list[_Job]:
         """Everything checked that can be checked without the engine."""
-        given = self._parse(prompts, errors)
         each = self._params_for(params, len(given))
         ranks = _priorities(priority, len(given))
         jobs = []
@@ -314,15 +359,6 @@ class LLM:
                     raise
                 job.refused = error
         return jobs
-
-    def _parse(self, prompts: Any, errors: Errors) -> Sequence[PromptInput | InvalidRequestError]:
-        most = self.config.max_prompt_chars
-        try:
-            return parse_prompts(prompts, most)
-        except InvalidRequestError:
-            if errors == "raise" or not isinstance(prompts, list | tuple):
-                raise
-        return [_parsed(prompt, most) for prompt in prompts]
 
     def _params_for(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -384,7 +420,8 @@ class LLM:
     def _output(self, engine: Engine, job: _Job, errors: Errors) -> Output:
         if job.refused is None:
             return make_output(engine, job.requests, job.text)
-        return refused_output(job.name, job.text, job.refused, engine.clock.now())
+        now_s, count = engine.clock.now(), job.params.n
+        return refused_output(job.name, job.text, job.refused, now_s, count)
 
     # -- the engine, shared ------------------------------------------------------------------------
 
@@ -398,6 +435,7 @@ class LLM:
 
     def _advance(self, engine: Engine) -> None:
         """One step for everything that runs, and every reader its chunks."""
+        check_process(self._process, "LLM")
         with self._lock:
             if self._engine is not engine:
                 return  # Closed meanwhile: everything has ended.
@@ -445,7 +483,8 @@ class LLM:
     def _tell_soon(self) -> None:
         """Tell the engine who left, now or when it is free: a stream may be dropped by the garbage
         collector in the midst of a step."""
-        if self._lock.acquire(blocking=False):
+        # In a forked child nothing waits for the engine, and its locks may be held for ever.
+        if os.getpid() == self._process and self._lock.acquire(blocking=False):
             try:
                 if self._engine is not None:
                     self._tell_departed(self._engine)
@@ -470,13 +509,6 @@ class LLM:
             engine.abort_requests(orphans)
             for request in orphans:
                 engine.forget(request)
-
-
-def _parsed(prompt: Any, max_chars: int) -> PromptInput | InvalidRequestError:
-    try:
-        return parse_prompt(prompt, max_chars)
-    except InvalidRequestError as error:
-        return error
 
 
 def _priorities(priority: int | Sequence[int], count: int) -> list[int]:

@@ -66,6 +66,8 @@ class StreamCursor:
 def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None) -> Output:
     """The output of one prompt's samples."""
     first = requests[0]
+    # Each sample scores the prompt for itself, and one that failed may not have come to its end.
+    scored = max(requests, key=lambda request: len(request.prompt_logprobs))
     return Output(
         request_id=first.request_id,
         prompt=prompt,
@@ -84,16 +86,21 @@ def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None)
             for request in requests
         ),
         prompt_logprobs=(
-            tuple(first.prompt_logprobs) if first.params.prompt_logprobs is not None else None
+            tuple(scored.prompt_logprobs) if first.params.prompt_logprobs is not None else None
         ),
     )
 
 
-def refused_output(request_id: str, prompt: str | None, error: Exception, now_s: float) -> Output:
-    """The output of a prompt that was refused at the door."""
+def refused_output(
+    request_id: str, prompt: str | None, error: Exception, now_s: float, num_samples: int
+) -> Output:
+    """The output of a prompt that was refused at the door: as many samples as were asked for."""
     metrics = RequestMetrics(now_s, None, None, now_s, 0, 0, 0)
-    sample = Sample(0, "", (), "error", None, metrics, error=str(error))
-    return Output(request_id, prompt, (), (sample,))
+    samples = tuple(
+        Sample(index, "", (), "error", None, metrics, error=str(error))
+        for index in range(num_samples)
+    )
+    return Output(request_id, prompt, (), samples)
 
 
 def failure_of(requests: Sequence[Request]) -> BaseException | None:

@@ -20,15 +20,19 @@ MAX_PINNED_SHARE = 0.5
 class PinnedPrefix:
     """A prefix that stays on the device until `unpin()`, or until the end of a `with` block."""
 
-    def __init__(self, num_tokens: int, let_go: Callable[[], None]) -> None:
+    def __init__(
+        self, num_tokens: int, let_go: Callable[[], None], holds: Callable[[], bool]
+    ) -> None:
         self.num_tokens = num_tokens
         """Tokens pinned: whole pages, so up to a page less than was asked for."""
         self._let_go: Callable[[], None] | None = let_go
+        self._holds = holds
 
     @property
     def active(self) -> bool:
-        """True until it is unpinned."""
-        return self._let_go is not None
+        """True until it is unpinned, or until an engine that starts over after an error has emptied
+        its cache."""
+        return self._let_go is not None and self._holds()
 
     def unpin(self) -> None:
         """Let the pages be evicted again. A second time is harmless."""

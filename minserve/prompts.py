@@ -44,6 +44,7 @@ Message = Mapping[str, Any]
 """One turn of a conversation: "role", "content", and what else the model's template reads."""
 
 FORMS = "a string, a list of token ids, or a dictionary with 'prompt' or 'prompt_token_ids'"
+_CONVERSATION = "a conversation: a list of messages with 'role' and 'content'"
 _MOST_TOKEN_ID = 2**63 - 1
 _MOST_DEPTH = 16  # levels inside a message; a template's tools and tool calls need five
 _Numbers = (int, float, complex)
@@ -64,15 +65,19 @@ def parse_prompts(prompts: Any, max_chars: int) -> list[PromptInput]:
     A list of numbers is one prompt, and so is a one-dimensional integer array; a two-dimensional
     one has a prompt per row. `max_chars`: see `parse_prompt`.
     """
-    if isinstance(prompts, (str, Mapping)):
-        return [parse_prompt(prompts, max_chars)]
-    if _is_array(prompts) and prompts.ndim == 1 and _is_integer(prompts):
-        return [parse_prompt(prompts, max_chars)]
-    many = _as_list(prompts, "prompts", "a prompt or a list of prompts", max(max_chars, MOST_ITEMS))
-    if many and (_is_number(many[0]) or many[0] is None):
-        # One prompt of token ids; whatever is no id in it is refused by its place.
-        return [PromptInput(None, _token_ids(many, "prompt", max_chars))]
-    return [_parse(prompt, f"prompts[{index}]", max_chars) for index, prompt in enumerate(many)]
+    return [_parse(prompt, name, max_chars) for name, prompt in _split(prompts, max_chars)]
+
+
+def parse_each(prompts: Any, max_chars: int) -> list[PromptInput | InvalidRequestError]:
+    """As `parse_prompts`, with the refusal in the place of each prompt that is refused. Raises
+    InvalidRequestError only where it cannot be told which prompts there are."""
+    found: list[PromptInput | InvalidRequestError] = []
+    for name, prompt in _split(prompts, max_chars):
+        try:
+            found.append(_parse(prompt, name, max_chars))
+        except InvalidRequestError as error:
+            found.append(error)
+    return found
 
 
 def parse_prompt(prompt: Any, max_chars: int) -> PromptInput:
@@ -107,19 +112,22 @@ def parse_conversations(
     A message is a mapping with a "role" and a "content": text, parts, or None. `max_chars` bounds
     the characters of one conversation, before any template renders it.
     """
-    one = "a conversation: a list of messages with 'role' and 'content'"
-    many = _as_list(messages, "messages", f"{one}, or a list of conversations", MOST_ITEMS)
-    if not many:
-        raise InvalidRequestError(f"messages is empty: expected {one}")
-    if isinstance(many[0], Mapping):
-        return [_conversation(many, "messages", max_chars)], False
-    conversations = [
-        _conversation(
-            _as_list(each, f"messages[{index}]", one, MOST_ITEMS), f"messages[{index}]", max_chars
-        )
-        for index, each in enumerate(many)
-    ]
-    return conversations, True
+    given, many = _split_conversations(messages)
+    return [_conversation(each, name, max_chars) for name, each in given], many
+
+
+def parse_each_conversation(
+    messages: Any, max_chars: int | None = None
+) -> tuple[list[list[Message] | InvalidRequestError], bool]:
+    """As `parse_conversations`, with the refusal in the place of each one that is refused."""
+    given, many = _split_conversations(messages)
+    found: list[list[Message] | InvalidRequestError] = []
+    for name, conversation in given:
+        try:
+            found.append(_conversation(conversation, name, max_chars))
+        except InvalidRequestError as error:
+            found.append(error)
+    return found, many
 
 
 def check_priority(value: Any, name: str = "priority") -> int:
@@ -201,6 +209,19 @@ def _token_ids(value: Any, name: str, max_chars: int) -> list[int]:
     ]
 
 
+def _split(prompts: Any, max_chars: int) -> list[tuple[str, Any]]:
+    """Each prompt under its name; none of them is looked into."""
+    if isinstance(prompts, (str, Mapping)):
+        return [("prompt", prompts)]
+    if _is_array(prompts) and prompts.ndim == 1 and _is_integer(prompts):
+        return [("prompt", prompts)]
+    many = _as_list(prompts, "prompts", "a prompt or a list of prompts", max(max_chars, MOST_ITEMS))
+    if many and (_is_number(many[0]) or many[0] is None):
+        # One prompt of token ids; whatever is no id in it is refused by its place.
+        return [("prompt", many)]
+    return [(f"prompts[{index}]", prompt) for index, prompt in enumerate(many)]
+
+
 def _as_list(value: Any, name: str, expected: str, most: int, hint: str = "") -> list[Any]:
     """A copy, as a list, of what has a length of at most `most` and an order: a sequence, or an
     array."""
@@ -237,7 +258,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, _Numbers) or (_is_array(value) and not value.ndim)
 
 
-def _conversation(messages: list[Any], name: str, max_chars: int | None) -> list[Message]:
+def _split_conversations(messages: Any) -> tuple[list[tuple[str, Any]], bool]:
+    """Each conversation under its name, and whether there was a list of them."""
+    many = _as_list(messages, "messages", f"{_CONVERSATION}, or a list of them", MOST_ITEMS)
+    if not many:
+        raise InvalidRequestError(f"messages is empty: expected {_CONVERSATION}")
+    if isinstance(many[0], Mapping):
+        return [("messages", many)], False
+    return [(f"messages[{index}]", each) for index, each in enumerate(many)], True
+
+
+def _conversation(given: Any, name: str, max_chars: int | None) -> list[Message]:
+    messages = _as_list(given, name, _CONVERSATION, MOST_ITEMS)
     if not messages:
         raise InvalidRequestError(f"{name} is an empty conversation: give at least one message")
     budget = _Budget(max_chars)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 
+from minserve.clock import WallClock, process_cpu_s
 from minserve.config import EngineConfig
 from minserve.llm import LLM
 from minserve.request import SamplingParams
@@ -23,13 +23,14 @@ def measure(llm: LLM, rows: int, tokens: int, seconds: float) -> dict[str, float
     """Generate `tokens` for `rows` prompts, again until `seconds` are over."""
     prompts = [[(7 * row + 3 * at) % 500 for at in range(PROMPT_TOKENS)] for row in range(rows)]
     params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    start, cpu_start, generated = time.perf_counter(), time.process_time(), 0
+    clock = WallClock()
+    start, cpu_start, generated = clock.now(), process_cpu_s(), 0
     elapsed = 0.0
     while not generated or elapsed < seconds:
         outputs = llm.generate(prompts, params, progress=False)
         generated += sum(len(output.token_ids) for output in outputs)
-        elapsed = time.perf_counter() - start
-    cpu_s = time.process_time() - cpu_start
+        elapsed = clock.now() - start
+    cpu_s = process_cpu_s() - cpu_start
     return {"tokens_per_s": generated / elapsed, "cpu_ms_per_token": 1e3 * cpu_s / generated}
 
 

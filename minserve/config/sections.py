@@ -255,7 +255,8 @@ class SchedulingConfig(Section):
         "mixed",
         "What a step computes where prompts and new tokens compete. mixed: both, in order of the "
         "queue. decode_first: every running request's next token, then prompts with what is left "
-        "of the budget. prefill_first: prompts alone while there are any to compute.",
+        "of the budget. prefill_first: prompts alone while there are any to compute; where the "
+        "order preempts, beside the rows that rank before them.",
         trade_off="prompts first shortens the time to the first token, decodes first the time "
         "between tokens",
         survey="4.2.4",

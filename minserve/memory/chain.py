@@ -20,7 +20,7 @@ def root_key(namespace: Sequence[str]) -> Key:
     tokens decides keys and values (an adapter), or which requests may share at all (a salt)."""
     digest = hashlib.sha256()
     for part in namespace:
-        data = part.encode("utf-8", "surrogatepass")  # half a character is a salt like any other
+        data = part.encode()
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.digest()

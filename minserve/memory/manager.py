@@ -356,6 +356,10 @@ class KVManager:
         """Let pinned pages be evicted again. An unknown handle is a KeyError."""
         self.pool.release(reversed(self._pins.pop(handle)))
 
+    def holds_pin(self, handle: int) -> bool:
+        """True while the handle's pages are pinned."""
+        return bool(self._pins.get(handle))
+
     @property
     def num_pinned(self) -> int:
         """Pages that pins hold; one that two hold counts once."""

@@ -67,7 +67,7 @@ def load_generation_defaults(model: str | Path) -> dict[str, Any]:
         elif key in _RANGES:
             found[key] = generation.number(key, **_RANGES[key])
         else:
-            found[key] = generation.integer(key, at_least=0 if key == "top_k" else 1)
+            found[key] = generation.integer(key, at_least=-1 if key == "top_k" else 1)
     return found
 
 

@@ -111,8 +111,9 @@ def make_masks(params: SamplingParams, tokenizer: Encoder | None) -> tuple[Logit
 def prepare_bad_words(
     params: SamplingParams, tokenizer: Encoder | None
 ) -> tuple[tuple[int, ...], ...]:
-    """The token sequences of `params.bad_words`, as vLLM forms them: each word as it begins a text,
-    and as it follows a space where that changes only its first token.
+    """The token sequences of `params.bad_words`: each word as it begins a text, and as it follows a
+    space. (vLLM leaves the second out where it has another number of tokens, and then the word
+    comes with a space before it.)
 
     Raises InvalidRequestError without a tokenizer.
     """
@@ -129,7 +130,7 @@ def prepare_bad_words(
         spaced = tuple(tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
         if plain:
             sequences[plain] = None
-        if spaced and len(spaced) == len(plain) and spaced[0] != plain[0]:
+        if spaced:
             sequences[spaced] = None
     return tuple(sequences)
 

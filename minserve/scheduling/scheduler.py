@@ -59,17 +59,22 @@ class Scheduler(Preemption):
             self._queue_samples(self._samples)
         self._line_up(plan, now_s)
         budget = self._step_budget()
-        num_displaced = len(plan.preempted)
+        num_displaced, num_leading = len(plan.preempted), 0
         for turn in self._turns:
-            if plan.waits or (turn is Turn.ALONE and plan.requests):
+            if plan.waits or (turn is Turn.ALONE and len(plan.requests) > num_leading):
                 break
-            if turn in (Turn.RANKED, Turn.CATCHING_UP):
+            if turn is Turn.LEADING:
+                self._schedule_running(plan, budget, self._leading(), now_s)
+                num_leading = len(plan.requests)
+            elif turn in (Turn.RANKED, Turn.CATCHING_UP):
                 self._schedule_ranked(plan, budget, self._whose(turn), now_s, num_displaced)
             # After a preemption for pages, an admission now would only swap the two.
             elif turn is Turn.WAITING and len(plan.preempted) == num_displaced:
                 self._admit_waiting(plan, budget, now_s)
             elif turn is not Turn.WAITING:
-                self._schedule_running(plan, budget, self._whose(turn), now_s)
+                planned = set(plan.requests[:num_leading])
+                whose = [one for one in self._whose(turn) if one not in planned]
+                self._schedule_running(plan, budget, whose, now_s)
         self.culprit = None
         idle = self._policy.idle_places(self.running)
         plan.idle_places = checked_count(self._policy, "idle_places", idle)
@@ -116,11 +121,23 @@ class Scheduler(Preemption):
         if self.waiting and self._order.preemptive:
             self._displace(plan, now_s)
 
-    def _whose(self, turn: Turn) -> Sequence[Request]:
+    def _whose(self, turn: Turn) -> list[Request]:
         if turn in (Turn.RUNNING, Turn.RANKED):
             return list(self.running)
         writes = turn is Turn.WRITING
         return [request for request in self.running if is_writing(request) == writes]
+
+    def _leading(self) -> list[Request]:
+        """Requests that write and that rank before every prompt, running or waiting."""
+        writing = self._whose(Turn.WRITING)
+        reading = [one for one in self._whose(Turn.READING) if one.num_uncomputed_tokens]
+        ranks = [self._keys[request][0] for request in reading]
+        if self.waiting:
+            ranks.append(self.waiting.rank_in_line(self.waiting[0]))
+        if not ranks:
+            return writing
+        first = min(ranks)
+        return [request for request in writing if self._keys[request][0] < first]
 
     def _schedule_running(
         self, plan: StepPlan, budget: Budget, requests: Sequence[Request], now_s: float

@@ -27,8 +27,10 @@ class Turn(Enum):
     """Running requests and the queue in one line, by rank."""
     CATCHING_UP = "catching up"
     """READING and WAITING in one line, by rank."""
+    LEADING = "leading"
+    """Of WRITING, those that rank before every prompt."""
     ALONE = "alone"
-    """Stop here if anything is already scheduled."""
+    """Stop here if a prompt is already scheduled."""
 
 
 TURNS: dict[str, tuple[Turn, ...]] = {
@@ -43,11 +45,12 @@ chunks, with the decodes stalled that Sarathi-Serve's figure 1 shows."""
 RANKED_TURNS: dict[str, tuple[Turn, ...]] = {
     "mixed": (Turn.RANKED,),
     "decode_first": (Turn.WRITING, Turn.CATCHING_UP),
-    "prefill_first": (Turn.CATCHING_UP, Turn.ALONE, Turn.WRITING),
+    "prefill_first": (Turn.LEADING, Turn.CATCHING_UP, Turn.ALONE, Turn.WRITING),
 }
 """The same where the order is preemptive. A prompt that runs does not take the budget before a
 waiting request of better rank does: otherwise an urgent request would wait for the whole of the
-prompt in front of it (priority inversion)."""
+prompt in front of it (priority inversion). For the same reason prompts go before rows only where no
+row ranks before them."""
 
 
 def is_writing(request: Request) -> bool:

@@ -8,10 +8,11 @@ jinja2.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import ItemsView, KeysView, ValuesView
 from contextvars import ContextVar
 from typing import Any
+
+from minserve.clock import thread_cpu_s
 
 MAX_SECONDS = 1.0
 """Of computing time, so that a busy machine refuses nothing. A usual chat takes a millisecond."""
@@ -42,7 +43,7 @@ class Budget:
         self.chars = MAX_CHARS
         self.until_look = 0
         # Not a measurement, so it does not come from the engine's clock.
-        self.deadline = time.thread_time() + MAX_SECONDS
+        self.deadline = thread_cpu_s() + MAX_SECONDS
 
     def charge(self, chars: int) -> None:
         """Spend so many characters; TemplateLimit when they, or the time, are spent."""
@@ -53,7 +54,7 @@ class Budget:
         self.until_look -= 1 + chars // 64
         if self.until_look < 0:
             self.until_look = _STEPS_PER_LOOK
-            if time.thread_time() > self.deadline:
+            if thread_cpu_s() > self.deadline:
                 raise TemplateLimit(f"it computes for more than {MAX_SECONDS} seconds")
 
 

@@ -327,12 +327,6 @@ def test_a_long_answer_is_shortened_in_the_message():
     assert len(str(caught.value)) < 200
 
 
-def test_half_a_character_in_a_salt_is_a_namespace_of_its_own():
-    driven = Driven(memory__prefix_cache="radix")
-    driven.add(cache_salt="\ud800"), driven.add(cache_salt="\udc00"), driven.add(cache_salt="?")
-    driven.run()
-
-
 def test_remove_is_right_for_a_request_between_two_places():
     def one_that_is_nowhere(driven, request):
         driven.scheduler.waiting.remove(request)

@@ -58,6 +58,34 @@ def test_an_urgent_request_does_not_wait_for_the_long_prompt_before_it(order, de
 
 
 @pytest.mark.parametrize("prefill", TURNS)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_an_urgent_request_ends_without_a_look_at_the_long_prompt(depth, prefill):
+    for long in (100, 400, 600):
+        driven, urgent = long_and_urgent(long, scheduling__prefill=prefill, depth=depth)
+        slow = next(one for one in driven.scheduler.running if one is not urgent)
+        steps = 0
+        while not urgent.finished:
+            driven.step()
+            steps += 1
+        assert steps <= 4 + depth
+        assert slow.num_computed_tokens < 8 * (steps + 2)
+        driven.run()
+
+
+def test_with_prompts_first_a_row_of_worse_rank_waits_for_them_and_a_better_one_does_not():
+    values = {"scheduling__prefill": "prefill_first", "scheduling__max_num_seqs": 3}
+    driven, urgent = long_and_urgent(40, **values)
+    low = driven.add(2, 20, priority=9)
+    while urgent.num_output_tokens < 1:
+        driven.step()
+    before = low.num_output_tokens
+    driven.step()
+    assert urgent.num_output_tokens == 2
+    assert low.num_output_tokens == before
+    driven.run()
+
+
+@pytest.mark.parametrize("prefill", TURNS)
 def test_a_cap_on_prompt_tokens_goes_by_rank_too(prefill):
     driven, urgent = long_and_urgent(
         400, scheduling__max_num_prefill_tokens=3, scheduling__prefill=prefill

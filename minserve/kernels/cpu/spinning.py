@@ -17,11 +17,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from minserve.clock import WallClock
 from minserve.openmp import user_chose
 
 INTERVAL_S = 0.2
@@ -92,14 +92,14 @@ class SpinGovernor:
         switch: Switch,
         *,
         times: Callable[[], tuple[float, float]] = ready_times,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self._switch, self._times, self._clock = switch, times, clock
+        self._switch, self._times, self._clock = switch, times, clock or WallClock().now
         self._last: tuple[float, float] | None = None
         self._free = 0  # looks in a row that found free cores
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._next_s = NEVER if user_chose(os.environ) else clock()
+        self._next_s = NEVER if user_chose(os.environ) else self._clock()
         self.short = False
         """Whether threads spin hardly at all."""
 
