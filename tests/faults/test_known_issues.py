@@ -123,8 +123,10 @@ def test_a_row_with_no_token_left_says_so(llm):
 
 
 def test_prompt_logprobs_are_those_of_a_sample_that_came_to_the_prompts_end():
-    engine, runner, _ = make_engine(
-        EngineConfig().with_values({"scheduling.max_num_batched_tokens": 8})
+    engine, _, _ = make_engine(
+        EngineConfig().with_values(
+            {"scheduling.max_num_batched_tokens": 8, "scheduling.max_num_seqs": 2}
+        )
     )
     params = SamplingParams(max_tokens=3, temperature=0, n=2, prompt_logprobs=0)
     samples = engine.add("scored", [(3 * i) % 90 + 1 for i in range(20)], params)
