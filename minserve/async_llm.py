@@ -18,12 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from minserve.build import LoadedModel, build_engine, load_model
-from minserve.clock import Clock
+from minserve.build import LoadedModel, build_engine, check_engine_arguments, load_model
+from minserve.checks import shorten
+from minserve.clock import Clock, WallClock
 from minserve.config import EngineConfig, ResolvedConfig
-from minserve.engine_thread import EngineThread, Health, Mailbox
+from minserve.engine import Engine
+from minserve.engine_thread import EngineThread, Health, Mailbox, check_seconds, late
 from minserve.outputs import StreamChunk, check_params, check_process
-from minserve.pins import PinnedPrefix, check_pin, pin_computed
+from minserve.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
 from minserve.prompts import (
     Prompt,
     PromptInput,
@@ -44,8 +46,11 @@ LONG_PROMPT_CHARS = 16_384
 
 
 class Stream:
-    """The chunks of one request, with `for` or with `async for`. The last chunk ends it; after that
-    every iteration stops at once. A reader who leaves before takes the request along."""
+    """The chunks of one request, with `for` or with `async for`; several readers share them.
+
+    The last chunk ends it; after that every iteration stops at once. A reader who leaves before
+    aborts the request, and so does `asyncio.wait_for` around one chunk when its time is over.
+    """
 
     def __init__(self, mailbox: Mailbox, owner: AsyncLLM) -> None:
         self.request_id = mailbox.request_id
@@ -68,19 +73,19 @@ class Stream:
 
     async def __aiter__(self) -> AsyncIterator[StreamChunk]:
         self._owner._check_process()
-        event = self._mailbox.listen()
         try:
-            while True:
-                event.clear()
-                try:
-                    chunk = self._mailbox.take(block=False)
-                except queue.Empty:
-                    await event.wait()
-                    continue
-                if chunk is None:
-                    return
-                yield chunk
-                self._owner._check_process()
+            with self._mailbox.listening() as event:
+                while True:
+                    event.clear()
+                    try:
+                        chunk = self._mailbox.take(block=False)
+                    except queue.Empty:
+                        await event.wait()
+                        continue
+                    if chunk is None:
+                        return
+                    yield chunk
+                    self._owner._check_process()
         finally:
             self._leave()
 
@@ -104,7 +109,9 @@ class AsyncLLM:
     ) -> None:
         """As `LLM`; errors of loading are raised here. A step that takes longer than `watchdog_s`
         is reported to the log `minserve`, with where it stands, and by `health()`."""
-        self._loaded: LoadedModel = load_model(model, config or EngineConfig(), progress=progress)
+        settings = check_engine_arguments(config, clock, predictor)
+        check_seconds("watchdog_s", watchdog_s, least=0.01)
+        self._loaded: LoadedModel = load_model(model, settings, progress=progress)
         self._engine = build_engine(
             self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
         )
@@ -156,7 +163,7 @@ class AsyncLLM:
         """
         self._check_process()
         name = request_id if request_id is not None else f"request-{next(self._names)}"
-        mailbox = self._thread.open(name if isinstance(name, str) else repr(name))
+        mailbox = self._thread.open(name if isinstance(name, str) else shorten(name))
         try:
             check_request_id(name)
             chosen = self._check_params(params)
@@ -217,6 +224,7 @@ class AsyncLLM:
         """As `LLM.pin`; waits until the prefix is computed, at most `timeout_s` for each of the
         engine's answers. From asyncio, call it in a thread (`asyncio.to_thread`)."""
         self._check_process()
+        check_seconds("timeout_s", timeout_s)
         salt = check_salt(cache_salt)
         ids = self._loaded.encode(prompt)
         engine, thread = self._engine, self._thread
@@ -229,29 +237,40 @@ class AsyncLLM:
         once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=salt)
         # Under load, others may push the pages out between the two commands.
         for _ in range(3):
-            handle = thread.ask(pin, timeout_s)
+            handle = thread.ask(pin, timeout_s, undo=_unpin_late(engine))
             if handle is not None:
                 size = engine.memory.block_size
-                let_go = functools.partial(engine.memory.unpin, handle)
+                let_go = functools.partial(engine.unpin, handle)
                 return PinnedPrefix(
                     len(ids) // size * size,
                     functools.partial(thread.tell, let_go),
                     functools.partial(engine.memory.holds_pin, handle),
                 )
-            for _ in self.add(ids, once):
-                pass
+            self._read(self.add(ids, once), timeout_s)
         raise EngineError("the prefix was computed three times, and evicted before it was pinned")
+
+    def _read(self, stream: Stream, timeout_s: float) -> None:
+        """Read a stream to its end, or abort it."""
+        clock = WallClock()
+        end_s = clock.now() + timeout_s
+        try:
+            while stream._mailbox.take(True, max(0.0, end_s - clock.now())) is not None:
+                pass
+        except queue.Empty:
+            stream.abort()
+            raise late(timeout_s) from None
 
     def unpin(self, pinned: PinnedPrefix) -> None:
         """`pinned.unpin()`: let its pages be evicted again."""
-        pinned.unpin()
+        check_pinned(pinned).unpin()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Abort everything and stop the thread. Closing twice is harmless."""
+        check_seconds("timeout_s", timeout_s)
+        self._thread.stop()
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=False)
-        self._thread.stop()
-        if os.getpid() == self._process:
+        if self._thread.is_here:
             self._thread.join(timeout_s)
 
     def _check_process(self) -> None:
@@ -268,6 +287,16 @@ class AsyncLLM:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _unpin_late(engine: Engine) -> Callable[[int | None], None]:
+    """Takes back a pin whose caller did not wait for it."""
+
+    def undo(handle: int | None) -> None:
+        if handle is not None:
+            engine.unpin(handle)
+
+    return undo
 
 
 __all__ = ["AsyncLLM", "EngineError", "Health", "Stream"]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from minserve.attention import PagedAttention
+from minserve.checks import shorten
 from minserve.clock import Clock, VirtualClock, WallClock
 from minserve.config import DTYPES, ConfigError, EngineConfig, ResolvedConfig
 from minserve.engine import Engine
@@ -145,6 +146,23 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
         tokenizer=tokenizer,
         generation_defaults=defaults,
     )
+
+
+def check_engine_arguments(config: object, clock: object, predictor: object) -> EngineConfig:
+    """The configuration, if it, the clock and the maker of a predictor can be used; before a model
+    is loaded. Raises ConfigError."""
+    if config is not None and not isinstance(config, EngineConfig):
+        raise ConfigError(f"config={shorten(config)}: expected EngineConfig(...), or None")
+    if clock is not None and not all(
+        callable(getattr(clock, name, None)) for name in ("now", "wait_until")
+    ):
+        raise ConfigError(f"clock={shorten(clock)}: expected a Clock, such as WallClock()")
+    if predictor is not None and not callable(predictor):
+        raise ConfigError(
+            f"predictor={shorten(predictor)}: expected a function of the loaded model that makes a "
+            "length predictor"
+        )
+    return config or EngineConfig()
 
 
 def build_engine(

@@ -32,7 +32,7 @@ from minserve.request import (
     TokenLogprobs,
 )
 from minserve.runner import Handle, Runner, StepResult
-from minserve.sampling import make_masks
+from minserve.sampling import LogitsMask, make_masks
 from minserve.scheduling import LengthPredictor, Order, Policy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
 from minserve.trace import RequestStep, RunTrace, StageTimes, StepPages, StepTrace, StepWork
@@ -152,16 +152,10 @@ class Engine:
         Raises InvalidRequestError when the request cannot be served, and changes nothing then.
         """
         self._recovery.repair()
-        check_request_id(request_id)
         priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
         prompt = list(prompt_token_ids)
-        if request_id in self._live:
-            raise InvalidRequestError(f"request {request_id}: one of this name is still running")
+        params, masks = self.check(request_id, prompt, params)
         max_len = self.max_request_tokens
-        params = check_request(
-            request_id, prompt, params, self.config, max_len, self._tokenizer is not None
-        )
-        masks = make_masks(params, self._tokenizer)
         if params.max_tokens is not None:
             max_len = min(max_len, len(prompt) + params.max_tokens)
         seed = params.seed
@@ -184,6 +178,24 @@ class Engine:
                 self._updates.pop(request, None)
             raise
         return requests
+
+    def check(
+        self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> tuple[SamplingParams, tuple[LogitsMask, ...]]:
+        """The parameters and masks to serve a request with. Raises InvalidRequestError when it
+        cannot be served as asked."""
+        check_request_id(request_id)
+        if request_id in self._live:
+            raise InvalidRequestError(f"request {request_id}: one of this name is still running")
+        params = check_request(
+            request_id,
+            prompt_token_ids,
+            params,
+            self.config,
+            self.max_request_tokens,
+            self._tokenizer is not None,
+        )
+        return params, make_masks(params, self._tokenizer)
 
     def _queue(self, request: Request, first: Request, stream_text: bool, priority: int) -> None:
         """One sample of a new prompt, of which `first` is the first."""
@@ -217,10 +229,15 @@ class Engine:
         for request_id in list(self._live):
             self.abort(request_id)
 
+    def unpin(self, handle: int) -> None:
+        """Let a pin's pages be evicted again. An unknown handle is a KeyError."""
+        with self._recovery.change(()):
+            self.memory.unpin(handle)
+
     def close(self) -> None:
         """End every live request, wait for what is in flight, delete what was kept on disk."""
-        self.abort_all()
         try:
+            self.abort_all()
             self.settle()
         finally:
             self.memory.close()
@@ -576,16 +593,17 @@ class Engine:
 
     def start_over(self, error: BaseException | None) -> None:
         """End everything, and begin with empty books: nothing that was half-done is found again."""
-        for flight in self._in_flight:
+        while self._in_flight:
+            flight = self._in_flight.popleft()
             with contextlib.suppress(Exception):
                 self._runner.collect(flight.handle)
             self.memory.collected()
-        self._in_flight.clear()
         live = self.live_requests()
         for request in live:
             if not request.finished:
                 request.error, request.cause = describe(error), error
-                request.finish_reason, request.finished_s = "error", self.clock.now()
+                # Nothing here may fail, a clock either.
+                request.finish_reason, request.finished_s = "error", self._end_s
             request.status = Status.FINISHED
             self._tell_end(request)
         self._live.clear()

@@ -10,19 +10,23 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import queue
 import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from minserve.checks import checked, number, optional
 from minserve.clock import WallClock
+from minserve.config import ConfigError
 from minserve.engine import Engine
-from minserve.outputs import StreamChunk, StreamCursor, failure_of
+from minserve.outputs import StreamChunk, StreamCursor, failure, failure_of
 from minserve.recovery import EngineError, describe, is_interrupt
 from minserve.request import InvalidRequestError, Request
 
@@ -44,8 +48,9 @@ class Mailbox:
         self.ended = False
         """True once the reader was given the last item."""
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._lock = threading.Lock()
+        self._listeners: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        # Reentrant: a signal handler or a finalizer may come here in the midst of it.
+        self._lock = threading.RLock()
         self._closed = False
 
     def put(self, item: Item) -> None:
@@ -55,30 +60,40 @@ class Mailbox:
                 return
             self._closed = not isinstance(item, StreamChunk)
             self._items.put(item)
-            if self._listener is not None:
-                loop, event = self._listener
-                # The reader's loop may be gone, with its reader.
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(event.set)
+            self._wake()
 
-    def listen(self) -> asyncio.Event:
-        """An event of the running loop that is set when something has come."""
-        event = asyncio.Event()
+    def _wake(self) -> None:
+        for loop, event in self._listeners:
+            # The reader's loop may be gone, with its reader.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(event.set)
+
+    @contextmanager
+    def listening(self) -> Iterator[asyncio.Event]:
+        """An event of the running loop that is set whenever something has come."""
+        listener = (asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
-            self._listener = (asyncio.get_running_loop(), event)
-        return event
+            self._listeners.append(listener)
+        try:
+            yield listener[1]
+        finally:
+            with self._lock:
+                self._listeners.remove(listener)
 
-    def take(self, block: bool) -> StreamChunk | None:
+    def take(self, block: bool, timeout_s: float | None = None) -> StreamChunk | None:
         """The next chunk, or None at the end and ever after. Raises queue.Empty where there is
-        nothing yet and the call must not block, and the error that ended the request, once."""
+        nothing yet and the call must not block (longer than `timeout_s`), and the error that ended
+        the request, once."""
         if self.ended:
             return None
-        item = self._items.get(block=block)
+        item = self._items.get(block=block, timeout=timeout_s)
         if isinstance(item, StreamChunk):
             return item
         self.ended = True
-        # Another thread may wait for the same end.
+        # Others, threads and tasks, may wait for the same end.
         self._items.put(None)
+        with self._lock:
+            self._wake()
         if item is not None:
             raise item
         return None
@@ -114,7 +129,9 @@ class EngineThread:
         self.engine = engine
         self._watchdog_s = watchdog_s
         self._clock = WallClock()
-        self._door = threading.Lock()
+        self._process = os.getpid()
+        # Reentrant: a signal handler or a finalizer may come here in the midst of it.
+        self._door = threading.RLock()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._open: dict[Mailbox, None] = {}
         self._cursors: dict[Request, tuple[StreamCursor, Mailbox]] = {}
@@ -149,7 +166,7 @@ class EngineThread:
     def refuse(self, mailbox: Mailbox, error: BaseException) -> None:
         """End a mailbox whose request the engine did not take."""
         known = isinstance(error, InvalidRequestError) or type(error) is RuntimeError
-        self._close_mailbox(mailbox, error if known else _chained(mailbox, error))
+        self._close_mailbox(mailbox, error if known else failure(mailbox.request_id, error))
 
     def abort(self, mailbox: Mailbox) -> None:
         """End one mailbox's request, whatever others are called; one that has ended is left
@@ -165,18 +182,37 @@ class EngineThread:
         for mailbox in named:
             self.abort(mailbox)
 
-    def ask(self, what: Callable[[], Answer], timeout_s: float) -> Answer:
-        """Have the thread do something, and wait for its answer."""
+    def ask(
+        self,
+        what: Callable[[], Answer],
+        timeout_s: float,
+        undo: Callable[[Answer], None] = lambda answer: None,
+    ) -> Answer:
+        """Have the thread do something, and wait for its answer. Where that takes too long it is
+        not done, or undone: nobody has the answer."""
         answer: Future[Answer] = Future()
         with self._door:
             self._check_open()
-        self._post(lambda: answer.set_result(what()), answer.set_exception)
+
+        def run() -> None:
+            if not answer.cancelled():
+                found = what()
+                try:
+                    answer.set_result(found)
+                except InvalidStateError:
+                    undo(found)
+
+        def refuse(error: BaseException) -> None:
+            with suppress(InvalidStateError):
+                answer.set_exception(error)
+
+        self._post(run, refuse)
         try:
             return answer.result(timeout_s)
         except TimeoutError:
-            raise EngineError(
-                f"the engine gave no answer within {timeout_s} s; health() says what it does"
-            ) from None
+            if not answer.cancel():
+                return answer.result()  # it came at the last moment
+            raise late(timeout_s) from None
 
     def tell(self, what: Callable[[], None]) -> None:
         """Have the thread do something, some time; nothing where it has ended."""
@@ -184,21 +220,23 @@ class EngineThread:
 
     def stop(self) -> None:
         """Ask the thread to end what runs, and itself. A second time is harmless."""
+        if os.getpid() != self._process:
+            return  # A forked child has no such thread, and its lock may be held for ever.
         with self._door:
             if self._closed_by is None:
                 self._closed_by = CLOSED
                 self._commands.put(None)
+
+    @property
+    def is_here(self) -> bool:
+        """False in a process that was forked from the one that has the thread."""
+        return os.getpid() == self._process
 
     def join(self, timeout_s: float | None) -> bool:
         """Wait for the thread to end; False where it has not."""
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
-
-    def check_open(self) -> None:
-        """Raise RuntimeError, with the reason, when the thread takes nothing any more."""
-        with self._door:
-            self._check_open()
 
     def health(self) -> Health:
         """What the thread is doing now."""
@@ -352,7 +390,7 @@ class EngineThread:
         ):
             for sample in mailbox.requests:
                 self.engine.forget(sample)
-            self._close_mailbox(mailbox, _failure(mailbox))
+            self._close_mailbox(mailbox, failure_of(mailbox.requests))
             for sample in mailbox.requests:
                 self._cursors.pop(sample, None)
 
@@ -363,7 +401,7 @@ class EngineThread:
         self.engine.abort_requests(mailbox.requests)
         for request in mailbox.requests:
             self.engine.forget(request)
-        self._close_mailbox(mailbox, _chained(mailbox, error))
+        self._close_mailbox(mailbox, failure(mailbox.request_id, error))
 
     def _end(self, error: BaseException | None) -> None:
         """Close everything that is open, with the error that ended the thread if there was one."""
@@ -388,7 +426,7 @@ class EngineThread:
             left = list(self._open)
             self._open.clear()
         for mailbox in left:
-            mailbox.put(_chained(mailbox, error) if error else RuntimeError(CLOSED))
+            mailbox.put(failure(mailbox.request_id, error) if error else RuntimeError(CLOSED))
         self._ended.set()
 
     # -- the watchdog ------------------------------------------------------------------------------
@@ -410,18 +448,17 @@ class EngineThread:
                 self.engine.trace.note(sentence)
 
 
-def _failure(mailbox: Mailbox) -> BaseException | None:
-    failure = failure_of(mailbox.requests)
-    return None if failure is None else _chained(mailbox, failure)
+def late(timeout_s: float) -> EngineError:
+    """What is raised where the engine's thread did not answer in time."""
+    return EngineError(
+        f"the engine gave no answer within {timeout_s} s; health() says what it does"
+    )
 
 
-def _chained(mailbox: Mailbox, error: BaseException) -> EngineError:
-    """An error of the reader's own: two readers must not raise, and change, one exception."""
-    if isinstance(error, EngineError):
-        return EngineError(str(error))
-    failure = EngineError(f"{mailbox.request_id}: the engine failed: {describe(error)}")
-    failure.__cause__ = error
-    return failure
+def check_seconds(name: str, value: object, least: float = 0.0) -> float | None:
+    """A time to wait, in seconds; None: no limit. Raises ConfigError."""
+    seconds: float | None = checked(name, value, optional(number(least, 1e9)), ConfigError)
+    return seconds
 
 
 _THREADS: weakref.WeakSet[EngineThread] = weakref.WeakSet()
@@ -430,7 +467,7 @@ EXIT_TIMEOUT_S = 10.0
 
 def _stop_all() -> None:
     """At the end of the process: a thread inside torch when the interpreter goes takes it down."""
-    threads = list(_THREADS)
+    threads = [thread for thread in _THREADS if thread.is_here]
     for thread in threads:
         thread.stop()
     for thread in threads:

@@ -12,29 +12,36 @@ import functools
 import itertools
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minserve.build import LoadedModel, build_engine, load_model, new_trace
+from minserve.build import (
+    LoadedModel,
+    build_engine,
+    check_engine_arguments,
+    load_model,
+    new_trace,
+)
+from minserve.checks import shorten
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
+from minserve.engine_share import REENTERED, EngineShare
 from minserve.outputs import (
     StreamChunk,
-    StreamCursor,
     check_params,
     check_process,
     failure_of,
     make_output,
     refused_output,
 )
-from minserve.pins import PinnedPrefix, check_pin, pin_computed
+from minserve.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
 from minserve.prompts import (
     Message,
     Prompt,
@@ -47,7 +54,6 @@ from minserve.prompts import (
     parse_each_conversation,
     parse_prompts,
 )
-from minserve.recovery import is_interrupt
 from minserve.request import InvalidRequestError, Output, Request, SamplingParams
 from minserve.scheduling import LengthPredictor
 from minserve.tokenizer import Tokenizer
@@ -71,18 +77,34 @@ class _Job:
     refused: InvalidRequestError | None = None
 
 
-class _Reader:
-    """A stream's side of the engine: its samples, and the chunks it has not asked for yet."""
+class ChunkStream(Iterator[StreamChunk]):
+    """The chunks of one streamed request. Threads that read one stream take turns; leaving early,
+    or `close()`, aborts it."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self.requests = requests
-        self.cursors = {request: StreamCursor() for request in requests}
-        self.chunks: deque[StreamChunk] = deque()
+    def __init__(self, chunks: Generator[StreamChunk, None, None], share: EngineShare) -> None:
+        self._chunks = chunks
+        self._share = share
+        self._turn = threading.RLock()
+        self._running = False
 
-    @property
-    def finished(self) -> bool:
-        """True when no more chunks will come."""
-        return all(request.finished for request in self.requests)
+    def __next__(self) -> StreamChunk:
+        with self._turn:
+            if self._running:
+                raise RuntimeError(REENTERED)
+            self._running = True
+            try:
+                return next(self._chunks)
+            except BaseException:
+                self._share.tell()
+                raise
+            finally:
+                self._running = False
+
+    def close(self) -> None:
+        """Abort the request, if it has not ended. A second time is harmless."""
+        with self._turn:
+            self._chunks.close()
+        self._share.tell()
 
 
 class LLM:
@@ -104,26 +126,21 @@ class LLM:
         of answers for scheduling.order="sjf", such as `minserve.zoo.lengths.LengthProbe`.
         `progress` shows loading bars on stderr.
         """
-        self._loaded = load_model(model, config or EngineConfig(), progress=progress)
-        self._engine: Engine | None = build_engine(
+        settings = check_engine_arguments(config, clock, predictor)
+        self._loaded = load_model(model, settings, progress=progress)
+        engine = build_engine(
             self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
         )
+        self._share = EngineShare(engine, lambda: new_trace(self._loaded.name, engine.config))
         self._names = itertools.count()
         self._process = os.getpid()
         self._turn = threading.RLock()
-        """Held by the call that fills the engine: generate, pin."""
-        self._lock = threading.Lock()
-        """Held while the engine is touched, never while a caller has the word."""
-        self._readers: dict[Request, _Reader] = {}
-        self._departed: deque[tuple[str, Sequence[Request]]] = deque()
-        """Requests that are wanted no more: told to the engine as soon as it is free."""
+        """Held by the call that fills the engine: generate, chat, pin."""
 
     @property
     def engine(self) -> Engine:
         """The engine. Raises RuntimeError after `close()`."""
-        if self._engine is None:
-            raise RuntimeError("this LLM is closed; make a new one")
-        return self._engine
+        return self._share.engine
 
     @property
     def config(self) -> ResolvedConfig:
@@ -183,7 +200,9 @@ class LLM:
         check_process(self._process, "LLM")
         one = check_params(params) or self.default_sampling_params
         ids = self.encode(prompt)
-        return self._chunks(ids, one)
+        name = f"request-{next(self._names)}"
+        self.engine.check(name, ids, one)
+        return ChunkStream(self._chunks(name, ids, one), self._share)
 
     @overload
     def chat(
@@ -272,33 +291,27 @@ class LLM:
         InvalidRequestError for a prefix shorter than a page or too long for the pool.
         """
         ids, salt = self.encode(prompt), check_salt(cache_salt)
-        engine = self.engine
         with self._turn:
-            with self._lock:
+            with self._share.hold() as engine:
                 check_pin(engine, ids)
                 handle = pin_computed(engine, ids, salt)
             if handle is None:
                 once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=salt)
                 self.generate([ids], once, progress=False)
-                with self._lock:
+                with self._share.hold():
                     handle = pin_computed(engine, ids, salt)
         if handle is None:
             raise RuntimeError("the prefix was computed and is not in the cache")
         size = engine.memory.block_size
         return PinnedPrefix(
             len(ids) // size * size,
-            functools.partial(self._unpin, handle),
+            functools.partial(self._share.unpin, handle),
             functools.partial(engine.memory.holds_pin, handle),
         )
 
     def unpin(self, pinned: PinnedPrefix) -> None:
         """`pinned.unpin()`: let its pages be evicted again."""
-        pinned.unpin()
-
-    def _unpin(self, handle: int) -> None:
-        with self._lock:
-            if self._engine is not None:
-                self._engine.memory.unpin(handle)
+        check_pinned(pinned).unpin()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError."""
@@ -306,11 +319,7 @@ class LLM:
 
     def close(self) -> None:
         """Abort what runs; free pages, files and weights. Closing twice is harmless."""
-        with self._lock:
-            if self._engine is not None:
-                self._engine.close()
-                self._deliver(self._engine)
-            self._engine = None
+        self._share.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -328,8 +337,8 @@ class LLM:
     def _check_call(self, params: Any, sampling_params: Any, errors: Errors) -> Any:
         """What generate and chat have in common; the parameters under their one name."""
         check_process(self._process, "LLM")
-        if errors not in ("raise", "return"):
-            raise InvalidRequestError(f"errors={errors!r}: expected 'raise' or 'return'")
+        if not isinstance(errors, str) or errors not in ("raise", "return"):
+            raise InvalidRequestError(f"errors={shorten(errors)}: expected 'raise' or 'return'")
         if params is not None and sampling_params is not None:
             raise InvalidRequestError("params and sampling_params are one thing: give one")
         return params if sampling_params is None else sampling_params
@@ -367,7 +376,7 @@ class LLM:
             params = self.default_sampling_params
         if isinstance(params, SamplingParams):
             return [params] * count
-        each = list(params) if isinstance(params, list | tuple) else [params]
+        each = list(islice(params, count + 1)) if isinstance(params, list | tuple) else [params]
         chosen = [check_params(one) or self.default_sampling_params for one in each]
         if len(chosen) != count:
             raise InvalidRequestError(
@@ -376,21 +385,25 @@ class LLM:
         return chosen
 
     def _complete(self, jobs: Sequence[_Job], progress: bool, errors: Errors) -> list[Output]:
+        share, stops = self._share, errors == "raise"
         try:
-            with self._lock:
-                engine = self._start_run()
-                self._end_orphans(engine)
+            with share.hold() as engine:
+                share.start_run(engine, alone=True)
                 for job in jobs:
                     if job.refused is None:
                         self._add(engine, job, errors)
             requests = [request for job in jobs for request in job.requests]
-            self._run(engine, requests, progress, stop_on_error=errors == "raise")
-            with self._lock:
-                return [self._output(engine, job, errors) for job in jobs]
+            self._run(requests, progress, stops)
+            with share.hold() as engine:
+                outputs = [self._output(engine, job) for job in jobs]
+            if stops and (told := failure_of(requests)) is not None:
+                raise told
+            return outputs
         finally:
             # After an interruption or an error nothing of this call stays behind.
-            self._departed.extend((job.name, job.requests) for job in jobs)
-            self._tell_soon()
+            for job in jobs:
+                share.leave(job.name, job.requests)
+            share.tell()
 
     def _add(self, engine: Engine, job: _Job, errors: Errors) -> None:
         try:
@@ -400,120 +413,50 @@ class LLM:
                 raise
             job.refused = error
 
-    def _run(
-        self, engine: Engine, requests: Sequence[Request], progress: bool, stop_on_error: bool
-    ) -> None:
-        """Step until these requests have ended."""
-        left = list(requests)
+    def _run(self, requests: Sequence[Request], progress: bool, stops: bool) -> None:
+        """Step until these requests have ended; `stops`: or until the first fails."""
+        left, share = list(requests), self._share
+        num_ended = -1
         with tqdm(
             total=len(left), desc="requests", unit="req", delay=2, disable=not progress
         ) as bar:
             while left:
-                self._advance(engine)
-                if stop_on_error and (failure := failure_of(left)) is not None:
-                    raise failure
+                share.advance()
+                if share.num_ended == num_ended:
+                    continue  # Nothing has ended, so there is nothing to look for.
+                num_ended = share.num_ended
+                if stops and (told := failure_of(left)) is not None:
+                    raise told
                 before = len(left)
                 left = [request for request in left if not request.finished]
-                if len(left) < before:
-                    bar.update(before - len(left))
+                bar.update(before - len(left))
 
-    def _output(self, engine: Engine, job: _Job, errors: Errors) -> Output:
+    def _output(self, engine: Engine, job: _Job) -> Output:
         if job.refused is None:
             return make_output(engine, job.requests, job.text)
         now_s, count = engine.clock.now(), job.params.n
         return refused_output(job.name, job.text, job.refused, now_s, count)
 
-    # -- the engine, shared ------------------------------------------------------------------------
-
-    def _start_run(self) -> Engine:
-        """The engine, with a fresh trace unless something runs in it already."""
-        engine = self.engine
-        self._tell_departed(engine)
-        if not engine.has_work:
-            engine.trace = new_trace(self._loaded.name, engine.config)
-        return engine
-
-    def _advance(self, engine: Engine) -> None:
-        """One step for everything that runs, and every reader its chunks."""
-        check_process(self._process, "LLM")
-        with self._lock:
-            if self._engine is not engine:
-                return  # Closed meanwhile: everything has ended.
-            self._tell_departed(engine)
-            if engine.has_work:
-                try:
-                    engine.step()
-                except BaseException as error:
-                    # The engine has ended the requests it belongs to: their callers raise it.
-                    if is_interrupt(error):
-                        raise
-            self._deliver(engine)
-
-    def _deliver(self, engine: Engine) -> None:
-        for request in engine.take_updates():
-            reader = self._readers.get(request)
-            if reader is not None:
-                reader.chunks.append(reader.cursors[request].advance(engine, request))
-
-    def _chunks(self, ids: list[int], params: SamplingParams) -> Iterator[StreamChunk]:
-        name, requests = f"request-{next(self._names)}", []
+    def _chunks(
+        self, name: str, ids: list[int], params: SamplingParams
+    ) -> Generator[StreamChunk, None, None]:
+        share = self._share
+        requests: tuple[Request, ...] = ()
         try:
-            with self._lock:
-                engine = self._start_run()
-                requests = engine.add(name, ids, params, stream_text=True)
-                reader = _Reader(requests)
-                self._readers.update(dict.fromkeys(requests, reader))
-            while True:
-                while reader.chunks:
-                    yield reader.chunks.popleft()
-                if reader.finished:
-                    break
-                self._advance(engine)
-            with self._lock:
-                # What an interrupted call of another thread did not deliver.
-                left = [r for r, cursor in reader.cursors.items() if not cursor.ended]
-                last = [reader.cursors[request].advance(engine, request) for request in left]
-            yield from last
-            if (failure := failure_of(requests)) is not None:
-                raise failure
+            reader = share.open(name, ids, params)
+            requests = tuple(reader.requests)
+            while chunks := share.next_chunks(reader):
+                yield from chunks
         finally:
-            self._departed.append((name, requests))
-            self._tell_soon()
-
-    def _tell_soon(self) -> None:
-        """Tell the engine who left, now or when it is free: a stream may be dropped by the garbage
-        collector in the midst of a step."""
-        # In a forked child nothing waits for the engine, and its locks may be held for ever.
-        if os.getpid() == self._process and self._lock.acquire(blocking=False):
-            try:
-                if self._engine is not None:
-                    self._tell_departed(self._engine)
-            finally:
-                self._lock.release()
-
-    def _tell_departed(self, engine: Engine) -> None:
-        while self._departed:
-            name, requests = self._departed.popleft()
-            engine.abort(name)
-            for request in requests:
-                self._readers.pop(request, None)
-                engine.forget(request)
-            if not engine.has_requests:
-                engine.settle()
-            self._deliver(engine)
-
-    def _end_orphans(self, engine: Engine) -> None:
-        """End what an interrupted call left behind: only streams may be under way now."""
-        orphans = [request for request in engine.live_requests() if request not in self._readers]
-        if orphans:
-            engine.abort_requests(orphans)
-            for request in orphans:
-                engine.forget(request)
+            # The garbage collector may be here in the midst of a step, so this only leaves word.
+            share.leave(name, requests)
 
 
 def _priorities(priority: int | Sequence[int], count: int) -> list[int]:
-    given = priority if isinstance(priority, list | tuple) else [priority] * count
-    ranks = [check_priority(rank) for rank in given]
+    if isinstance(priority, list | tuple):
+        ranks = [check_priority(rank) for rank in islice(priority, count + 1)]
+    else:
+        ranks = [check_priority(priority)] * count
     if len(ranks) != count:
         raise InvalidRequestError(
             f"{len(ranks)} priorities for {count} prompts: give one, or one each"

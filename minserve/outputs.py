@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minserve.checks import shorten
 from minserve.engine import Engine
-from minserve.recovery import EngineError
+from minserve.recovery import EngineError, describe, is_interrupt
 from minserve.request import (
     FinishReason,
     InvalidRequestError,
@@ -66,6 +67,7 @@ class StreamCursor:
 def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None) -> Output:
     """The output of one prompt's samples."""
     first = requests[0]
+    texts = [_text(engine, request) for request in requests]  # first: they may end a sample
     # Each sample scores the prompt for itself, and one that failed may not have come to its end.
     scored = max(requests, key=lambda request: len(request.prompt_logprobs))
     return Output(
@@ -75,7 +77,7 @@ def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None)
         samples=tuple(
             Sample(
                 index=request.sample_index,
-                text=engine.text_of(request),
+                text=text,
                 token_ids=tuple(request.output_token_ids),
                 finish_reason=request.finish_reason,
                 stop_reason=request.stop_reason,
@@ -83,7 +85,7 @@ def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None)
                 logprobs=tuple(request.logprobs) if request.params.logprobs is not None else None,
                 error=request.error,
             )
-            for request in requests
+            for request, text in zip(requests, texts, strict=True)
         ),
         prompt_logprobs=(
             tuple(scored.prompt_logprobs) if first.params.prompt_logprobs is not None else None
@@ -103,13 +105,34 @@ def refused_output(
     return Output(request_id, prompt, (), samples)
 
 
-def failure_of(requests: Sequence[Request]) -> BaseException | None:
-    """What a caller is to be told of the first of these samples that ended with an error: the
-    exception it failed with, or an EngineError that says why."""
+def _text(engine: Engine, request: Request) -> str:
+    """The sample's text; where it cannot be told, the sample has failed."""
+    try:
+        return engine.text_of(request)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        request.finish_reason = "error"
+        request.error, request.cause = describe(error), error
+        return ""
+
+
+def failure_of(requests: Sequence[Request]) -> EngineError | None:
+    """What a caller is to be told of the first of these samples that ended with an error: a new
+    exception each time, because two callers must not raise, and change, the same one."""
     for request in requests:
         if request.finish_reason == "error":
-            return request.cause or EngineError(request.error)
+            return failure(request.request_id, request.cause, request.error)
     return None
+
+
+def failure(name: str, cause: BaseException | None, error: str | None = None) -> EngineError:
+    """An EngineError about the request of this name, chained to its cause."""
+    if cause is None:
+        return EngineError(error)
+    told = EngineError(f"{name}: the engine failed: {describe(cause)}")
+    told.__cause__ = cause
+    return told
 
 
 def check_params(params: object) -> SamplingParams | None:
@@ -117,7 +140,7 @@ def check_params(params: object) -> SamplingParams | None:
     if params is None or isinstance(params, SamplingParams):
         return params
     raise InvalidRequestError(
-        f"params={params!r:.80}: expected SamplingParams(...), or None for the model's defaults"
+        f"params={shorten(params)}: expected SamplingParams(...), or None for the model's defaults"
     )
 
 

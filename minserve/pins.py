@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from minserve.checks import shorten
 from minserve.config import ConfigError
 from minserve.engine import Engine
 from minserve.request import InvalidRequestError
@@ -36,9 +37,9 @@ class PinnedPrefix:
 
     def unpin(self) -> None:
         """Let the pages be evicted again. A second time is harmless."""
-        let_go, self._let_go = self._let_go, None
-        if let_go is not None:
-            let_go()
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None  # only now: what an interrupt cuts short can be done again
 
     def __enter__(self) -> PinnedPrefix:
         return self
@@ -50,6 +51,13 @@ class PinnedPrefix:
         traceback: TracebackType | None,
     ) -> None:
         self.unpin()
+
+
+def check_pinned(pinned: object) -> PinnedPrefix:
+    """`pinned` where it is what `pin` gave. Raises InvalidRequestError."""
+    if isinstance(pinned, PinnedPrefix):
+        return pinned
+    raise InvalidRequestError(f"unpin({shorten(pinned)}): expected what pin() returned")
 
 
 def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:

@@ -150,7 +150,10 @@ def describe(error: BaseException | None) -> str:
     """What `Request.error` says of it, in one line."""
     if error is None:
         return "interrupted: the engine was stopped in the middle of a step"
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception may be as broken as what raised it
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

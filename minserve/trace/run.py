@@ -89,7 +89,8 @@ class RunTrace:
         self._requests: deque[FinishedRequest] = deque(maxlen=max_requests)
         self._totals = RunTotals()
         # A deque must not be iterated while it grows; held for the copy, never for an export.
-        self._lock = threading.Lock()
+        # Reentrant, because a signal handler may look at a trace that is being written.
+        self._lock = threading.RLock()
 
     def append(self, step: StepTrace) -> None:
         """Add the newest step; the oldest one falls out when the ring is full."""
@@ -112,7 +113,8 @@ class RunTrace:
 
     def note(self, sentence: str) -> None:
         """Add a sentence to the header's notes: something a reader of the figures should know."""
-        self.header = replace(self.header, notes=(*self.header.notes, sentence))
+        with self._lock:
+            self.header = replace(self.header, notes=(*self.header.notes, sentence))
 
     @property
     def max_steps(self) -> int:

@@ -86,7 +86,8 @@ def one_call(llm: LLM, seed: int, kind: str, lines: bool, expected: list[tuple[i
     where = f"seed {seed}, {kind} at {injector.fired}"
     assert answers(llm) == expected, where
     expect_clean(llm.engine)
-    assert not llm._readers and not llm._departed and not llm._lock.locked(), where
+    share = llm._share
+    assert not share._readers and not share._departed and not share._lock.locked(), where
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["calls", "lines"])
