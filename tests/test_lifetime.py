@@ -94,12 +94,15 @@ def test_an_ended_stream_stops_at_once_when_it_is_iterated_again(served):
 def test_two_readers_of_one_stream_both_come_to_its_end(served):
     stream = served.add("def f():", SHORT)
     parts: list[tuple[int, ...]] = []
-    threads = [threading.Thread(target=lambda: parts.append(tokens(stream))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: parts.append(tokens(stream)), daemon=True) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert sum(len(part) for part in parts) == 6
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(parts) == 2 and sum(len(part) for part in parts) == 6
 
 
 # closing
