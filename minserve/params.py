@@ -17,12 +17,14 @@ from minserve.checks import (
     MOST_NAME_CHARS,
     Check,
     Refused,
+    TooLong,
     checked,
     flag,
     integer,
     items,
     number,
     optional,
+    read_mapping,
     text,
 )
 
@@ -177,10 +179,12 @@ def _logit_bias(value: Any) -> FrozenDict:
     expected = "a mapping from token ids to numbers"
     if not isinstance(value, Mapping):
         raise Refused(expected)
-    if len(value) > MOST_ITEMS:
-        raise Refused(f"{expected}, at most {MOST_ITEMS} of them")
+    try:
+        pairs = read_mapping(value, MOST_ITEMS)
+    except TooLong as error:
+        raise Refused(f"{expected}, at most {MOST_ITEMS} of them; this {error}") from None
     biases: dict[int, float] = {}
-    for key, bias in value.items():
+    for key, bias in pairs:
         try:
             token = _TOKEN(int(key) if _is_digits(key) else key)
         except Refused:
