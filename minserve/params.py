@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from minserve.checks import (
@@ -25,6 +25,7 @@ from minserve.checks import (
     number,
     optional,
     read_mapping,
+    shorten,
     text,
 )
 
@@ -121,6 +122,26 @@ class SamplingParams:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
+
+
+def plain(params: Any) -> SamplingParams:
+    """The parameters as exactly a SamplingParams whose checks have run: itself, where it is one.
+
+    A subclass may have left the checks out or may compute its attributes, and `__new__` makes an
+    object without fields: those are read once and made anew. Raises InvalidRequestError.
+    """
+    if not issubclass(type(params), SamplingParams):  # isinstance would ask the object itself
+        raise InvalidRequestError(f"the parameters are {shorten(params)}: expected SamplingParams")
+    if type(params) is SamplingParams and vars(params).keys() == _CHECKS.keys():
+        return params
+    try:
+        values = {item.name: getattr(params, item.name) for item in fields(SamplingParams)}
+    except Exception as error:
+        raise InvalidRequestError(
+            f"the parameters cannot be read ({type(error).__name__}): make them with "
+            "SamplingParams(...)"
+        ) from None
+    return SamplingParams(**values)
 
 
 class FrozenDict(dict[Any, Any]):
