@@ -27,7 +27,7 @@ from minserve.build import (
     load_model,
     new_trace,
 )
-from minserve.checks import shorten
+from minserve.checks import MOST_ITEMS, shorten
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
@@ -42,7 +42,6 @@ from minserve.outputs import (
 )
 from minserve.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
 from minserve.prompts import (
-    MOST_ITEMS,
     Message,
     Prompt,
     PromptInput,
