@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from minserve import __version__
+from minserve.cli import streams
 
 COMMANDS = {
     "generate": ("minserve.cli.generate", "continue a prompt"),
@@ -45,20 +46,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(command)
     options = command.parse_args(words[1:])
+    if sys.stderr is None:  # print() would write figures and errors to stdout instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        return int(module.run(options))
+        code = int(module.run(options))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is known here, and not when the interpreter ends
+        return code
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.silence_stdout()
         return 141
     except (ValueError, OSError, RuntimeError) as error:
-        if not _meant_for_people(error):
-            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One line on stderr for an error meant for people, and its exit code; a bug is raised."""
+    if _meant_for_people(error):
         print(f"minserve: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, streams.OutputError) else 2
+    sentence = streams.stdout_failure(error)
+    if sentence is not None:
+        streams.silence_stdout()
+        print(f"minserve: {sentence}", file=sys.stderr)
+        return 1
+    if isinstance(error, OSError):  # a disk, a permission: of the machine, not of the program
+        print(f"minserve: {error}", file=sys.stderr)
+        return 1
+    raise error
 
 
 def _meant_for_people(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from minserve.config import ResolvedConfig
-from minserve.params import WHOLE_VOCABULARY, InvalidRequestError, SamplingParams
+from minserve.params import WHOLE_VOCABULARY, InvalidRequestError, SamplingParams, plain
 from minserve.sampling import check_token_ids
 
 
@@ -26,16 +26,13 @@ def check_request(
     max_request_tokens: int,
     has_tokenizer: bool,
 ) -> SamplingParams:
-    """The parameters to serve the request with: those given, with -1 logprobs resolved.
+    """The parameters to serve the request with: those given, checked, with -1 logprobs resolved.
 
     Raises InvalidRequestError when the request can never be served as asked. `max_request_tokens`
     is the longest prompt plus output that model and KV pool allow.
     """
     try:
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(
-                f"the parameters are {type(params).__name__}: expected SamplingParams"
-            )
+        params = plain(params)
         _check_prompt(prompt, config)
         _check_sizes(params, config)
         check_token_ids(params, config.model.vocab_size)
@@ -81,6 +78,8 @@ def _check_prompt(prompt: Sequence[int], config: ResolvedConfig) -> None:
 def _check_sizes(params: SamplingParams, config: ResolvedConfig) -> None:
     """Refuse what would delay everybody, before any of it is done."""
     limits = config.config.admission
+    if params.n < 1:  # a request without samples would never end
+        raise InvalidRequestError(f"SamplingParams.n={params.n}: expected at least 1")
     longest = max(map(len, (*params.stop, *params.bad_words)), default=0)
     ids, biases = len(params.stop_token_ids), len(params.logit_bias)
     table = [

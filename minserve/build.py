@@ -36,6 +36,7 @@ from minserve.models import (
     load_spec,
     resolve_model_dir,
 )
+from minserve.models.hub import check_model_name
 from minserve.openmp import release_team
 from minserve.prepare import ShapeBuilder
 from minserve.prompts import Prompt, PromptInput, parse_prompt
@@ -109,6 +110,7 @@ class LoadedModel:
 def find_model(model: str | Path) -> Path:
     """The directory of "zoo/NAME", of a path, or of a name on the Hugging Face hub."""
     name = str(model)
+    check_model_name(name)
     if name.startswith("zoo/") and not Path(name).is_dir():
         path = ZOO / name.removeprefix("zoo/")
         if not (path / "config.json").is_file():

@@ -7,11 +7,12 @@ prompts and configuration are made of these. Knows nothing about which fields th
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 Check = Callable[[Any], Any]
@@ -22,6 +23,10 @@ MOST_ITEMS = 1_000_000
 """No list in a request's parameters is longer: `range(10**12)` must not be read to its end."""
 MOST_NAME_CHARS = 1024
 """Longest request id or salt, in characters."""
+
+
+class TooLong(ValueError):
+    """More items than are read. The message ends a sentence that begins with a name."""
 
 
 class Refused(ValueError):
@@ -45,20 +50,54 @@ def checked(name: str, value: Any, check: Check, error: type[ValueError]) -> Any
     raise error(sentence)
 
 
+def read(value: Any, most: int) -> list[Any]:
+    """A copy of what has a length and is iterable: Python's numbers from an array of one dimension,
+    the rows of others. Raises TooLong for more than `most` items, or than the value's own length
+    says: a class of strangers may have an iterator without end."""
+    try:
+        length = len(value)
+    except OverflowError:  # range(10**30) has no length that Python can say
+        raise TooLong(f"has far too many items, and may have {most}") from None
+    if length > most:
+        raise TooLong(f"has {length} items, and may have {most}")
+    if getattr(value, "ndim", 0) == 1:
+        value = value.tolist()
+    return _up_to(value, length)
+
+
+def read_mapping(value: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]]:
+    """A copy of a mapping's pairs; as `read`."""
+    length = len(value)
+    if length > most:
+        raise TooLong(f"has {length} entries, and may have {most}")
+    return _up_to(value.items(), length)
+
+
+def _up_to(values: Iterable[Any], length: int) -> list[Any]:
+    found = list(itertools.islice(values, length + 1))
+    if len(found) > length:
+        raise TooLong(f"has more items than the {length} of its length")
+    return found
+
+
 def shorten(value: Any, limit: int = 60) -> str:
     """The value as a sentence shows it: one line of at most `limit` characters, never an error."""
     try:
-        if isinstance(value, int) and value.bit_length() > 128:
-            return f"an integer of {value.bit_length()} bits"
-        if hasattr(value, "dtype") and _is_shaped(value):
-            return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"
-        if isinstance(value, str):
-            value = str.__str__(value)
-            return repr(value) if len(value) <= limit else repr(value[: limit - 1])[:-1] + "…'"
-        text = " ".join(_REPR.repr(value).split())
+        text = _shown(value, limit)
     except Exception:
-        return f"a {type(value).__name__}"
+        text = f"a {type.__dict__['__name__'].__get__(type(value))}"  # its class may lie, too
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _shown(value: Any, limit: int) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    if hasattr(value, "dtype") and _is_shaped(value):
+        return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"
+    if isinstance(value, str):
+        value = str.__str__(value)
+        return repr(value) if len(value) <= limit else repr(value[: limit - 1])[:-1] + "…'"
+    return " ".join(_REPR.repr(value).split())
 
 
 _REPR = reprlib.Repr()
@@ -88,13 +127,14 @@ def integer(low: int = -MOST - 1, high: int = MOST, note: str = "") -> Check:
         expected = f"an integer from {low} to {high}"
     elif low == -MOST - 1:
         expected = "a 64-bit integer"
+    beyond = f", and at most {high}" * expected.startswith("an integer of at least")
     expected += note and f" ({note})"
 
     def check(value: Any) -> int:
         if type(value) is not int:
             value = _index(value, expected)
         if not low <= value <= high:
-            raise Refused(expected if value < low else f"{expected}, and at most {high}")
+            raise Refused(expected if value < low else expected + beyond)
         return int(value)
 
     return check
@@ -216,15 +256,15 @@ def items(check: Check, what: str) -> Check:
     in ascending order. Generators are refused: they could be endless, and are gone once read."""
 
     def each(value: Any) -> tuple[Any, ...]:
-        if hasattr(value, "tolist"):
-            value = value.tolist()
         text_like = isinstance(value, (str, bytes, bytearray, memoryview, Mapping))
-        if text_like or not isinstance(value, Collection):
+        if text_like or not (isinstance(value, Collection) or _is_shaped(value)):
             raise Refused(what)
-        if len(value) > MOST_ITEMS:
-            raise Refused(f"{what}, at most {MOST_ITEMS} of them")
+        try:
+            given = read(value, MOST_ITEMS)
+        except TooLong as error:
+            raise Refused(f"{what}, at most {MOST_ITEMS} of them; this {error}") from None
         result = []
-        for index, item in enumerate(value):
+        for index, item in enumerate(given):
             try:
                 result.append(check(item))
             except Refused as refused:

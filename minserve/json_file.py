@@ -20,7 +20,7 @@ from typing import Any
 MAX_BYTES = 4 << 20
 """Default cap: a hundred times the largest configuration file we know."""
 MAX_DEPTH = 64
-"""Nested objects and lists. Deeper ones exhaust the stack of whatever walks them."""
+"""Objects and lists inside each other. Deeper ones exhaust the stack of whatever walks them."""
 MAX_DIGITS = 40
 """Digits of one integer: those of 128 bits, and one sign. Python refuses to print 4,300."""
 
@@ -182,6 +182,8 @@ def _flaw(value: Any, max_depth: int, has_surrogates: bool) -> str | None:
     while level:
         below: list[Any] = []
         for each in level:
+            if isinstance(each, (dict, list)) and depth == max_depth:
+                return f"it is nested more than {max_depth} levels deep"
             if isinstance(each, dict):
                 below.extend(each.values())
                 if has_surrogates:
@@ -190,8 +192,6 @@ def _flaw(value: Any, max_depth: int, has_surrogates: bool) -> str | None:
                 below.extend(each)
             elif has_surrogates and isinstance(each, str) and not _is_whole(each):
                 return f"it holds {shorten(ascii(each))}, half of a UTF-16 pair"
-        if depth > max_depth:
-            return f"it is nested more than {max_depth} levels deep"
         level, depth = below, depth + 1
     return None
 

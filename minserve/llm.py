@@ -14,7 +14,6 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -28,7 +27,7 @@ from minserve.build import (
     load_model,
     new_trace,
 )
-from minserve.checks import shorten
+from minserve.checks import MOST_ITEMS, shorten
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
@@ -46,6 +45,7 @@ from minserve.prompts import (
     Message,
     Prompt,
     PromptInput,
+    as_list,
     check_priority,
     check_prompt_text,
     check_salt,
@@ -337,7 +337,7 @@ class LLM:
     def _check_call(self, params: Any, sampling_params: Any, errors: Errors) -> Any:
         """What generate and chat have in common; the parameters under their one name."""
         check_process(self._process, "LLM")
-        if not isinstance(errors, str) or errors not in ("raise", "return"):
+        if type(errors) is not str or errors not in ("raise", "return"):
             raise InvalidRequestError(f"errors={shorten(errors)}: expected 'raise' or 'return'")
         if params is not None and sampling_params is not None:
             raise InvalidRequestError("params and sampling_params are one thing: give one")
@@ -372,11 +372,10 @@ class LLM:
     def _params_for(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
     ) -> Sequence[SamplingParams]:
-        if params is None:
-            params = self.default_sampling_params
-        if isinstance(params, SamplingParams):
-            return [params] * count
-        each = list(islice(params, count + 1)) if isinstance(params, list | tuple) else [params]
+        if params is None or issubclass(type(params), SamplingParams):
+            one: Any = params
+            return [check_params(one) or self.default_sampling_params] * count
+        each = as_list(params, "params", "SamplingParams, or a list of them", MOST_ITEMS)
         chosen = [check_params(one) or self.default_sampling_params for one in each]
         if len(chosen) != count:
             raise InvalidRequestError(
@@ -453,10 +452,9 @@ class LLM:
 
 
 def _priorities(priority: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(priority, list | tuple):
-        ranks = [check_priority(rank) for rank in islice(priority, count + 1)]
-    else:
-        ranks = [check_priority(priority)] * count
+    if not isinstance(priority, list | tuple):
+        return [check_priority(priority)] * count
+    ranks = [check_priority(rank) for rank in as_list(priority, "priority", "numbers", MOST_ITEMS)]
     if len(ranks) != count:
         raise InvalidRequestError(
             f"{len(ranks)} priorities for {count} prompts: give one, or one each"

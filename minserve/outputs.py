@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from minserve.checks import shorten
 from minserve.engine import Engine
+from minserve.params import plain
 from minserve.recovery import EngineError, describe, is_interrupt
 from minserve.request import (
     FinishReason,
@@ -137,8 +138,10 @@ def failure(name: str, cause: BaseException | None, error: str | None = None) ->
 
 def check_params(params: object) -> SamplingParams | None:
     """`params` where it is what it should be. Raises InvalidRequestError."""
-    if params is None or isinstance(params, SamplingParams):
-        return params
+    if params is None:
+        return None
+    if issubclass(type(params), SamplingParams):
+        return plain(params)
     raise InvalidRequestError(
         f"params={shorten(params)}: expected SamplingParams(...), or None for the model's defaults"
     )

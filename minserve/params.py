@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from minserve.checks import (
@@ -17,12 +17,15 @@ from minserve.checks import (
     MOST_NAME_CHARS,
     Check,
     Refused,
+    TooLong,
     checked,
     flag,
     integer,
     items,
     number,
     optional,
+    read_mapping,
+    shorten,
     text,
 )
 
@@ -121,6 +124,26 @@ class SamplingParams:
         )
 
 
+def plain(params: Any) -> SamplingParams:
+    """The parameters as exactly a SamplingParams whose checks have run: itself, where it is one.
+
+    A subclass may have left the checks out or may compute its attributes, and `__new__` makes an
+    object without fields: those are read once and made anew. Raises InvalidRequestError.
+    """
+    if not issubclass(type(params), SamplingParams):  # isinstance would ask the object itself
+        raise InvalidRequestError(f"the parameters are {shorten(params)}: expected SamplingParams")
+    if type(params) is SamplingParams and vars(params).keys() == _CHECKS.keys():
+        return params
+    try:
+        values = {item.name: getattr(params, item.name) for item in fields(SamplingParams)}
+    except Exception as error:
+        raise InvalidRequestError(
+            f"the parameters cannot be read ({type(error).__name__}): make them with "
+            "SamplingParams(...)"
+        ) from None
+    return SamplingParams(**values)
+
+
 class FrozenDict(dict[Any, Any]):
     """A dict that cannot be changed. A dict, so that `asdict`, JSON and equality know it."""
 
@@ -177,10 +200,12 @@ def _logit_bias(value: Any) -> FrozenDict:
     expected = "a mapping from token ids to numbers"
     if not isinstance(value, Mapping):
         raise Refused(expected)
-    if len(value) > MOST_ITEMS:
-        raise Refused(f"{expected}, at most {MOST_ITEMS} of them")
+    try:
+        pairs = read_mapping(value, MOST_ITEMS)
+    except TooLong as error:
+        raise Refused(f"{expected}, at most {MOST_ITEMS} of them; this {error}") from None
     biases: dict[int, float] = {}
-    for key, bias in value.items():
+    for key, bias in pairs:
         try:
             token = _TOKEN(int(key) if _is_digits(key) else key)
         except Refused:

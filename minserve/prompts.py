@@ -7,18 +7,23 @@ about tokenizers and vocabularies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from minserve.checks import (
     MOST_ITEMS,
     MOST_NAME_CHARS,
+    TooLong,
     checked,
     integer,
     is_unicode,
     number,
     optional,
+    read,
+    read_mapping,
     shorten,
     text,
 )
@@ -92,8 +97,9 @@ def parse_prompt(prompt: Any, max_chars: int) -> PromptInput:
 def check_prompt_text(prompt: Any, max_chars: int, name: str = "prompt") -> str:
     """A prompt's text, also a rendered conversation's, before it is tokenized. Raises
     InvalidRequestError for one that is too long or is not text."""
-    if not isinstance(prompt, str):
+    if not issubclass(type(prompt), str):
         raise InvalidRequestError(f"{name}={shorten(prompt)}: expected a string")
+    prompt = str.__str__(prompt)  # what a subclass says of itself is not asked
     if len(prompt) > max_chars:
         raise InvalidRequestError(
             f"{name} has {len(prompt)} characters, and admission.max_prompt_chars allows "
@@ -130,6 +136,36 @@ def parse_each_conversation(
     return found, many
 
 
+def as_list(value: Any, name: str, expected: str, most: int, hint: str = "") -> list[Any]:
+    """A copy, as a list, of what has a length of at most `most` and an order: a sequence, or an
+    array. Raises InvalidRequestError, with `hint` after the sentence where there are too many."""
+    with _reading(value, name):
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            raise InvalidRequestError(
+                f"{name} is {type(value).__name__}: decode it to a string first"
+            )
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if not is_list and not (_is_array(value) and value.ndim):
+            raise InvalidRequestError(f"{name}={shorten(value)}: expected {expected}")
+        try:
+            return read(value, most)
+        except TooLong as error:
+            raise InvalidRequestError(f"{name} {error}{hint}") from None
+
+
+@contextmanager
+def _reading(value: Any, name: str) -> Iterator[None]:
+    """Whatever reading a caller's objects raises is a refusal: their methods may raise anything."""
+    try:
+        yield
+    except InvalidRequestError:
+        raise
+    except Exception as error:
+        raise InvalidRequestError(
+            f"{name}={shorten(value)}: reading it raised {type(error).__name__}"
+        ) from None
+
+
 def check_priority(value: Any, name: str = "priority") -> int:
     """A request's rank. Raises InvalidRequestError."""
     priority: int = checked(name, value, _PRIORITY, InvalidRequestError)
@@ -162,15 +198,16 @@ _SALT = optional(text(most=MOST_NAME_CHARS))
 
 
 def _parse(prompt: Any, name: str, max_chars: int) -> PromptInput:
-    if isinstance(prompt, str):
-        return PromptInput(check_prompt_text(prompt, max_chars, name), None)
-    if isinstance(prompt, Mapping):
-        return _parse_mapping(prompt, name, max_chars)
-    return PromptInput(None, _token_ids(prompt, name, max_chars))
+    with _reading(prompt, name):
+        if isinstance(prompt, str):
+            return PromptInput(check_prompt_text(prompt, max_chars, name), None)
+        if isinstance(prompt, Mapping):
+            return _parse_mapping(prompt, name, max_chars)
+        return PromptInput(None, _token_ids(prompt, name, max_chars))
 
 
 def _parse_mapping(prompt: Mapping[Any, Any], name: str, max_chars: int) -> PromptInput:
-    keys = list(prompt)
+    keys = list(itertools.islice(prompt, 3))  # two are known; a mapping may have no end
     for key in keys:
         if key not in ("prompt", "prompt_token_ids"):
             raise InvalidRequestError(
@@ -196,7 +233,7 @@ def _token_ids(value: Any, name: str, max_chars: int) -> list[int]:
             "ids, integers in one dimension"
         )
     most = "admission.max_prompt_chars"
-    ids = _as_list(value, name, FORMS, max_chars, f" ({most}): shorten it, or raise that field")
+    ids = as_list(value, name, FORMS, max_chars, f" ({most}): shorten it, or raise that field")
     if not ids:
         raise InvalidRequestError(f"{name} is empty: give at least one token id")
     # Most lists hold plain integers, and are checked without a Python call per id.
@@ -211,37 +248,18 @@ def _token_ids(value: Any, name: str, max_chars: int) -> list[int]:
 
 def _split(prompts: Any, max_chars: int) -> list[tuple[str, Any]]:
     """Each prompt under its name; none of them is looked into."""
-    if isinstance(prompts, (str, Mapping)):
-        return [("prompt", prompts)]
-    if _is_array(prompts) and prompts.ndim == 1 and _is_integer(prompts):
-        return [("prompt", prompts)]
-    many = _as_list(prompts, "prompts", "a prompt or a list of prompts", max(max_chars, MOST_ITEMS))
-    if many and (_is_number(many[0]) or many[0] is None):
-        # One prompt of token ids; whatever is no id in it is refused by its place.
-        return [("prompt", many)]
-    return [(f"prompts[{index}]", prompt) for index, prompt in enumerate(many)]
-
-
-def _as_list(value: Any, name: str, expected: str, most: int, hint: str = "") -> list[Any]:
-    """A copy, as a list, of what has a length of at most `most` and an order: a sequence, or an
-    array."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        raise InvalidRequestError(f"{name} is {type(value).__name__}: decode it to a string first")
-    is_array = _is_array(value) and bool(value.ndim)
-    if not is_array and (isinstance(value, str) or not isinstance(value, Sequence)):
-        raise InvalidRequestError(f"{name}={shorten(value)}: expected {expected}")
-    try:
-        length = len(value)
-        if length <= most:
-            return list(value.tolist() if is_array else value)
-    except OverflowError:  # range(10**30) has no length that Python can say
-        length = -1
-    except Exception as error:
-        raise InvalidRequestError(
-            f"{name}={shorten(value)}: reading it raised {type(error).__name__}"
-        ) from None
-    said = "far too many" if length < 0 else str(length)
-    raise InvalidRequestError(f"{name} has {said} items, and may have {most}{hint}")
+    with _reading(prompts, "prompts"):
+        if isinstance(prompts, (str, Mapping)):
+            return [("prompt", prompts)]
+        if _is_array(prompts) and prompts.ndim == 1 and _is_integer(prompts):
+            return [("prompt", prompts)]
+        many = as_list(
+            prompts, "prompts", "a prompt or a list of prompts", max(max_chars, MOST_ITEMS)
+        )
+        if many and (_is_number(many[0]) or many[0] is None):
+            # One prompt of token ids; whatever is no id in it is refused by its place.
+            return [("prompt", many)]
+        return [(f"prompts[{index}]", prompt) for index, prompt in enumerate(many)]
 
 
 def _is_array(value: Any) -> bool:
@@ -260,20 +278,26 @@ def _is_number(value: Any) -> bool:
 
 def _split_conversations(messages: Any) -> tuple[list[tuple[str, Any]], bool]:
     """Each conversation under its name, and whether there was a list of them."""
-    many = _as_list(messages, "messages", f"{_CONVERSATION}, or a list of them", MOST_ITEMS)
+    many = as_list(messages, "messages", f"{_CONVERSATION}, or a list of them", MOST_ITEMS)
     if not many:
         raise InvalidRequestError(f"messages is empty: expected {_CONVERSATION}")
-    if isinstance(many[0], Mapping):
-        return [("messages", many)], False
+    with _reading(many[0], "messages[0]"):
+        if isinstance(many[0], Mapping):
+            return [("messages", many)], False
     return [(f"messages[{index}]", each) for index, each in enumerate(many)], True
 
 
 def _conversation(given: Any, name: str, max_chars: int | None) -> list[Message]:
-    messages = _as_list(given, name, _CONVERSATION, MOST_ITEMS)
+    messages = as_list(given, name, _CONVERSATION, MOST_ITEMS)
     if not messages:
         raise InvalidRequestError(f"{name} is an empty conversation: give at least one message")
     budget = _Budget(max_chars)
-    return [_message(each, f"{name}[{index}]", budget) for index, each in enumerate(messages)]
+    found = []
+    for index, each in enumerate(messages):
+        where = f"{name}[{index}]"
+        with _reading(each, where):
+            found.append(_message(each, where, budget))
+    return found
 
 
 def _message(message: Any, name: str, budget: _Budget) -> Message:
@@ -318,30 +342,39 @@ class _Budget:
 
 def _plain(value: Any, name: str, spend: Callable[[int], None], depth: int) -> Any:
     """A copy of what JSON can hold: a template may read nothing else, and nothing changes later."""
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, (int, float)):
+        return int.__pos__(value) if isinstance(value, int) else float.__pos__(value)
     if isinstance(value, str):
-        spend(len(value))
-        if not is_unicode(value):
+        plain = str.__str__(value)
+        spend(len(plain))
+        if not is_unicode(plain):
             raise InvalidRequestError(
                 f"{name}={shorten(value)}: expected text without lone surrogates"
             )
-        return str.__str__(value)
+        return plain
     if depth == _MOST_DEPTH:
         raise InvalidRequestError(f"{name} is nested more than {_MOST_DEPTH} levels deep")
-    if isinstance(value, Mapping):
-        spend(len(value))
-        return {
-            checked(f"a key of {name}", key, text(), InvalidRequestError): _plain(
-                item, f"{name}[{shorten(key)}]", spend, depth + 1
-            )
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        spend(len(value))
-        return [
-            _plain(item, f"{name}[{index}]", spend, depth + 1) for index, item in enumerate(value)
-        ]
+    try:
+        if isinstance(value, Mapping):
+            pairs = read_mapping(value, MOST_ITEMS)
+            spend(len(pairs))
+            return {
+                checked(f"a key of {name}", key, text(), InvalidRequestError): _plain(
+                    item, f"{name}[{shorten(key)}]", spend, depth + 1
+                )
+                for key, item in pairs
+            }
+        if isinstance(value, (list, tuple)):
+            items = read(value, MOST_ITEMS)
+            spend(len(items))
+            return [
+                _plain(item, f"{name}[{index}]", spend, depth + 1)
+                for index, item in enumerate(items)
+            ]
+    except TooLong as error:
+        raise InvalidRequestError(f"{name} {error}") from None
     raise InvalidRequestError(
         f"{name}={shorten(value)}: expected text, numbers, lists and mappings, as in JSON"
     )

@@ -10,6 +10,7 @@ from engine.fakes import VOCAB, make_engine, run, tiny_spec
 
 from minserve.admission import check_request
 from minserve.config import EngineConfig
+from minserve.params import plain
 from minserve.request import InvalidRequestError, SamplingParams
 
 CONFIG = EngineConfig().with_values(
@@ -156,3 +157,67 @@ def test_the_longest_prompt_follows_the_longest_request():
     assert resolved.max_prompt_chars == 3200
     capped = CONFIG.with_values({"admission.max_prompt_chars": 7}).resolve(tiny_spec())
     assert capped.max_prompt_chars == 7
+
+
+class Unchecked(SamplingParams):
+    def __post_init__(self):
+        pass
+
+
+class Computed(SamplingParams):
+    """A property hides what was checked."""
+
+    n = property(lambda self: 0, lambda self, value: None)
+
+    def __post_init__(self):
+        pass
+
+
+WRONG = [
+    ("n", 0), ("n", -1), ("temperature", "hot"), ("temperature", math.nan), ("seed", 1.5),
+    ("stop", 5), ("logit_bias", {5: None}), ("max_tokens", 2.5), ("min_tokens", "x"),
+    ("top_k", math.inf), ("logprobs", True), ("cache_salt", "\ud800"), ("allowed_token_ids", ()),
+    ("repetition_penalty", None), ("bad_words", [5]), ("detokenize", None), ("ignore_eos", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_parameters_that_escaped_their_checks_are_checked_at_the_door(name, value):
+    with pytest.raises(InvalidRequestError, match=f"request r: SamplingParams.{name}"):
+        check(Unchecked(**{name: value}))
+    engine = make_engine()[0]
+    with pytest.raises(InvalidRequestError):
+        engine.add("r", [1, 2], Unchecked(**{name: value}))
+    assert not engine.has_requests
+
+
+def test_a_subclass_becomes_plain_parameters_and_plain_ones_stay_themselves():
+    given = Unchecked(stop_token_ids=[3, 3], logit_bias={"5": 1})
+    assert check(given) == SamplingParams(stop_token_ids=[3], logit_bias={5: 1.0})
+    assert type(check(given)) is SamplingParams
+    same = SamplingParams(n=2)
+    assert check(same) is same and plain(same) is same
+
+
+def test_parameters_without_fields_are_refused():
+    sabotaged = SamplingParams()
+    object.__setattr__(sabotaged, "n", 0)
+    for params in (SamplingParams.__new__(SamplingParams), Computed(), sabotaged):
+        with pytest.raises(InvalidRequestError, match="request r: "):
+            check(params)
+
+
+@pytest.mark.parametrize(
+    "given", [None, 5, {"n": 1}, SamplingParams, 1 << 20000], ids=lambda value: type(value).__name__
+)
+def test_what_are_no_parameters_is_refused(given):
+    with pytest.raises(InvalidRequestError, match="expected SamplingParams"):
+        check(given)
+    with pytest.raises(InvalidRequestError, match="expected SamplingParams"):
+        plain(given)
+
+
+def test_an_object_that_passes_itself_off_as_parameters_is_refused():
+    for kind in (lambda self: SamplingParams, lambda self: 1 / 0):
+        with pytest.raises(InvalidRequestError, match="expected SamplingParams"):
+            check(type("Fake", (), {"__class__": property(kind)})())

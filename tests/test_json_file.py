@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minserve.json_file import FileError, read_bytes, read_json, read_text
+from minserve.json_file import MAX_DEPTH, FileError, read_bytes, read_json, read_text
 
 
 def written(path: Path, content: bytes | str) -> Path:
@@ -53,6 +53,19 @@ def test_content_that_is_no_strict_json_is_a_sentence(
     message = str(caught.value)
     assert message.startswith(f"{path} cannot be read as a record: ") and message.endswith(".")
     assert len(message) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("inside", ["", "1", '"a"', "null", "1, [2]"])
+@pytest.mark.parametrize("brackets", ["[]", '{"a":}'])
+def test_the_depth_limit_is_the_same_whatever_is_inside(
+    tmp_path: Path, brackets: str, inside: str
+) -> None:
+    depth = MAX_DEPTH - (1 if "[" in inside else 0)
+    inside = f"[{inside}]"
+    content = brackets[:-1] * (depth - 1) + inside + brackets[-1] * (depth - 1)
+    read_json(written(tmp_path / "file", content))
+    with pytest.raises(FileError, match=f"nested more than {MAX_DEPTH} levels"):
+        read_json(written(tmp_path / "file", brackets[:-1] + content + brackets[-1]))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import pickle
@@ -265,3 +266,62 @@ def test_any_construction_is_accepted_or_refused_in_a_sentence(values):
         assert str(error).startswith("SamplingParams.")
         return
     assert dataclasses.replace(params) == params
+
+
+class Endless(list):
+    """Says that it has three items, and has no end."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return itertools.repeat(5)
+
+
+class EndlessDict(dict):
+    def items(self):
+        return ((token, 1.0) for token in itertools.count())
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids", "stop", "bad_words"])
+def test_a_list_whose_length_lies_is_not_read_to_its_end(name):
+    with pytest.raises(InvalidRequestError, match=f"{name}.*more items than"):
+        SamplingParams(**{name: Endless([5])})
+
+
+def test_a_mapping_whose_length_lies_is_not_read_to_its_end():
+    with pytest.raises(InvalidRequestError, match=r"logit_bias.*more items than"):
+        SamplingParams(logit_bias=EndlessDict({1: 1.0}))
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids"])
+def test_bytes_of_no_kind_are_token_ids(kind, name):
+    with pytest.raises(InvalidRequestError, match="a list of token ids"):
+        SamplingParams(**{name: kind(b"abc")})
+
+
+def test_an_array_without_end_is_refused_before_it_is_unrolled():
+    for shape in ((10**12,), (3, 10**12)):
+        with pytest.raises(InvalidRequestError, match="stop_token_ids"):
+            SamplingParams(stop_token_ids=np.broadcast_to(np.int64(0), shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("top_k", 2**31 - 1), ("n", 2**31 - 1), ("max_tokens", 2**63 - 1)]
+)
+def test_a_sentence_says_a_limit_once(name, limit):
+    with pytest.raises(InvalidRequestError, match=name) as caught:
+        SamplingParams(**{name: 10**20})
+    assert str(caught.value).count(str(limit)) == 1
+
+
+def test_shorten_never_raises_and_is_never_long():
+    def boom(*args):
+        raise RuntimeError
+
+    liar = type("Liar", (type,), {"__name__": property(boom)})("Thing", (), {"__repr__": boom})
+    values = [liar(), 10**5000, type("X", (), {"__class__": property(boom)})(), "x" * 10**6]
+    wide = type("Wide", (), {"dtype": "d" * 10**6, "ndim": 1, "shape": (1,)})()
+    for value in [*values, wide]:
+        assert 0 < len(shorten(value)) <= 60

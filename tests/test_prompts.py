@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from array import array
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -13,12 +15,15 @@ from hypothesis import strategies as st
 
 from minserve.prompts import (
     PromptInput,
+    as_list,
     check_arrival,
     check_priority,
     check_prompt_text,
     check_request_id,
     check_salt,
     parse_conversations,
+    parse_each,
+    parse_each_conversation,
     parse_prompt,
     parse_prompts,
 )
@@ -101,12 +106,12 @@ def test_every_usual_form_is_taken(prompts, found):
         ("\ud800", "without lone surrogates"),
         (["a", "b\udfff"], r"prompts\[1\]=.*without lone surrogates"),
         (np.array([1.0]), r"prompt\[0\]=1.0"),
-        (np.zeros((2, 2)), r"prompts\[0\]\[0\]=0.0"),
-        (np.zeros((1, 1, 1), dtype=int), r"prompts\[0\]\[0\]=\[0\]"),
+        (np.zeros((2, 2)), r"prompts\[0\] is an array of float64"),
+        (np.zeros((1, 1, 1), dtype=int), r"prompts\[0\] is an array of int64 and shape"),
         ([np.zeros(2)], r"prompts\[0\] is an array of float64"),
         (np.array([True]), "True"),
         (np.array(5), "expected a prompt or a list"),
-        (torch.zeros(2, 2), "expected an integer"),
+        (torch.zeros(2, 2), "integers in one dimension"),
         (range(10**12), "items, and may have"),
         (range(10**30), "far too many items"),
         ([range(10**12)], r"admission.max_prompt_chars"),
@@ -243,3 +248,148 @@ def test_anything_is_parsed_or_refused_in_a_sentence(thing):
             assert (one.text is None) != (one.token_ids is None)
     except InvalidRequestError:
         pass
+
+
+class Endless(list):
+    """Says that it has three items, and has no end."""
+
+    def __init__(self, item):
+        super().__init__([item])
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return itertools.repeat(self[0])
+
+
+class EndlessMapping(Mapping):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, key):
+        return "a"
+
+    def __iter__(self):
+        return itertools.repeat("prompt")
+
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: parse_prompts(Endless(5), MOST),
+        lambda: parse_prompts(Endless("a"), MOST),
+        lambda: parse_prompts({"prompt_token_ids": Endless(5)}, MOST),
+        lambda: parse_prompts(EndlessMapping(), MOST),
+        lambda: parse_prompts([np.broadcast_to(np.int64(0), (3, 10**12))], MOST),
+        lambda: parse_prompts(np.broadcast_to(np.int64(0), (3, 10**12)), MOST),
+        lambda: parse_conversations(Endless(USER)),
+        lambda: parse_conversations([Endless(USER)]),
+        lambda: parse_conversations([EndlessMapping()]),
+        lambda: parse_conversations([USER | {"content": Endless({"type": "text"})}]),
+        lambda: parse_conversations([USER | {"tools": Endless(1)}]),
+        lambda: parse_conversations([USER | {"tools": EndlessMapping()}]),
+        lambda: as_list(Endless(5), "priority", "a list of ranks", MOST),
+    ],
+)
+def test_a_length_that_lies_is_not_believed(read):
+    started = time.monotonic()
+    with pytest.raises(InvalidRequestError):
+        read()
+    assert time.monotonic() - started < 2
+
+
+def test_as_list_copies_what_has_an_order_and_names_what_has_none():
+    given = [3, 1]
+    assert as_list(given, "priority", "a list of ranks", 2) == given
+    assert as_list(given, "priority", "a list of ranks", 2) is not given
+    assert as_list(np.array([3, 1]), "priority", "a list of ranks", 2) == given
+    for value, said in ((5, "expected a list of ranks"), ({1}, "expected"), ([1] * 3, "3 items")):
+        with pytest.raises(InvalidRequestError, match=f"priority.*{said}"):
+            as_list(value, "priority", "a list of ranks", 2)
+
+
+class Boom(Exception):
+    pass
+
+
+def boom(*args, **kwargs):
+    raise Boom
+
+
+def evil(base, *names):
+    """A value of a subclass of `base` whose methods `names` raise."""
+    return type("Evil", (base,), dict.fromkeys(names, boom))
+
+
+NESTED: list = []
+for _ in range(5000):
+    NESTED = [NESTED]
+
+EVIL = [
+    evil(object, "__getattr__", "__repr__", "__eq__", "__hash__", "__len__", "__iter__")(),
+    evil(object, "__repr__", "__str__")(),
+    type("EvilClass", (), {"__class__": property(boom)})(),
+    evil(list, "__iter__", "__len__")([1]),
+    evil(list, "__iter__")(["a"]),
+    evil(list, "__repr__")([None]),
+    evil(dict, "__iter__", "keys", "items", "values", "__getitem__", "__len__")(prompt="a"),
+    evil(dict, "__getitem__", "items")(prompt="a"),
+    evil(int, "__index__", "__int__", "__le__", "__lt__", "__eq__")(-1),
+    10**5000,
+    NESTED,
+]
+
+
+@pytest.mark.parametrize("which", range(len(EVIL)))  # pytest would compare the values themselves
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda value: parse_prompts(value, MOST),
+        lambda value: parse_prompts([value, "x"], MOST),
+        lambda value: parse_prompts([[1, value]], MOST),
+        lambda value: parse_prompts({"prompt": value, "x": 1}, MOST),
+        lambda value: parse_prompt({"prompt_token_ids": [value]}, MOST),
+        lambda value: check_prompt_text(value, MOST),
+        lambda value: parse_conversations(value),
+        lambda value: parse_conversations([value]),
+        lambda value: parse_conversations([USER | {"role": value}]),
+        lambda value: parse_conversations([USER | {"content": [value]}]),
+        lambda value: as_list(value, "params", "SamplingParams", MOST) and boom_refused(),
+    ],
+)
+def test_what_a_strangers_object_raises_is_a_refusal(read, which):
+    with pytest.raises(InvalidRequestError) as caught:
+        read(EVIL[which])
+    assert len(str(caught.value)) < 300
+
+
+def boom_refused():
+    raise InvalidRequestError("read, which is right as well")
+
+
+def test_errors_that_are_returned_take_the_place_of_one_prompt_each():
+    given = [*EVIL, "x"]
+    found = parse_each(["x", *given], MOST)
+    assert all(isinstance(each, InvalidRequestError) for each in found[1:-1])
+    assert [found[0], found[-1]] == texts("x", "x")
+    chats, many = parse_each_conversation([[USER], *([each] for each in EVIL)])
+    assert many and chats[0] == [USER]
+    assert all(isinstance(each, InvalidRequestError) for each in chats[1:])
+
+
+def test_a_string_that_lies_about_itself_is_read_as_what_it_is():
+    lying = evil(str, "__len__", "__iter__", "__eq__", "__str__", "__repr__", "encode", "isascii")
+    assert parse_prompts(lying("abc"), MOST) == texts("abc")
+    ((message,),), _ = parse_conversations([{"role": lying("user"), "content": lying("hi")}])
+    assert [type(each) for each in message.values()] == [str, str]
+
+
+def test_numbers_of_a_message_are_plain_numbers():
+    values = [evil(int, "__str__", "__repr__")(3), evil(float, "__str__")(0.5), np.float64(2.5)]
+    ((message,),), _ = parse_conversations([USER | {"args": values}])
+    assert message["args"] == [3, 0.5, 2.5]
+    assert [type(each) for each in message["args"]] == [int, float, float]

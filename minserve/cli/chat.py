@@ -13,6 +13,7 @@ from minserve.cli.options import (
     sampling_params,
 )
 from minserve.cli.report import figures
+from minserve.cli.streams import check_stdout, read_line
 from minserve.llm import LLM
 from minserve.request import InvalidRequestError, SamplingParams
 
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the end of the input (Ctrl-D) or /exit; /reset starts over."""
+    check_stdout()
     with LLM(args.model, engine_config(args)) as llm:
         opening = [{"role": "system", "content": args.system}] if args.system else []
         messages = list(opening)
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         print("Ctrl-D or /exit ends, /reset starts over", file=sys.stderr)
         while True:
             print("> ", end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
+            line = read_line()
             if not line or line.strip() == "/exit":
                 return 0
             if line.strip() == "/reset":

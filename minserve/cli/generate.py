@@ -16,6 +16,7 @@ from minserve.cli.options import (
     sampling_params,
 )
 from minserve.cli.report import figures
+from minserve.cli.streams import check_stdout, check_writable, read_stdin, writing
 from minserve.llm import LLM
 from minserve.request import InvalidRequestError, SamplingParams
 
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate; 0, or 1 when the request ended with an error."""
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    check_stdout()
+    if args.trace_file is not None:
+        check_writable(args.trace_file, "--trace-file")
+    prompt = read_stdin() if args.prompt == "-" else args.prompt
     if not prompt:
         raise InvalidRequestError("the prompt is empty: give some text to continue")
     with LLM(args.model, engine_config(args)) as llm:
@@ -44,10 +48,11 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(figures(llm), file=sys.stderr)
         if args.trace_file is not None:
-            if args.trace_file.name.endswith(".perfetto.json"):
-                llm.trace.to_chrome_trace(args.trace_file)
-            else:
-                llm.trace.to_json(args.trace_file)
+            with writing(args.trace_file, "--trace-file"):
+                if args.trace_file.name.endswith(".perfetto.json"):
+                    llm.trace.to_chrome_trace(args.trace_file)
+                else:
+                    llm.trace.to_json(args.trace_file)
     if error is not None:
         print(f"minserve: {error}", file=sys.stderr)
     return 0 if error is None else 1

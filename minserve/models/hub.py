@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from minserve.json_file import shorten
 from minserve.models.errors import ModelError
 
+_MOST_HUB_CHARS = 2 * 96 + 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Weights in one format, configurations, and every kind of tokenizer file.
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*"]
@@ -23,6 +25,7 @@ def resolve_model_dir(model: str | Path) -> Path:
 
     Raises ModelError when there is no such directory, or the hub cannot be reached or refuses.
     """
+    check_model_name(model)
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -32,12 +35,25 @@ def resolve_model_dir(model: str | Path) -> Path:
             ".safetensors weights."
         )
     name = str(model)
-    if isinstance(model, Path) or name.startswith("zoo/") or not _HUB_NAME.fullmatch(name):
+    is_hub_name = len(name) <= _MOST_HUB_CHARS and _HUB_NAME.fullmatch(name)
+    if isinstance(model, Path) or name.startswith("zoo/") or not is_hub_name:
         raise ModelError(
-            f"no model {name!r}: expected a directory with config.json and .safetensors weights, "
-            'or a Hugging Face hub name such as "Qwen/Qwen3-0.6B".'
+            f"no model {shorten(repr(name), 200)}: expected a directory with config.json and "
+            '.safetensors weights, or a Hugging Face hub name such as "Qwen/Qwen3-0.6B".'
         )
     return _download(name)
+
+
+def check_model_name(model: str | Path) -> None:
+    """Raises ModelError for a name that the file system cannot even look for: longer than any path,
+    in a directory that may not be entered, a user's who does not exist."""
+    try:
+        Path(model).expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ModelError(f"no model {shorten(repr(str(model)), 200)}: {reason}.") from None
 
 
 def _download(name: str) -> Path:

@@ -33,6 +33,8 @@ def checked_length(predictor: object, request: Request, length: object) -> float
 
 def checked_count(policy: object, method: str, count: object) -> int:
     """A policy's number of tokens or places, 0 or more. Raises HookError."""
+    if type(count) is int and count >= 0:
+        return count  # at every step
     if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
         raise _refusal(policy, method, None, count, "a whole number, 0 or more")
     return int(count)

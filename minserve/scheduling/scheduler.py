@@ -72,8 +72,9 @@ class Scheduler(Preemption):
             elif turn is Turn.WAITING and len(plan.preempted) == num_displaced:
                 self._admit_waiting(plan, budget, now_s)
             elif turn is not Turn.WAITING:
-                planned = set(plan.requests[:num_leading])
-                whose = [one for one in self._whose(turn) if one not in planned]
+                whose = self._whose(turn)
+                if num_leading:
+                    whose = [one for one in whose if one not in plan.requests[:num_leading]]
                 self._schedule_running(plan, budget, whose, now_s)
         self.culprit = None
         idle = self._policy.idle_places(self.running)

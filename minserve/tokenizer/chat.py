@@ -14,13 +14,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from minserve.json_file import shorten
+from minserve.params import InvalidRequestError
 from minserve.tokenizer.settings import MAX_TEMPLATE_BYTES
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(InvalidRequestError):
     """A conversation that cannot be rendered. The message says why, and what to do."""
 
 

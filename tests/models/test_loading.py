@@ -346,3 +346,17 @@ def test_generation_config_gives_end_tokens_and_sampling_defaults(copy: Path) ->
     )
     assert load_generation_defaults(copy) == {"temperature": 0.6}
     assert load_spec(copy).eos_token_ids == (5, 6)
+
+
+LONG_NAMES = ["x" * 5000, "zoo/" + "x" * 5000, "a/" * 3000, "a" * 200 + "/" + "b" * 50]
+IMPOSSIBLE_NAMES = [*LONG_NAMES, "a\0b", "\ud800", "~no-such-user/x"]
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE_NAMES, ids=lambda name: ascii(name[:6]))
+def test_a_name_that_no_file_can_have_is_a_sentence(name):
+    from minserve.build import find_model
+
+    for find in (resolve_model_dir, find_model):
+        with pytest.raises(ModelError, match="no model") as caught:
+            find(name)
+        assert len(str(caught.value)) < 400

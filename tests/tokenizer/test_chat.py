@@ -115,3 +115,10 @@ def test_what_cannot_be_rendered_is_refused_with_a_sentence(template, messages, 
 def test_the_date_is_at_hand():
     rendered = with_template("{{ strftime_now('%Y') }}").apply_chat_template(CHAT)
     assert json.loads(rendered) > 2000
+
+
+def test_a_conversation_that_cannot_be_rendered_is_an_invalid_request():
+    from minserve.request import InvalidRequestError
+
+    assert issubclass(ChatTemplateError, InvalidRequestError)
+    assert issubclass(ChatTemplateError, ValueError)
