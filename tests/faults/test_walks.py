@@ -289,6 +289,22 @@ def test_a_watchdog_time_that_is_none_is_refused(value):
         AsyncLLM("zoo/draft", CONFIG, progress=False, watchdog_s=value).close()
 
 
+class Unchecked(SamplingParams):
+    """Parameters that escaped their checks."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("count", [-1, 0])
+def test_params_that_escaped_their_checks_leave_no_name_behind(llm, count):
+    with pytest.raises(InvalidRequestError):
+        llm.generate("x", Unchecked(n=count), progress=False)
+    with pytest.raises(InvalidRequestError):
+        llm.stream("x", Unchecked(n=count))
+    assert not llm.engine._live
+
+
 # -- pins that come too late -----------------------------------------------------------------------
 
 DOCUMENT = "import os\n" * 20
