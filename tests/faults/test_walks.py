@@ -339,7 +339,6 @@ def test_a_pin_that_gave_up_waiting_pins_nothing(served, monkeypatch, begun):
         served.pin(DOCUMENT, timeout_s=0.3)
     assert inside.is_set() == begun
     go_on.set()
-    monkeypatch.undo()
     assert thread.ask(lambda: memory.num_pinned, 10) == 0
     assert len(pinned) == begun
 
