@@ -203,19 +203,18 @@ class EngineShare:
     def _step(self, engine: Engine) -> None:
         self._tell_departed(engine)
         if engine.has_work:
-            num_live = len(engine.live_requests())
             try:
                 engine.step()
                 self._num_failures = 0
             except BaseException as error:
                 # The engine has ended the requests it belongs to: their callers raise it.
-                if is_interrupt(error):
+                if is_interrupt(error) or self._num_failures >= MOST_FAILURES:
                     raise
-                ended = len(engine.live_requests()) < num_live
-                self._num_failures = 0 if ended else self._num_failures + 1
-                if self._num_failures > MOST_FAILURES:
-                    raise
+                self._num_failures += 1
+        num_ended = self.num_ended
         self._deliver(engine, engine.take_updates())
+        if self.num_ended > num_ended:
+            self._num_failures = 0
 
     def _deliver(self, engine: Engine, updates: Sequence[Request]) -> None:
         for request in updates:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn
 
 from minserve.checks import (
@@ -101,7 +101,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
-            where, given = f"SamplingParams.{name}", getattr(self, name)
+            given = getattr(self, name)
+            if given is _PLAIN_DEFAULTS.get(name, check):
+                continue
+            where = f"SamplingParams.{name}"
             object.__setattr__(self, name, checked(where, given, check, InvalidRequestError))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
@@ -254,4 +257,9 @@ _CHECKS: dict[str, Check] = {
     "bad_words": _bad_words,
     "allowed_token_ids": optional(_allowed_token_ids),
     "detokenize": flag,
+}
+
+# What most fields of most requests are: the very objects, so that nothing else passes for them.
+_PLAIN_DEFAULTS = {
+    item.name: item.default for item in fields(SamplingParams) if item.default is not MISSING
 }

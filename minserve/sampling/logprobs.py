@@ -95,9 +95,19 @@ def _block(
 def _largest_on_cpu(logits: Tensor, count: int) -> Tensor:
     """Ids of each row's `count` largest logits, equals by id: `[n, vocab]` -> int64 `[n, count]`.
 
-    A selection of bare values finds the smallest one that belongs, and only what reaches it is
-    sorted; that is faster here than torch's topk, which carries indices along.
+    Torch's topk orders equals as it likes, which matters only where there are some: the one behind
+    the last that belongs is looked at too.
     """
+    if count < logits.shape[1]:
+        values, ids = logits.topk(count + 1, dim=-1)
+        if not bool((values[:, 1:] == values[:, :-1]).any()):
+            return ids[:, :count]
+    return _largest_with_equals(logits, count)
+
+
+def _largest_with_equals(logits: Tensor, count: int) -> Tensor:
+    """The same by a selection of bare values, which finds the smallest one that belongs; only what
+    reaches it is sorted."""
     values = logits.numpy()
     edges = np.partition(values, values.shape[1] - count, axis=-1)[:, -count]
     reach = values >= edges[:, None]
