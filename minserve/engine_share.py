@@ -71,6 +71,12 @@ class EngineShare:
             raise RuntimeError(CLOSED)
         return self._engine
 
+    @property
+    def is_idle(self) -> bool:
+        """True when no request is live."""
+        engine = self._engine
+        return engine is None or not engine.has_requests
+
     @contextmanager
     def hold(self) -> Iterator[Engine]:
         """The engine, for this thread alone. Raises RuntimeError when it is closed, after a fork,

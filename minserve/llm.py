@@ -421,7 +421,7 @@ class LLM:
         ) as bar:
             while left:
                 share.advance()
-                if share.num_ended == num_ended:
+                if share.num_ended == num_ended and not share.is_idle:
                     continue  # Nothing has ended, so there is nothing to look for.
                 num_ended = share.num_ended
                 if stops and (told := failure_of(left)) is not None:
