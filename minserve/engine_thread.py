@@ -331,8 +331,8 @@ class EngineThread:
             wait = False
 
     def _find_lost(self) -> None:
-        """After an error between the engine and the mailboxes: requests that no mailbox knows end,
-        and mailboxes are told what they missed."""
+        """After an error between engine and mailboxes: abort requests without a mailbox, and send
+        mailboxes what they missed."""
         lost = [request for request in self.engine.live_requests() if request not in self._cursors]
         self.engine.abort_requests(lost)
         for request in lost:

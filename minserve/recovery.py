@@ -2,8 +2,8 @@
 
 An error ends the request it belongs to; where that cannot be told, its batch; where not even that
 can, everything. Afterwards the books are audited: what an error or Ctrl-C left half-done must not
-be found by the next request. Books that do not add up are begun anew. Knows how to tell, not how to
-end a request: that is the engine's.
+be found by the next request. Books that do not add up are begun anew. Decides who ends; the engine
+ends them.
 """
 
 from __future__ import annotations
@@ -65,11 +65,16 @@ class Recovery:
 
     def __init__(self, books: Recoverable) -> None:
         self.owners: Sequence[Request] | None = ()
-        """Whose error it is if what runs now fails. None: planning, which knows its culprit."""
+        """Requests to end if the current stage raises. None: the one that planning was looking at;
+        where there is none, all."""
         self._books = books
         self._torn = False
+        """Set while the books change. Still set at the next call: the last change was interrupted,
+        so repair first."""
         self._in_doubt: BaseException | None = None
+        """What a row failed with in a step that went on: audit the books behind it."""
         self._num_fruitless = 0
+        """Failures in a row that ended no request."""
 
     @contextlib.contextmanager
     def change(self, owners: Sequence[Request]) -> Iterator[None]:
