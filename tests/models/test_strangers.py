@@ -183,7 +183,7 @@ def test_a_number_of_another_type_or_out_of_range_is_refused_by_name(
 @pytest.mark.parametrize(
     "changes",
     [{"do_sample": 1}, {"temperature": -0.1}, {"temperature": "hot"}, {"temperature": True},
-     {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"top_k": 5.0}, {"min_p": 2}, {"min_p": []},
+     {"top_p": 0}, {"top_p": 1.5}, {"top_k": -2}, {"top_k": 5.0}, {"min_p": 2}, {"min_p": []},
      {"repetition_penalty": 0}, {"max_new_tokens": 0}, {"max_new_tokens": 1.5},
      {"eos_token_id": "x"}],
 )  # fmt: skip
