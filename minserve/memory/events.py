@@ -24,6 +24,24 @@ class MemoryEvents:
     transfer_s: float = 0.0
     """Seconds spent on copies between tiers; on a GPU, on queueing them."""
 
+    def __bool__(self) -> bool:
+        """True when anything happened: in most steps nothing does."""
+        return bool(
+            self.hit_tokens
+            or self.copied_blocks
+            or self.evicted_blocks
+            or self.loaded_tokens
+            or self.swapped_out_blocks
+            or self.swapped_in_blocks
+            or self.transfer_s
+        )
+
     def __add__(self, other: MemoryEvents) -> MemoryEvents:
+        if not other:
+            return self
         names = MemoryEvents.__slots__
         return MemoryEvents(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+NOTHING = MemoryEvents()
+"""What most steps have to tell. Shared, and never changed."""

@@ -15,7 +15,7 @@ from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
 from minserve.memory.chain import TokenChain, root_key
 from minserve.memory.costs import ResumeCosts
-from minserve.memory.events import MemoryEvents
+from minserve.memory.events import NOTHING, MemoryEvents
 from minserve.memory.host import HostTier
 from minserve.memory.index import PrefixIndex
 from minserve.memory.layout import Reservation
@@ -388,6 +388,8 @@ class KVManager:
     def take_events(self) -> MemoryEvents:
         """What happened since the last call."""
         events = self._events
+        if not events:
+            return NOTHING
         taken = MemoryEvents(*(getattr(events, name) for name in MemoryEvents.__slots__))
         for name in MemoryEvents.__slots__:
             setattr(events, name, type(getattr(events, name))())
