@@ -40,6 +40,12 @@ class Reader:
         self.failure: EngineError | None = None
         """Why nothing more can be told of it."""
 
+    def take(self) -> list[StreamChunk]:
+        """The chunks that have come. Called while the engine is held: others deliver to it."""
+        chunks = list(self.chunks)
+        self.chunks.clear()
+        return chunks
+
     @property
     def finished(self) -> bool:
         """True when no more chunks will come."""
@@ -129,7 +135,7 @@ class EngineShare:
         end. Raises what its request failed with, then."""
         while True:
             if self._engine is None:
-                chunks = list(reader.chunks)
+                chunks = reader.take()
             else:
                 with self.hold() as engine:
                     if not reader.chunks and not reader.finished:
@@ -137,8 +143,7 @@ class EngineShare:
                     if reader.finished:
                         # What an interrupted call of another thread did not deliver.
                         self._deliver(engine, [r for r, c in reader.cursors.items() if not c.ended])
-                    chunks = list(reader.chunks)
-            reader.chunks.clear()
+                    chunks = reader.take()
             if chunks:
                 return chunks
             if reader.finished:
@@ -161,8 +166,12 @@ class EngineShare:
         told at the end of it."""
         if self._engine is None or os.getpid() != self._process or self._is_held_here:
             return
-        with self.hold():
-            pass
+        try:
+            with self.hold():
+                pass
+        except RuntimeError:
+            if self._engine is not None:  # or another thread has closed it meanwhile
+                raise
 
     def close(self) -> None:
         """End everything. Called in the midst of a step of the same thread: at the end of it."""

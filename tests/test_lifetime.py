@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import logging
 import os
 import subprocess
@@ -244,6 +246,29 @@ def test_a_stream_may_be_begun_in_one_thread_and_ended_in_another(llm, expected)
     other.join(30)
     assert not llm.engine.has_work
     assert llm.generate("def f():", SHORT)[0].token_ids == expected["def f():"]
+
+
+def test_what_another_caller_delivers_behind_a_step_is_not_lost(llm, expected):
+    share, hold = llm._share, llm._share.hold
+    mine, other = llm.stream("def f():", SHORT), llm.stream("import re", SHORT)
+    between = [False]
+
+    @contextlib.contextmanager
+    def hold_and_let_the_other_go_on():
+        with hold() as engine:
+            yield engine
+        if not between[0]:  # the engine is free, and the caller has not looked at its chunks yet
+            between[0] = True
+            found.extend(chunk.token_ids for chunk in itertools.islice(other, 1))
+            between[0] = False
+
+    found: list[tuple[int, ...]] = []
+    share.hold = hold_and_let_the_other_go_on
+    try:
+        assert tokens(mine) == expected["def f():"]
+    finally:
+        del share.hold
+    assert sum(found, ()) + tokens(other) == expected["import re"]
 
 
 def test_threads_that_call_generate_take_turns(llm, expected):
