@@ -91,7 +91,7 @@ reset: setup ## take a fresh copy of one chapter (CHAPTER=00); yours is kept as 
 test: setup lint types imports unit notebooks ## everything CI runs, but for the browser; matrices and long runs as a sample
 
 # The sample is drawn by a seed that pytest's header shows: make unit ARGS='--sample-seed N' repeats it.
-test-full: setup ## the same with nothing left out, and the browser where there is a Chromium; an hour or more
+test-full: setup ## the same with nothing left out, and the browser where there is a Chromium; twenty minutes
 	@$(MAKE) --no-print-directory lint types imports
 	@$(MAKE) --no-print-directory unit ARGS='--full $(ARGS)'
 	@$(MAKE) --no-print-directory notebooks
