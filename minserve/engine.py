@@ -103,6 +103,8 @@ class Engine:
         self._texts: dict[Request, TextStream] = {}
         self._updates: dict[Request, None] = {}
         self._recovery = Recovery(self)
+        self._has_lost_pass = False
+        """A pass failed, or was interrupted, between its submission and its place in flight."""
         self._num_added = 0
         self._num_steps = 0
         self._num_aborted = 0
@@ -299,8 +301,12 @@ class Engine:
         return self._collect()
 
     def _must_know_tokens(self) -> bool:
-        """True where a token in flight decides how the next one is drawn: penalties count it."""
-        return bool(self._in_flight) and any(
+        """True where a token in flight decides how the next one is drawn: penalties count it. And
+        where a pass was lost, because pending tokens are those of the pass submitted last."""
+        if not self._in_flight:
+            self._has_lost_pass = False
+            return False
+        return self._has_lost_pass or any(
             request.needs_known_tokens for request in self._in_flight[-1].built.sampled
         )
 
@@ -345,6 +351,7 @@ class Engine:
             )
         except BaseException:
             self.memory.failed()  # something of it may be queued on the device
+            self._has_lost_pass = True
             raise
         for request, count in zip(plan.requests, plan.num_tokens, strict=True):
             request.num_inflight_tokens += count

@@ -287,3 +287,20 @@ def test_close_waits_for_what_is_in_flight():
 def test_without_a_kv_cache_it_is_refused():
     with pytest.raises(ConfigError, match=r"async_scheduling=True .* memory\.kv_cache=False"):
         overlapping(memory__kv_cache=False)
+
+
+def test_a_pass_lost_behind_its_submission_gives_no_other_request_its_tokens(monkeypatch):
+    engine, runner = overlapping(scheduling__prefill="prefill_first")
+    requests = add(engine, 2)
+    for _ in range(4):
+        engine.step()
+    late = engine.add("late", PROMPTS[4], SamplingParams(max_tokens=4, temperature=0.0))[0]
+    # A batch of the others is in flight; the next one is the late prompt's alone.
+    monkeypatch.setattr(engine.memory, "take_events", lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    monkeypatch.undo()
+    assert late.finish_reason == "error" and runner.batches[-1].num_tokens == len(PROMPTS[4])
+    run(engine)
+    assert not any(request.finish_reason == "error" for request in requests)
+    expect_oracle(requests)
