@@ -233,6 +233,7 @@ class Engine:
 
     def unpin(self, handle: int) -> None:
         """Let a pin's pages be evicted again. An unknown handle is a KeyError."""
+        self.memory.check_pin(handle)  # a caller's mistake is no failure of the engine
         with self._recovery.change(()):
             self.memory.unpin(handle)
 
@@ -278,10 +279,11 @@ class Engine:
         """Schedule, submit, collect the oldest batch, commit. Call only while `has_work`.
 
         With a batch in flight, the next one is planned on tokens that only the device knows yet:
-        their rows are filled in there (`ForwardBatch.pending`). Whoever turns out to have ended
-        meanwhile was computed once too often, and the result is dropped. Its pages may be given to
-        somebody else while a step in flight still uses them: whatever touches them next, a batch
-        or a copy, is queued behind that step. Nobody in flight is preempted (`StepPlan.waits`).
+        their rows are filled in there (`ForwardBatch.pending`). A request that turns out to have
+        ended meanwhile was computed once too often, and that row's result is dropped. Its pages may
+        be given to another request while a step in flight still uses them: what touches them next,
+        a batch or a copy, is queued behind that step. No request in flight is preempted
+        (`StepPlan.waits`).
 
         What it raises has ended the requests it belongs to, with reason "error" and `cause`: one
         request where that can be told, else the batch, else all. The engine stays usable.
@@ -370,6 +372,7 @@ class Engine:
         finally:
             self._in_flight.popleft()
             self.memory.collected()
+            self._recovery.progress()  # also where all its requests had ended: it is gone
         now = self.clock.now()
         counts = self._commit(flight, result, now)
         self._recovery.owners = ()

@@ -114,7 +114,7 @@ class Recovery:
             self._books.start_over(error)
 
     def progress(self) -> None:
-        """A step has succeeded."""
+        """A step has succeeded, or a batch has left the device: trying again changes something."""
         self._num_fruitless = 0
 
     def _recover(self, error: BaseException | None) -> None:

@@ -356,6 +356,11 @@ class KVManager:
         """Let pinned pages be evicted again. An unknown handle is a KeyError."""
         self.pool.release(reversed(self._pins.pop(handle)))
 
+    def check_pin(self, handle: int) -> None:
+        """Raise KeyError for a handle that is unknown, or unpinned already."""
+        if handle not in self._pins:
+            raise KeyError(handle)
+
     def holds_pin(self, handle: int) -> bool:
         """True while the handle's pages are pinned."""
         return bool(self._pins.get(handle))

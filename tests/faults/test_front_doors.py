@@ -40,6 +40,9 @@ def config(overlap: bool) -> EngineConfig:
     )
 
 
+STEPS = 1_150
+"""Of each kind of the long runs: 12 through LLM and 6 through AsyncLLM, over 20,000 in all."""
+
 PARAMS = [
     SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True),
     SamplingParams(max_tokens=7, temperature=0.8, seed=3, top_p=0.9, logprobs=2, ignore_eos=True),
@@ -101,10 +104,12 @@ def test_after_a_fault_anywhere_in_a_call_the_next_requests_get_their_tokens(llm
 @pytest.mark.full
 @pytest.mark.parametrize("lines", [False, True], ids=["calls", "lines"])
 @pytest.mark.parametrize("kind", list(ERRORS))
-def test_three_hundred_faults_in_calls(llm, kind, lines):
-    expected = answers(llm)
-    for seed in range(1000, 1050):
+def test_thousands_of_steps_with_a_fault_in_each_call(llm, kind, lines):
+    expected, seed = answers(llm), 1000
+    first = llm.engine._num_steps
+    while llm.engine._num_steps - first < STEPS:
         one_call(llm, seed, kind, lines, expected)
+        seed += 1
 
 
 class ThreadInjector(Injector):
@@ -166,10 +171,12 @@ def test_a_fault_in_the_engines_thread_ends_what_it_concerns_and_nothing_else(se
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", list(ERRORS))
-def test_three_hundred_faults_in_the_engines_thread(served, kind):
+def test_thousands_of_steps_with_a_fault_in_each_load_of_the_thread(served, kind):
     llm, expected = served
-    for seed in range(1000, 1050):
+    seed, first = 1000, llm._engine._num_steps
+    while llm._engine._num_steps - first < STEPS:
         one_load(llm, seed, kind, expected)
+        seed += 1
 
 
 def test_a_thread_that_dies_ends_every_stream_and_says_why_ever_after(monkeypatch):

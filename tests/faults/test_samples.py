@@ -389,3 +389,37 @@ def test_names_and_forms_that_users_of_vllm_type(llm):
         llm.generate("x", GREEDY, sampling_params=GREEDY)
     silent = llm.generate("def f():", SamplingParams(6, temperature=0, detokenize=False))[0]
     assert silent.token_ids == expected.token_ids[: len(silent.token_ids)] and silent.text == ""
+
+
+def test_unpinning_twice_is_a_mistake_and_ends_no_request():
+    config = EngineConfig().with_values({"memory.prefix_cache": "hash", "memory.block_size": 2})
+    engine, _, _ = make_engine(config)
+    request = engine.add("bystander", [3, 4, 5], GREEDY)[0]
+    engine.step()
+    for _ in range(4):
+        with pytest.raises(KeyError):
+            engine.unpin(77)
+    run(engine)
+    assert request.output_token_ids == oracle([3, 4, 5], 6, ignore_eos=True)
+
+
+def test_batches_of_ended_requests_that_fail_end_no_request_that_waits():
+    config = EngineConfig().with_values(
+        {
+            "scheduling.async_scheduling": True,
+            "scheduling.max_num_seqs": 1,
+            "scheduling.order": "priority",
+        }
+    )
+    engine, runner, _ = make_engine(config, lazy=True)
+    waits = engine.add("waits", [9, 4], GREEDY, priority=5)[0]
+    for number in range(4):
+        gone = engine.add(f"gone {number}", [3, 4 + number], GREEDY)
+        assert engine._submit()  # a batch of the urgent one alone
+        engine.abort_requests(gone)
+        runner.fail_late = True
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            engine.settle()
+        assert waits.finish_reason is None
+    run(engine)
+    assert waits.output_token_ids == oracle([9, 4], 6, ignore_eos=True)
