@@ -1,0 +1,26 @@
+"""Tokens and traces of whole runs are those that were written down (`runs.py`), one by one.
+
+The files were written in version 3 of the trace's JSON: this also holds that old traces load.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from golden.runs import FOLDER, GOLDEN, facts
+
+from minserve.trace import RunTrace
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_tokens_and_trace_are_those_that_were_written_down(name):
+    recorded = json.loads((FOLDER / f"{name}.json").read_text())
+    requests, text = GOLDEN[name]()
+    assert facts(requests) == recorded["requests"]
+    was = RunTrace.from_json(json.dumps(recorded["trace"])).snapshot()
+    now = RunTrace.from_json(text).snapshot()
+    for old, new in zip(was.steps, now.steps, strict=True):
+        assert new == old
+    assert now.requests == was.requests
+    assert now.totals == was.totals
