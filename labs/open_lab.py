@@ -164,7 +164,7 @@ def launch(command: list[str]) -> int:
 
 def kernel_environment() -> dict[str, str]:
     """What JupyterLab hands on to every kernel: a chapter may import torch before `minserve`."""
-    from minserve.openmp import set_spin_count  # Not needed to copy chapters.
+    from minserve.process.openmp import set_spin_count  # Not needed to copy chapters.
 
     environment = dict(os.environ)
     set_spin_count(environment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minserve.openmp import settle as _settle
+from minserve.process.openmp import settle as _settle
 
 OPENMP = _settle()
 """How OpenMP's threads wait in this process, in a sentence. First of all: torch reads it once."""
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         SchedulingConfig,
         TraceConfig,
     )
+    from minserve.engine.pins import PinnedPrefix
+    from minserve.engine.recovery import EngineError
+    from minserve.frontend.outputs import StreamChunk
     from minserve.llm import LLM
-    from minserve.outputs import StreamChunk
-    from minserve.pins import PinnedPrefix
-    from minserve.recovery import EngineError
     from minserve.request import InvalidRequestError, Output, SamplingParams
     from minserve.trace import RunTrace
 
@@ -32,17 +32,17 @@ _HOMES = {
     "AsyncLLM": "async_llm",
     "ConfigError": "config",
     "EngineConfig": "config",
-    "EngineError": "recovery",
+    "EngineError": "engine.recovery",
     "InvalidRequestError": "request",
     "KernelsConfig": "config",
     "LLM": "llm",
     "MemoryConfig": "config",
     "Output": "request",
-    "PinnedPrefix": "pins",
+    "PinnedPrefix": "engine.pins",
     "RunTrace": "trace",
     "SamplingParams": "request",
     "SchedulingConfig": "config",
-    "StreamChunk": "outputs",
+    "StreamChunk": "frontend.outputs",
     "TraceConfig": "config",
 }
 

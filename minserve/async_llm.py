@@ -18,15 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from minserve.build import LoadedModel, build_engine, check_engine_arguments, load_model
-from minserve.checks import shorten
+from minserve.build import build_engine, check_engine_arguments
 from minserve.clock import Clock, WallClock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
-from minserve.engine_thread import EngineThread, Health, Mailbox, check_seconds, late
-from minserve.outputs import StreamChunk, check_params, check_process
-from minserve.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
-from minserve.prompts import (
+from minserve.engine.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
+from minserve.engine.recovery import EngineError
+from minserve.frontend.outputs import StreamChunk, check_params, check_process
+from minserve.frontend.thread import EngineThread, Health, Mailbox, check_seconds, late
+from minserve.inputs.checks import shorten
+from minserve.inputs.prompts import (
     Prompt,
     PromptInput,
     check_arrival,
@@ -35,7 +36,7 @@ from minserve.prompts import (
     check_salt,
     parse_prompt,
 )
-from minserve.recovery import EngineError
+from minserve.loading import LoadedModel, load_model
 from minserve.request import SamplingParams
 from minserve.scheduling import LengthPredictor
 from minserve.tokenizer import Tokenizer

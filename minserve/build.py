@@ -1,7 +1,6 @@
 """From a model and a configuration to an engine that runs: the only place that knows all rooms.
 
-Loads weights (shared where the same model is loaded twice), sizes the page pool, picks kernels and
-puts runner, memory and scheduler together.
+Sizes the page pool, picks kernels and puts runner, memory and scheduler together.
 """
 
 from __future__ import annotations
@@ -9,145 +8,35 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from minserve.attention import PagedAttention
-from minserve.checks import shorten
 from minserve.clock import Clock, VirtualClock, WallClock
 from minserve.config import DTYPES, ConfigError, EngineConfig, ResolvedConfig
 from minserve.engine import Engine
-from minserve.graphs import GraphRunner
+from minserve.engine.prepare import ShapeBuilder
+from minserve.execution.graphs import GraphRunner
+from minserve.execution.runner import EagerRunner, Runner
 from minserve.hardware import describe_machine
+from minserve.inputs.checks import shorten
 from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
 from minserve.kernels.cpu.build import NativeUnavailable, need_compiler
+from minserve.loading import LoadedModel
 from minserve.memory import KVCache, build_manager
 from minserve.models import (
     Decoder,
-    DecoderWeights,
-    check_rotary_table,
-    default_store,
-    load_generation_defaults,
-    load_spec,
-    resolve_model_dir,
 )
-from minserve.models.hub import check_model_name
-from minserve.openmp import release_team
-from minserve.prepare import ShapeBuilder
-from minserve.prompts import Prompt, PromptInput, parse_prompt
-from minserve.recovery import describe, is_interrupt
-from minserve.request import InvalidRequestError, SamplingParams
-from minserve.runner import EagerRunner, Runner
+from minserve.process.openmp import release_team
 from minserve.scheduling import LengthPredictor, Order, Policy
 from minserve.spec import ModelSpec
-from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, TraceHeader
-from minserve.virtual import StepCost, VirtualRunner
-from minserve.virtual_engine import VirtualEngine
-from minserve.virtual_transfers import HostLink, VirtualStore
-
-ZOO = Path(__file__).parent / "zoo"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model directory, read: everything but the weights' number format is settled."""
-
-    name: str
-    path: Path
-    config: ResolvedConfig
-    weights: DecoderWeights
-    tokenizer: Tokenizer | None
-    generation_defaults: Mapping[str, Any]
-
-    def default_sampling_params(self) -> SamplingParams:
-        """SamplingParams with what the model's generation_config.json recommends."""
-        defaults = self.generation_defaults
-        values: dict[str, Any] = {
-            name: defaults[name]
-            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-            if defaults.get(name) is not None
-        }
-        if defaults.get("do_sample") is False:
-            values["temperature"] = 0.0
-        if defaults.get("max_new_tokens"):
-            values["max_tokens"] = defaults["max_new_tokens"]
-        return SamplingParams(**values)
-
-    def encode(self, prompt: Prompt | PromptInput) -> list[int]:
-        """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError, also where
-        the tokenizer itself gives up: its panics are no ordinary exceptions."""
-        if not isinstance(prompt, PromptInput):
-            prompt = parse_prompt(prompt, self.config.max_prompt_chars)
-        if prompt.token_ids is not None:
-            return prompt.token_ids
-        tokenizer, text = self.need_tokenizer("text"), prompt.text or ""
-        try:
-            return tokenizer.encode(text)
-        except BaseException as error:
-            if is_interrupt(error):
-                raise
-            raise InvalidRequestError(
-                f"the tokenizer cannot take this prompt of {len(text)} characters "
-                f"({describe(error)}): shorten it, or give token ids"
-            ) from error
-
-    def need_tokenizer(self, what: str) -> Tokenizer:
-        """The tokenizer; InvalidRequestError, saying that `what` needs it, when there is none."""
-        if self.tokenizer is None:
-            raise InvalidRequestError(
-                f"the model {self.name!r} came without a tokenizer, so {what} cannot be turned "
-                "into tokens: give lists of token ids"
-            )
-        return self.tokenizer
-
-
-def find_model(model: str | Path) -> Path:
-    """The directory of "zoo/NAME", of a path, or of a name on the Hugging Face hub."""
-    name = str(model)
-    check_model_name(name)
-    if name.startswith("zoo/") and not Path(name).is_dir():
-        path = ZOO / name.removeprefix("zoo/")
-        if not (path / "config.json").is_file():
-            known = sorted(f"zoo/{entry.parent.name}" for entry in ZOO.glob("*/config.json"))
-            raise FileNotFoundError(
-                f"there is no model {name!r} in the zoo; it has: {', '.join(known) or 'none'}"
-            )
-        return path
-    return resolve_model_dir(name)
-
-
-def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True) -> LoadedModel:
-    """Read a model directory. Raises a sentence for anything that cannot be served."""
-    path = find_model(model)
-    # The small files first: most that is wrong with a directory is known before weights are read.
-    spec = load_spec(path)
-    resolved = config.resolve(spec)
-    check_rotary_table(spec, resolved.max_model_len)
-    defaults = load_generation_defaults(path)
-    tokenizer = Tokenizer.from_dir(path)
-    if tokenizer is not None:
-        resolved = dataclasses.replace(resolved, notes=(*resolved.notes, *tokenizer.notes))
-    if config.kernels.num_threads is not None:
-        torch.set_num_threads(config.kernels.num_threads)
-    name = str(model) if str(model).startswith("zoo/") else path.name
-    ops = select_ops(resolved.config.kernels.backend, resolved.device, resolved.dtype)
-    weights = default_store.load(
-        path, spec, resolved.dtype, resolved.device, progress, ops.panel_shape(resolved.dtype)
-    )
-    return LoadedModel(
-        name=name,
-        path=path,
-        config=resolved,
-        weights=weights,
-        tokenizer=tokenizer,
-        generation_defaults=defaults,
-    )
+from minserve.virtual.engine import VirtualEngine
+from minserve.virtual.runner import StepCost, VirtualRunner
+from minserve.virtual.transfers import HostLink, VirtualStore
 
 
 def check_engine_arguments(config: object, clock: object, predictor: object) -> EngineConfig:
@@ -334,7 +223,7 @@ def _tuned(ops: Ops, config: ResolvedConfig) -> Ops:
             f"{config.dtype}: use autotune=False, or a dtype of up to 32 bits"
         )
     from minserve.kernels.triton import TritonOps
-    from minserve.kernels.triton.autotune import tune_model
+    from minserve.kernels.triton.analysis.autotune import tune_model
 
     return TritonOps(tuning=tune_model(config.model, config.dtype, config.device))
 
@@ -376,7 +265,7 @@ def _usable_blocks(config: ResolvedConfig, num_blocks: int) -> int:
 
 def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     """Bytes left for pages on a GPU after the largest batch the scheduler may ask for has run."""
-    from minserve.profiling import activation_peak_bytes
+    from minserve.execution.profiling import activation_peak_bytes
 
     peak = activation_peak_bytes(config, decoder, ops)
     if config.config.kernels.cuda_graphs:

@@ -20,19 +20,12 @@ from typing import Any, Literal, overload
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from minserve.build import (
-    LoadedModel,
-    build_engine,
-    check_engine_arguments,
-    load_model,
-    new_trace,
-)
-from minserve.checks import MOST_ITEMS, shorten
+from minserve.build import build_engine, check_engine_arguments, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
-from minserve.engine_share import REENTERED, EngineShare
-from minserve.outputs import (
+from minserve.engine.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
+from minserve.frontend.outputs import (
     StreamChunk,
     check_params,
     check_process,
@@ -40,8 +33,9 @@ from minserve.outputs import (
     make_output,
     refused_output,
 )
-from minserve.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
-from minserve.prompts import (
+from minserve.frontend.share import REENTERED, EngineShare
+from minserve.inputs.checks import MOST_ITEMS, shorten
+from minserve.inputs.prompts import (
     Message,
     Prompt,
     PromptInput,
@@ -54,6 +48,7 @@ from minserve.prompts import (
     parse_each_conversation,
     parse_prompts,
 )
+from minserve.loading import LoadedModel, load_model
 from minserve.request import InvalidRequestError, Output, Request, SamplingParams
 from minserve.scheduling import LengthPredictor
 from minserve.tokenizer import Tokenizer

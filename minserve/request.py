@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minserve.params import InvalidRequestError, SamplingParams
+from minserve.inputs.params import InvalidRequestError, SamplingParams
 
 __all__ = [
     "FinishReason",

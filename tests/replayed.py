@@ -13,9 +13,9 @@ from minserve import build
 from minserve.batch import ForwardBatch
 from minserve.config import EngineConfig
 from minserve.engine import Engine
-from minserve.graphs import LEAST_CONTEXT, GraphKey, GraphRunner
+from minserve.execution.graphs import LEAST_CONTEXT, GraphKey, GraphRunner
+from minserve.execution.runner import Forward
 from minserve.request import SamplingParams
-from minserve.runner import Forward
 
 
 class CheckedRunner(GraphRunner):

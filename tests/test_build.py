@@ -7,14 +7,15 @@ import torch
 from engine.fakes import tiny_spec
 
 from minserve.attention import PagedAttention
-from minserve.build import build_engine, load_model, new_trace
+from minserve.build import build_engine, new_trace
 from minserve.clock import WallClock
 from minserve.config import EngineConfig
+from minserve.execution.profiling import largest_batch
+from minserve.execution.runner import EagerRunner
 from minserve.kernels import select_ops
+from minserve.loading import load_model
 from minserve.memory import KVCache
 from minserve.models import Decoder, random_weights
-from minserve.profiling import largest_batch
-from minserve.runner import EagerRunner
 
 
 def resolved(**values: object):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minserve import LLM, ConfigError, EngineConfig, InvalidRequestError, SamplingParams
-from minserve.build import find_model
+from minserve.loading import find_model
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 CONFIG = EngineConfig(dtype="float32", device="cpu")

@@ -20,8 +20,8 @@ from typing import Any
 import ipywidgets as widgets
 from filelock import FileLock, Timeout
 
-from minserve import cache_dir
-from minserve.json_file import read_bytes
+from minserve.files import cache_dir
+from minserve.files.json_file import read_bytes
 from widgets.fallback import bundle
 from widgets.scores import KINDS, MAX_BYTES, Entry, check, dump, parse
 from widgets.theme import headless

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minserve.json_file import FileError, parse_json
-from minserve.json_types import build
+from minserve.files.json_file import FileError, parse_json
+from minserve.files.json_types import build
 
 VERSION = 1
 KINDS = ("predict", "estimate", "check", "recap")

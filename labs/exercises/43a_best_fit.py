@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from minserve.bench.drive import drive
-from minserve.bench.heavy_tail import heavy_tail
-from minserve.bench.memory import LADDER, RUNGS, longest_of
-from minserve.bench.shapes import SHAPES
-from minserve.bench.traces import to_traffic
+from minserve.bench.runs.memory import LADDER, RUNGS, longest_of
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.heavy_tail import heavy_tail
+from minserve.bench.workloads.shapes import SHAPES
+from minserve.bench.workloads.traces import to_traffic
 from minserve.build import build_virtual_engine
 from minserve.hardware import DEVICES
 from minserve.trace import RunTotals

@@ -6,15 +6,15 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from minserve.bench.drive import drive
-from minserve.bench.sessions import IDLE, resume_s, returning
-from minserve.bench.shapes import SHAPES
+from minserve.bench.runs.sessions import IDLE, resume_s, returning
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.shapes import SHAPES
 from minserve.build import build_virtual_engine
 from minserve.hardware import DEVICES, WorkCounter
 from minserve.memory import TokenChain
-from minserve.memory.prefix import Hit
+from minserve.memory.prefix.cache import Hit
 from minserve.virtual import CostModel
-from minserve.virtual_transfers import HostLink
+from minserve.virtual.transfers import HostLink
 from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
 
 SPEC = SHAPES["llama-3.1-8b"].spec()

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 
-from minserve.bench.conversations import independent
-from minserve.bench.drive import drive
-from minserve.bench.length_draws import fixed, lognormal
-from minserve.bench.shapes import SHAPES
-from minserve.bench.traffic import Traffic, traffic
+from minserve.bench.workloads.conversations import independent
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.length_draws import fixed, lognormal
+from minserve.bench.workloads.shapes import SHAPES
+from minserve.bench.workloads.traffic import Traffic, traffic
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 
-from minserve.bench.drive import drive
-from minserve.bench.shapes import SHAPES
-from minserve.bench.traffic import at_once, fixed_length
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.shapes import SHAPES
+from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES

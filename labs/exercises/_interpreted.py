@@ -47,7 +47,7 @@ def inputs(case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 def run(attend_kernel: Any, case: dict[str, Any]) -> dict[str, Any]:
     """What the reader's function made of one case."""
-    from minserve.kernels.triton.traffic import watch
+    from minserve.kernels.triton.analysis.traffic import watch
 
     q, keys, values = inputs(case)
     # What lies behind the last key was never written: a kernel that uses it sees NaN.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.bench import (
+from minserve.bench.gpu import command as gpu
+from minserve.bench.modelling import calibrate
+from minserve.bench.runs import (
     busy,
-    calibrate,
     compilation,
     forward,
     latency,
@@ -16,7 +17,6 @@ from minserve.bench import (
     serve,
     sessions,
 )
-from minserve.bench.gpu import command as gpu
 
 BENCHMARKS = {
     "offline": (offline, "throughput over a workload that arrives at once"),

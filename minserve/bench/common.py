@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from minserve.bench.child_side import ChildSide, convert_to_gguf
-from minserve.bench.engine_side import EngineSide
-from minserve.bench.peers import TransformersSide
-from minserve.bench.shapes import SHAPES, write_checkpoint
-from minserve.bench.sides import Side
-from minserve.build import find_model
+from minserve.bench.peers.child_side import ChildSide, convert_to_gguf
+from minserve.bench.peers.engine_side import EngineSide
+from minserve.bench.peers.sides import Side
+from minserve.bench.peers.transformers_peer import TransformersSide
+from minserve.bench.workloads.shapes import SHAPES, write_checkpoint
 from minserve.config import ConfigError, EngineConfig, describe
 from minserve.hardware import describe_machine
+from minserve.loading import find_model
 
 PEERS = ("transformers", "openvino", "openvino-f32", "llama")
 

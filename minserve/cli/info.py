@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 from minserve import OPENMP, __version__
-from minserve.build import load_model
 from minserve.cli.options import add_model_arguments, engine_config
 from minserve.config import describe
 from minserve.hardware import Ceilings, describe_machine, machine_ceilings
 from minserve.kernels import select_ops
+from minserve.loading import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

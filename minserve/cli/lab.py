@@ -125,7 +125,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _model() -> Iterator[Finding]:
-    from minserve.build import ZOO
+    from minserve.loading import ZOO
 
     weights = ZOO / "base" / "model.safetensors"
     if weights.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from minserve.build import ZOO
+from minserve.loading import ZOO
 from minserve.models import load_spec
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     if args.action == "evaluate":
-        from minserve.zoo.evaluate import main
+        from minserve.zoo.evaluation.evaluate import main
 
         return main(args.rest)
     for config in sorted(ZOO.glob("*/config.json")):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from minserve.checks import (
+from minserve.inputs.checks import (
     MOST,
     Check,
     Refused,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 
-from minserve.checks import shorten
 from minserve.config.admission import AdmissionConfig
 from minserve.config.knobs import ConfigError, Knob, Section, knob
+from minserve.inputs.checks import shorten
 from minserve.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from minserve import cache_dir
-from minserve.cache_dir import cache_directory
 from minserve.clock import WallClock
+from minserve.files import cache_dir
+from minserve.files.cache_dir import cache_directory
+from minserve.files.json_types import build
 from minserve.hardware import probes
 from minserve.hardware.machine import describe_machine
 from minserve.hardware.measure import Rate, best_rate, synchronize
-from minserve.json_types import build
 
 VERSION = 3
 MOST = 1e18

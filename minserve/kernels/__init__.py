@@ -2,7 +2,7 @@
 
 from minserve.kernels.base import Ops, PlannedAttention
 from minserve.kernels.cpu.build import NativeUnavailable
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference.ops import TorchOps
 from minserve.kernels.select import (
     TritonUnavailable,
     select_ops,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minserve.kernels import least
 from minserve.kernels.base import Ops
-from minserve.kernels.least import Bytes
+from minserve.kernels.counts import least
+from minserve.kernels.counts.least import Bytes
 
 ROWS, HEADS, KV_HEADS, HEAD_DIM, PAGE = 4, 8, 2, 64, 16
 CONTEXTS = (1024, 768)

@@ -13,7 +13,7 @@ import torch
 from minserve.kernels.base import Ops
 from minserve.kernels.cpu.build import NativeUnavailable
 from minserve.kernels.cpu.native import DTYPES, native_ops
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference.ops import TorchOps
 
 CPU = torch.device("cpu")
 

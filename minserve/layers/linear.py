@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minserve.kernels.base import Ops, PanelShape
-from minserve.kernels.reference import pack_panels, unpack_panels
+from minserve.kernels.reference.ops import pack_panels, unpack_panels
 
 ShardDim = Literal["output", "input"]
 """Which side of the matrix is cut: rows of every part (column-parallel in Megatron-LM's words,

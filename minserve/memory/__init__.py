@@ -7,18 +7,18 @@ which), `prefix` with its two indexes (`index`, `radix`) and keys (`chain`), the
 """
 
 from minserve.memory.assemble import build_manager
-from minserve.memory.cache import KVCache
-from minserve.memory.chain import TokenChain, root_key
-from minserve.memory.costs import ResumeCosts
-from minserve.memory.disk import DiskTier
 from minserve.memory.events import MemoryEvents
-from minserve.memory.host import HostTier
-from minserve.memory.index import HashIndex, IndexNode, Match, PrefixIndex
+from minserve.memory.keys import TokenChain, root_key
 from minserve.memory.manager import KVManager, MemoryUse
 from minserve.memory.pool import BlockPool, IntegrityError
-from minserve.memory.radix import RadixIndex
-from minserve.memory.store import NoStore, PageStore
-from minserve.memory.transfers import TransferOrder
+from minserve.memory.prefix.index import HashIndex, IndexNode, Match, PrefixIndex
+from minserve.memory.prefix.radix import RadixIndex
+from minserve.memory.storage.cache import KVCache
+from minserve.memory.storage.store import NoStore, PageStore
+from minserve.memory.storage.transfers import TransferOrder
+from minserve.memory.tiers.costs import ResumeCosts
+from minserve.memory.tiers.disk import DiskTier
+from minserve.memory.tiers.host import HostTier
 
 __all__ = [
     "BlockPool",

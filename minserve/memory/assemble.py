@@ -7,14 +7,14 @@ from typing import cast
 
 from minserve.clock import Clock
 from minserve.config import ConfigError, ResolvedConfig
-from minserve.memory.costs import Resume, ResumeCosts
-from minserve.memory.disk import DiskTier
-from minserve.memory.host import HostTier
-from minserve.memory.index import HashIndex, PrefixIndex
 from minserve.memory.layout import reservation
 from minserve.memory.manager import KVManager
-from minserve.memory.radix import RadixIndex
-from minserve.memory.store import NoStore, PageStore
+from minserve.memory.prefix.index import HashIndex, PrefixIndex
+from minserve.memory.prefix.radix import RadixIndex
+from minserve.memory.storage.store import NoStore, PageStore
+from minserve.memory.tiers.costs import Resume, ResumeCosts
+from minserve.memory.tiers.disk import DiskTier
+from minserve.memory.tiers.host import HostTier
 
 INDEXES: dict[str, type[HashIndex] | type[RadixIndex]] = {"hash": HashIndex, "radix": RadixIndex}
 """`memory.prefix_cache` -> its class."""

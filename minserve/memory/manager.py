@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
-from minserve.memory.chain import TokenChain, root_key
-from minserve.memory.costs import ResumeCosts
 from minserve.memory.events import NOTHING, MemoryEvents
-from minserve.memory.host import HostTier
-from minserve.memory.index import PrefixIndex
+from minserve.memory.keys import TokenChain, root_key
 from minserve.memory.layout import Reservation
 from minserve.memory.pool import BlockPool, IntegrityError
-from minserve.memory.prefix import Hit, PrefixCache
-from minserve.memory.store import NoStore, PageStore
+from minserve.memory.prefix.cache import Hit, PrefixCache
+from minserve.memory.prefix.index import PrefixIndex
+from minserve.memory.storage.store import NoStore, PageStore
 from minserve.memory.tables import BlockTables, Held
+from minserve.memory.tiers.costs import ResumeCosts
+from minserve.memory.tiers.host import HostTier
 from minserve.request import Request
 
 

@@ -13,10 +13,10 @@ from weakref import WeakValueDictionary
 import torch
 
 from minserve.kernels.base import PanelShape
-from minserve.models.checkpoint import load_weights
-from minserve.models.checkpoint_files import checkpoint_files
-from minserve.models.errors import ModelError
-from minserve.models.hub import resolve_model_dir
+from minserve.models.loading.checkpoint import load_weights
+from minserve.models.loading.checkpoint_files import checkpoint_files
+from minserve.models.loading.errors import ModelError
+from minserve.models.loading.hub import resolve_model_dir
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minserve.params import InvalidRequestError, SamplingParams
+from minserve.inputs.params import InvalidRequestError, SamplingParams
 from minserve.request import LogitsMask, Request, TokenMask
 
 __all__ = [

@@ -14,9 +14,9 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_length
 from minserve.scheduling.audit import check_books
-from minserve.scheduling.lengths import LengthOracle, LengthPredictor
-from minserve.scheduling.order import ORDERS, Order
-from minserve.scheduling.policy import POLICIES, Policy
+from minserve.scheduling.policies.batching import POLICIES, Policy
+from minserve.scheduling.policies.lengths import LengthOracle, LengthPredictor
+from minserve.scheduling.policies.queue_order import ORDERS, Order
 from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.waiting import WaitingQueue
 

@@ -12,11 +12,11 @@ from minserve.config import ResolvedConfig
 from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.books import Books
-from minserve.scheduling.lengths import LengthPredictor
-from minserve.scheduling.order import Order
 from minserve.scheduling.plan import StepPlan
-from minserve.scheduling.policy import Policy, Room
-from minserve.scheduling.victims import VICTIMS
+from minserve.scheduling.policies.batching import Policy, Room
+from minserve.scheduling.policies.lengths import LengthPredictor
+from minserve.scheduling.policies.queue_order import Order
+from minserve.scheduling.policies.victims import VICTIMS
 from minserve.scheduling.waiting import Rank
 
 Key = tuple[Rank, int]

@@ -18,13 +18,13 @@ from minserve.config import ResolvedConfig
 from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_count
-from minserve.scheduling.lengths import LengthPredictor
-from minserve.scheduling.order import Order
 from minserve.scheduling.plan import StepPlan
-from minserve.scheduling.policy import AdmissionError, ContinuousBatching, Policy
+from minserve.scheduling.policies.batching import AdmissionError, ContinuousBatching, Policy
+from minserve.scheduling.policies.lengths import LengthPredictor
+from minserve.scheduling.policies.queue_order import Order
+from minserve.scheduling.policies.turns import RANKED_TURNS, TURNS, Budget, Turn, is_writing
 from minserve.scheduling.preemption import Preemption
 from minserve.scheduling.samples import SampleGroups
-from minserve.scheduling.turns import RANKED_TURNS, TURNS, Budget, Turn, is_writing
 from minserve.scheduling.waiting import Rank
 
 

@@ -17,7 +17,7 @@ from typing import overload
 from minserve.memory import IntegrityError
 from minserve.request import Request
 from minserve.scheduling.answers import checked_rank
-from minserve.scheduling.order import Order
+from minserve.scheduling.policies.queue_order import Order
 
 Rank = tuple[bool, float]
 """(not urgent, rank): smaller goes first; arrival decides between equals."""

@@ -13,8 +13,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from minserve.json_file import shorten
-from minserve.params import InvalidRequestError
+from minserve.files.json_file import shorten
+from minserve.inputs.params import InvalidRequestError
 from minserve.tokenizer.settings import MAX_TEMPLATE_BYTES
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minserve.json_file import FileError, read_json, shorten
+from minserve.files.json_file import FileError, read_json, shorten
 from minserve.tokenizer.settings import SPECIAL_NAMES, TokenizerError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minserve.json_file import FileError, read_bytes, shorten
+from minserve.files.json_file import FileError, read_bytes, shorten
 from minserve.tokenizer.converting import OTHER_FILES, convert
 from minserve.tokenizer.settings import (
     TOKEN_FLAGS,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minserve.json_file import FileError, read_json, read_text, shorten
+from minserve.files.json_file import FileError, read_json, read_text, shorten
 
 SPECIAL_NAMES = (
     "bos_token",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minserve.json_file import shorten
+from minserve.files.json_file import shorten
 from minserve.request import InvalidRequestError
 from minserve.tokenizer.chat import ChatTemplateError, render_chat
 from minserve.tokenizer.detokenizer import (

@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from minserve.json_file import FileError, read_bytes, shorten
-from minserve.json_types import build
+from minserve.files.json_file import FileError, read_bytes, shorten
+from minserve.files.json_types import build
 from minserve.request import FinishReason, RequestMetrics
 from minserve.trace.export import (
     METRICS,

@@ -2,23 +2,23 @@
 
 Knows where the shipped model directories are; importing it loads nothing heavy. The parts:
 
-- text: `corpus` (what may be trained on, what is held out), `tokenizer`, `data` (windows),
-  `overlap` (what of the held-out text still stands in the rest)
-- training: `net`, `muon`, `trainer` (state and one step), `budget`, `loop`, `export`; the commands
-  are `python -m minserve.zoo.train` for `zoo/base` and, after it, `python -m minserve.zoo.distil`
-  for `zoo/draft`, with `own_text` (what the base writes), `taught` (what it thought) and
-  `distil_loss`
-- judging: `score`, `continuations`, `agreement`, `pair`, `evaluate` (`minserve zoo evaluate`), and
-  `card`, which writes what was found into the model cards
-- serving: `lengths`, which predicts how long an answer will be, fitted by
-  `python -m minserve.zoo.lengths_train` whenever the base model's weights change
+- `corpus`: which text may be trained on and which is held out, the tokenizer, and batches
+- `training`: the network, its optimizers and the loop; `python -m minserve.zoo.training.train`
+  makes `zoo/base`, and after it `python -m minserve.zoo.training.distil` makes `zoo/draft`
+- `evaluation`: bits per byte, continuations, agreement of draft and base (`minserve zoo evaluate`),
+  and the model cards written from them
+- `lengths`: predicts how long an answer will be; `python -m minserve.zoo.lengths_train` fits it
+  again whenever the base model's weights change
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["zoo_path"]
+__all__ = ["ZOO", "zoo_path"]
+
+ZOO = Path(__file__).parent
+"""Where the shipped model directories are."""
 
 
 def zoo_path(name: str) -> Path:
@@ -26,10 +26,9 @@ def zoo_path(name: str) -> Path:
 
     Raises FileNotFoundError, naming the models there are, when there is none of that name.
     """
-    folder = Path(__file__).parent
-    models = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    models = sorted(path.parent.name for path in ZOO.glob("*/config.json"))
     bare = name.removeprefix("zoo/")
     if bare not in models:
         there = ", ".join(f"zoo/{model}" for model in models) or "none at all"
         raise FileNotFoundError(f"There is no model {name!r} in the zoo; there is: {there}.")
-    return folder / bare
+    return ZOO / bare

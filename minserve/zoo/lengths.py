@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from minserve.attention import PagedAttention
-from minserve.build import LoadedModel
+from minserve.engine.prepare import BatchBuilder
 from minserve.kernels import select_ops
+from minserve.loading import LoadedModel
 from minserve.memory import KVCache, KVManager
 from minserve.models import Decoder
-from minserve.prepare import BatchBuilder
 from minserve.request import Request, SamplingParams
 from minserve.scheduling import StepPlan
 

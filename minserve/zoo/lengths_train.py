@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minserve.build import LoadedModel, load_model
 from minserve.config import EngineConfig
 from minserve.llm import LLM
+from minserve.loading import LoadedModel, load_model
 from minserve.request import SamplingParams
-from minserve.zoo.continuations import signatures
-from minserve.zoo.corpus import HELD_OUT, held_out_name, standard_library
+from minserve.zoo.corpus.source import HELD_OUT, held_out_name, standard_library
+from minserve.zoo.evaluation.continuations import signatures
 from minserve.zoo.lengths import FILE, LastTokenStream, LengthMap, weights_digest
 
 TEMPERATURE, MAX_TOKENS = 0.8, 192

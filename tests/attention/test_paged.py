@@ -11,7 +11,7 @@ import torch
 
 from minserve.attention.paged import PagedAttention
 from minserve.batch import ForwardBatch, GroupTables, to_device
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference.ops import TorchOps
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
 BLOCK = 4

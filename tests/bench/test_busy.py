@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from minserve.__main__ import main
-from minserve.bench import busy
-from minserve.bench.busy import BusySide, BusySideError, add_arguments, neighbours, sides
+from minserve.bench.runs import busy
+from minserve.bench.runs.busy import BusySide, BusySideError, add_arguments, neighbours, sides
 from minserve.config import ConfigError
-from minserve.openmp import VARIABLE, user_chose
+from minserve.process.openmp import VARIABLE, user_chose
 
 
 def arguments(*words: str) -> argparse.Namespace:

@@ -7,12 +7,12 @@ import random
 import pytest
 from engine.fakes import tiny_spec
 
-from minserve.bench import calibrate
-from minserve.bench.drive import drive
-from minserve.bench.fitted_cost import FittedCost, Machine, fit
 from minserve.bench.metrics import pooled, serve_result
-from minserve.bench.serve import run_of
-from minserve.bench.traffic import fixed_length, poisson
+from minserve.bench.modelling import calibrate
+from minserve.bench.modelling.fitted_cost import FittedCost, Machine, fit
+from minserve.bench.runs.serve import run_of
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.traffic import fixed_length, poisson
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minserve.bench.compilation import SIDES
+from minserve.bench.runs.compilation import SIDES
 from minserve.config import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[2]

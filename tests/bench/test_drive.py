@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from engine.fakes import make_engine, oracle, tiny_spec
 
-from minserve.bench.drive import drive
-from minserve.bench.shapes import SHAPES
-from minserve.bench.traffic import at_once, fixed_length, poisson
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.shapes import SHAPES
+from minserve.bench.workloads.traffic import at_once, fixed_length, poisson
 from minserve.build import build_virtual_engine
 from minserve.config import ConfigError, EngineConfig
 from minserve.hardware import WorkCounter, find_device, roofline

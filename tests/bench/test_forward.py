@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from minserve.__main__ import main
-from minserve.bench.forward import forward_cost
-from minserve.bench.shapes import SHAPES, write_checkpoint
+from minserve.bench.runs.forward import forward_cost
+from minserve.bench.workloads.shapes import SHAPES, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from minserve.__main__ import main
-from minserve.bench.heavy_tail import heavy_tail
-from minserve.bench.memory import PACKED, RUNGS
-from minserve.bench.memory_sweep import pays_from
-from minserve.bench.traces import write_mooncake
+from minserve.bench.runs.memory import PACKED, RUNGS
+from minserve.bench.runs.memory_sweep import pays_from
+from minserve.bench.workloads.heavy_tail import heavy_tail
+from minserve.bench.workloads.traces import write_mooncake
 
 
 @pytest.mark.slow

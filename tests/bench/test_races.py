@@ -13,15 +13,16 @@ from textwrap import dedent
 import numpy as np
 import pytest
 
-from minserve.bench import cli, to_gguf
-from minserve.bench.child_side import LABELS, ChildSide, convert_to_gguf
-from minserve.bench.engine_side import EngineSide
-from minserve.bench.equal import compare_tokens
-from minserve.bench.outside import measure_outside
-from minserve.bench.peers import CONTINUOUS, TransformersSide, best_batch_size
-from minserve.bench.shapes import SHAPES, write_checkpoint
-from minserve.bench.sides import PeerUnavailableError
-from minserve.bench.workload import WorkItem, Workload
+from minserve.bench import cli
+from minserve.bench.counts.outside import measure_outside
+from minserve.bench.peers import to_gguf
+from minserve.bench.peers.child_side import LABELS, ChildSide, convert_to_gguf
+from minserve.bench.peers.engine_side import EngineSide
+from minserve.bench.peers.equal import compare_tokens
+from minserve.bench.peers.sides import PeerUnavailableError
+from minserve.bench.peers.transformers_peer import CONTINUOUS, TransformersSide, best_batch_size
+from minserve.bench.workloads.shapes import SHAPES, write_checkpoint
+from minserve.bench.workloads.workload import WorkItem, Workload
 from minserve.config import EngineConfig, MemoryConfig, SchedulingConfig
 
 WORKLOAD = Workload(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from minserve.bench.common import add_common_arguments, config_from
-from minserve.bench.equal import compare_tokens
-from minserve.bench.floor import floor_of
+from minserve.bench.counts.floor import floor_of
 from minserve.bench.interleave import Spread, interleave, pairwise_ratio
 from minserve.bench.metrics import Run, latency_result, serve_result, throughput_result
-from minserve.bench.workload import WorkItem, Workload
+from minserve.bench.peers.equal import compare_tokens
+from minserve.bench.workloads.workload import WorkItem, Workload
 from minserve.config import ConfigError
 from minserve.hardware import Ceilings, Rate
 from minserve.hardware.ceilings import BandwidthPoint, ProductPoint

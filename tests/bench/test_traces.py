@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from minserve.bench.traces import TraceError, TraceRow, read_trace, to_traffic, write_mooncake
+from minserve.bench.workloads.traces import (
+    TraceError,
+    TraceRow,
+    read_trace,
+    to_traffic,
+    write_mooncake,
+)
 
 SAMPLES = Path(__file__).parent / "samples"
 """Made by ourselves in each format; nobody's data."""

@@ -8,10 +8,10 @@ import statistics
 
 import pytest
 
-from minserve.bench import conversations, length_draws
-from minserve.bench.arrivals import gamma_arrivals, on_off_arrivals, poisson_arrivals
 from minserve.bench.metrics import Run, Slo, serve_result
-from minserve.bench.traffic import traffic
+from minserve.bench.workloads import conversations, length_draws
+from minserve.bench.workloads.arrivals import gamma_arrivals, on_off_arrivals, poisson_arrivals
+from minserve.bench.workloads.traffic import traffic
 from minserve.request import RequestMetrics
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minserve.bench.shapes import SHAPES, write_checkpoint
-from minserve.bench.workload import race_workload, single_stream
+from minserve.bench.workloads.shapes import SHAPES, write_checkpoint
+from minserve.bench.workloads.workload import race_workload, single_stream
 
 
 def test_race_workload_is_drawn_as_the_peers_scripts_draw_it() -> None:

@@ -24,7 +24,7 @@ RATE_PER_S, REQUESTS, PLACES = 0.25, 240, 6
 CELLS = (
     f"""
 from minserve import EngineConfig, SchedulingConfig, TraceConfig
-from minserve.bench.traffic import fixed_length, poisson
+from minserve.bench.workloads.traffic import fixed_length, poisson
 from widgets.panels import Compare, Predict, Question, Reason
 from widgets.replay import Replay
 

@@ -98,7 +98,7 @@ def test_a_missing_compiler_costs_speed_only(monkeypatch):
 
 
 def test_missing_weights_are_a_problem(monkeypatch, tmp_path):
-    monkeypatch.setattr("minserve.build.ZOO", tmp_path)
+    monkeypatch.setattr("minserve.loading.ZOO", tmp_path)
     assert finding("model zoo/base").state == "problem"
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from minserve import LLM, EngineConfig, SamplingParams, cache_dir
+from minserve import LLM, EngineConfig, SamplingParams
 from minserve.cli.report import figures
+from minserve.files import cache_dir
 from minserve.hardware import Ceilings
 from minserve.hardware import ceilings as module
 from minserve.hardware.ceilings import BandwidthPoint, ProductPoint

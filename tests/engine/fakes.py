@@ -21,9 +21,9 @@ from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.config import EngineConfig
 from minserve.engine import Engine
+from minserve.execution.runner import StepResult
 from minserve.memory import TransferOrder, build_manager
 from minserve.request import TokenLogprobs
-from minserve.runner import StepResult
 from minserve.scheduling import Order
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 from minserve.trace import RunTrace

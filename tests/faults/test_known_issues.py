@@ -13,7 +13,7 @@ import pytest
 from engine.fakes import make_engine, run
 
 from minserve import LLM, EngineConfig, SamplingParams
-from minserve.build import find_model
+from minserve.loading import find_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=4)
 HEAD = """
@@ -133,7 +133,7 @@ def test_prompt_logprobs_are_those_of_a_sample_that_came_to_the_prompts_end():
     engine.step()
     engine.abort_requests(samples[:1])
     run(engine)
-    from minserve.outputs import make_output
+    from minserve.frontend.outputs import make_output
 
     output = make_output(engine, samples, None)
     assert len(output.prompt_logprobs or ()) == 20

@@ -13,11 +13,11 @@ import pytest
 from engine.fakes import make_engine, oracle, run, tiny_spec
 
 from minserve import LLM, AsyncLLM
-from minserve.admission import check_request
 from minserve.config import EngineConfig
-from minserve.engine_thread import Mailbox
+from minserve.engine.admission import check_request
+from minserve.frontend.thread import Mailbox
+from minserve.inputs.prompts import parse_conversations, parse_prompt, parse_prompts
 from minserve.memory import IntegrityError
-from minserve.prompts import parse_conversations, parse_prompt, parse_prompts
 from minserve.request import InvalidRequestError, Request, SamplingParams
 from minserve.sampling import make_masks, prepare_bad_words
 from minserve.tokenizer import TextStream

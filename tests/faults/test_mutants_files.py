@@ -11,11 +11,12 @@ import pytest
 import torch
 from sampling import oracle
 
-from minserve import cache_dir, json_file, openmp
-from minserve.cache_dir import UnsafeError
-from minserve.json_file import FileError, open_regular, parse_json
+from minserve.files import cache_dir, json_file
+from minserve.files.cache_dir import UnsafeError
+from minserve.files.json_file import FileError, open_regular, parse_json
 from minserve.kernels.cpu import spinning
 from minserve.memory import DiskTier
+from minserve.process import openmp
 from minserve.request import Request, SamplingParams
 from minserve.sampling import Sampler, make_masks, plan_sampling, sample_alone
 

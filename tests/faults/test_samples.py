@@ -16,7 +16,7 @@ from minserve import LLM, AsyncLLM, EngineConfig, EngineError, InvalidRequestErr
 from minserve.memory import IntegrityError
 from minserve.request import Request
 from minserve.scheduling import Order
-from minserve.scheduling.policy import ContinuousBatching
+from minserve.scheduling.policies.batching import ContinuousBatching
 
 CONFIG = EngineConfig(dtype="float32", device="cpu").with_values(
     {"memory.kv_bytes": 4 << 20, "memory.prefix_cache": "hash", "scheduling.max_model_len": 1024}

@@ -13,7 +13,7 @@ import pytest
 
 from minserve import LLM, AsyncLLM, EngineConfig, EngineError, InvalidRequestError, SamplingParams
 from minserve.clock import WallClock
-from minserve.outputs import StreamCursor
+from minserve.frontend.outputs import StreamCursor
 
 CONFIG = EngineConfig(dtype="float32", device="cpu").with_values(
     {"memory.kv_bytes": 4 << 20, "memory.prefix_cache": "radix", "scheduling.max_model_len": 1024}
@@ -173,7 +173,7 @@ def test_a_text_that_cannot_be_decoded_at_the_end_ends_one_request(llm, monkeypa
 def test_an_interrupt_as_the_engine_is_taken_leaves_it_free(llm, monkeypatch, at):
     get_ident = once(threading.get_ident, KeyboardInterrupt(), at)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("minserve.engine_share.threading.get_ident", get_ident)
+        patch.setattr("minserve.frontend.share.threading.get_ident", get_ident)
         with llm._share.hold():
             pass
     assert not llm._share._lock.locked()
@@ -377,7 +377,7 @@ def test_a_stream_collected_while_the_trace_is_read_does_not_stop_the_reader(llm
 
 
 def test_a_stream_collected_while_a_command_is_posted_does_not_stop_the_door(served, monkeypatch):
-    from minserve import engine_thread
+    from minserve.frontend import thread as engine_thread
 
     real, collected = engine_thread._Command, []
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minserve.build import build_engine, build_virtual_engine, load_model
+from minserve.build import build_engine, build_virtual_engine
 from minserve.clock import VirtualClock
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES
+from minserve.loading import load_model
 from minserve.request import Request, SamplingParams
 from minserve.virtual import CostModel
 

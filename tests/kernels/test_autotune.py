@@ -14,9 +14,14 @@ import pytest
 import torch
 
 from minserve.config import ConfigError, EngineConfig
-from minserve.kernels.triton import autotune
-from minserve.kernels.triton.autotune import Workload, ragged_candidates, split_candidates, tune
-from minserve.kernels.triton.resources import Resources, Variant
+from minserve.kernels.triton.analysis import autotune
+from minserve.kernels.triton.analysis.autotune import (
+    Workload,
+    ragged_candidates,
+    split_candidates,
+    tune,
+)
+from minserve.kernels.triton.analysis.resources import Resources, Variant
 from minserve.kernels.triton.tuning import Heads, Tile, Tuning
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 

@@ -10,13 +10,14 @@ import sys
 import pytest
 import torch
 
-from minserve.bench import launches as bench
-from minserve.bench.shapes import SHAPES
+from minserve.bench.counts import launches as bench
+from minserve.bench.workloads.shapes import SHAPES
 from minserve.hardware import DEVICES
-from minserve.kernels import TorchOps, least, why_not_interpreted
+from minserve.kernels import TorchOps, why_not_interpreted
 from minserve.kernels.cases import cases
-from minserve.kernels.launches import LaunchCounter, Total, by_operator
-from minserve.kernels.least_ops import LeastOps, pairs
+from minserve.kernels.counts import least
+from minserve.kernels.counts.launches import LaunchCounter, Total, by_operator
+from minserve.kernels.counts.least_ops import LeastOps, pairs
 
 LLAMA = SHAPES["llama-3.1-8b"].spec()
 
@@ -120,7 +121,7 @@ def test_an_unknown_way_is_named() -> None:
 
 
 def test_bytes_cannot_be_watched_where_kernels_are_compiled() -> None:
-    triton = pytest.importorskip("minserve.kernels.triton.traffic")
+    triton = pytest.importorskip("minserve.kernels.triton.analysis.traffic")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"), triton.watch():
         pass
 
@@ -132,7 +133,7 @@ def test_the_command_prints_every_kernel_and_interprets_by_itself() -> None:
         pytest.skip(reason)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "minserve.kernels.triton.traffic"],
+        [sys.executable, "-m", "minserve.kernels.triton.analysis.traffic"],
         env=environment, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout)

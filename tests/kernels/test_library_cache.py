@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from minserve import cache_dir
-from minserve.cache_dir import CacheWarning
+from minserve.files import cache_dir
+from minserve.files.cache_dir import CacheWarning
 from minserve.kernels import why_not_native
 from minserve.kernels.cpu import build
 from minserve.kernels.cpu.build import NativeUnavailable, library_path

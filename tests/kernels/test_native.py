@@ -17,7 +17,7 @@ from kernels.ragged import Paged, Shape, build, dense_attention, shapes, toleran
 from minserve.kernels import TorchOps, why_not_native
 from minserve.kernels.base import PanelShape
 from minserve.kernels.cpu.native import NativeOps, native_ops
-from minserve.kernels.reference import pack_panels
+from minserve.kernels.reference.ops import pack_panels
 
 pytestmark = pytest.mark.skipif(why_not_native() is not None, reason=str(why_not_native()))
 

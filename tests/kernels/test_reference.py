@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.ragged import Shape, build, dense_attention, grown, shapes, tolerance
 
-from minserve.kernels import reference_attention
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference import attention as reference_attention
+from minserve.kernels.reference.ops import TorchOps
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

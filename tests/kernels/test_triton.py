@@ -14,7 +14,7 @@ import sampled
 import triton
 
 from minserve.kernels import why_not_interpreted
-from minserve.kernels.triton.resources import CAPABILITIES, compile_for, variants
+from minserve.kernels.triton.analysis.resources import CAPABILITIES, compile_for, variants
 
 BUDGETS = Path(__file__).parent / "triton_budgets.json"
 FOLDER = Path(__file__).parent / "interpreted"
@@ -45,7 +45,7 @@ def test_the_kernels_compute_what_torch_does_in_the_interpreter() -> None:
 )
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
 def test_compiled_kernels_stay_within_their_budget(variant, capability) -> None:
-    """Compiled, not run. `python -m minserve.kernels.triton.resources` prints new budgets."""
+    """Compiled, not run. New budgets: `python -m minserve.kernels.triton.analysis.resources`."""
     budgets = json.loads(BUDGETS.read_text())[variant.name]
     pinned = f"triton=={triton.__version__}" in PINS.read_text().split()
     slack = {"registers": 0 if pinned else ELSEWHERE, "shared_bytes": 0, "stack_bytes": 0}

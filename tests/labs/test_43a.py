@@ -7,10 +7,10 @@ import json
 import pytest
 from labs.chapters import LABS, run_cells
 
-from minserve.bench.heavy_tail import COMMITTED, heavy_tail
-from minserve.bench.memory import POOL_TOKENS, longest_of, rung_configs
-from minserve.bench.memory_sweep import pays_from
-from minserve.bench.traces import read_mooncake, to_traffic
+from minserve.bench.runs.memory import POOL_TOKENS, longest_of, rung_configs
+from minserve.bench.runs.memory_sweep import pays_from
+from minserve.bench.workloads.heavy_tail import COMMITTED, heavy_tail
+from minserve.bench.workloads.traces import read_mooncake, to_traffic
 from minserve.trace import MemoryShares
 from widgets.panels import Compare, Metric
 from widgets.panels.sweep import crossing

@@ -7,8 +7,8 @@ import json
 import pytest
 from labs.chapters import LABS, run_cells
 
-from minserve.bench.sessions import IDLE, run_sessions
-from minserve.build import load_model
+from minserve.bench.runs.sessions import IDLE, run_sessions
+from minserve.loading import load_model
 from widgets.panels import Compare
 from widgets.workers import raise_panel_errors
 

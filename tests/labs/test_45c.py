@@ -7,7 +7,7 @@ import json
 import pytest
 from labs.chapters import run_cells
 
-from minserve.build import find_model
+from minserve.loading import find_model
 from widgets.panels import Compare
 from widgets.workers import raise_panel_errors
 

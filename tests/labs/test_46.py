@@ -8,8 +8,8 @@ import pytest
 import torch
 from labs.chapters import run_cells
 
-from minserve.bench.launches import WAYS, kernel_counts, modelled_s, step_launches
-from minserve.kernels.launches import Total, by_operator
+from minserve.bench.counts.launches import WAYS, kernel_counts, modelled_s, step_launches
+from minserve.kernels.counts.launches import Total, by_operator
 from widgets.panels import Compare
 from widgets.workers import raise_panel_errors
 

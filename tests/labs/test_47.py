@@ -8,8 +8,8 @@ import pytest
 import torch
 from labs.chapters import LABS, run_cells
 
-from minserve.bench.compilation import break_even_tokens
-from minserve.bench.drive import drive
+from minserve.bench.runs.compilation import break_even_tokens
+from minserve.bench.workloads.drive import drive
 from minserve.build import build_virtual_engine
 from widgets.panels import Compare
 from widgets.panels.exercise import check, load_exercise

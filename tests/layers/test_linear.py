@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minserve.kernels.base import PanelShape
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference.ops import TorchOps
 from minserve.layers import DenseFormat, Linear, LinearShape, PackedFormat, WeightFormat
 
 OPS = TorchOps()

@@ -14,14 +14,15 @@ from typing import Any
 
 from engine.fakes import make_engine, tiny_spec
 
-from minserve.build import build_engine, build_virtual_engine, load_model
+from minserve.build import build_engine, build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.engine import Engine
 from minserve.hardware import DEVICES
+from minserve.loading import load_model
 from minserve.request import InvalidRequestError, Request, SamplingParams
 from minserve.trace import RunTotals, StepTrace
 from minserve.virtual import CostModel
-from minserve.virtual_transfers import HostLink
+from minserve.virtual.transfers import HostLink
 
 SPEC = tiny_spec(max_position=128)
 COST = CostModel(DEVICES["A100 80GB SXM"], efficiency=0.5, overhead_s=0.001, link=HostLink(1e3))

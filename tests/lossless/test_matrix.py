@@ -15,8 +15,9 @@ import pytest
 import torch
 from models.oracle import patch_to_true_float64, random_model, save
 
-from minserve.build import build_engine, load_model
+from minserve.build import build_engine
 from minserve.config import ConfigError, EngineConfig
+from minserve.loading import load_model
 from minserve.request import Request, SamplingParams
 from minserve.trace import RunTotals
 

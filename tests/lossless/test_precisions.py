@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minserve import LLM, EngineConfig, SamplingParams
-from minserve.build import find_model
+from minserve.loading import find_model
 
 TIE = 1e-4
 """Largest gap between the two best float32 logits that counts as a tie."""

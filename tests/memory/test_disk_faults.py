@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from minserve.config import ConfigError
 from minserve.memory import DiskTier, HostTier
 from minserve.memory.assemble import _disk
-from minserve.memory.disk import remove_dead
+from minserve.memory.tiers.disk import remove_dead
 
 KEYS = [bytes([i]) * 32 for i in range(6)]
 SIZE = 24
@@ -210,7 +210,7 @@ def test_a_host_tier_whose_copies_fail_loses_no_slot(tmp_path):
 
 CHILD = """
 import os, sys
-from minserve.memory.disk import DiskTier
+from minserve.memory.tiers.disk import DiskTier
 disk = DiskTier(sys.argv[1], 1 << 20)
 disk.put(b"key", b"page")
 print("ready", flush=True)

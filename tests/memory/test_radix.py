@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minserve.memory import IntegrityError, RadixIndex, TokenChain, radix, root_key
+from minserve.memory import IntegrityError, RadixIndex, TokenChain, root_key
+from minserve.memory.prefix import radix
 
 ROOT = root_key(())
 

@@ -17,7 +17,7 @@ from models.ragged import PagedSequences, run_pieces
 from safetensors.torch import save_file
 
 from minserve.attention.paged import PagedAttention
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference.ops import TorchOps
 from minserve.models import Decoder, ModelError, load_spec, load_weights
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

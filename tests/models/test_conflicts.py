@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minserve import LLM, EngineConfig
 from minserve.attention.paged import PagedAttention
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference.ops import TorchOps
 from minserve.models import Decoder, ModelError, load_spec, load_weights
 from minserve.tokenizer import Tokenizer
 

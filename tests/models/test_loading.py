@@ -354,7 +354,7 @@ IMPOSSIBLE_NAMES = [*LONG_NAMES, "a\0b", "\ud800", "~no-such-user/x"]
 
 @pytest.mark.parametrize("name", IMPOSSIBLE_NAMES, ids=lambda name: ascii(name[:6]))
 def test_a_name_that_no_file_can_have_is_a_sentence(name):
-    from minserve.build import find_model
+    from minserve.loading import find_model
 
     for find in (resolve_model_dir, find_model):
         with pytest.raises(ModelError, match="no model") as caught:

@@ -15,7 +15,7 @@ from models.oracle import logits, patch_to_true_float64, random_model, save
 from models.ragged import PagedSequences, generate_greedily, run_pieces
 
 from minserve.attention.paged import PagedAttention
-from minserve.kernels.reference import TorchOps
+from minserve.kernels.reference.ops import TorchOps
 from minserve.models import Decoder, load_spec, load_weights
 from minserve.spec import ModelSpec
 

@@ -20,7 +20,7 @@ from models.test_hostile_directories import use
 from safetensors.torch import load_file, save_file
 
 from minserve import LLM
-from minserve.build import load_model
+from minserve.loading import load_model
 from minserve.models import ModelError, check_rotary_table, load_spec, load_weights
 from minserve.tokenizer import Tokenizer, TokenizerError
 

@@ -12,7 +12,7 @@ from scheduling.driven import SWAP, Driven
 
 from minserve.request import Request
 from minserve.scheduling import ContinuousBatching, Order
-from minserve.scheduling.turns import Budget, is_writing
+from minserve.scheduling.policies.turns import Budget, is_writing
 
 TURNS = ["mixed", "decode_first", "prefill_first"]
 

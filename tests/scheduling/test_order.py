@@ -10,7 +10,7 @@ from engine.fakes import make_engine, oracle, run, tiny_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minserve.bench.traffic import fixed_length
+from minserve.bench.workloads.traffic import fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import ConfigError, EngineConfig
 from minserve.hardware import DEVICES

@@ -9,7 +9,7 @@ from scheduling.driven import PAGE, SWAP, Driven
 
 from minserve.request import Request, SamplingParams, Status
 from minserve.scheduling import Order, Room
-from minserve.scheduling.victims import last_in_line, least_computed
+from minserve.scheduling.policies.victims import last_in_line, least_computed
 
 
 def test_the_watermark_is_kept_free_beside_what_runs_and_not_in_an_empty_pool():

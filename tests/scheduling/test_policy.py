@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from engine.fakes import make_engine, oracle, run, tiny_spec
 
-from minserve.bench.traffic import fixed_length
+from minserve.bench.workloads.traffic import fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from engine.fakes import make_engine, oracle, run, tiny_spec
 
-from minserve.bench.traffic import fixed_length
+from minserve.bench.workloads.traffic import fixed_length
 from minserve.config import ConfigError, EngineConfig
 
 PAGE = 4

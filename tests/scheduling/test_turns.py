@@ -7,7 +7,7 @@ import itertools
 import pytest
 from engine.fakes import make_engine, oracle
 
-from minserve.bench.traffic import fixed_length
+from minserve.bench.workloads.traffic import fixed_length
 from minserve.config import EngineConfig
 
 LONG = 100

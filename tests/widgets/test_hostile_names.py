@@ -15,8 +15,8 @@ from typing import Any
 import ipywidgets
 import pytest
 
-from minserve.bench.launches import step_launches
-from minserve.bench.shapes import SHAPES
+from minserve.bench.counts.launches import step_launches
+from minserve.bench.workloads.shapes import SHAPES
 from minserve.hardware import DEVICES
 from minserve.trace import RunTrace
 from tests.widgets.figures import runs

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from engine.fakes import make_engine, run
 
-from minserve.bench.traffic import fixed_length
+from minserve.bench.workloads.traffic import fixed_length
 from minserve.config import EngineConfig
 from minserve.trace import RunTrace
 from widgets.figures import page_map

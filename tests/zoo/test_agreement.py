@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minserve.zoo.agreement import Agreement, compare, loops, rounds
+from minserve.zoo.evaluation.agreement import Agreement, compare, loops, rounds
 
 VOCAB = 5
 GAMMA = 3

@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minserve.zoo import corpus
-from minserve.zoo.corpus import HELD_OUT, Document, clean, held_out_name, held_out_path, word_grams
-from minserve.zoo.overlap import gram_hashes, seen_grams
+from minserve.zoo.corpus import source as corpus
+from minserve.zoo.corpus.overlap import gram_hashes, seen_grams
+from minserve.zoo.corpus.source import (
+    HELD_OUT,
+    Document,
+    clean,
+    held_out_name,
+    held_out_path,
+    word_grams,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from minserve.zoo import own_text, zoo_path
-from minserve.zoo.budget import Budget
-from minserve.zoo.data import SHARES, Sampler
-from minserve.zoo.distil import DistilConfig, Distiller
-from minserve.zoo.distil_loss import distil_loss
-from minserve.zoo.export import export, load_net
-from minserve.zoo.loop import run
-from minserve.zoo.net import Net, NetConfig
-from minserve.zoo.own_text import before_the_loop, prepare_own_text, repeated_share
+from minserve.zoo import zoo_path
+from minserve.zoo.corpus import own_text
+from minserve.zoo.corpus.data import SHARES, Sampler
+from minserve.zoo.corpus.own_text import before_the_loop, prepare_own_text, repeated_share
+from minserve.zoo.training.budget import Budget
+from minserve.zoo.training.distil import DistilConfig, Distiller
+from minserve.zoo.training.distil_loss import distil_loss
+from minserve.zoo.training.export import export, load_net
+from minserve.zoo.training.loop import run
+from minserve.zoo.training.net import Net, NetConfig
 
 TEACHER = NetConfig(
     hidden_size=32,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from minserve.zoo import zoo_path
-from minserve.zoo.continuations import parses, signatures, whole_statements
-from minserve.zoo.score import Score, cut, score_ids
+from minserve.zoo.evaluation.continuations import parses, signatures, whole_statements
+from minserve.zoo.evaluation.score import Score, cut, score_ids
 
 
 def uniform(vocab: int) -> object:
@@ -91,7 +91,7 @@ def test_an_unknown_model_is_answered_with_those_there_are() -> None:
 
 
 def test_naming_a_model_imports_nothing_heavy() -> None:
-    code = "import sys, minserve.zoo, minserve.zoo.evaluate; print(*sys.modules)"
+    code = "import sys, minserve.zoo, minserve.zoo.evaluation.evaluate; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -102,9 +102,10 @@ def test_naming_a_model_imports_nothing_heavy() -> None:
     not (Path(zoo_path("base")) / "model.safetensors").is_file(), reason="no weights here yet"
 )
 def test_the_shipped_model_has_learnt_python() -> None:
-    from minserve.zoo.evaluate import load_model, score_text
+    from minserve.zoo.evaluation.evaluate import score_text
+    from minserve.zoo.evaluation.opened import open_model
 
-    model = load_model(zoo_path("zoo/base"))
+    model = open_model(zoo_path("zoo/base"))
     code = (
         "import os\n\n\ndef read(path):\n    with open(path) as file:\n        return file.read()\n"
     )

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from minserve import LLM
-from minserve.build import build_engine, find_model, load_model
+from minserve.build import build_engine
 from minserve.config import ConfigError, EngineConfig
+from minserve.loading import find_model, load_model
 from minserve.request import Request, SamplingParams
 from minserve.zoo.lengths import FILE, LastTokenStream, LengthMap, LengthProbe
 from minserve.zoo.lengths_train import Written, evaluate, fit, quality, spread

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from minserve.zoo import evaluate, pair, zoo_path
-from minserve.zoo.card import filled
-from minserve.zoo.corpus import held_out_path
-from minserve.zoo.evaluate import load_model
-from minserve.zoo.export import export
-from minserve.zoo.net import Net, NetConfig
-from minserve.zoo.pair import PairSettings, held_out_prompts, judge_pair
+from minserve.zoo import zoo_path
+from minserve.zoo.corpus.source import held_out_path
+from minserve.zoo.evaluation import evaluate, pair
+from minserve.zoo.evaluation.card import filled
+from minserve.zoo.evaluation.opened import open_model
+from minserve.zoo.evaluation.pair import PairSettings, held_out_prompts, judge_pair
+from minserve.zoo.training.export import export
+from minserve.zoo.training.net import Net, NetConfig
 
 SMALL = PairSettings(prompts=20, prompt_tokens=24, new_tokens=8)
 
@@ -35,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_is_its_own_perfect_draft(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minserve.zoo.corpus.HELD_OUT", ("queue", "bisect"))
+    monkeypatch.setattr("minserve.zoo.corpus.source.HELD_OUT", ("queue", "bisect"))
     report = judge_pair(tiny, tiny, SMALL)
     assert report["along_held_out_text"] == {"0.0": 1.0, "0.8": 1.0}
     for found in report["along_own_text"].values():
@@ -45,7 +46,7 @@ def test_a_model_is_its_own_perfect_draft(tiny: Path, monkeypatch: pytest.Monkey
 
 
 def test_loops_are_excluded_and_counted(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minserve.zoo.corpus.HELD_OUT", ("queue",))
+    monkeypatch.setattr("minserve.zoo.corpus.source.HELD_OUT", ("queue",))
 
     def half_loops(_: Path, prompts: list[list[int]], *__: object) -> list[list[int]]:
         return [[7] * 8 if i % 2 else list(range(9, 17)) for i in range(len(prompts))]
@@ -57,7 +58,7 @@ def test_loops_are_excluded_and_counted(tiny: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_prompts_come_from_every_held_out_module_and_begin_with_bos(tiny: Path) -> None:
-    model = load_model(tiny)
+    model = open_model(tiny)
     settings = PairSettings(prompts=300, prompt_tokens=32)
     prompts = held_out_prompts(model, settings)
     assert 300 <= len(prompts) <= 330
@@ -81,8 +82,8 @@ def test_a_draft_with_another_tokenizer_is_refused(tiny: Path, tmp_path: Path) -
 def test_evaluate_prints_a_pair_and_keeps_it_beside_the_model(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("minserve.zoo.corpus.HELD_OUT", ("queue", "bisect"))
-    monkeypatch.setattr("minserve.zoo.corpus.HEADLINE", ("queue",))
+    monkeypatch.setattr("minserve.zoo.corpus.source.HELD_OUT", ("queue", "bisect"))
+    monkeypatch.setattr("minserve.zoo.corpus.source.HEADLINE", ("queue",))
     monkeypatch.setattr(pair, "PairSettings", lambda: SMALL)
     (tiny / "README.md").write_text(
         "A\n<!-- pair: begin -->\nold\n<!-- pair: end -->\n"

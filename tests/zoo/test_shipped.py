@@ -9,9 +9,9 @@ import pytest
 
 from minserve import LLM, EngineConfig, SamplingParams
 from minserve.zoo import zoo_path
-from minserve.zoo.card import filled
-from minserve.zoo.evaluate import load_model, score_modules, total
-from minserve.zoo.pair import PairSettings, judge_pair
+from minserve.zoo.evaluation.card import filled
+from minserve.zoo.evaluation.evaluate import score_modules, total
+from minserve.zoo.evaluation.pair import PairSettings, judge_pair
 
 MODELS = ("base", "draft")
 FILES = {
@@ -66,7 +66,7 @@ def test_a_model_loads_by_its_name_and_writes(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_score_is_found_again(name: str) -> None:
     """On another Python the modules differ by some lines, hence the tolerance."""
-    model = load_model(zoo_path(name))
+    model = open_model(zoo_path(name))
     scores = score_modules(model, ["textwrap", "graphlib"], windows=(256,))
     for module, by_window in scores.items():
         recorded = report_of(name)["modules"][module]["256"]
@@ -77,7 +77,7 @@ def test_a_score_is_found_again(name: str) -> None:
 @pytest.mark.slow
 def test_the_pair_agrees_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = report_of("draft")["pair"]["along_own_text"]["0.8"]
-    monkeypatch.setattr("minserve.zoo.corpus.HELD_OUT", ("textwrap", "shutil", "difflib"))
+    monkeypatch.setattr("minserve.zoo.corpus.source.HELD_OUT", ("textwrap", "shutil", "difflib"))
     found = judge_pair(zoo_path("base"), zoo_path("draft"), PairSettings(prompts=60))
     sampled = found["along_own_text"]["0.8"]
     assert sampled["tokens"] > 2500
@@ -87,6 +87,6 @@ def test_the_pair_agrees_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_paths_of_models_are_those_the_engine_loads() -> None:
-    from minserve.build import find_model
+    from minserve.loading import find_model
 
     assert all(Path(find_model(f"zoo/{name}")) == zoo_path(name) for name in MODELS)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from minserve.zoo import zoo_path
-from minserve.zoo.corpus import held_out_path
-from minserve.zoo.tokenizer import (
+from minserve.zoo.corpus.source import held_out_path
+from minserve.zoo.corpus.tokenizer import (
     END_OF_TEXT,
     END_OF_TEXT_ID,
     PAD,

@@ -17,13 +17,13 @@ import torch
 
 from minserve.clock import VirtualClock
 from minserve.zoo import zoo_path
-from minserve.zoo.budget import Budget, seconds_until
-from minserve.zoo.data import SHARES, SPLIT_SHARE, Sampler, prepare, split_table
-from minserve.zoo.loop import run
-from minserve.zoo.muon import orthogonalise
-from minserve.zoo.net import Net, NetConfig, head_loss
-from minserve.zoo.tokenizer import decode_bytes, load_tokenizer
-from minserve.zoo.trainer import TrainConfig, Trainer
+from minserve.zoo.corpus.data import SHARES, SPLIT_SHARE, Sampler, prepare, split_table
+from minserve.zoo.corpus.tokenizer import decode_bytes, load_tokenizer
+from minserve.zoo.training.budget import Budget, seconds_until
+from minserve.zoo.training.loop import run
+from minserve.zoo.training.muon import orthogonalise
+from minserve.zoo.training.net import Net, NetConfig, head_loss
+from minserve.zoo.training.trainer import TrainConfig, Trainer
 
 TINY = TrainConfig(
     net=NetConfig(
@@ -205,7 +205,7 @@ def test_head_loss_and_its_gradients_are_those_of_cross_entropy() -> None:
 def test_the_network_is_the_llama_that_transformers_knows(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from minserve.zoo.export import export
+    from minserve.zoo.training.export import export
 
     torch.manual_seed(0)
     net = Net(TINY.net)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minserve.kernels.launches import Launch, Total
+from minserve.kernels.counts.launches import Launch, Total
 from widgets import theme
 from widgets.figures.lab_figure import LabFigure
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from plotly.subplots import make_subplots
 
-from minserve.bench.splits import SplitCost, Splitting
+from minserve.bench.counts.splits import SplitCost, Splitting
 from widgets import theme
 from widgets.figures.lab_figure import LabFigure
 

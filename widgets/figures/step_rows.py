@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minserve.padding import padding_lens
+from minserve.execution.padding import padding_lens
 from minserve.trace import StepTrace, TraceSnapshot
 from widgets import theme
 from widgets.figures import sides as given

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minserve.bench.interleave import interleave
-from minserve.bench.traffic import Traffic
+from minserve.bench.workloads.traffic import Traffic
 from minserve.config import EngineConfig
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, StepTrace

@@ -13,18 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from minserve.bench.drive import drive
-from minserve.bench.traffic import Traffic
-from minserve.build import (
-    LoadedModel,
-    build_engine,
-    build_virtual_engine,
-    find_model,
-    load_model,
-)
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.traffic import Traffic
+from minserve.build import build_engine, build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.engine import Engine
 from minserve.hardware import DEVICES
+from minserve.loading import LoadedModel, find_model, load_model
 from minserve.models import load_spec
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, StepTrace

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from minserve.bench.splits import PARTS, SplitCost, Splitting, losing_from
+from minserve.bench.counts.splits import PARTS, SplitCost, Splitting, losing_from
 from minserve.hardware import DEVICES
 from minserve.spec import AttentionSpec
 from widgets import theme

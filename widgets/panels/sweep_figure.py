@@ -5,16 +5,14 @@ A pure function of the result. Knows nothing about runs or widgets.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 
 from widgets import theme
 from widgets.figures.lab_figure import LabFigure
+from widgets.panels.sweep_result import SweepResult
 from widgets.provenance import Provenance
-
-if TYPE_CHECKING:
-    from widgets.panels.sweep import SweepResult
 
 
 def sweep_figure(result: SweepResult) -> LabFigure:

@@ -16,18 +16,19 @@ from typing import Any, Self
 import torch
 
 from minserve.batch import ForwardBatch
-from minserve.bench.drive import DriveResult, drive
 from minserve.bench.gpu.setting import Setting, free
 from minserve.bench.gpu.timing import Event, new_event
-from minserve.bench.shapes import SHAPES, Shape
-from minserve.bench.traffic import Traffic
-from minserve.build import LoadedModel, build_engine, new_trace
+from minserve.bench.workloads.drive import DriveResult, drive
+from minserve.bench.workloads.shapes import SHAPES, Shape
+from minserve.bench.workloads.traffic import Traffic
+from minserve.build import build_engine, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig
 from minserve.engine import Engine
+from minserve.execution.runner import Handle, Runner, StepResult
 from minserve.kernels.base import Ops
+from minserve.loading import LoadedModel
 from minserve.models.weights import random_weights
-from minserve.runner import Handle, Runner, StepResult
 from minserve.trace import RunTrace
 
 

@@ -32,7 +32,7 @@ class Part:
     @property
     def run(self) -> Callable[[Setting], None]:
         """The module of that name does it; imported only where it runs."""
-        module: Any = importlib.import_module(f"minserve.bench.gpu.{self.name}")
+        module: Any = importlib.import_module(f"minserve.bench.gpu.suite.{self.name}")
         function: Callable[[Setting], None] = module.run
         return function
 

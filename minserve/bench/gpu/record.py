@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import minserve
+from minserve.files.json_file import FileError, read_json
 from minserve.hardware import describe_machine
-from minserve.json_file import FileError, read_json
 
 SCHEMA = "minserve.gpu"
 VERSION = 1

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from minserve.bench.fitted_cost import FittedCost
 from minserve.bench.gpu.report import NOT_YET
-from minserve.json_file import FileError, read_json
+from minserve.bench.modelling.fitted_cost import FittedCost
+from minserve.files.json_file import FileError, read_json
 from minserve.trace import RunTrace, TraceFormatError
 
 

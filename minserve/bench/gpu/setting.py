@@ -145,7 +145,7 @@ def is_tuned(setting: Setting, spec: ModelSpec) -> bool:
     """Whether the part `tune` found this model's tiles on this card, now or another day."""
     if setting.device.type != "cuda":
         return False
-    from minserve.kernels.triton import autotune
+    from minserve.kernels.triton.analysis import autotune
 
     return autotune.is_tuned(spec, getattr(torch, setting.dtype), setting.device)
 

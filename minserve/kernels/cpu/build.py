@@ -23,8 +23,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from minserve import cache_dir
-from minserve.json_types import build
+from minserve.files import cache_dir
+from minserve.files.json_types import build
 
 SOURCES = ("vectors.h", "ops.cpp")
 _HERE = Path(__file__).parent

@@ -31,8 +31,8 @@ from minserve.kernels.cpu.native_attention import (
 )
 from minserve.kernels.cpu.native_layers import NativeLayers, why_not_one_call
 from minserve.kernels.cpu.spinning import SpareTeam, SpinGovernor
-from minserve.kernels.reference import TorchOps, pack_panels
-from minserve.kernels.reference_attention import accumulation_dtype
+from minserve.kernels.reference.attention import accumulation_dtype
+from minserve.kernels.reference.ops import TorchOps, pack_panels
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 ONE_THREAD = 1 << 13

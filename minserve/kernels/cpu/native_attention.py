@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from minserve.kernels.base import PlannedAttention
-from minserve.kernels.reference import TorchOps
-from minserve.kernels.reference_attention import accumulation_dtype
+from minserve.kernels.reference.attention import accumulation_dtype
+from minserve.kernels.reference.ops import TorchOps
 
 ONE_THREAD_PRODUCTS = 1 << 17
 """Multiplications up to which attention and `linear` stay on one thread: a second costs a few

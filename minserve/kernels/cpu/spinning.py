@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from minserve.clock import WallClock
-from minserve.openmp import user_chose
+from minserve.process.openmp import user_chose
 
 INTERVAL_S = 0.2
 """Between two looks, each of about 0.2 ms."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from minserve.batch import SamplingBatch
 from minserve.kernels.base import LayerStack, LayerTensors, PanelShape, PlannedAttention
 from minserve.kernels.occupancy import num_splits
-from minserve.kernels.reference import unpack_panels
+from minserve.kernels.reference.ops import unpack_panels
 from minserve.kernels.tree import check_tree, refuse_window
 from minserve.kernels.triton import activation, norm, rotary, rotary_store, sample, store
 from minserve.kernels.triton.attention import ragged_attention_kernel

@@ -18,8 +18,8 @@ from minserve.bench.gpu import command, report
 from minserve.bench.gpu.parts import PARTS, Part
 from minserve.bench.gpu.record import load
 from minserve.bench.gpu.recorded import NotRecordedError, chapter_trace, step_cost
-from minserve.bench.gpu.throughput import KV_BYTES
-from minserve.bench.shapes import SHAPES
+from minserve.bench.gpu.suite.throughput import KV_BYTES
+from minserve.bench.workloads.shapes import SHAPES
 from minserve.build import build_virtual_engine
 from minserve.clock import WallClock
 from minserve.config import EngineConfig

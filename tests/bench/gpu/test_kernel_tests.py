@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import without_hypothesis as plain
 
-from minserve.bench.gpu.kernel_tests import _collect, _run, parse, test_files
+from minserve.bench.gpu.cases.kernel_tests import _collect, _run, parse, test_files
 from minserve.clock import WallClock
 
 # The name says what it finds; it is no test.

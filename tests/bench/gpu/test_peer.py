@@ -8,9 +8,9 @@ import threading
 import pytest
 import torch
 
-from minserve.bench.gpu.nano_vllm import nano_vllm
-from minserve.bench.gpu.transformers_peer import TransformersPeer
-from minserve.bench.shapes import SHAPES
+from minserve.bench.gpu.cases.nano_vllm import nano_vllm
+from minserve.bench.gpu.cases.transformers_peer import TransformersPeer
+from minserve.bench.workloads.shapes import SHAPES
 from minserve.clock import WallClock
 
 pytest.importorskip("psutil", reason="transformers counts a CPU's memory by it")

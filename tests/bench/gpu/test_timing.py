@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from minserve.bench.gpu.cases.transformers_peer import PeerRun, fastest_window
 from minserve.bench.gpu.engines import step_times
 from minserve.bench.gpu.record import Record
 from minserve.bench.gpu.setting import Setting
 from minserve.bench.gpu.timing import Budget, ClockEvent, num_copies, race
-from minserve.bench.gpu.transformers_peer import PeerRun, fastest_window
 from minserve.clock import VirtualClock
 
 CPU = torch.device("cpu")

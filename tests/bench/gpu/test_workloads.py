@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from minserve.bench.gpu.chapter_runs import CHAPTERS, ChapterRun
-from minserve.bench.gpu.kernel_cases import REAL
-from minserve.bench.gpu.kernels import all_cases
-from minserve.bench.gpu.nano_vllm import nano_vllm
+from minserve.bench.gpu.cases.chapter_runs import CHAPTERS, ChapterRun
+from minserve.bench.gpu.cases.kernel_cases import REAL
+from minserve.bench.gpu.cases.nano_vllm import nano_vllm
+from minserve.bench.gpu.suite.kernels import all_cases
 from minserve.config import EngineConfig
 from minserve.kernels import TorchOps
 

@@ -9,8 +9,13 @@ import torch
 from kernels.ragged import Shape, build, dense_attention, tolerance
 
 from minserve.kernels.triton import TritonOps
-from minserve.kernels.triton.autotune import Workload, ragged_candidates, split_candidates, tune
-from minserve.kernels.triton.resources import Resources
+from minserve.kernels.triton.analysis.autotune import (
+    Workload,
+    ragged_candidates,
+    split_candidates,
+    tune,
+)
+from minserve.kernels.triton.analysis.resources import Resources
 from minserve.kernels.triton.tuning import Heads, Tile, Tuning
 
 HEADS = Heads(16, 4, 2)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from models.oracle import random_model, save
 
-from minserve.build import build_engine, load_model
+from minserve.build import build_engine
 from minserve.config import EngineConfig
+from minserve.loading import load_model
 from minserve.request import SamplingParams
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)

@@ -11,12 +11,12 @@ import torch
 import triton
 import triton.language as tl
 
-from minserve.bench.launches import run_step, step_launches
-from minserve.kernels import least
+from minserve.bench.counts.launches import run_step, step_launches
 from minserve.kernels.cases import CONTEXTS, HEAD_DIM, HEADS, KV_HEADS, PROCESSORS, cases
-from minserve.kernels.launches import LabelledOps, LaunchCounter, Total, by_operator
+from minserve.kernels.counts import least
+from minserve.kernels.counts.launches import LabelledOps, LaunchCounter, Total, by_operator
 from minserve.kernels.triton import TritonOps
-from minserve.kernels.triton.traffic import Traffic, watch
+from minserve.kernels.triton.analysis.traffic import Traffic, watch
 from minserve.models import random_weights
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minserve.bench.launches import step_launches
-from minserve.bench.shapes import SHAPES
-from minserve.bench.splits import Splitting, limits, losing_from
+from minserve.bench.counts.launches import step_launches
+from minserve.bench.counts.splits import Splitting, limits, losing_from
+from minserve.bench.workloads.shapes import SHAPES
 from minserve.hardware import DEVICES
-from minserve.kernels.launches import Launch, Total
-from minserve.kernels.least import Bytes, split_attention
+from minserve.kernels.counts.launches import Launch, Total
+from minserve.kernels.counts.least import Bytes, split_attention
 from widgets.figures.launches import KINDS, by_kind, launch_bars
 from widgets.figures.online_softmax import OnlineSoftmax, online_softmax
 from widgets.figures.split_sweep import split_sweep

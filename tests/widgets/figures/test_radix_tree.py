@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from engine.fakes import make_engine
 
-from minserve.bench.drive import drive
-from minserve.bench.traffic import at_once, fixed_length
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.config import EngineConfig
 from widgets import theme
 from widgets.figures import RadixTree, radix_tree

@@ -4,8 +4,8 @@ import pytest
 from engine.fakes import tiny_spec
 
 from minserve import EngineConfig
-from minserve.bench.drive import drive
-from minserve.bench.traffic import at_once, fixed_length
+from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.build import build_virtual_engine
 from minserve.hardware import DEVICES
 from minserve.trace import RunTrace

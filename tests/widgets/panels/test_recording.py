@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from minserve.bench.gpu import command, recorded
-from minserve.bench.gpu.chapter_runs import CHAPTERS
+from minserve.bench.gpu.cases.chapter_runs import CHAPTERS
 from minserve.bench.gpu.parts import PARTS
-from minserve.bench.traffic import Traffic, at_once, fixed_length
+from minserve.bench.workloads.traffic import Traffic, at_once, fixed_length
 from minserve.clock import WallClock
 from minserve.hardware import describe_machine
 from minserve.trace import RunTrace

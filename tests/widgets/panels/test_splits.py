@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minserve.bench.shapes import SHAPES
+from minserve.bench.workloads.shapes import SHAPES
 from widgets.panels.splits import Splits
 
 MIXER = SHAPES["llama-3.1-8b"].spec().layers[0].mixer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from minserve import EngineConfig, KernelsConfig, MemoryConfig, SchedulingConfig
-from minserve.bench.traffic import Traffic, at_once, fixed_length, poisson
+from minserve.bench.workloads.traffic import Traffic, at_once, fixed_length, poisson
 
 BASE = EngineConfig(
     dtype="float32",

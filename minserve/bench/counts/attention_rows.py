@@ -1,0 +1,114 @@
+"""One row of a model's attention, as it was computed: scores against every key, and the values.
+
+For looking at, not for speed: the prompt is run whole, and what one layer is asked is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minserve.attention import PagedAttention
+from minserve.bench.counts.launches import PAGE, make_batch
+from minserve.kernels.base import PlannedAttention
+from minserve.kernels.reference.ops import TorchOps
+from minserve.loading import LoadedModel
+from minserve.models import Decoder
+
+
+@dataclass(frozen=True)
+class AttentionRow:
+    """The last token of a prompt, in one layer and head."""
+
+    layer: int
+    head: int
+    scores: Tensor
+    """float32 `[context]`: scaled, before any softmax."""
+    values: Tensor
+    """float32 `[context, head_dim]`."""
+    output: Tensor
+    """float32 `[head_dim]`, as the engine's attention gave it."""
+
+
+class _Watched(TorchOps):
+    """Operators that keep the last row's query and answer, layer after layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[Tensor, Tensor]] = []
+
+    def plan_attention(
+        self,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
+    ) -> PlannedAttention:
+        """See `Ops.plan_attention`."""
+        planned = super().plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
+
+        def attend(
+            q: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            scale: float,
+            window: int | None,
+            need_lse: bool = False,
+        ) -> tuple[Tensor, Tensor | None]:
+            out, lse = planned(q, keys, values, scale, window, need_lse)
+            self.rows.append((q[-1].clone(), out[-1].clone()))
+            return out, lse
+
+        return attend
+
+
+def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, list[AttentionRow]]:
+    """Layer -> the last token's row of every head. The prompt starts at the first token.
+
+    Raises ValueError for a model whose rows see a window only.
+    """
+    spec, weights = loaded.config.model, loaded.weights
+    if any(layer.mixer.window is not None for layer in spec.layers):
+        raise ValueError(
+            f"{loaded.name} attends to windows, and rows over every key are asked for: choose "
+            "another model"
+        )
+    batch, blocks = make_batch(spec, [len(token_ids)], [len(token_ids)], weights.device)
+    batch = dataclasses.replace(
+        batch, token_ids=torch.tensor(token_ids, dtype=torch.int64, device=weights.device)
+    )
+    caches = []
+    for each in spec.layers:
+        shape = (blocks, each.mixer.num_kv_heads, PAGE, each.mixer.head_dim)
+        keys, values = (torch.zeros(shape, dtype=weights.dtype, device=weights.device)
+                        for _ in range(2))  # fmt: skip
+        caches.append((keys, values))
+    ops = _Watched()
+    decoder = Decoder(spec, weights, ops, len(token_ids))
+    with torch.inference_mode():
+        decoder.forward(batch, PagedAttention(spec, tuple(caches), ops).plan(batch))
+    found = {}
+    for layer, (q, out) in enumerate(ops.rows):
+        mixer = spec.layers[layer].mixer
+        # The pages are in a row: token-major again, they are the prompt's keys and values.
+        k, v = (cache.transpose(1, 2).flatten(0, 1)[: len(token_ids)] for cache in caches[layer])
+        group = mixer.num_heads // mixer.num_kv_heads
+        found[layer] = [
+            AttentionRow(
+                layer,
+                head,
+                (k[:, head // group].float() @ q[head].float() * mixer.scale).cpu(),
+                v[:, head // group].float().cpu(),
+                out[head].float().cpu(),
+            )
+            for head in range(mixer.num_heads)
+        ]
+    return found

@@ -1,0 +1,1 @@
+"""The parts of the GPU suite, one file each with a `run`."""

@@ -1,0 +1,1 @@
+"""The benchmarks: each runs engines and reports ratios with their spread."""

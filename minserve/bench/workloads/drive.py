@@ -1,0 +1,81 @@
+"""Play traffic against an engine: requests arrive by the engine's clock, whatever it is doing.
+
+Works on the wall clock and on a virtual one alike. Stops between two steps when told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minserve.bench.workloads.traffic import Traffic
+from minserve.engine import Engine
+from minserve.request import Request
+from minserve.trace import StepTrace
+from minserve.virtual.engine import VirtualEngine
+
+
+@dataclass(frozen=True)
+class DriveResult:
+    """What became of the traffic. The engine's trace has the rest."""
+
+    requests: tuple[Request, ...]
+    """In order of arrival; those that never arrived before a stop are missing."""
+    stopped: bool
+    duration_s: float
+    """From the start to the end of the last step, in seconds of the engine's clock."""
+
+
+def drive(
+    engine: Engine,
+    traffic: Traffic,
+    *,
+    rate_per_s: Callable[[], float] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[StepTrace], None] = lambda step: None,
+    max_wait_s: float = 0.1,
+    fast: bool = False,
+) -> DriveResult:
+    """Run all of `traffic`; `rate_per_s` is asked again for every gap, so it may change meanwhile.
+
+    An idle engine waits for the next arrival, at most `max_wait_s` at a time, so that a stop or a
+    new rate is heard. After a stop what runs is aborted. `fast` lets an engine on modelled time
+    pass over steps in which nothing is decided: they are in its trace, and `on_step` is not called
+    for them.
+    """
+    start_s = engine.clock.now()
+    rate = rate_per_s or (lambda: traffic.rate_per_s or float("inf"))
+    coming = list(reversed(traffic.requests))
+    requests: list[Request] = []
+    last_s = start_s
+    while coming or engine.has_work:
+        if should_stop():
+            engine.abort_all()
+            break
+        now = engine.clock.now()
+        while coming:
+            due_s = last_s + coming[-1].gap / rate()
+            if due_s > now:
+                break
+            timed = coming.pop()
+            last_s = due_s
+            name = f"{len(requests)}"
+            requests += engine.add(
+                name,
+                timed.prompt_token_ids,
+                timed.params,
+                arrival_s=due_s,
+                priority=timed.priority,
+            )
+        if engine.has_work:
+            on_step(engine.step())
+            if fast and isinstance(engine, VirtualEngine):
+                engine.fast_forward(last_s + coming[-1].gap / rate() if coming else float("inf"))
+        elif coming:
+            due_s = last_s + coming[-1].gap / rate()
+            engine.clock.wait_until(min(due_s, now + max_wait_s))
+    return DriveResult(
+        requests=tuple(requests),
+        stopped=bool(coming) or any(r.finish_reason == "abort" for r in requests),
+        duration_s=engine.clock.now() - start_s,
+    )

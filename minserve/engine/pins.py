@@ -1,0 +1,102 @@
+"""Pinned prefixes: pages that the prefix cache may not evict, held by a handle.
+
+May this prefix be pinned, and who lets go of it again. Computing it first is the caller's business:
+it takes a run of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from minserve.config import ConfigError
+from minserve.engine import Engine
+from minserve.inputs.checks import shorten
+from minserve.request import InvalidRequestError
+
+MAX_PINNED_SHARE = 0.5
+"""Most of the pool that pins may hold: requests need the rest to run at all."""
+
+
+class PinnedPrefix:
+    """A prefix that stays on the device until `unpin()`, or until the end of a `with` block."""
+
+    def __init__(
+        self, num_tokens: int, let_go: Callable[[], None], holds: Callable[[], bool]
+    ) -> None:
+        self.num_tokens = num_tokens
+        """Tokens pinned: whole pages, so up to a page less than was asked for."""
+        self._let_go: Callable[[], None] | None = let_go
+        self._holds = holds
+
+    @property
+    def active(self) -> bool:
+        """True until it is unpinned, or until an engine that starts over after an error has emptied
+        its cache."""
+        return self._let_go is not None and self._holds()
+
+    def unpin(self) -> None:
+        """Let the pages be evicted again. A second time is harmless."""
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None  # only now: what an interrupt cuts short can be done again
+
+    def __enter__(self) -> PinnedPrefix:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.unpin()
+
+
+def check_pinned(pinned: object) -> PinnedPrefix:
+    """`pinned` where it is what `pin` gave. Raises InvalidRequestError."""
+    if isinstance(pinned, PinnedPrefix):
+        return pinned
+    raise InvalidRequestError(f"unpin({shorten(pinned)}): expected what pin() returned")
+
+
+def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:
+    """Raise ConfigError without a prefix cache, and InvalidRequestError for a prefix shorter than a
+    page or one that would leave requests too little of the pool."""
+    memory = engine.memory
+    if memory.prefix is None:
+        raise ConfigError(
+            "pin() keeps pages of the prefix cache, and memory.prefix_cache='off' has none: use "
+            "memory.prefix_cache='hash' or 'radix'"
+        )
+    pages = len(token_ids) // memory.block_size
+    if not pages:
+        raise InvalidRequestError(
+            f"pin(): {len(token_ids)} tokens do not fill a page of {memory.block_size}, and pages "
+            "are pinned whole: pin a longer prefix, or use a smaller memory.block_size"
+        )
+    most = int(memory.pool.num_blocks * MAX_PINNED_SHARE)
+    if memory.num_pinned + pages > most:
+        raise InvalidRequestError(
+            f"pin(): {pages} pages beside the {memory.num_pinned} pinned already are more than "
+            f"{most}, half of the pool of {memory.pool.num_blocks}, whose rest requests need: "
+            "unpin something, pin less, or raise memory.kv_bytes"
+        )
+    left = memory.pool.num_blocks - memory.num_pinned - pages
+    if memory.blocks_for(engine.longest_live_tokens) > left:
+        raise InvalidRequestError(
+            f"pin(): {pages} pages would leave {left}, fewer than a request that is being served "
+            f"may need ({memory.blocks_for(engine.longest_live_tokens)}): pin before it is sent or "
+            "after it has ended, or raise memory.kv_bytes"
+        )
+
+
+def pin_computed(engine: Engine, token_ids: Sequence[int], cache_salt: str = "") -> int | None:
+    """Pin a prefix if all its full pages are on the device: the handle, or None, with nothing
+    pinned, where some are not."""
+    namespace = (cache_salt,) if cache_salt else ()
+    handle, num_tokens = engine.memory.pin(token_ids, namespace)
+    if num_tokens == len(token_ids) // engine.memory.block_size * engine.memory.block_size:
+        return handle
+    engine.memory.unpin(handle)
+    return None

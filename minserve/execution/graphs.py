@@ -1,0 +1,219 @@
+"""Decode steps as captured graphs: one launch replays what hundreds of launches recorded.
+
+A graph repeats exactly what was launched while it was captured: the same kernels, grids, addresses
+and integers. So everything that changes from step to step must lie in buffers that stay where they
+are, and everything else must be in the key by which a graph is found again. Both hold by
+construction here: `GraphRunner.prepare` makes the step from **the key and the static buffers
+alone**, and never sees the batch. Rows are padded up a ladder (`padding`) and contexts are known by
+their bucket only; the padding lives on a page of its own. The sampler stays outside, on the real
+rows. Steps that are no plain decode run as in `EagerRunner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minserve.attention.base import AttentionBackend
+from minserve.batch import ForwardBatch, GroupTables
+from minserve.clock import Clock
+from minserve.execution.padding import ladder
+from minserve.execution.runner import NOTHING_COMPILED, EagerRunner, Forward
+from minserve.models import Compilations, Decoder
+from minserve.sampling import plan_sampling
+
+LEAST_CONTEXT = 64
+"""The smallest bucket of contexts, in tokens; each other one is four times the one before. A bucket
+decides only into how many parts a context is split, and parts without keys cost next to nothing:
+few buckets are few graphs to capture."""
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """All integers that the launches of a decode step depend on, beside those of the engine."""
+
+    rows: int
+    longest: int
+    """No context is longer, in tokens."""
+
+
+class Capture(Protocol):
+    """Makes something that can be repeated out of something that can be run."""
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What repeats `run`, which is run at least once for it: any number of times gives what
+        once does. All that `run` reads and writes must outlive the result."""
+        ...
+
+
+class CudaCapture:
+    """CUDA graphs, in one pool of memory: only one of them runs at a time. A capture waits for the
+    device, which a replay never does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """See `Capture.capture`."""
+        compute = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(compute)
+        with torch.cuda.stream(self._stream):
+            # Triton compiles and cuBLAS makes its workspace: neither is allowed in a capture.
+            run()
+        graph = torch.cuda.CUDAGraph()
+        # Thread-local: what another engine's thread asks of the device must not end this capture.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            run()
+        compute.wait_stream(self._stream)
+        return graph.replay
+
+
+class Rerun:
+    """For a device that captures nothing: what is repeated is the step as it was prepared, with
+    its plan and its integers, so that whatever a graph would miss is missed here too."""
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """See `Capture.capture`."""
+        return run
+
+
+class StaticInputs:
+    """The tensors that graphs read, in one place for all of them: a graph of r rows reads the first
+    r. `fill` brings a batch there; `batch` is what a key alone says about it."""
+
+    def __init__(
+        self, max_rows: int, num_groups: int, max_blocks: int, device: torch.device
+    ) -> None:
+        self._token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self._positions = torch.zeros_like(self._token_ids)
+        self._kv_lens = torch.ones(max_rows, dtype=torch.int32, device=device)
+        self._query_starts = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        self._groups = [
+            GroupTables(
+                torch.zeros(max_rows, dtype=torch.int64, device=device),
+                torch.zeros(max_rows, max_blocks, dtype=torch.int32, device=device),
+            )
+            for _ in range(num_groups)
+        ]
+        self._none = self._token_ids[:0]
+        self._sampling = plan_sampling([], eos_token_ids=())
+
+    def fill(self, batch: ForwardBatch) -> None:
+        """Copy a batch of one row per request here, on the device. What its block tables do not
+        reach keeps the pages of earlier steps, which lie beyond every context."""
+        rows = batch.num_tokens
+        self._token_ids[:rows].copy_(batch.token_ids)
+        self._positions[:rows].copy_(batch.positions)
+        self._kv_lens[:rows].copy_(batch.kv_lens)
+        for group, given in zip(self._groups, batch.groups, strict=True):
+            group.slots[:rows].copy_(given.slots)
+            width = given.block_tables.shape[1]
+            group.block_tables[:rows, :width].copy_(given.block_tables)
+
+    def batch(self, key: GraphKey) -> ForwardBatch:
+        """Views of these tensors, as the batch of any step of this key; it samples nothing."""
+        rows = key.rows
+        return ForwardBatch(
+            token_ids=self._token_ids[:rows],
+            positions=self._positions[:rows],
+            query_starts=self._query_starts[: rows + 1],
+            kv_lens=self._kv_lens[:rows],
+            groups=tuple(
+                GroupTables(group.slots[:rows], group.block_tables[:rows]) for group in self._groups
+            ),
+            sample_rows=self._none,
+            sampling=self._sampling,
+            prompt_rows=self._none,
+            prompt_targets=self._none,
+            num_prompt_logprobs=-1,
+            query_lens=(1,) * rows,
+            context_lens=(key.longest,) * rows,
+        )
+
+
+class GraphRunner(EagerRunner):
+    """An `EagerRunner` that replays its decode steps.
+
+    Batches arrive padded to `ladder(max_rows)`; `max_blocks` is the most pages a request has.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        attention: AttentionBackend,
+        device: torch.device,
+        clock: Clock,
+        logits_chunk: int,
+        max_rows: int,
+        max_blocks: int,
+        block_size: int,
+        capture: Capture | None = None,
+    ) -> None:
+        super().__init__(decoder, attention, device, clock, logits_chunk)
+        if capture is None:
+            capture = CudaCapture(device) if device.type == "cuda" else Rerun()
+        self._capture = capture
+        self._rungs = frozenset(ladder(max_rows))
+        self._capacity = max_blocks * block_size
+        weights, spec = decoder.weights, decoder.spec
+        self._inputs = StaticInputs(max_rows, len(spec.cache_groups()), max_blocks, device)
+        self._logits = torch.empty(
+            max_rows, spec.vocab_size, dtype=weights.dtype, device=weights.device
+        )
+        self._graphs: dict[GraphKey, Callable[[], None]] = {}
+
+    def key(self, batch: ForwardBatch) -> GraphKey | None:
+        """The key of a batch's graph; None where it is no decode step of a captured size."""
+        rows = batch.num_tokens
+        if rows != batch.num_requests or rows not in self._rungs:
+            return None
+        if batch.tree is not None or batch.prompt_rows.numel():
+            return None
+        longest = max(batch.context_lens)
+        bucket = LEAST_CONTEXT
+        while bucket < longest:
+            bucket *= 4
+        return GraphKey(rows, min(bucket, self._capacity))
+
+    def prepare(self, key: GraphKey) -> Callable[[], None]:
+        """A step of this key, from the static inputs to the logits; nothing runs yet."""
+        batch = self._inputs.batch(key)
+        plan = self._attention.plan_decode(batch)
+        logits = self._logits[: key.rows]
+
+        def run() -> None:
+            logits.copy_(self._decoder.head(self._decoder.forward(batch, plan)))
+
+        return run
+
+    def _forward(self, host: ForwardBatch, batch: ForwardBatch) -> Forward:
+        """See `EagerRunner._forward`."""
+        key = self.key(host)
+        if key is None:
+            return super()._forward(host, batch)
+        self._inputs.fill(batch)
+        made = NOTHING_COMPILED
+        replay = self._graphs.get(key)
+        if replay is None:
+            start = self._clock.now()
+            replay = self._graphs[key] = self._capture.capture(self.prepare(key))
+            made = Compilations(self._clock.now() - start, 1)
+        replay()
+        return Forward(self._sampled(host, batch), compiled=made)
+
+    def _sampled(self, host: ForwardBatch, batch: ForwardBatch) -> Tensor | None:
+        """The logits of the rows whose token is drawn: as a rule all that are no padding."""
+        count = host.num_samples
+        if not count:
+            return None
+        if int(host.sample_rows[-1]) == count - 1:
+            return self._logits[:count]
+        return self._logits.index_select(0, batch.sample_rows)

@@ -1,0 +1,185 @@
+"""Where this user's caches are, and how their files are read and written.
+
+A cache is a convenience: a file that is damaged, from another version or another user's, and a
+directory that cannot be written, cost a repetition and a sentence, never an exception. What is read
+lies in a directory that only this user can write. Knows nothing about what is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minserve.files.json_file import FileError, read_json
+
+T = TypeVar("T")
+
+MAX_BYTES = 1 << 20
+"""The largest file of measurements we know has a hundredth of it."""
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class CacheWarning(UserWarning):
+    """Something that is kept between runs cannot be used, and is made again."""
+
+
+class UnsafeError(OSError):
+    """Something that others could have written. A sentence."""
+
+
+def cache_directory() -> Path:
+    """Where measurements of this machine are kept: `MINSERVE_CACHE_DIR`, or the user's cache."""
+    if chosen := os.environ.get("MINSERVE_CACHE_DIR"):
+        return Path(chosen)
+    return user_cache_directory()
+
+
+def user_cache_directory() -> Path:
+    """`minserve` in what the system calls a user's cache; for a user without a home, in the
+    temporary directory."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"minserve-{_user() or 0}"
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = os.environ.get("XDG_CACHE_HOME") or str(home / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(home / ".cache")
+    return Path(base) / "minserve"
+
+
+def secure(directory: Path) -> None:
+    """Make a directory that only this user can write, or check that it is one.
+
+    The user's own `minserve` directory is closed to others where an earlier version, or a generous
+    umask, left it open; one chosen by name is the user's to close. Raises UnsafeError, or another
+    OSError where it cannot be made.
+    """
+    if not directory.is_dir():
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.stat(directory)
+    own = directory == user_cache_directory() and _is_ours(status)
+    # Where a link leads may be open for a reason.
+    if own and _is_open(status) and not directory.is_symlink():
+        os.chmod(directory, 0o700)
+        status = os.stat(directory)
+    # A link is as good as its owner: another user could turn it elsewhere at any time.
+    for found in (os.lstat(directory), status):
+        if not _is_ours(found):
+            raise UnsafeError(f"{directory} belongs to another user")
+    if _is_open(status):
+        raise UnsafeError(
+            f"other users can write to {directory}: run `chmod 700` on it, or choose another one"
+        )
+
+
+def check_file(path: Path) -> None:
+    """Raise UnsafeError for a file that is no regular one, or that others own or can write, and
+    OSError where there is none."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeError(f"{path.name} is not a regular file")
+    if not _is_ours(status):
+        raise UnsafeError(f"{path.name} belongs to another user")
+    if _is_open(status):
+        raise UnsafeError(f"other users can write to {path.name}")
+
+
+def read(path: Path, parse: Callable[[Any], T], what: str) -> T | None:
+    """What `parse` makes of a cached JSON file. None where there is no such file, and, with a
+    sentence, where it cannot be used; `what` names its content ("the ceilings of this machine").
+
+    `parse` may raise ValueError, KeyError and TypeError for content that it does not know.
+    """
+    try:
+        if not os.path.lexists(path):
+            return None
+        secure(path.parent)
+        check_file(path)
+        return parse(read_json(path, max_bytes=MAX_BYTES, what=what))
+    except FileError as error:
+        reason = str(error).removeprefix(f"{path} ").rstrip(".")
+    except OSError as error:
+        reason = f"is not used: {_said(error)}"
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
+        reason = f"cannot be used: {error}"
+    say_once(f"{path.name} in the cache {reason}. It is made again.")
+    return None
+
+
+def write(path: Path, content: Any, what: str) -> bool:
+    """Keep JSON, whole or not at all; False, with a sentence, where that cannot be done."""
+    try:
+        secure(path.parent)
+        replace(path, json.dumps(content, indent=1, allow_nan=False).encode())
+    except (OSError, ValueError) as error:
+        say_once(f"{what} cannot be kept for the next time: {_said(error)}.")
+        return False
+    return True
+
+
+def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file that others see whole or not at all. Raises OSError."""
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            # A rename may reach the disk before the content does: a crash would leave a file of
+            # zeros under the right name.
+            os.fsync(descriptor)
+        os.chmod(partial, mode)
+        move(Path(partial), path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def move(source: Path, target: Path) -> None:
+    """`os.replace`, also over a directory that is in the way. Raises OSError."""
+    try:
+        os.replace(source, target)
+    except OSError:
+        if target.is_symlink() or not target.is_dir():
+            raise
+        shutil.rmtree(target)
+        os.replace(source, target)
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+    """A warning, once in this process."""
+    warnings.warn(sentence, CacheWarning, stacklevel=3)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, UnsafeError):
+        return str(error)
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Owned by this user, or by root, who may do anything anyway."""
+    return _user() in (None, status.st_uid) or status.st_uid == 0
+
+
+def _is_open(status: os.stat_result) -> bool:
+    return _user() is not None and bool(status.st_mode & _OTHERS_MAY_WRITE)
+
+
+def _user() -> int | None:
+    """None where users have no numbers (Windows keeps a user's cache from others by itself)."""
+    return os.geteuid() if hasattr(os, "geteuid") else None

@@ -1,0 +1,157 @@
+"""From requests to what a caller gets: outputs when they are done, chunks while they grow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minserve.engine import Engine
+from minserve.engine.recovery import EngineError, describe, is_interrupt
+from minserve.inputs.checks import shorten
+from minserve.inputs.params import plain
+from minserve.request import (
+    FinishReason,
+    InvalidRequestError,
+    Output,
+    Request,
+    RequestMetrics,
+    Sample,
+    SamplingParams,
+)
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """What a streamed sample gained in one step."""
+
+    request_id: str
+    index: int
+    """Which of the request's n samples."""
+    text: str
+    """New text; may be empty while a character or a possible stop string is incomplete."""
+    token_ids: tuple[int, ...]
+    """New tokens."""
+    finish_reason: FinishReason | None
+    metrics: RequestMetrics
+    error: str | None = None
+
+
+class StreamCursor:
+    """How much of a request's text and tokens a reader has already been given."""
+
+    def __init__(self) -> None:
+        self._num_chars = 0
+        self._num_tokens = 0
+        self.ended = False
+        """True once the last chunk was made."""
+
+    def advance(self, engine: Engine, request: Request) -> StreamChunk:
+        """What is new since the last call."""
+        text = engine.text_of(request)
+        tokens = tuple(request.token_ids[request.num_prompt_tokens + self._num_tokens :])
+        chunk = StreamChunk(
+            request_id=request.request_id,
+            index=request.sample_index,
+            text=text[self._num_chars :],
+            token_ids=tokens,
+            finish_reason=request.finish_reason,
+            metrics=request.metrics(),
+            error=request.error,
+        )
+        self._num_chars = len(text)
+        self._num_tokens += len(tokens)
+        self.ended = chunk.finish_reason is not None
+        return chunk
+
+
+def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None) -> Output:
+    """The output of one prompt's samples."""
+    first = requests[0]
+    texts = [_text(engine, request) for request in requests]  # first: they may end a sample
+    # Each sample scores the prompt for itself, and one that failed may not have come to its end.
+    scored = max(requests, key=lambda request: len(request.prompt_logprobs))
+    return Output(
+        request_id=first.request_id,
+        prompt=prompt,
+        prompt_token_ids=tuple(first.prompt_token_ids),
+        samples=tuple(
+            Sample(
+                index=request.sample_index,
+                text=text,
+                token_ids=tuple(request.output_token_ids),
+                finish_reason=request.finish_reason,
+                stop_reason=request.stop_reason,
+                metrics=request.metrics(),
+                logprobs=tuple(request.logprobs) if request.params.logprobs is not None else None,
+                error=request.error,
+            )
+            for request, text in zip(requests, texts, strict=True)
+        ),
+        prompt_logprobs=(
+            tuple(scored.prompt_logprobs) if first.params.prompt_logprobs is not None else None
+        ),
+    )
+
+
+def refused_output(
+    request_id: str, prompt: str | None, error: Exception, now_s: float, num_samples: int
+) -> Output:
+    """The output of a prompt that was refused at the door: as many samples as were asked for."""
+    metrics = RequestMetrics(now_s, None, None, now_s, 0, 0, 0)
+    samples = tuple(
+        Sample(index, "", (), "error", None, metrics, error=str(error))
+        for index in range(num_samples)
+    )
+    return Output(request_id, prompt, (), samples)
+
+
+def _text(engine: Engine, request: Request) -> str:
+    """The sample's text; where it cannot be told, the sample has failed."""
+    try:
+        return engine.text_of(request)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        request.finish_reason = "error"
+        request.error, request.cause = describe(error), error
+        return ""
+
+
+def failure_of(requests: Sequence[Request]) -> EngineError | None:
+    """What a caller is to be told of the first of these samples that ended with an error: a new
+    exception each time, because two callers must not raise, and change, the same one."""
+    for request in requests:
+        if request.finish_reason == "error":
+            return failure(request.request_id, request.cause, request.error)
+    return None
+
+
+def failure(name: str, cause: BaseException | None, error: str | None = None) -> EngineError:
+    """An EngineError about the request of this name, chained to its cause."""
+    if cause is None:
+        return EngineError(error)
+    told = EngineError(f"{name}: the engine failed: {describe(cause)}")
+    told.__cause__ = cause
+    return told
+
+
+def check_params(params: object) -> SamplingParams | None:
+    """`params` where it is what it should be. Raises InvalidRequestError."""
+    if params is None:
+        return None
+    if issubclass(type(params), SamplingParams):
+        return plain(params)
+    raise InvalidRequestError(
+        f"params={shorten(params)}: expected SamplingParams(...), or None for the model's defaults"
+    )
+
+
+def check_process(made_in: int, what: str) -> None:
+    """Raise RuntimeError where the process is not the one that made an engine: `fork` copies memory
+    and none of the threads that torch and the engine wait for."""
+    if os.getpid() != made_in:
+        raise RuntimeError(
+            f"this {what} was made by process {made_in}, from which this one was forked, and its "
+            "threads stayed there: make the model after forking, or start processes with 'spawn'"
+        )

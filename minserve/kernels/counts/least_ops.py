@@ -1,0 +1,174 @@
+"""`Ops` that compute nothing: each is one launch, and moves the least it can.
+
+The bound that fused kernels are held against. Results have the right shape and no meaning, so run
+them on torch's `meta` device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minserve.kernels.base import (
+    LayerStack,
+    LayerTensors,
+    PanelShape,
+    PlannedAttention,
+    SampleKernel,
+)
+from minserve.kernels.counts import least
+from minserve.kernels.counts.launches import LaunchCounter
+
+
+class LeastOps:
+    """See the module. Everything is written down in `counter`."""
+
+    name = "least"
+    sample_kernel: SampleKernel | None = None
+
+    def __init__(self, counter: LaunchCounter) -> None:
+        self._counter = counter
+
+    def _record(self, operator: str, moved: least.Bytes, flops: int = 0) -> None:
+        with self._counter.inside(operator):
+            self._counter.record(operator, moved, flops)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Ops.linear`."""
+        flops = 2 * x.shape[0] * weight.shape[0] * weight.shape[1]
+        self._record("linear", least.linear(x, weight, bias), flops)
+        return x.new_empty(x.shape[0], weight.shape[0])
+
+    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
+        """See `Ops.panel_shape`: how a matrix lies in memory changes no count."""
+        return None
+
+    def packed_linear(
+        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Ops.packed_linear`."""
+        return self.linear(x, _unpacked(x, out_features), bias)
+
+    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+        """See `Ops.packed_gated_linear`: nothing between product and gate is written."""
+        moved = least.linear(x, _unpacked(x, 2 * inner))
+        gated = moved._replace(written=moved.written // 2)
+        self._record("packed_gated_linear", gated, 4 * x.shape[0] * inner * x.shape[1])
+        return x.new_empty(x.shape[0], inner)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm`."""
+        self._record("rms_norm", least.rms_norm(x, weight))
+        return x.new_empty(x.shape)
+
+    def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm_rows`."""
+        self._record("rms_norm_rows", least.rms_norm_rows(x, rows, weight))
+        return x.new_empty(rows.shape[0], x.shape[1])
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.add_rms_norm`."""
+        self._record("add_rms_norm", least.add_rms_norm(x, residual, weight))
+        return x.new_empty(x.shape)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.silu_and_mul`."""
+        self._record("silu_and_mul", least.silu_and_mul(gate_up))
+        return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+    def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        """See `Ops.rotary_`."""
+        self._record("rotary_", least.rotary(x, positions, cos_sin))
+
+    def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """See `Ops.store_kv`."""
+        self._record("store_kv", least.store_kv(k, v, slots))
+
+    def rotary_store_(
+        self,
+        heads: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Ops.rotary_store_`."""
+        moved = least.rotary_store(heads, positions, cos_sin, keys, slots, q_norm, k_norm)
+        self._record("rotary_store_", moved)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+        tree: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        planned = self.plan_attention(
+            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
+        )
+        return planned(q, keys, values, scale, window, need_lse)
+
+    def plan_attention(
+        self,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        kv_lens: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
+    ) -> PlannedAttention:
+        """See `Ops.plan_attention`. A tree's rows are counted as a chain's: at most that much."""
+
+        def attend(
+            q: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            scale: float,
+            window: int | None,
+            need_lse: bool = False,
+        ) -> tuple[Tensor, Tensor | None]:
+            moved = least.attention(q, keys, query_lens, context_lens, window, need_lse)
+            flops = 4 * q.shape[1] * q.shape[2] * pairs(query_lens, context_lens, window)
+            self._record("attention", moved, flops)
+            lse = q.new_empty(q.shape[:2], dtype=torch.float32) if need_lse else None
+            return q.new_empty(q.shape), lse
+
+        return attend
+
+    def plan_decode(
+        self, block_tables: Tensor, kv_lens: Tensor, longest: int
+    ) -> PlannedAttention | None:
+        """See `Ops.plan_decode`: what is counted depends on every length."""
+        return None
+
+    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+        """See `Ops.layer_stack`: every operator is counted by itself."""
+        return None
+
+
+def _unpacked(x: Tensor, out_features: int) -> Tensor:
+    return x.new_empty((out_features, x.shape[1]), device="meta")
+
+
+def pairs(query_lens: Sequence[int], context_lens: Sequence[int], window: int | None) -> int:
+    """Pairs of a query and a key it sees, of all requests."""
+    found = 0
+    for rows, context in zip(query_lens, context_lens, strict=True):
+        for position in range(context - rows, context):
+            found += position + 1 if window is None else min(position + 1, window)
+    return found

@@ -1,0 +1,55 @@
+"""Decode attention in plain torch that knows no length on the host, so that one plan serves many
+steps, and its operators could be captured in a graph: always over as many pages as the longest
+context may have, whatever lies beyond a request's own masked. More work than `reference_attention`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from minserve.kernels.reference.attention import accumulation_dtype, written_out
+
+
+class TorchDecode:
+    """`PlannedAttention` of one row per request; see `Ops.plan_decode`.
+
+    `block_tables`: int32 `[num_requests, max_blocks]`; `kv_lens`: int32 `[num_requests]`. Both are
+    read at every call; nothing that depends on them is kept.
+    """
+
+    def __init__(self, block_tables: Tensor, kv_lens: Tensor, longest: int) -> None:
+        self._tables, self._kv_lens, self._longest = block_tables, kv_lens, longest
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Ops.paged_attention`."""
+        requests, num_heads, head_dim = q.shape
+        num_kv_heads, block_size = keys.shape[1], keys.shape[2]
+        pages = self._tables[:, : -(-self._longest // block_size)].long()
+        place = torch.arange(pages.shape[1] * block_size, device=q.device)
+        length = self._kv_lens[:, None]
+        hidden = place >= length
+        if window is not None:
+            hidden |= place < length - window
+        shape = (requests, num_kv_heads, place.shape[0], head_dim)
+        # Pages that are not the request's may hold anything, and 0 times NaN is NaN.
+        k, v = (
+            cache[pages].transpose(1, 2).reshape(shape).masked_fill_(hidden[:, None, :, None], 0.0)
+            for cache in (keys, values)
+        )
+        mask = torch.zeros(hidden.shape, dtype=accumulation_dtype(q.dtype), device=q.device)
+        mask = mask.masked_fill_(hidden, -math.inf)[:, None, None]
+        grouped = q.reshape(requests, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        out, lse = written_out(grouped, k, v, mask, scale)
+        out = out.reshape(q.shape).to(q.dtype)
+        return out, lse.reshape(requests, num_heads) if need_lse else None

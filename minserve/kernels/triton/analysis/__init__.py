@@ -1,0 +1,1 @@
+"""Triton kernels under study: registers and spills, bytes moved, fastest tiles."""

@@ -1,0 +1,128 @@
+"""A model by name: its directory found, its files read and checked, its weights shared.
+
+The same model loaded twice is one copy in memory. Knows nothing about engines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minserve.config import EngineConfig, ResolvedConfig
+from minserve.engine.recovery import describe, is_interrupt
+from minserve.inputs.prompts import Prompt, PromptInput, parse_prompt
+from minserve.kernels import select_ops
+from minserve.models import (
+    DecoderWeights,
+    check_rotary_table,
+    default_store,
+    load_generation_defaults,
+    load_spec,
+    resolve_model_dir,
+)
+from minserve.models.loading.hub import check_model_name
+from minserve.request import InvalidRequestError, SamplingParams
+from minserve.tokenizer import Tokenizer
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model directory, read: everything but the weights' number format is settled."""
+
+    name: str
+    path: Path
+    config: ResolvedConfig
+    weights: DecoderWeights
+    tokenizer: Tokenizer | None
+    generation_defaults: Mapping[str, Any]
+
+    def default_sampling_params(self) -> SamplingParams:
+        """SamplingParams with what the model's generation_config.json recommends."""
+        defaults = self.generation_defaults
+        values: dict[str, Any] = {
+            name: defaults[name]
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            if defaults.get(name) is not None
+        }
+        if defaults.get("do_sample") is False:
+            values["temperature"] = 0.0
+        if defaults.get("max_new_tokens"):
+            values["max_tokens"] = defaults["max_new_tokens"]
+        return SamplingParams(**values)
+
+    def encode(self, prompt: Prompt | PromptInput) -> list[int]:
+        """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError, also where
+        the tokenizer itself gives up: its panics are no ordinary exceptions."""
+        if not isinstance(prompt, PromptInput):
+            prompt = parse_prompt(prompt, self.config.max_prompt_chars)
+        if prompt.token_ids is not None:
+            return prompt.token_ids
+        tokenizer, text = self.need_tokenizer("text"), prompt.text or ""
+        try:
+            return tokenizer.encode(text)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise InvalidRequestError(
+                f"the tokenizer cannot take this prompt of {len(text)} characters "
+                f"({describe(error)}): shorten it, or give token ids"
+            ) from error
+
+    def need_tokenizer(self, what: str) -> Tokenizer:
+        """The tokenizer; InvalidRequestError, saying that `what` needs it, when there is none."""
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                f"the model {self.name!r} came without a tokenizer, so {what} cannot be turned "
+                "into tokens: give lists of token ids"
+            )
+        return self.tokenizer
+
+
+def find_model(model: str | Path) -> Path:
+    """The directory of "zoo/NAME", of a path, or of a name on the Hugging Face hub."""
+    name = str(model)
+    check_model_name(name)
+    if name.startswith("zoo/") and not Path(name).is_dir():
+        path = ZOO / name.removeprefix("zoo/")
+        if not (path / "config.json").is_file():
+            known = sorted(f"zoo/{entry.parent.name}" for entry in ZOO.glob("*/config.json"))
+            raise FileNotFoundError(
+                f"there is no model {name!r} in the zoo; it has: {', '.join(known) or 'none'}"
+            )
+        return path
+    return resolve_model_dir(name)
+
+
+def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True) -> LoadedModel:
+    """Read a model directory. Raises a sentence for anything that cannot be served."""
+    path = find_model(model)
+    # The small files first: most that is wrong with a directory is known before weights are read.
+    spec = load_spec(path)
+    resolved = config.resolve(spec)
+    check_rotary_table(spec, resolved.max_model_len)
+    defaults = load_generation_defaults(path)
+    tokenizer = Tokenizer.from_dir(path)
+    if tokenizer is not None:
+        resolved = dataclasses.replace(resolved, notes=(*resolved.notes, *tokenizer.notes))
+    if config.kernels.num_threads is not None:
+        torch.set_num_threads(config.kernels.num_threads)
+    name = str(model) if str(model).startswith("zoo/") else path.name
+    ops = select_ops(resolved.config.kernels.backend, resolved.device, resolved.dtype)
+    weights = default_store.load(
+        path, spec, resolved.dtype, resolved.device, progress, ops.panel_shape(resolved.dtype)
+    )
+    return LoadedModel(
+        name=name,
+        path=path,
+        config=resolved,
+        weights=weights,
+        tokenizer=tokenizer,
+        generation_defaults=defaults,
+    )

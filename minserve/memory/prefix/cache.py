@@ -1,0 +1,144 @@
+"""The prefix cache: what of a request is already computed, on the device or in a lower tier.
+
+Puts index, pool and host tier together. Looking changes nothing; `acquire` takes pages. Knows
+nothing about block tables or who asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minserve.clock import Clock
+from minserve.memory.events import MemoryEvents
+from minserve.memory.keys import Key, TokenChain
+from minserve.memory.pool import BlockPool, IntegrityError
+from minserve.memory.prefix.index import PrefixIndex
+from minserve.memory.tiers.costs import ResumeCosts
+from minserve.memory.tiers.host import HostTier
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A prefix that need not be computed."""
+
+    blocks: list[int] = field(default_factory=list)
+    """Device pages to share, in order of position."""
+    partial_block: int | None = None
+    """A device page whose first `partial_tokens` are to be copied."""
+    partial_tokens: int = 0
+    keys: list[Key] = field(default_factory=list)
+    """Pages behind `blocks` that lower tiers hold; there is no partial page then."""
+    tiers: list[str] = field(default_factory=list)
+    """Where each of `keys` lies: "host" or "disk"."""
+
+    def num_tokens(self, block_size: int) -> int:
+        """Tokens of the prefix."""
+        return (len(self.blocks) + len(self.keys)) * block_size + self.partial_tokens
+
+
+class PrefixCache:
+    """Pages of finished, running and preempted requests, found by what they contain."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        index: PrefixIndex,
+        host: HostTier | None,
+        costs: ResumeCosts,
+        clock: Clock,
+        events: MemoryEvents,
+    ) -> None:
+        self.index = index
+        self._pool = pool
+        self._host = host
+        self._costs = costs
+        self._clock = clock
+        self._events = events
+        self._keys: dict[int, Key] = {}
+        pool.on_evict = self._evicted
+
+    def lookup(self, chain: TokenChain, max_tokens: int) -> Hit:
+        """The longest prefix of at most `max_tokens` tokens, and where it lies."""
+        match = self.index.match(chain, max_tokens)
+        if self._host is not None:
+            keys, tiers = self._below(self._host, chain, len(match.blocks), max_tokens)
+            # The choice is between loading these pages and computing their tokens.
+            if keys and self._costs.should_load(tiers, len(keys) * chain.block_size):
+                return Hit(match.blocks, keys=keys, tiers=tiers)
+        return Hit(match.blocks, match.partial_block, match.partial_tokens)
+
+    def _below(
+        self, host: HostTier, chain: TokenChain, first: int, max_tokens: int
+    ) -> tuple[list[Key], list[str]]:
+        keys, tiers = [], []
+        for index in range(first, max_tokens // chain.block_size):
+            key = chain.key(index)
+            tier = host.find(key)
+            if tier is None:
+                break
+            keys.append(key)
+            tiers.append(tier)
+        return keys, tiers
+
+    def load(self, hit: Hit, blocks: list[int]) -> int:
+        """Fill `blocks` from the tiers, one for each of the first `hit.keys`; how many were really
+        there."""
+        assert self._host is not None
+        start, done = self._clock.now(), 0
+        # In runs that the host has slots for: what comes from the disk passes through them.
+        while slots := self._host.fetch(hit.keys[done : len(blocks)]):
+            self._host.load(slots, blocks[done : done + len(slots)])
+            done += len(slots)
+        if done:
+            # A run that crosses tiers is charged to the slower one, which dominates it.
+            tier = "disk" if "disk" in hit.tiers[:done] else "host"
+            self._costs.loaded(tier, done, self._clock.now() - start)
+        return done
+
+    def touch(self, hit: Hit) -> None:
+        """Making room for these pages must not push them out of the host."""
+        if self._host is not None:
+            self._host.touch(reversed(hit.keys))
+
+    def enter(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+        """Put a full, committed page into the index; the canonical page of its content."""
+        known = self.index.insert(chain, index, parent, block)
+        if known == block:
+            self._pool.mark_indexed(block)
+            if self._host is not None:
+                self._keys[block] = chain.key(index)
+        return known
+
+    def _evicted(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self.index.remove(block)
+        self._events.evicted_blocks += len(blocks)
+        if self._host is not None:
+            start = self._clock.now()
+            # In order of eviction, last pages first: where room is short, they are what is lost.
+            self._host.demote([self._keys.pop(block) for block in blocks], blocks)
+            self._events.transfer_s += self._clock.now() - start
+
+    def clear(self) -> None:
+        """Forget everything that no request holds, in every tier."""
+        self._pool.drop_cached()
+        if self._host is not None:
+            self._host.drop_cached()
+
+    def reset(self) -> None:
+        """Forget everything in every tier, without a look at what is there; the pool is reset by
+        its owner."""
+        self.index = type(self.index)()
+        self._keys.clear()
+        if self._host is not None:
+            self._host.reset()
+
+    def check(self) -> None:
+        """Verify that index and pool know the same pages. Raises IntegrityError."""
+        self.index.check()
+        indexed = set(self.index.blocks())
+        if indexed != self._pool.indexed_blocks():
+            odd = sorted(indexed ^ self._pool.indexed_blocks())
+            raise IntegrityError(f"index and pool disagree about pages {odd[:8]}")
+        if self._host is not None and self._keys.keys() != indexed:
+            raise IntegrityError("an indexed page has no key to be demoted under")

@@ -1,0 +1,113 @@
+"""The prefix index: which page already holds the keys and values of which prefix.
+
+Two answers of the literature behind one interface. `HashIndex` is vLLM's: a dictionary from chain
+hash to page, whole pages only. `RadixIndex` (in `radix`) is SGLang's: a tree over tokens, which
+also sees that a prefix ends in the middle of a page. An index knows pages and tokens; owners and
+eviction order are the pool's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from minserve.memory.keys import Key, TokenChain
+from minserve.memory.pool import IntegrityError
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest prefix the index holds."""
+
+    blocks: list[int]
+    """Full pages, in order of position."""
+    partial_block: int | None = None
+    """A page whose first `partial_tokens` tokens continue the prefix: to be copied, not shared."""
+    partial_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexNode:
+    """A run of pages without a branch, for figures and tests."""
+
+    number: int
+    parent: int | None
+    """Number of the node this one continues; None for the first of a namespace."""
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+
+class PrefixIndex(Protocol):
+    """What the manager needs of an index. Pages enter when they are full and committed."""
+
+    def match(self, chain: TokenChain, max_tokens: int) -> Match:
+        """The longest prefix of at most `max_tokens` tokens."""
+
+    def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+        """Enter page `index` of `chain`, which `block` holds and `parent` (a page of this index)
+        precedes. Returns the canonical page: another one where the same prefix is already held,
+        and the caller then rewrites its block table."""
+
+    def remove(self, block: int) -> None:
+        """Forget a page that is being evicted."""
+
+    def blocks(self) -> Iterator[int]:
+        """Every page of the index."""
+
+    def check(self) -> None:
+        """Verify that what is kept twice agrees. Raises IntegrityError."""
+
+    def nodes(self) -> list[IndexNode]:
+        """The tree, parents before children."""
+
+
+class HashIndex:
+    """Automatic prefix caching by hash chain (vLLM, Kwon et al., arXiv 2309.06180, section 4.4)."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[Key, int] = {}
+        self._entries: dict[int, tuple[Key, Key, tuple[int, ...]]] = {}
+
+    def match(self, chain: TokenChain, max_tokens: int) -> Match:
+        """The longest run of known full pages."""
+        blocks = []
+        for index in range(max_tokens // chain.block_size):
+            block = self._blocks.get(chain.key(index))
+            if block is None:
+                break
+            blocks.append(block)
+        return Match(blocks)
+
+    def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+        """Enter a page, or return the one that is already there."""
+        key = chain.key(index)
+        known = self._blocks.setdefault(key, block)
+        if known == block:
+            before = chain.key(index - 1) if index else chain.root
+            self._entries[block] = (key, before, chain.tokens(index))
+        return known
+
+    def remove(self, block: int) -> None:
+        """Forget a page: its number will soon hold other tokens."""
+        if block not in self._entries:
+            raise IntegrityError(f"page {block} is not in the index")
+        key, _, _ = self._entries.pop(block)
+        del self._blocks[key]
+
+    def blocks(self) -> Iterator[int]:
+        """Every page of the index."""
+        return iter(self._entries)
+
+    def check(self) -> None:
+        """Verify that keys and pages name each other. Raises IntegrityError."""
+        if self._blocks != {key: block for block, (key, _, _) in self._entries.items()}:
+            raise IntegrityError("the hash index finds other pages than it knows")
+
+    def nodes(self) -> list[IndexNode]:
+        """A node per page: a dictionary knows no runs."""
+        numbers = {key: number for number, (key, _, _) in enumerate(self._entries.values())}
+        return [
+            IndexNode(numbers[key], numbers.get(before), tokens, (block,))
+            for block, (key, before, tokens) in self._entries.items()
+        ]

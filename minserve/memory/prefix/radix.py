@@ -1,0 +1,220 @@
+"""The prefix index as a radix tree: edges carry runs of tokens, and tokens are compared.
+
+RadixAttention (SGLang, Zheng et al., arXiv 2312.07104, section 3). Edges break at page boundaries,
+because a page has one owner of its content; inside a page the tree can still tell how far a prefix
+agrees, and such a hit is served by copying the page. What branches off a node is kept sorted: the
+pages that agree longest with a wanted one stand beside its place in that order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+from minserve.memory.keys import Key, TokenChain
+from minserve.memory.pool import IntegrityError
+from minserve.memory.prefix.index import IndexNode, Match
+
+Page = tuple[int, ...]
+"""The tokens of one page."""
+
+
+class _Node:
+    """An edge and the node at its end: pages in a row that nothing branches off from."""
+
+    __slots__ = ("blocks", "children", "firsts", "key", "pages", "parent")
+
+    def __init__(self, parent: _Node | None, key: Key = b"") -> None:
+        self.parent = parent
+        self.key = key
+        """Of a root: its namespace."""
+        self.pages: list[Page] = []
+        self.blocks: list[int] = []
+        self.children: dict[Page, _Node] = {}
+        self.firsts: list[Page] = []
+        """The keys of `children`, sorted."""
+
+    def attach(self, child: _Node, first: Page) -> None:
+        """Let a child branch off that begins with `first`."""
+        self.children[first] = child
+        insort(self.firsts, first)
+
+    def detach(self, first: Page) -> None:
+        """Cut the child off that begins with `first`."""
+        del self.children[first]
+        del self.firsts[bisect_left(self.firsts, first)]
+
+    def nearest(self, wanted: Page) -> tuple[Page, int] | None:
+        """The first page of a child that shares most leading tokens with `wanted`, the smallest
+        of those that share as many, and how many; None where none shares any."""
+        place = bisect_left(self.firsts, wanted)
+        beside = self.firsts[max(0, place - 1) : place + 1]
+        most = max((_common(page, wanted) for page in beside), default=0)
+        if not most:
+            return None
+        return self.firsts[bisect_left(self.firsts, wanted[:most])], most
+
+
+class RadixIndex:
+    """A tree per namespace. `match` walks it, `insert` grows, extends or splits an edge."""
+
+    def __init__(self) -> None:
+        self._roots: dict[Key, _Node] = {}
+        self._node_of: dict[int, _Node] = {}
+
+    def match(self, chain: TokenChain, max_tokens: int) -> Match:
+        """The longest prefix, to the token: full pages, then the best start of one more."""
+        node = self._roots.get(chain.root)
+        if node is None:
+            return Match([])
+        blocks: list[int] = []
+        num_full, at = max_tokens // chain.block_size, 0
+        while len(blocks) < num_full:
+            wanted = chain.tokens(len(blocks))
+            if at == len(node.pages):
+                child = node.children.get(wanted)
+                if child is None:
+                    break
+                node, at = child, 0
+            elif node.pages[at] != wanted:
+                break
+            blocks.append(node.blocks[at])
+            at += 1
+        left = max_tokens - len(blocks) * chain.block_size
+        return self._partial(node, at, chain.tokens(len(blocks))[:left], blocks)
+
+    def _partial(self, node: _Node, at: int, wanted: Page, blocks: list[int]) -> Match:
+        """The page after `node.pages[:at]` that shares most tokens with `wanted`; of several, the
+        smallest."""
+        if at < len(node.pages):
+            shared = _common(node.pages[at], wanted)
+            return Match(blocks, node.blocks[at], shared) if shared else Match(blocks)
+        nearest = node.nearest(wanted)
+        if nearest is None:
+            return Match(blocks)
+        page, shared = nearest
+        return Match(blocks, node.children[page].blocks[0], shared)
+
+    def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+        """Enter a page behind `parent`, or return the one that is already there."""
+        page = chain.tokens(index)
+        if parent is None:
+            node = self._roots.get(chain.root) or self._grow_root(chain.root)
+            at = 0
+        else:
+            node = self._node_of[parent]
+            # Nearly always the last page of its edge.
+            at = len(node.blocks)
+            if node.blocks[-1] != parent:
+                at = node.blocks.index(parent) + 1
+        if at < len(node.pages):
+            if node.pages[at] == page:
+                return node.blocks[at]
+            self._split(node, at)
+        known = node.children.get(page)
+        if known is not None:
+            return known.blocks[0]
+        if node.children or node.parent is None:
+            branch = _Node(node)
+            node.attach(branch, page)
+            node = branch
+        node.pages.append(page)
+        node.blocks.append(block)
+        self._node_of[block] = node
+        return block
+
+    def _grow_root(self, key: Key) -> _Node:
+        self._roots[key] = root = _Node(None, key)
+        return root
+
+    def _split(self, node: _Node, at: int) -> None:
+        """Cut an edge in two: `node` keeps its first `at` pages, a new child has the others."""
+        tail = _Node(node)
+        tail.pages, tail.blocks = node.pages[at:], node.blocks[at:]
+        tail.children, tail.firsts = node.children, node.firsts
+        for child in tail.children.values():
+            child.parent = tail
+        for block in tail.blocks:
+            self._node_of[block] = tail
+        del node.pages[at:], node.blocks[at:]
+        node.children, node.firsts = {tail.pages[0]: tail}, [tail.pages[0]]
+
+    def remove(self, block: int) -> None:
+        """Forget a page, which must be the last of a leaf."""
+        node = self._node_of.get(block)
+        if node is None:
+            raise IntegrityError(f"page {block} is not in the index")
+        if node.children or node.blocks[-1] != block:
+            raise IntegrityError(f"page {block} is evicted before the pages that continue it")
+        first = node.pages[0]
+        node.pages.pop()
+        node.blocks.pop()
+        del self._node_of[block]
+        parent = node.parent
+        assert parent is not None
+        if node.blocks:
+            return
+        parent.detach(first)
+        if parent.parent is not None and len(parent.children) == 1:
+            self._join(parent)
+        elif parent.parent is None and not parent.children:
+            del self._roots[parent.key]
+
+    def _join(self, node: _Node) -> None:
+        """Undo a split: an edge and its only continuation become one edge again."""
+        (child,) = node.children.values()
+        node.pages += child.pages
+        node.blocks += child.blocks
+        node.children, node.firsts = child.children, child.firsts
+        for block in child.blocks:
+            self._node_of[block] = node
+        for grandchild in node.children.values():
+            grandchild.parent = node
+
+    def blocks(self) -> Iterator[int]:
+        """Every page of the index."""
+        return iter(self._node_of)
+
+    def check(self) -> None:
+        """Verify that every link goes both ways, children are sorted, and no edge is cut without a
+        reason. Raises IntegrityError."""
+        seen: dict[int, _Node] = {}
+        for key, root in self._roots.items():
+            if root.key != key or root.parent is not None or root.pages or not root.children:
+                raise IntegrityError("a root of the radix tree is not what it should be")
+            stack = [root]
+            while stack:
+                node = stack.pop()
+                if node is not root and (not node.pages or len(node.children) == 1):
+                    raise IntegrityError("an edge of the radix tree is empty, or cut in two")
+                if len(node.pages) != len(node.blocks) or node.firsts != sorted(node.children):
+                    raise IntegrityError("a node of the radix tree contradicts itself")
+                for first, child in node.children.items():
+                    if child.parent is not node or not child.pages or child.pages[0] != first:
+                        raise IntegrityError("a branch of the radix tree is not where it belongs")
+                    stack.append(child)
+                seen.update(dict.fromkeys(node.blocks, node))
+        if seen != self._node_of:
+            raise IntegrityError("the radix tree has lost a page, or keeps one that is gone")
+
+    def nodes(self) -> list[IndexNode]:
+        """The tree, parents before children; roots themselves carry nothing and are left out."""
+        found: list[IndexNode] = []
+        stack: list[tuple[_Node, int | None]] = [
+            (child, None) for root in self._roots.values() for child in root.children.values()
+        ]
+        while stack:
+            node, parent = stack.pop()
+            number = len(found)
+            tokens = tuple(token for page in node.pages for token in page)
+            found.append(IndexNode(number, parent, tokens, tuple(node.blocks)))
+            stack.extend((child, number) for child in node.children.values())
+        return found
+
+
+def _common(a: Page, b: Page) -> int:
+    """Leading tokens that two runs share."""
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))

@@ -1,0 +1,172 @@
+"""The storage of the KV cache: one block of memory, cut into layers and pages, and host slots.
+
+Knows shapes and bytes; which page belongs to whom is the manager's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from minserve.batch import ForwardBatch
+from minserve.memory.storage.transfers import TransferOrder
+from minserve.spec import ModelSpec
+
+_HUGE_PAGE = 2 << 20
+
+
+class KVCache:
+    """Keys and values of all layers.
+
+    `layers[i]` is `(keys, values)`, each `[num_blocks, num_kv_heads, block_size, head_dim]`: inside
+    a page a head's tokens are adjacent, so attention reads them in one run. A page id addresses
+    every layer at once, because all caches are kept for the whole sequence. A host slot holds one
+    page of all layers in one run of memory. This is the `PageStore` of a real engine.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_host_slots: int = 0,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._groups: list[tuple[Tensor, Tensor]] = []
+        self._host_bytes = 0
+        storage: dict[int, tuple[Tensor, Tensor]] = {}
+        for group in spec.cache_groups():
+            shape = (
+                len(group.layers),
+                2,
+                num_blocks,
+                group.spec.num_kv_heads,
+                block_size,
+                group.spec.head_dim,
+            )
+            # Not zeroed: on a CPU untouched pages then cost no memory, and attention never reads a
+            # slot that was not written.
+            pages = _empty(shape, dtype, device)
+            # One page of this group: [layers, 2, kv_heads, block_size, head_dim].
+            page = (shape[0], 2, *shape[3:])
+            self._groups.append((pages, self._host(num_host_slots, page, dtype, device)))
+            for index, layer in enumerate(group.layers):
+                storage[layer] = (pages[index, 0], pages[index, 1])
+        self.layers = tuple(storage[layer] for layer in range(spec.num_layers))
+        self._order = TransferOrder()
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def _host(
+        self, num_slots: int, page: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Slots `[num_slots, *page]`; pinned where a GPU is to copy from them by itself."""
+        self._host_bytes += num_slots * math.prod(page) * dtype.itemsize
+        shape = (num_slots, *page)
+        if device.type == "cuda":
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return _empty(shape, dtype, torch.device("cpu"))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved for pages on the device."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes reserved for host slots."""
+        return self._host_bytes
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy device pages onto others, in every layer, behind what is queued."""
+        self._order.queued()
+        for source, target in zip(sources, targets, strict=True):
+            for pages, _ in self._groups:
+                pages[:, :, target].copy_(pages[:, :, source])
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy device pages into host slots; on a GPU on a side stream, beside the batch in flight
+        where that cannot matter (`TransferOrder`)."""
+        with self._transfers(self._order.save_waits()):
+            for block, slot in zip(blocks, slots, strict=True):
+                for pages, host in self._groups:
+                    host[slot].copy_(pages[:, :, block], non_blocking=True)
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy host slots into device pages; on a GPU as `save` does."""
+        with self._transfers(self._order.load_waits(blocks)):
+            for slot, block in zip(slots, blocks, strict=True):
+                for pages, host in self._groups:
+                    pages[:, :, block].copy_(host[slot], non_blocking=True)
+
+    def read_slot(self, slot: int) -> memoryview:
+        """The bytes of a host slot, group after group."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        parts = [host[slot].reshape(-1).view(torch.uint8) for _, host in self._groups]
+        content = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return memoryview(content.numpy().data)
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        """Fill a host slot with what `read_slot` gave."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        content, start = torch.frombuffer(bytearray(data), dtype=torch.uint8), 0
+        for _, host in self._groups:
+            target = host[slot].view(-1).view(torch.uint8)
+            target.copy_(content[start : start + target.numel()])
+            start += target.numel()
+
+    def submitted(self, batch: ForwardBatch) -> None:
+        """See `PageStore.submitted`."""
+        self._order.submitted(batch)
+
+    def failed(self) -> None:
+        """See `PageStore.failed`."""
+        self._order.queued()
+
+    def collected(self) -> None:
+        """See `PageStore.collected`."""
+        self._order.collected()
+
+    @contextlib.contextmanager
+    def _transfers(self, wait: bool) -> Iterator[None]:
+        """The side stream; behind what is queued where it has to `wait`, and always before what
+        will be queued after. The host waits for neither."""
+        if self._stream is None:
+            yield
+            return
+        compute = torch.cuda.current_stream(self._stream.device)
+        if wait:
+            self._stream.wait_stream(compute)
+        with torch.cuda.stream(self._stream):
+            yield
+        compute.wait_stream(self._stream)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory; on Linux, for a CPU, asked for in huge pages.
+
+    A block table scatters a request over the pool, and with pages of 4 KiB nearly every block then
+    misses the TLB, which is expensive in a virtual machine: decode attention over a pool larger
+    than the caches takes about a quarter longer.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size + _HUGE_PAGE)
+    # Only advice: a kernel that refuses it gives ordinary pages.
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % _HUGE_PAGE
+    return whole[start : start + size].view(dtype).view(shape)

@@ -1,0 +1,1 @@
+"""Slower memory below the device: host and disk, and whether loading from them pays."""

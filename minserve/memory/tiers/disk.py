@@ -1,0 +1,197 @@
+"""The slowest tier: pages as files, each with a checksum.
+
+A damaged or missing file is a miss, never a wrong answer; a disk that is full or broken ends the
+tier with a sentence, never a request. Files live in a directory of their own and go when the tier
+is closed, collected as garbage, or left behind at the end of the process. What a killed process
+left is removed by the next tier in the same place.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from minserve.memory.keys import Key
+
+_DIGEST_BYTES = 16
+_PREFIX = "minserve-kv-"
+_LOCK = "lock"
+"""Locked as long as the tier lives. The system frees a lock with its process, however that ends;
+a number of a process would be given to another one."""
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""A page file that became a link or a pipe is an error, not somebody else's file or a hang."""
+
+
+class DiskTier:
+    """Pages by key, at most `max_bytes` of them, the least recently used going first.
+
+    Raises nothing after construction: what fails is a miss, or a sentence in `failure`.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+        """Raises OSError where `folder` cannot be made or written."""
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except ValueError as error:  # A name that no file can have.
+            raise OSError(errno.EINVAL, str(error)) from None
+        remove_dead(folder)
+        self._folder, lock = _locked_folder(folder)
+        self._delete = weakref.finalize(self, _remove_own, self._folder, lock, os.getpid())
+        self._max_bytes = max_bytes
+        self._sizes: OrderedDict[Key, int] = OrderedDict()
+        self.used_bytes = 0
+        self.num_damaged = 0
+        """Files that were missing or whose checksum was wrong when they were read."""
+        self.failure: str | None = None
+        """Why the tier takes no more pages, in a sentence."""
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._sizes
+
+    def put(self, key: Key, data: memoryview | bytes) -> bool:
+        """Store a page; False where it does not fit or the disk refuses."""
+        if self.failure is not None:
+            return False
+        if key in self._sizes:
+            self._sizes.move_to_end(key)
+            return True
+        size = len(data) + _DIGEST_BYTES
+        if size > self._max_bytes:
+            return False
+        while self.used_bytes + size > self._max_bytes:
+            self._drop(next(iter(self._sizes)))
+            if self.failure is not None:
+                return False
+        try:
+            with open(self._path(key), "wb", opener=_open) as file:
+                file.write(_digest(key, data))
+                file.write(data)
+        except OSError as error:
+            with suppress(OSError):
+                self._path(key).unlink(missing_ok=True)
+            self._fail("writing", error)
+            return False
+        self._sizes[key] = size
+        self.used_bytes += size
+        return True
+
+    def get(self, key: Key) -> bytes | None:
+        """A page as it was stored; None where it is missing or damaged, and it is forgotten."""
+        size = self._sizes.get(key)
+        if size is None:
+            return None
+        self._sizes.move_to_end(key)
+        try:
+            with open(self._path(key), "rb", opener=_open) as file:
+                # One byte more than expected: a file that grew is seen, and not read to its end.
+                data = file.read(size + 1) or b""
+        except OSError:
+            data = b""
+        content = memoryview(data)[_DIGEST_BYTES:]
+        # The key is part of the digest: a file under a wrong name is damage too.
+        if len(data) != size or data[:_DIGEST_BYTES] != _digest(key, content):
+            self.num_damaged += 1
+            self._drop(key)
+            return None
+        return bytes(content)
+
+    def clear(self) -> None:
+        """Delete every page."""
+        for key in list(self._sizes):
+            self._drop(key)
+
+    def close(self) -> None:
+        """Delete every page and the directory."""
+        self._sizes.clear()
+        self.used_bytes = 0
+        self._delete()
+
+    def _drop(self, key: Key) -> None:
+        self.used_bytes -= self._sizes.pop(key)
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            # Its bytes may still be taken: going on would fill more of the disk than was allowed.
+            self._fail("deleting", error)
+
+    def _fail(self, action: str, error: OSError) -> None:
+        self.failure = self.failure or (
+            f"memory.disk_path: {action} a page failed ({error.strerror or error}); pages are "
+            "no longer kept on disk, and what is not found is computed again"
+        )
+
+    def _path(self, key: Key) -> Path:
+        return self._folder / key.hex()
+
+
+def remove_dead(folder: str | Path) -> None:
+    """Delete what tiers of killed processes left in `folder`: directories of this user whose lock
+    is free. Everything else stays; what cannot be deleted stays too."""
+    try:
+        left = [Path(entry) for entry in os.scandir(folder) if _may_be_dead(entry)]
+    except OSError:
+        return
+    for path in left:
+        lock = FileLock(path / _LOCK, thread_local=False)
+        # Its owner lives (Timeout), or it is being removed by another process.
+        with suppress(OSError, RuntimeError), lock.acquire(blocking=False):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _may_be_dead(entry: os.DirEntry[str]) -> bool:
+    """A tier's directory, of this user. One without a lock may be younger than its lock."""
+    if not entry.name.startswith(_PREFIX) or not entry.is_dir(follow_symlinks=False):
+        return False
+    if hasattr(os, "geteuid") and entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+        return False
+    return os.path.isfile(os.path.join(entry.path, _LOCK))
+
+
+def _locked_folder(folder: str | Path) -> tuple[Path, FileLock]:
+    """A new directory and its lock, held."""
+    for _ in range(10):
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+        lock = FileLock(path / _LOCK, thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            pass
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        if lock.is_locked:
+            # `remove_dead` of another process may have been here between our making the lock and
+            # holding it; the lock made a missing directory again, for everyone to read.
+            path.chmod(0o700)
+            return path, lock
+    raise OSError(errno.EBUSY, "a directory for pages cannot be locked")
+
+
+def _remove_own(path: Path, lock: FileLock, pid: int) -> None:
+    if os.getpid() != pid:
+        return  # A copy of the process that made it: the pages are the other one's.
+    with suppress(OSError):
+        lock.release()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | _FLAGS, 0o600)
+
+
+def _digest(key: Key, data: memoryview | bytes) -> bytes:
+    digest = hashlib.blake2b(key, digest_size=_DIGEST_BYTES)
+    digest.update(data)
+    return digest.digest()

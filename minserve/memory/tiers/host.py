@@ -1,0 +1,155 @@
+"""The second tier: page slots in host memory, below it a disk.
+
+Two kinds of content share the slots. Pages of a swapped-out request belong to it until it returns;
+pages that the device's prefix cache evicted wait here for a request that begins the same way, least
+recently used going first, to the disk where there is one. CachedAttention (Gao et al., arXiv
+2403.19708), Pensieve (Yu and Li, arXiv 2312.05516), Mooncake (Qin et al., arXiv 2407.00079).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from minserve.memory.keys import Key
+from minserve.memory.pool import IntegrityError
+from minserve.memory.storage.store import PageStore
+from minserve.memory.tiers.disk import DiskTier
+
+
+class HostTier:
+    """`num_slots` page slots; each is free, a request's, or a cached page under its key."""
+
+    def __init__(self, num_slots: int, store: PageStore, disk: DiskTier | None = None) -> None:
+        self.num_slots = num_slots
+        self.disk = disk
+        self._store = store
+        self.reset()
+
+    def reset(self) -> None:
+        """Every slot is free, and nothing is on disk."""
+        self._free = list(range(self.num_slots - 1, -1, -1))
+        self._cached: OrderedDict[Key, int] = OrderedDict()
+        self._owned: set[int] = set()
+        if self.disk is not None:
+            self.disk.clear()
+
+    @property
+    def num_cached(self) -> int:
+        """Pages under a key in host memory."""
+        return len(self._cached)
+
+    @property
+    def num_owned(self) -> int:
+        """Slots of swapped-out requests."""
+        return len(self._owned)
+
+    def find(self, key: Key) -> str | None:
+        """Where a page is: "host", "disk", or None."""
+        if key in self._cached:
+            return "host"
+        return "disk" if self.disk is not None and key in self.disk else None
+
+    def swap_out(self, blocks: Sequence[int]) -> list[int] | None:
+        """Save a request's pages; its slots, or None where they do not fit."""
+        if len(blocks) > len(self._free) + len(self._cached):
+            return None
+        slots = self._filled(blocks)
+        self._owned.update(slots)
+        return slots
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        """Copy host slots into device pages; the slots keep their content."""
+        self._store.load(slots, blocks)
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Take slots back from a request."""
+        for slot in slots:
+            if slot not in self._owned:
+                raise IntegrityError(f"host slot {slot} freed twice")
+            self._owned.remove(slot)
+            self._free.append(slot)
+
+    def demote(self, keys: Sequence[Key], blocks: Sequence[int]) -> None:
+        """Keep evicted device pages, the last ones where there is no room for all."""
+        kept: dict[Key, int] = {}
+        for key, block in zip(keys, blocks, strict=True):
+            if key in self._cached:
+                self._cached.move_to_end(key)
+            else:
+                kept[key] = block
+        room = len(self._free) + len(self._cached)
+        entries = list(kept.items())[max(0, len(kept) - room) :]
+        slots = self._filled([block for _, block in entries])
+        for (key, _), slot in zip(entries, slots, strict=True):
+            self._cached[key] = slot
+
+    def touch(self, keys: Iterable[Key]) -> None:
+        """These will be wanted at once: they are the last to go."""
+        for key in keys:
+            if key in self._cached:
+                self._cached.move_to_end(key)
+
+    def fetch(self, keys: Sequence[Key]) -> list[int]:
+        """Bring pages into host slots, from the disk where they are there; stops at the first
+        that is missing or damaged. The host keeps them, so that another eviction of the device
+        page need not save it again."""
+        slots: list[int] = []
+        for key in keys[: len(self._free) + len(self._cached)]:
+            slot = self._cached.get(key)
+            if slot is None:
+                data = self.disk.get(key) if self.disk is not None else None
+                if data is None:
+                    break
+                slot = self._slot()
+                try:
+                    self._store.write_slot(slot, data)
+                except BaseException:
+                    self._free.append(slot)
+                    raise
+                self._cached[key] = slot
+            self._cached.move_to_end(key)
+            slots.append(slot)
+        return slots
+
+    def drop_cached(self) -> None:
+        """Forget every page under a key, on disk too."""
+        self._free.extend(self._cached.values())
+        self._cached.clear()
+        if self.disk is not None:
+            self.disk.clear()
+
+    def close(self) -> None:
+        """Delete what is on disk."""
+        if self.disk is not None:
+            self.disk.close()
+
+    def _filled(self, blocks: Sequence[int]) -> list[int]:
+        """Slots with the content of device pages. Where that fails, no slot is taken."""
+        slots: list[int] = []
+        try:
+            for _ in blocks:
+                slots.append(self._slot())
+            self._store.save(blocks, slots)
+        except BaseException:
+            self._free.extend(slots)
+            raise
+        return slots
+
+    def _slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        key, slot = next(iter(self._cached.items()))
+        if self.disk is not None:
+            self.disk.put(key, self._store.read_slot(slot))
+        del self._cached[key]
+        return slot
+
+    def check(self, holders: Iterable[Iterable[int]]) -> None:
+        """Verify that every slot is exactly one thing. Raises IntegrityError."""
+        held = [slot for slots in holders for slot in slots]
+        if sorted(held) != sorted(self._owned):
+            raise IntegrityError("host slots of swapped-out requests are lost or owned twice")
+        every = sorted([*held, *self._free, *self._cached.values()])
+        if every != list(range(self.num_slots)):
+            raise IntegrityError("a host slot is lost, or is two things at once")

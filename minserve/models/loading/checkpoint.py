@@ -1,0 +1,214 @@
+"""Reading safetensors checkpoints: one file or shards with an index, memory-mapped.
+
+The headers are compared with the spec before anything is allocated. Then each tensor is mapped,
+converted and copied before the next is touched, so the peak is one model plus one tensor. Knows
+nothing about model families; names and shapes come from `weights.build_weights`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from minserve.files.json_file import shorten
+from minserve.kernels.base import PanelShape
+from minserve.models.loading.checkpoint_files import checkpoint_files
+from minserve.models.loading.errors import ModelError
+from minserve.models.loading.headers import TensorHeader, read_header
+from minserve.models.loading.hub import resolve_model_dir
+from minserve.models.weights import DecoderWeights, build_weights
+from minserve.spec import ModelSpec
+
+_STORED_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# Buffers that old checkpoints carry and that are computed here.
+_RECOMPUTED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+_BASE = "model."
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def stored_dtype(directory: Path) -> str | None:
+    """The number format of a checkpoint's first tensor; None when there is no readable one."""
+    try:
+        header = read_header(checkpoint_files(directory)[0])
+    except ModelError:
+        # Whatever is wrong with the weights is said when they are loaded.
+        return None
+    return next((_STORED_DTYPES.get(tensor.dtype) for tensor in header.values()), None)
+
+
+class CheckpointHeaders:
+    """The tensors of a checkpoint by their names in a causal language model, and nothing of their
+    content: a `TensorReader` whose tensors are on the meta device.
+
+    A checkpoint of the decoder alone, whose names lack "model.", is read as transformers reads it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.unread: set[str] = set()
+        self.tensors: dict[str, TensorHeader] = {}
+        for path in checkpoint_files(directory):
+            header = read_header(path)
+            for name in header.keys() & self.tensors.keys():
+                raise ModelError(
+                    f"{directory} stores {shorten(repr(name))} twice, in "
+                    f"{self.tensors[name].path.name} and {path.name}: remove one of the two."
+                )
+            self.tensors.update(header)
+        self._prefix = "" if any(name.startswith(_BASE) for name in self.tensors) else _BASE
+        self.unread.update(self.tensors)
+
+    def stored_name(self, name: str) -> str:
+        """What the files call a tensor of a causal language model."""
+        return name.removeprefix(self._prefix)
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint stores a tensor of this name."""
+        return self.stored_name(name) in self.tensors
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor without memory, once its header has been found to be as expected."""
+        stored = self.stored_name(name)
+        tensor = self.tensors.get(stored)
+        if tensor is None:
+            raise ModelError(
+                f"{self.directory} has no tensor {stored!r}, which its config.json calls for: "
+                "the checkpoint is incomplete, or config.json belongs to another model."
+            )
+        if tensor.shape != shape:
+            raise ModelError(
+                f"tensor {stored!r} in {tensor.path} has shape {tensor.shape}, and config.json "
+                f"calls for {shape}: one of the two belongs to another model."
+            )
+        if tensor.dtype not in _STORED_DTYPES:
+            raise ModelError(
+                f"tensor {stored!r} in {tensor.path} is stored as {shorten(tensor.dtype)}"
+                f": only unquantized weights ({', '.join(_STORED_DTYPES)}) are read; load the "
+                "original checkpoint."
+            )
+        self.unread.discard(stored)
+        return torch.empty(shape, dtype=getattr(torch, _STORED_DTYPES[tensor.dtype]), device="meta")
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ModelError unless these are the tensors of a spec, each of its shape, and no other.
+
+        Goes through the motions of loading on the meta device, where nothing is allocated.
+        """
+        build_weights(spec, self, torch.float32, torch.device("meta"))
+        if spec.tie_embeddings and self.has(_HEAD) and self.has(_TABLE):
+            # A tied model may store its head all the same.
+            self.read(_HEAD, (spec.vocab_size, spec.hidden_size))
+        left = sorted(name for name in self.unread if not name.endswith(_RECOMPUTED))
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            names = ", ".join(shorten(repr(name)) for name in left[:3])
+            raise ModelError(
+                f"{self.directory} stores {names}{more}, for which its config.json has no place: "
+                "the two belong to different models, or the model has parts this decoder does not."
+            )
+
+
+class Checkpoint:
+    """Opened safetensors files as a `TensorReader`, after their headers. A context manager."""
+
+    def __init__(self, headers: CheckpointHeaders, progress: tqdm[Any] | None = None) -> None:
+        self.headers = headers
+        self._progress = progress
+        self._stack = ExitStack()
+        self._files: dict[Path, Any] = {}
+
+    def __enter__(self) -> Checkpoint:
+        with ExitStack() as opened:
+            for path in sorted({tensor.path for tensor in self.headers.tensors.values()}):
+                try:
+                    file = safe_open(path, framework="pt", device="cpu")
+                    self._files[path] = opened.enter_context(file)
+                except (SafetensorError, OSError) as error:
+                    raise _unreadable(path, error) from error
+            self._stack = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.clear()
+        self._stack.close()
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint stores a tensor of this name."""
+        return self.headers.has(name)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The stored tensor, mapped from the file."""
+        self.headers.read(name, shape)
+        tensor = self._tensor(name)
+        if tuple(tensor.shape) != shape:
+            path = self.headers.tensors[self.headers.stored_name(name)].path
+            raise ModelError(f"{path} changed while it was read: load the model again.")
+        if self._progress is not None:
+            self._progress.update(tensor.nbytes)
+        return tensor
+
+    def _tensor(self, name: str) -> Tensor:
+        stored = self.headers.stored_name(name)
+        path = self.headers.tensors[stored].path
+        try:
+            tensor: Tensor = self._files[path].get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
+        return tensor
+
+    def check_tied_head(self) -> None:
+        """A tied model may store its head all the same; refuse it when it is another matrix."""
+        if not (self.has(_HEAD) and self.has(_TABLE)):
+            return
+        head, table = self._tensor(_HEAD), self._tensor(_TABLE)
+        if head.dtype != table.dtype or not torch.equal(head, table):
+            raise ModelError(
+                f"config.json in {self.headers.directory} says tie_word_embeddings, but {_HEAD!r} "
+                f"and {self.headers.stored_name(_TABLE)!r} differ: set tie_word_embeddings to "
+                "false in config.json."
+            )
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path} is not a readable safetensors file ({error}): download or copy it again."
+    )
+
+
+def load_weights(
+    model: str | Path,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    panel: PanelShape | None = None,
+) -> DecoderWeights:
+    """Load a checkpoint's weights in `dtype` on `device`, packed where `panel` says how.
+
+    `progress` shows a bar on standard error when loading takes longer than two seconds.
+    Raises ModelError, naming the tensor, when one is missing, misshapen, quantized or unexpected,
+    and when the directory holds no safetensors.
+    """
+    headers = CheckpointHeaders(resolve_model_dir(model))
+    headers.check(spec)
+    total = sum(path.stat().st_size for path in {each.path for each in headers.tensors.values()})
+    bar = tqdm(
+        total=total,
+        desc="Loading weights",
+        unit="B",
+        unit_scale=True,
+        delay=2.0,
+        leave=False,
+        disable=not progress,
+    )
+    with bar, Checkpoint(headers, bar) as checkpoint:
+        weights = build_weights(spec, checkpoint, dtype, torch.device(device), panel)
+        if spec.tie_embeddings:
+            checkpoint.check_tied_head()
+    return weights

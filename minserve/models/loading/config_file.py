@@ -1,0 +1,128 @@
+"""A `config.json` that explains itself: typed reads whose errors name file, key, value and remedy.
+
+Read as JSON, never through transformers, which takes seconds to import. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minserve.files.json_file import FileError, read_json, shorten
+from minserve.models.loading.errors import ModelError
+
+LARGEST_SIZE = 1 << 24
+"""No width, vocabulary or length of a decoder is larger; products of a few still fit 63 bits."""
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The keys of one JSON file, over the defaults of a family."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> ConfigFile:
+        """Parse a file; ModelError when it is not a JSON object."""
+        try:
+            values = read_json(path)
+        except FileError as error:
+            raise ModelError(str(error)) from None
+        if not isinstance(values, dict):
+            raise ModelError(f"{path} holds a {type(values).__name__}: expected a JSON object")
+        return cls(path, values)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigFile:
+        """The same file with values for keys it leaves out."""
+        return replace(self, values={**defaults, **self.values})
+
+    def error(self, key: str, expected: str, remedy: str, shown: str | None = None) -> ModelError:
+        """An error about one key, to be raised by the caller. `shown` stands for a long value."""
+        given = shown or ("missing" if key not in self.values else repr(self.values[key]))
+        return ModelError(
+            f"{key} in {self.path} is {shorten(given)}: expected {expected}; {remedy}."
+        )
+
+    def get(self, key: str) -> Any:
+        """The raw value, None when absent."""
+        return self.values.get(key)
+
+    def text(self, key: str) -> str:
+        """A string."""
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise self.error(key, "a string", "correct the file")
+        return value
+
+    def optional_integer(self, key: str, at_least: int = 1) -> int | None:
+        """An integer as of `integer`, or None when null or absent."""
+        return None if self.get(key) is None else self.integer(key, at_least)
+
+    def integer(self, key: str, at_least: int = 1, at_most: int = LARGEST_SIZE) -> int:
+        """An integer in a range. Neither `true` nor `8.0` is one, as in transformers."""
+        value = self.get(key)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not at_least <= value <= at_most
+        ):
+            raise self.error(
+                key, f"an integer between {at_least:,} and {at_most:,}", "correct the file"
+            )
+        return value
+
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        above: float = -math.inf,
+        at_least: float = -math.inf,
+        at_most: float = math.inf,
+    ) -> float:
+        """A number in a range; `default` when null or absent."""
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(key, "a number", "correct the file")
+        # The reader of JSON lets no NaN or infinity through.
+        if not (above < value and at_least <= value <= at_most):
+            low = f"above {above:g}" if above > at_least else f"at least {at_least:g}"
+            raise self.error(key, f"a number {low} and at most {at_most:g}", "correct the file")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        """True or False; False when null or absent."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, "true or false", "correct the file")
+        return bool(value)
+
+    def tokens(self, key: str) -> tuple[int, ...]:
+        """One token id or a list of them, in the file's order without repeats."""
+        value = self.get(key)
+        if value is None:
+            return ()
+        ids = value if isinstance(value, list) else [value]
+        # Some files write -1 for "none".
+        if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
+            raise self.error(key, "a token id or a list of token ids", "correct the file")
+        return tuple(dict.fromkeys(token for token in ids if token >= 0))
+
+    def dtype(self) -> str | None:
+        """The checkpoint's number format, under its key in transformers 5 or the older one; None
+        when the file does not say."""
+        key = "dtype" if self.get("dtype") is not None else "torch_dtype"
+        value = self.get(key)
+        if value is None:
+            return None
+        name = str(value).removeprefix("torch.")
+        if name not in _DTYPES:
+            raise self.error(key, f"one of {', '.join(_DTYPES)}", "load an unquantized checkpoint")
+        return name

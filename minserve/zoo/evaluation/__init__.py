@@ -1,0 +1,1 @@
+"""How good the zoo's models are: bits per byte, agreement, and what they write."""

@@ -1,0 +1,103 @@
+"""How well a draft foresees its base: agreement, and what speculation would accept.
+
+Both are judged where a draft is used: along text that the base itself writes after prompts it was
+never trained on. Knows probabilities and rounds of proposals; knows nothing about who computed
+them.
+
+Everything is read off one teacher-forced pass of both models over the finished text. For greedy
+decoding that is exact because a round ends at the first token the base would not have written.
+For sampling it is exact because a token x that speculative sampling emits was an accepted
+proposal with probability min(1, q(x) / p(x)), p being the base and q the draft: accepted proposals
+have density min(p, q), and what is emitted has density p.
+
+Leviathan et al., 2023: arxiv.org/abs/2211.17192
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minserve.zoo.corpus.own_text import LOOP_SHARE, repeated_share
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was counted along some texts. Counts add up."""
+
+    tokens: int = 0
+    agreed: float = 0.0
+    """Tokens both like best; when sampling, the sum of what the two distributions share."""
+    proposed: int = 0
+    accepted: int = 0
+
+    @property
+    def agreement(self) -> float:
+        """Mean over tokens: P(the same choice), or mean of sum_i min(p_i, q_i)."""
+        return self.agreed / self.tokens
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted over proposed."""
+        return self.accepted / self.proposed
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(
+            self.tokens + other.tokens,
+            self.agreed + other.agreed,
+            self.proposed + other.proposed,
+            self.accepted + other.accepted,
+        )
+
+
+def loops(tokens: Sequence[int]) -> bool:
+    """Whether more than 30 % of the runs of four tokens of a continuation are repetitions."""
+    return repeated_share(tokens) > LOOP_SHARE
+
+
+def rounds(accepts: Sequence[bool], gamma: int) -> tuple[int, int]:
+    """(proposed, accepted) of speculation whose proposal for token i would pass where `accepts[i]`.
+
+    A round proposes `gamma` tokens; the accepted ones are those before the first that fails, then
+    the base adds one token of its own. Rounds that would reach past the end are left out.
+    """
+    if gamma < 1:
+        raise ValueError(f"A round proposes at least one token; got gamma={gamma}.")
+    proposed = accepted = at = 0
+    while at + gamma <= len(accepts):
+        passed = 0
+        while passed < gamma and accepts[at + passed]:
+            passed += 1
+        proposed, accepted = proposed + gamma, accepted + passed
+        at += passed + 1
+    return proposed, accepted
+
+
+def compare(
+    base_logits: Tensor,
+    draft_logits: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    gamma: int,
+    generator: torch.Generator | None = None,
+) -> Agreement:
+    """Agreement along one continuation that the base wrote at `temperature`.
+
+    Logits [n, vocab] are those that predict `tokens` [n]. At temperature 0 a proposal passes where
+    it is the base's token; above, by the standard rule, with `generator` drawing the chances.
+    """
+    if temperature == 0.0:
+        same = draft_logits.argmax(-1) == tokens
+        agreed = float((draft_logits.argmax(-1) == base_logits.argmax(-1)).sum())
+    else:
+        p = torch.softmax(base_logits.double() / temperature, dim=-1)
+        q = torch.softmax(draft_logits.double() / temperature, dim=-1)
+        agreed = float(torch.minimum(p, q).sum())
+        chance = q.gather(1, tokens[:, None]) / p.gather(1, tokens[:, None])
+        draws = torch.rand(len(tokens), dtype=torch.float64, generator=generator)
+        same = draws < chance[:, 0]
+    proposed, accepted = rounds(same.tolist(), gamma)
+    return Agreement(len(tokens), agreed, proposed, accepted)

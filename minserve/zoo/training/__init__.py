@@ -1,0 +1,1 @@
+"""How the zoo's models are trained: the network, the optimizers, the loop, and distillation."""

@@ -1,0 +1,125 @@
+"""A trace from a stranger is a trace, or a sentence: no figure meets a wrong type later."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_traces import make_trace
+
+from minserve.trace import RunTrace, TraceFormatError, reading
+
+JUNK: list[Any] = [
+    None, True, "", "x", "<b>", -1, 0.5, 1e308, 10**400, [], [[]], {}, {"a": 1}, [1, "a"],
+    math.nan, math.inf,
+]  # fmt: skip
+WHOLE = json.loads(make_trace(detail=True).to_json())
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield at
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*at, key))
+
+
+PLACES = sorted(places(WHOLE), key=str)
+
+
+def changed(at: tuple[Any, ...], junk: Any, remove: bool) -> str:
+    data = json.loads(json.dumps(WHOLE))
+    if not at:
+        return json.dumps(junk)
+    holder = data
+    for key in at[:-1]:
+        holder = holder[key]
+    if remove:
+        del holder[at[-1]]
+    else:
+        holder[at[-1]] = junk
+    return json.dumps(data)
+
+
+def use(text: str) -> bool:
+    """Read and look at it as its readers do; whether it was a trace."""
+    try:
+        trace = RunTrace.from_json(text)
+    except TraceFormatError as error:
+        assert len(str(error)) < 1000
+        return False
+    again = trace.to_json()
+    assert RunTrace.from_json(again).snapshot() == trace.snapshot()
+    assert str(trace.summary()) and len(trace.to_dataframe()) == len(trace.steps)
+    trace.requests_dataframe()
+    for step in trace.steps:
+        assert 0 <= step.duration_s < 1e25 and isinstance(step.num_rows, int)
+        assert all(isinstance(token, int) for part in step.requests for token in part.new_token_ids)
+    return True
+
+
+def test_a_whole_trace_is_read() -> None:
+    assert use(json.dumps(WHOLE))
+
+
+@given(st.sampled_from(PLACES), st.sampled_from(JUNK), st.booleans())
+@settings(max_examples=200, derandomize=True)
+def test_any_change_is_a_trace_or_a_sentence(at: Any, junk: Any, remove: bool) -> None:
+    text = changed(at, junk, remove)
+    if text.lstrip().startswith("{"):
+        use(text)
+
+
+@pytest.mark.full
+@given(st.sampled_from(PLACES), st.sampled_from(JUNK), st.booleans())
+@settings(max_examples=5000, derandomize=True)
+def test_very_many_changes_are_traces_or_sentences(at: Any, junk: Any, remove: bool) -> None:
+    text = changed(at, junk, remove)
+    if text.lstrip().startswith("{"):
+        use(text)
+
+
+@given(st.integers(0, len(json.dumps(WHOLE)) - 1))
+@settings(max_examples=50, derandomize=True)
+def test_a_trace_that_breaks_off_is_a_sentence(end: int) -> None:
+    assert not use(json.dumps(WHOLE)[: max(1, end)])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":' * 100_000, '{"schema": ' + "9" * 5000 + "}", '{"schema": NaN}', "{}"],
+    ids=["nested", "digits", "NaN", "empty"],
+)  # fmt: skip
+def test_what_is_no_trace_is_a_sentence(text: str) -> None:
+    with pytest.raises(TraceFormatError):
+        RunTrace.from_json(text)
+
+
+def test_a_file_that_is_none_is_a_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.json"
+    folder.mkdir()
+    damaged = tmp_path / "damaged.json.gz"
+    damaged.write_bytes(gzip.compress(json.dumps(WHOLE).encode())[:-20])
+    other = tmp_path / "other.json.gz"
+    other.write_bytes(b"no gzip")
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path in (folder, damaged, other, binary):
+        with pytest.raises(TraceFormatError, match=path.name.split(".")[0]) as found:
+            RunTrace.from_json(path)
+        assert str(tmp_path) not in str(found.value)
+
+
+def test_a_small_file_does_not_become_a_large_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_BYTES", 1 << 16)
+    bomb = tmp_path / "bomb.json.gz"
+    bomb.write_bytes(gzip.compress(b" " * (1 << 22)))
+    with pytest.raises(TraceFormatError, match="more than 65,536 bytes"):
+        RunTrace.from_json(bomb)
