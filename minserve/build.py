@@ -31,7 +31,7 @@ from minserve.models import (
     Decoder,
 )
 from minserve.process.openmp import release_team
-from minserve.scheduling import LengthPredictor, Order, Policy
+from minserve.scheduling import BatchingPolicy, LengthPredictor, QueuePolicy
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, TraceHeader
 from minserve.virtual.engine import VirtualEngine
@@ -59,8 +59,8 @@ def check_engine_arguments(config: object, clock: object, predictor: object) -> 
 def build_engine(
     loaded: LoadedModel,
     clock: Clock | None = None,
-    policy: Policy | None = None,
-    order: Order | None = None,
+    policy: BatchingPolicy | None = None,
+    order: QueuePolicy | None = None,
     predictor: LengthPredictor | None = None,
     ops: Ops | None = None,
     watch: Callable[[Runner], Runner] | None = None,
@@ -112,8 +112,8 @@ def build_virtual_engine(
     config: EngineConfig,
     cost: StepCost,
     name: str = "",
-    policy: Policy | None = None,
-    order: Order | None = None,
+    policy: BatchingPolicy | None = None,
+    order: QueuePolicy | None = None,
     predictor: LengthPredictor | None = None,
     host_link: HostLink | None = None,
 ) -> VirtualEngine:
@@ -168,7 +168,7 @@ def build_virtual_engine(
 
 
 def _check_predictor(
-    config: EngineConfig, order: Order | None, predictor: LengthPredictor | None
+    config: EngineConfig, order: QueuePolicy | None, predictor: LengthPredictor | None
 ) -> None:
     if predictor is not None and order is None and config.scheduling.order != "sjf":
         raise ConfigError(

@@ -116,7 +116,7 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
     name = str(model) if str(model).startswith("zoo/") else path.name
     ops = select_ops(resolved.config.kernels.backend, resolved.device, resolved.dtype)
     weights = default_store.load(
-        path, spec, resolved.dtype, resolved.device, progress, ops.panel_shape(resolved.dtype)
+        path, spec, resolved.dtype, resolved.device, progress, ops.packed_shape(resolved.dtype)
     )
     return LoadedModel(
         name=name,

@@ -11,7 +11,7 @@ from minserve.bench.workloads.drive import drive
 from minserve.bench.workloads.shapes import SHAPES
 from minserve.build import build_virtual_engine
 from minserve.hardware import DEVICES, WorkCounter
-from minserve.memory import TokenChain
+from minserve.memory import TokenBlocks
 from minserve.memory.prefix.cache import Hit
 from minserve.virtual import CostModel
 from minserve.virtual.transfers import HostLink
@@ -100,8 +100,8 @@ def serve(rule: Rule, history: int, disk_bytes_per_s: float) -> float:
     # out of the device through the host.
     load_s = 2 * PAGE_BYTES / 32e9 + 3 * PAGE_BYTES / disk_bytes_per_s
 
-    def lookup(chain: TokenChain, max_tokens: int) -> Hit:
-        hit = whole(chain, max_tokens)
+    def lookup(token_blocks: TokenBlocks, max_tokens: int) -> Hit:
+        hit = whole(token_blocks, max_tokens)
         if not hit.keys:
             return hit
         kept = _asked(rule, offer_of(len(hit.keys), load_s))

@@ -13,7 +13,7 @@ from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES
 from minserve.request import Request
-from minserve.scheduling import Order
+from minserve.scheduling import QueuePolicy
 from minserve.trace import StepTrace
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
@@ -39,7 +39,7 @@ PAGE_TOKENS = 16
 LIMIT = 6
 
 
-class _Yours(Order):
+class _Yours(QueuePolicy):
     """The learner's rule in the place of the engine's own, and a count of who was overtaken."""
 
     needs_prefixes = True

@@ -13,7 +13,7 @@ from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES
 from minserve.request import Request
-from minserve.scheduling import ContinuousBatching, Policy, Room
+from minserve.scheduling import AdmissionView, BatchingPolicy, ContinuousBatching
 from minserve.trace import RunTotals
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
@@ -43,10 +43,10 @@ class _Yours(ContinuousBatching):
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
 
-    def admits(self, room: Room) -> bool:
-        pool, page = room.memory.pool, room.memory.block_size
-        running = tuple(_seat(request) for request in room.running)
-        answer = self.rule(_seat(room.waiting[0]), running, pool.num_blocks, page)
+    def admits(self, view: AdmissionView) -> bool:
+        pool, page = view.memory.pool, view.memory.block_size
+        running = tuple(_seat(request) for request in view.running)
+        answer = self.rule(_seat(view.waiting[0]), running, pool.num_blocks, page)
         if not isinstance(answer, bool):
             raise Wrong(f"it returned {answer!r}, expected True or False")
         if not answer and not running:
@@ -58,7 +58,9 @@ def _seat(request: Request) -> Seat:
     return Seat(request.num_tokens, request.max_len - request.num_tokens)
 
 
-def serve(lengths: Sequence[int], num_pages: int, policy: Policy | None = None) -> RunTotals:
+def serve(
+    lengths: Sequence[int], num_pages: int, policy: BatchingPolicy | None = None
+) -> RunTotals:
     """The real scheduler over real pages; time is modelled. `policy` None: the engine's own."""
     pool = num_pages * PAGE_TOKENS * SPEC.kv_bytes_per_token(2)
     config = EngineConfig().with_values(

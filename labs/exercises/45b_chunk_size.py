@@ -13,7 +13,7 @@ from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES, WorkCounter, roofline
 from minserve.request import Request
-from minserve.scheduling import ContinuousBatching, Policy
+from minserve.scheduling import BatchingPolicy, ContinuousBatching
 from minserve.trace import RunTrace
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
@@ -83,7 +83,7 @@ def _answer(rule: Rule, step: Step) -> int:
     return answer
 
 
-def serve(prompt_tokens: int, policy: Policy) -> RunTrace:
+def serve(prompt_tokens: int, policy: BatchingPolicy) -> RunTrace:
     """Seven chats write, an eighth makes room for a long prompt; time is modelled."""
     config = EngineConfig().with_values(
         {

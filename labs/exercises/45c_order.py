@@ -18,7 +18,7 @@ from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES
 from minserve.request import Request
-from minserve.scheduling import Order
+from minserve.scheduling import QueuePolicy
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
 
@@ -50,7 +50,7 @@ class MostlyRight:
         return truth * math.exp(draw.gauss(0.0, 0.3))
 
 
-class _Yours(Order):
+class _Yours(QueuePolicy):
     """The learner's rule in the place of the engine's own order."""
 
     preemptive = True
@@ -78,7 +78,7 @@ def workload(seed: int) -> Traffic:
     return traffic(jobs, 80, 30.0, seed=seed)
 
 
-def mean_s(order: Order | None, seed: int) -> float:
+def mean_s(order: QueuePolicy | None, seed: int) -> float:
     """Mean end-to-end seconds in the real scheduler on modelled time; None: first come first."""
     config = EngineConfig().with_values(
         {

@@ -33,7 +33,7 @@ from minserve.request import (
     TokenLogprobs,
 )
 from minserve.sampling import LogitsMask, make_masks
-from minserve.scheduling import LengthPredictor, Order, Policy, Scheduler, StepPlan
+from minserve.scheduling import BatchingPolicy, LengthPredictor, QueuePolicy, Scheduler, StepPlan
 from minserve.tokenizer import TextStream, Tokenizer
 from minserve.trace import RequestStep, RunTrace, StageTimes, StepPages, StepTrace, StepWork
 
@@ -65,8 +65,8 @@ class Engine:
         tokenizer: Tokenizer | None,
         clock: Clock,
         trace: RunTrace,
-        policy: Policy | None = None,
-        order: Order | None = None,
+        policy: BatchingPolicy | None = None,
+        order: QueuePolicy | None = None,
         predictor: LengthPredictor | None = None,
         builder: Builder | None = None,
     ) -> None:

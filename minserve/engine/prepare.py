@@ -127,8 +127,8 @@ class BatchBuilder:
         query_starts = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(query_lens, out=query_starts[1:])
         block_size = self._memory.block_size
-        places = self._memory.rows_of(requests)
-        tables = self._memory.tables[places, : -(-int(kv_lens.max()) // block_size)]
+        table_rows = self._memory.rows_of(requests)
+        tables = self._memory.tables[table_rows, : -(-int(kv_lens.max()) // block_size)]
         if len(tokens) == len(requests):
             positions, owners = starts_array, np.arange(len(requests))
         else:

@@ -16,7 +16,7 @@ from torch import Tensor
 from minserve.attention.base import AttentionBackend, AttentionPlan
 from minserve.batch import ForwardBatch
 from minserve.clock import Clock
-from minserve.execution.staging import Landing, link_to
+from minserve.execution.staging import PendingCopy, link_to
 from minserve.hardware.current import on
 from minserve.kernels.base import LayerStack
 from minserve.models import Compilations, Decoder
@@ -96,7 +96,7 @@ class _Results:
 class _EagerHandle:
     batch: ForwardBatch
     """On the host."""
-    landing: Landing[_Results]
+    landing: PendingCopy[_Results]
     forward_s: float
     attention_s: float
     sample_s: float
@@ -150,9 +150,9 @@ def fill_pending(batch: ForwardBatch, drawn: Tensor | None) -> ForwardBatch:
     """The batch with the tokens that the pass before it drew, `[num_samples]`, in the rows that
     wait for them. Nothing is waited for: the tokens stay on the device."""
     assert batch.pending is not None and drawn is not None, "nothing was drawn before this batch"
-    rows, places = batch.pending
+    rows, samples = batch.pending
     # A request whose draw failed ends when that step is collected; its row needs some token.
-    tokens = drawn[places].clamp_(min=0)
+    tokens = drawn[samples].clamp_(min=0)
     return replace(batch, token_ids=batch.token_ids.index_copy(0, rows, tokens))
 
 

@@ -79,7 +79,7 @@ class CudaCopies:
 
 
 @dataclass(frozen=True)
-class Landing(Generic[_Data]):
+class PendingCopy(Generic[_Data]):
     """Results on their way to the host."""
 
     data: _Data
@@ -99,7 +99,7 @@ class Link(Protocol):
         """The batch with every tensor on the device. The host's tensors may change afterwards."""
         ...
 
-    def download(self, results: _Data) -> Landing[_Data]:
+    def download(self, results: _Data) -> PendingCopy[_Data]:
         """Start bringing results, a data class of tensors, to the host."""
         ...
 
@@ -111,9 +111,9 @@ class DirectLink:
         """See `Link.upload`: the very tensors, which nobody changes here."""
         return batch
 
-    def download(self, results: _Data) -> Landing[_Data]:
+    def download(self, results: _Data) -> PendingCopy[_Data]:
         """See `Link.download`."""
-        return Landing(results, None)
+        return PendingCopy(results, None)
 
 
 class _Buffer:
@@ -133,28 +133,28 @@ class StagedLink:
     def upload(self, batch: _Data) -> _Data:
         """See `Link.upload`."""
         # A tensor that several fields share crosses once.
-        places: dict[int, tuple[Tensor, int]] = {}
+        offsets: dict[int, tuple[Tensor, int]] = {}
         size = 0
 
-        def place(tensor: Tensor) -> Tensor:
+        def plan(tensor: Tensor) -> Tensor:
             nonlocal size
-            if id(tensor) not in places:
-                places[id(tensor)] = (tensor, size)
+            if id(tensor) not in offsets:
+                offsets[id(tensor)] = (tensor, size)
                 size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
             return tensor
 
-        map_tensors(batch, place)
+        map_tensors(batch, plan)
         buffer = self._take(size)
-        for tensor, start in places.values():
+        for tensor, start in offsets.values():
             _view(buffer.bytes, start, tensor).copy_(tensor)
         sent = self._copies.send(buffer.bytes[:size])
         buffer.read = self._copies.mark()
-        return map_tensors(batch, lambda tensor: _view(sent, places[id(tensor)][1], tensor))
+        return map_tensors(batch, lambda tensor: _view(sent, offsets[id(tensor)][1], tensor))
 
-    def download(self, results: _Data) -> Landing[_Data]:
+    def download(self, results: _Data) -> PendingCopy[_Data]:
         """See `Link.download`."""
         data = map_tensors(results, self._copies.fetch)
-        return Landing(data, self._copies.mark())
+        return PendingCopy(data, self._copies.mark())
 
     def _take(self, num_bytes: int) -> _Buffer:
         buffer = self._ring[self._next]

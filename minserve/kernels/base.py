@@ -22,7 +22,7 @@ how to draw -> tokens, int64 `[num_samples]`, -1 where a row's logits are no num
 
 
 class PlannedAttention(Protocol):
-    """`Ops.paged_attention` with everything that depends on the batch alone already worked out."""
+    """Attention over one step's batch, planned by `Ops.plan_attention`: call it once per layer."""
 
     def __call__(
         self,
@@ -33,11 +33,19 @@ class PlannedAttention(Protocol):
         window: int | None,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend in one layer; arguments and results are those of `Ops.paged_attention`."""
+        """Attend in one layer.
+
+        `q`: `[rows, num_heads, head_dim]` (rows may be strided); `keys`, `values`:
+        `[num_blocks, num_kv_heads, block_size, head_dim]`. Query head h reads KV head
+        `h // (num_heads // num_kv_heads)`. With a `window`, a query sees itself and the
+        `window - 1` tokens before it; together with a tree that is a ValueError. Returns
+        `[rows, num_heads, head_dim]` and, when asked, the natural log-sum-exp of the scaled
+        scores, float32 (float64 for float64 inputs) `[rows, num_heads]`.
+        """
         ...
 
 
-class PanelShape(NamedTuple):
+class PackedShape(NamedTuple):
     """How packed weights lie in memory: see `Ops.packed_linear`."""
 
     width: int
@@ -115,22 +123,22 @@ class Ops(Protocol):
         """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""
         ...
 
-    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
+    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
         """Of the packed weights that this implementation multiplies fastest in this number type
         (`packed_linear`); None where it wants matrices as they are."""
         ...
 
     def packed_linear(
-        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
-        """`linear` with its weight packed: `panels[p, i, j, k]` is the weight of output
+        """`linear` with its weight packed: `packed[p, i, j, k]` is the weight of output
         `p * width + j` and input `i * depth + k`,
         `[ceil(out / width), ceil(in / depth), width, depth]`, filled up with zeros. `[rows, in]`,
-        panels, `[out]` -> `[rows, out]`."""
+        packed, `[out]` -> `[rows, out]`."""
         ...
 
-    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
-        """`silu_and_mul(packed_linear(x, panels, 2 * inner))`: `[rows, in]` -> `[rows, inner]`."""
+    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
+        """`silu_and_mul(packed_linear(x, packed, 2 * inner))`: `[rows, in]` -> `[rows, inner]`."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -190,35 +198,6 @@ class Ops(Protocol):
         """
         ...
 
-    def paged_attention(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        kv_lens: Tensor,
-        query_lens: tuple[int, ...],
-        context_lens: tuple[int, ...],
-        scale: float,
-        window: int | None,
-        need_lse: bool = False,
-        tree: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Causal attention of a ragged batch of queries over paged keys and values.
-
-        `q`: `[rows, num_heads, head_dim]` (rows may be strided); request r owns rows
-        `query_starts[r]` to `query_starts[r + 1]`, which are the last `query_lens[r]` of its
-        `kv_lens[r]` tokens. `block_tables`: int32 `[num_requests, max_blocks]`. With a `window`, a
-        query sees itself and the `window - 1` tokens before it. Grouped heads: query head h reads
-        KV head `h // (num_heads // num_kv_heads)`. With a `tree`, int64 `[rows]` masks as in
-        `kernels.tree`, the rows of a request may be a speculative tree instead of a chain; with a
-        window that is a ValueError. Returns `[rows, num_heads, head_dim]` and, when
-        asked, the natural log-sum-exp of the scaled scores, float32 (float64 for float64 inputs)
-        `[rows, num_heads]`.
-        """
-        ...
-
     def plan_attention(
         self,
         block_tables: Tensor,
@@ -228,7 +207,16 @@ class Ops(Protocol):
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """`paged_attention` for all layers of one step: arguments as there, prepared once."""
+        """Causal attention of a ragged batch of queries over paged keys and values, with what
+        depends on the batch alone prepared once for all layers of a step.
+
+        Request r owns rows `query_starts[r]` to `query_starts[r + 1]` (int32
+        `[num_requests + 1]`), which are the last `query_lens[r]` of its `kv_lens[r]` tokens (int32
+        `[num_requests]`); `context_lens` is `kv_lens` on the host. `block_tables`: int32
+        `[num_requests, max_blocks]`. With a `tree`, int64 `[rows]` masks as in `kernels.tree`, the
+        rows of a request may be a speculative tree instead of a chain. What the result takes and
+        returns stands at `PlannedAttention`.
+        """
         ...
 
     def plan_decode(

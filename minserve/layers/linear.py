@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import Ops, PanelShape
-from minserve.kernels.reference.ops import pack_panels, unpack_panels
+from minserve.kernels.base import Ops, PackedShape
+from minserve.kernels.reference.ops import pack, unpack
 
 ShardDim = Literal["output", "input"]
 """Which side of the matrix is cut: rows of every part (column-parallel in Megatron-LM's words,
@@ -69,8 +69,8 @@ class LinearWeight(Protocol):
         ...
 
     @property
-    def panels(self) -> Tensor | None:
-        """The panels of `Ops.packed_linear`, where that is all the matrix is stored as."""
+    def packed(self) -> Tensor | None:
+        """The matrix as `Ops.packed_linear` takes it, where it is stored in no other way."""
         ...
 
     @property
@@ -138,12 +138,12 @@ class DenseWeight:
     """A matrix `[out_features, in_features]`, stored as `empty_matrix` has it, and an optional bias
     `[out_features]`."""
 
-    __slots__ = ("bias", "panels", "weight")
+    __slots__ = ("bias", "packed", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias: Tensor | None = bias
-        self.panels: Tensor | None = None
+        self.packed: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -210,55 +210,55 @@ class DenseFormat:
 
 
 class PackedWeight:
-    """A matrix in the panels of `Ops.packed_linear`, and an optional bias `[out_features]`."""
+    """A matrix packed for `Ops.packed_linear`, and an optional bias `[out_features]`."""
 
-    __slots__ = ("bias", "in_features", "out_features", "panels")
+    __slots__ = ("bias", "in_features", "out_features", "packed")
 
     def __init__(
-        self, panels: Tensor, out_features: int, in_features: int, bias: Tensor | None = None
+        self, packed: Tensor, out_features: int, in_features: int, bias: Tensor | None = None
     ) -> None:
-        self.panels: Tensor = panels
+        self.packed: Tensor = packed
         self.out_features = out_features
         self.in_features = in_features
         self.bias: Tensor | None = bias
 
     @property
     def nbytes(self) -> int:
-        """Bytes of panels and bias."""
-        return self.panels.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        """Bytes of packed matrix and bias."""
+        return self.packed.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def apply(self, ops: Ops, x: Tensor) -> Tensor:
         """`x @ weight.T + bias`."""
-        return ops.packed_linear(x, self.panels, self.out_features, self.bias)
+        return ops.packed_linear(x, self.packed, self.out_features, self.bias)
 
     def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
         """`silu_and_mul(apply(x))`, without the projection in between where there is no bias."""
         if self.bias is not None:
             return ops.silu_and_mul(self.apply(ops, x))
-        return ops.packed_gated_linear(x, self.panels, self.out_features // 2)
+        return ops.packed_gated_linear(x, self.packed, self.out_features // 2)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the matrix: int64 `[n]` -> `[n, in_features]`, a copy."""
-        width = self.panels.shape[2]
-        panel = torch.div(indices, width, rounding_mode="floor")
-        found = self.panels.transpose(1, 2)[panel, indices - panel * width]
+        width = self.packed.shape[2]
+        block = torch.div(indices, width, rounding_mode="floor")
+        found = self.packed.transpose(1, 2)[block, indices - block * width]
         return found.flatten(1)[:, : self.in_features]
 
     def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> PackedWeight:
         """Rank's rows of every part, or rank's columns, packed anew."""
-        matrix = unpack_panels(self.panels, self.out_features, self.in_features)
+        matrix = unpack(self.packed, self.out_features, self.in_features)
         part = DenseWeight(matrix, self.bias).shard(shape, rank, world, dim)
-        panels = pack_panels(part.weight, PanelShape(*self.panels.shape[2:]))
+        packed = pack(part.weight, PackedShape(*self.packed.shape[2:]))
         outputs, inputs = part.weight.shape
-        return PackedWeight(panels, outputs, inputs, part.bias)
+        return PackedWeight(packed, outputs, inputs, part.bias)
 
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """Unquantized weights in panels: what our own CPU product reads from front to back."""
+    """Unquantized weights, packed: our own CPU product reads them from front to back."""
 
-    panel: PanelShape
-    """`Ops.panel_shape` of the operators that will multiply."""
+    packed: PackedShape
+    """`Ops.packed_shape` of the operators that will multiply."""
     name: str = "packed"
 
     def load(
@@ -270,8 +270,8 @@ class PackedFormat:
     ) -> PackedWeight:
         """Read the matrix whole, then pack it: for a moment one projection exists twice."""
         whole = DenseFormat().load(shape, sources, dtype, device)
-        panels = pack_panels(whole.weight, self.panel)
-        return PackedWeight(panels, shape.out_features, shape.in_features, whole.bias)
+        packed = pack(whole.weight, self.packed)
+        return PackedWeight(packed, shape.out_features, shape.in_features, whole.bias)
 
 
 class Linear:

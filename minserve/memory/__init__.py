@@ -8,7 +8,7 @@ which), `prefix` with its two indexes (`index`, `radix`) and keys (`chain`), the
 
 from minserve.memory.assemble import build_manager
 from minserve.memory.events import MemoryEvents
-from minserve.memory.keys import TokenChain, root_key
+from minserve.memory.keys import TokenBlocks, root_key
 from minserve.memory.manager import KVManager, MemoryUse
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.index import HashIndex, IndexNode, Match, PrefixIndex
@@ -37,7 +37,7 @@ __all__ = [
     "PrefixIndex",
     "RadixIndex",
     "ResumeCosts",
-    "TokenChain",
+    "TokenBlocks",
     "TransferOrder",
     "build_manager",
     "root_key",

@@ -26,7 +26,7 @@ def root_key(namespace: Sequence[str]) -> Key:
     return digest.digest()
 
 
-class TokenChain:
+class TokenBlocks:
     """The full pages of a growing list of tokens. Keys are computed once, when first asked for."""
 
     def __init__(self, root: Key, token_ids: Sequence[int], block_size: int) -> None:

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
 from minserve.memory.events import NOTHING, MemoryEvents
-from minserve.memory.keys import TokenChain, root_key
+from minserve.memory.keys import TokenBlocks, root_key
 from minserve.memory.layout import Reservation
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.cache import Hit, PrefixCache
 from minserve.memory.prefix.index import PrefixIndex
 from minserve.memory.storage.store import NoStore, PageStore
-from minserve.memory.tables import BlockTables, Held
+from minserve.memory.tables import BlockTable, BlockTables
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.host import HostTier
 from minserve.request import Request
@@ -78,7 +78,7 @@ class KVManager:
             if index is not None
             else None
         )
-        self._chains: dict[Request, TokenChain] = {}
+        self._token_blocks: dict[Request, TokenBlocks] = {}
         self._swapped: dict[Request, tuple[list[int], int]] = {}
         self._pins: dict[int, list[int]] = {}
         self._num_pins = 0
@@ -105,13 +105,13 @@ class KVManager:
 
     def blocks_of(self, request: Request) -> tuple[int, ...]:
         """The request's pages, in order of position."""
-        held = self._tables.get(request)
-        return tuple(held.blocks) if held is not None else ()
+        table = self._tables.get(request)
+        return tuple(table.blocks) if table is not None else ()
 
     def tokens_of(self, request: Request) -> int | None:
         """Tokens that the request's pages hold; None where it has no block table."""
-        held = self._tables.get(request)
-        return held.tokens if held is not None else None
+        table = self._tables.get(request)
+        return table.tokens if table is not None else None
 
     # -- admission ---------------------------------------------------------------------------------
 
@@ -142,18 +142,18 @@ class KVManager:
         """Give the request a block table and what is already computed of it; returns how many
         tokens that is. What it raises leaves the request as it was, without a table."""
         self._tables.close(request)  # what an interrupted admission took
-        held = self._tables.open(request)
+        table = self._tables.open(request)
         try:
             if self._reservation is not None:
-                self._admit_contiguous(request, held)
+                self._admit_contiguous(request, table)
             elif request in self._swapped:
-                self._swap_in(request, held)
+                self._swap_in(request, table)
             else:
-                self._share(request, held, self._find(request))
+                self._share(request, table, self._find(request))
         except BaseException:
             self._tables.close(request)
             raise
-        return held.tokens
+        return table.tokens
 
     def _find(self, request: Request) -> Hit:
         """What exists of a waiting request's tokens. One token is always left to compute: a hit
@@ -163,7 +163,7 @@ class KVManager:
         limit = request.num_tokens - 1
         if request in self._swapped:
             limit = self._swapped[request][1]
-        hit = self.prefix.lookup(self._chain(request), limit) if self.prefix else Hit()
+        hit = self.prefix.lookup(self._token_blocks_of(request), limit) if self.prefix else Hit()
         leader = self._tables.get(request.leader)
         if leader is None or request in self._swapped:
             return hit
@@ -174,46 +174,46 @@ class KVManager:
         full, rest = divmod(tokens, self.block_size)
         return Hit(leader.blocks[:full], leader.blocks[full] if rest else None, rest)
 
-    def _chain(self, request: Request) -> TokenChain:
-        chain = self._chains.get(request)
-        if chain is None:
+    def _token_blocks_of(self, request: Request) -> TokenBlocks:
+        tokens = self._token_blocks.get(request)
+        if tokens is None:
             root = root_key(request.cache_namespace)
-            chain = TokenChain(root, request.token_ids, self.block_size)
-            self._chains[request] = chain
-        return chain
+            tokens = TokenBlocks(root, request.token_ids, self.block_size)
+            self._token_blocks[request] = tokens
+        return tokens
 
-    def _share(self, request: Request, held: Held, hit: Hit) -> None:
+    def _share(self, request: Request, table: BlockTable, hit: Hit) -> None:
         """Take the hit's pages: share full ones, copy a part of one, load what lies below."""
         for block in hit.blocks:
             self.pool.share(block)
-        self._tables.extend(held, hit.blocks)
-        held.tokens = len(hit.blocks) * self.block_size
+        self._tables.extend(table, hit.blocks)
+        table.tokens = len(hit.blocks) * self.block_size
         source = hit.partial_block
         if source is not None:
-            # Held while room is made for the copy, which might otherwise evict it.
+            # Shared while room is made for the copy: otherwise that might evict it.
             self.pool.share(source)
             try:
                 if self.pool.num_available:
-                    self._tables.extend(held, self.pool.allocate(1))
-                    self._copy(source, held.blocks[-1])
-                    held.tokens += hit.partial_tokens
+                    self._tables.extend(table, self.pool.allocate(1))
+                    self._copy(source, table.blocks[-1])
+                    table.tokens += hit.partial_tokens
             finally:
                 self.pool.release([source])
-        self._events.hit_tokens += held.tokens
+        self._events.hit_tokens += table.tokens
         if hit.keys:
-            self._load(request, held, hit)
+            self._load(request, table, hit)
 
-    def _load(self, request: Request, held: Held, hit: Hit) -> None:
+    def _load(self, request: Request, table: BlockTable, hit: Hit) -> None:
         assert self.prefix is not None
         start = self._clock.now()
         self.prefix.touch(hit)
-        first = len(held.blocks)
+        first = len(table.blocks)
         blocks = self.pool.allocate(min(len(hit.keys), self.pool.num_available))
-        self._tables.extend(held, blocks)
+        self._tables.extend(table, blocks)
         loaded = self.prefix.load(hit, blocks)
-        self._tables.shrink(held, first + loaded)
-        held.tokens += loaded * self.block_size
-        self._enter(request, held, first, first + loaded)
+        self._tables.shrink(table, first + loaded)
+        table.tokens += loaded * self.block_size
+        self._enter(request, table, first, first + loaded)
         self._events.loaded_tokens += loaded * self.block_size
         self._events.transfer_s += self._clock.now() - start
 
@@ -223,35 +223,35 @@ class KVManager:
         self._events.copied_blocks += 1
         self._events.transfer_s += self._clock.now() - start
 
-    def _admit_contiguous(self, request: Request, held: Held) -> None:
+    def _admit_contiguous(self, request: Request, table: BlockTable) -> None:
         needed = self.needed_blocks(request)
         first = self.pool.find_hole(needed)
         if first is None:
             raise IntegrityError(f"no {needed} neighbouring pages are free: ask fits() first")
-        self._tables.extend(held, self.pool.take(first, needed))
+        self._tables.extend(table, self.pool.take(first, needed))
 
     # -- steps -------------------------------------------------------------------------------------
 
     def missing_blocks(self, request: Request, num_tokens: int) -> int:
         """Pages the request still lacks to hold `num_tokens` in total."""
-        held = self._tables.get(request)
-        return self.blocks_for(num_tokens) - (len(held.blocks) if held is not None else 0)
+        table = self._tables.get(request)
+        return self.blocks_for(num_tokens) - (len(table.blocks) if table is not None else 0)
 
     def returned_blocks(self, request: Request) -> int:
         """Pages that become available when this request loses its own: those it does not share."""
-        held = self._tables.get(request)
-        blocks = held.blocks if held is not None else []
+        table = self._tables.get(request)
+        blocks = table.blocks if table is not None else []
         return sum(1 for block in blocks if self.pool.owners(block) == 1)
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
         """Make room for `num_tokens` beyond the committed ones; False when pages are short."""
-        held = self._tables[request]
-        needed = -(-(held.tokens + num_tokens) // self.block_size) - len(held.blocks)
+        table = self._tables[request]
+        needed = -(-(table.tokens + num_tokens) // self.block_size) - len(table.blocks)
         if needed <= 0:
             return True
         if needed > self.pool.num_available:
             return False
-        self._tables.extend(held, self.pool.allocate(needed))
+        self._tables.extend(table, self.pool.allocate(needed))
         return True
 
     def commit(self, request: Request, kept: int, ahead: int = 0) -> None:
@@ -259,40 +259,40 @@ class KVManager:
         those of the next `ahead` tokens, which are in flight. Pages that became full enter the
         prefix index; where it already has their content, the request's block table is rewritten to
         the page it has."""
-        held = self._tables[request]
-        before, tokens = held.tokens, held.tokens + kept
+        table = self._tables[request]
+        before, tokens = table.tokens, table.tokens + kept
         needed = -(-(tokens + ahead) // self.block_size)
-        if needed > len(held.blocks):
+        if needed > len(table.blocks):
             raise IntegrityError(
                 f"request {request.request_id} commits {kept} tokens it did not reserve"
             )
-        held.tokens = tokens
-        if needed < len(held.blocks) and self._reservation is None:
-            self._tables.shrink(held, needed)
+        table.tokens = tokens
+        if needed < len(table.blocks) and self._reservation is None:
+            self._tables.shrink(table, needed)
         if self.prefix is not None:
-            self._enter(request, held, before // self.block_size, tokens // self.block_size)
+            self._enter(request, table, before // self.block_size, tokens // self.block_size)
 
-    def _enter(self, request: Request, held: Held, first: int, stop: int) -> None:
+    def _enter(self, request: Request, table: BlockTable, first: int, stop: int) -> None:
         """Put full pages `first` to `stop - 1` of a request into the prefix index."""
         assert self.prefix is not None
-        blocks = held.blocks
+        blocks = table.blocks
         for index in range(first, stop):
             parent = blocks[index - 1] if index else None
             mine = blocks[index]
-            canonical = self.prefix.enter(self._chain(request), index, parent, mine)
+            canonical = self.prefix.enter(self._token_blocks_of(request), index, parent, mine)
             if canonical != mine:
-                self._tables.replace(held, index, canonical)
+                self._tables.replace(table, index, canonical)
 
     def forget(self, request: Request) -> None:
         """Return all pages but keep the block table: the request computes from its start again."""
-        held = self._tables[request]
-        self._tables.shrink(held, 0)
-        held.tokens = 0
+        table = self._tables[request]
+        self._tables.shrink(table, 0)
+        table.tokens = 0
 
     def release(self, request: Request) -> None:
         """Return everything the request has, in every tier. One that has nothing is left alone."""
         self._tables.close(request)
-        self._chains.pop(request, None)
+        self._token_blocks.pop(request, None)
         slots, _ = self._swapped.pop(request, ((), 0))
         if slots and self.host is not None:
             self.host.release(slots)
@@ -302,8 +302,8 @@ class KVManager:
     def swap_out(self, request: Request) -> bool:
         """Move a running request's pages to the host and take its block table; False, with nothing
         changed, where the host has no room."""
-        held = self._tables[request]
-        blocks = held.blocks[: self.blocks_for(held.tokens)]
+        table = self._tables[request]
+        blocks = table.blocks[: self.blocks_for(table.tokens)]
         if self.host is None or not blocks:
             return False
         start = self._clock.now()
@@ -311,12 +311,12 @@ class KVManager:
         self._events.transfer_s += self._clock.now() - start
         if slots is None:
             return False
-        self._swapped[request] = (slots, held.tokens)
+        self._swapped[request] = (slots, table.tokens)
         self._events.swapped_out_blocks += len(slots)
         self._tables.close(request)
         return True
 
-    def _swap_in(self, request: Request, held: Held) -> None:
+    def _swap_in(self, request: Request, table: BlockTable) -> None:
         """Bring a swapped-out request back. Pages that the prefix cache still has on the device
         are shared; the others are loaded."""
         slots, tokens = self._swapped[request]
@@ -325,15 +325,15 @@ class KVManager:
         shared = self._find(request).blocks
         for block in shared:
             self.pool.share(block)
-        self._tables.extend(held, shared)
+        self._tables.extend(table, shared)
         loaded = self.pool.allocate(len(slots) - len(shared))
-        self._tables.extend(held, loaded)
+        self._tables.extend(table, loaded)
         self.host.load(slots[len(shared) :], loaded)
         del self._swapped[request]
         self.host.release(slots)
-        held.tokens = tokens
+        table.tokens = tokens
         if self.prefix is not None:
-            self._enter(request, held, len(shared), tokens // self.block_size)
+            self._enter(request, table, len(shared), tokens // self.block_size)
         self._events.swapped_in_blocks += len(loaded)
         self._events.transfer_s += self._clock.now() - start
 
@@ -344,8 +344,8 @@ class KVManager:
         and the number of tokens pinned, which may be 0. Needs a prefix index."""
         if self.prefix is None:
             raise ValueError("pinning needs memory.prefix_cache='hash' or 'radix'; it is off")
-        chain = TokenChain(root_key(namespace), list(token_ids), self.block_size)
-        blocks = self.prefix.lookup(chain, len(token_ids)).blocks
+        tokens = TokenBlocks(root_key(namespace), list(token_ids), self.block_size)
+        blocks = self.prefix.lookup(tokens, len(token_ids)).blocks
         for block in blocks:
             self.pool.share(block)
         self._num_pins += 1
@@ -436,7 +436,7 @@ class KVManager:
         an engine goes on whose books no longer add up. No request may be live."""
         self.pool.reset()
         self._tables.reset()
-        self._chains.clear()
+        self._token_blocks.clear()
         self._swapped.clear()
         self._pins = {handle: [] for handle in self._pins}
         if self.prefix is not None:

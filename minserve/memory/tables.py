@@ -17,7 +17,7 @@ from minserve.request import Request
 
 
 @dataclass(slots=True)
-class Held:
+class BlockTable:
     """What one admitted request holds."""
 
     row: int
@@ -44,92 +44,92 @@ class BlockTables:
     def reset(self) -> None:
         """No request holds anything; the pool is told nothing."""
         self._free_rows = list(range(self.rows.shape[0] - 1, -1, -1))
-        self._held: dict[Request, Held] = {}
+        self._by_request: dict[Request, BlockTable] = {}
         self.internal_slots = 0
         """Slots that requests hold and can never fill."""
 
     def requests(self) -> set[Request]:
         """The requests that have a row."""
-        return set(self._held)
+        return set(self._by_request)
 
-    def __getitem__(self, request: Request) -> Held:
-        return self._held[request]
+    def __getitem__(self, request: Request) -> BlockTable:
+        return self._by_request[request]
 
     def __contains__(self, request: Request) -> bool:
-        return request in self._held
+        return request in self._by_request
 
-    def get(self, request: Request | None) -> Held | None:
+    def get(self, request: Request | None) -> BlockTable | None:
         """What a request holds; None where it was not admitted."""
-        return self._held.get(request) if request is not None else None
+        return self._by_request.get(request) if request is not None else None
 
     def holders(self) -> Iterator[list[int]]:
         """The pages of each request."""
-        return (held.blocks for held in self._held.values())
+        return (table.blocks for table in self._by_request.values())
 
     def rows_of(self, requests: Sequence[Request]) -> npt.NDArray[np.int64]:
         """The requests' rows."""
-        held = self._held
-        return np.array([held[request].row for request in requests], dtype=np.int64)
+        tables = self._by_request
+        return np.array([tables[request].row for request in requests], dtype=np.int64)
 
-    def open(self, request: Request) -> Held:
+    def open(self, request: Request) -> BlockTable:
         """Give a request an empty row."""
-        held = Held(self._free_rows.pop(), request.max_len, [])
-        self._held[request] = held
-        return held
+        table = BlockTable(self._free_rows.pop(), request.max_len, [])
+        self._by_request[request] = table
+        return table
 
     def close(self, request: Request) -> None:
         """Return a request's pages and its row; one without a row is left alone."""
-        held = self._held.pop(request, None)
-        if held is not None:
-            self.shrink(held, 0)
-            self._free_rows.append(held.row)
+        table = self._by_request.pop(request, None)
+        if table is not None:
+            self.shrink(table, 0)
+            self._free_rows.append(table.row)
 
-    def extend(self, held: Held, blocks: Sequence[int]) -> None:
+    def extend(self, table: BlockTable, blocks: Sequence[int]) -> None:
         """Append pages."""
-        before = self._overhang(held)
-        start = len(held.blocks)
-        self.rows[held.row, start : start + len(blocks)] = blocks
-        held.blocks.extend(blocks)
-        self.internal_slots += self._overhang(held) - before
+        before = self._overhang(table)
+        start = len(table.blocks)
+        self.rows[table.row, start : start + len(blocks)] = blocks
+        table.blocks.extend(blocks)
+        self.internal_slots += self._overhang(table) - before
 
-    def shrink(self, held: Held, num_blocks: int) -> None:
+    def shrink(self, table: BlockTable, num_blocks: int) -> None:
         """Return the pages behind the first `num_blocks`."""
-        before = self._overhang(held)
+        before = self._overhang(table)
         # The last page first: it is the first to be evicted, before the pages it continues.
-        self._pool.release(reversed(held.blocks[num_blocks:]))
-        del held.blocks[num_blocks:]
-        self.internal_slots += self._overhang(held) - before
+        self._pool.release(reversed(table.blocks[num_blocks:]))
+        del table.blocks[num_blocks:]
+        self.internal_slots += self._overhang(table) - before
 
-    def replace(self, held: Held, index: int, block: int) -> None:
+    def replace(self, table: BlockTable, index: int, block: int) -> None:
         """Hold another page of the same content instead of the one at `index`."""
         self._pool.share(block)
-        old, held.blocks[index] = held.blocks[index], block
-        self.rows[held.row, index] = block
+        old, table.blocks[index] = table.blocks[index], block
+        self.rows[table.row, index] = block
         self._pool.release((old,))
 
-    def _overhang(self, held: Held) -> int:
-        return max(0, len(held.blocks) * self._block_size - held.max_tokens)
+    def _overhang(self, table: BlockTable) -> int:
+        return max(0, len(table.blocks) * self._block_size - table.max_tokens)
 
     def totals(self) -> tuple[int, int]:
         """Pages and tokens of all requests, shared ones counted for each that holds them."""
-        every = self._held.values()
-        return sum([len(held.blocks) for held in every]), sum([held.tokens for held in every])
+        every = self._by_request.values()
+        return sum([len(table.blocks) for table in every]), sum([table.tokens for table in every])
 
     def check(self) -> None:
         """Verify rows and pages of every request. Raises IntegrityError."""
-        rows = [*(held.row for held in self._held.values()), *self._free_rows]
+        rows = [*(table.row for table in self._by_request.values()), *self._free_rows]
         if sorted(rows) != list(range(self.rows.shape[0])):
             raise IntegrityError("a block table row is lost or owned twice")
-        for request, held in self._held.items():
+        for request, table in self._by_request.items():
             name = request.request_id
-            if self.rows[held.row, : len(held.blocks)].tolist() != held.blocks:
+            if self.rows[table.row, : len(table.blocks)].tolist() != table.blocks:
                 raise IntegrityError(f"block table of {name} differs from its pages")
-            if held.tokens > len(held.blocks) * self._block_size:
+            if table.tokens > len(table.blocks) * self._block_size:
                 raise IntegrityError(f"{name} keeps tokens outside its pages")
-            for block in held.blocks[held.tokens // self._block_size :]:
+            for block in table.blocks[table.tokens // self._block_size :]:
                 if self._pool.owners(block) != 1:
                     raise IntegrityError(f"{name} will write into page {block}, which others hold")
-        internal = sum(self._overhang(held) for held in self._held.values())
+        internal = sum(self._overhang(table) for table in self._by_request.values())
         if internal != self.internal_slots:
             raise IntegrityError(
                 f"{self.internal_slots} slots are counted as wasted, and {internal} are"

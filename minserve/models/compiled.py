@@ -29,17 +29,17 @@ MOST_GRAPHS = 64
 
 
 def before_attention(
-    layer: DecoderLayer, pending: Tensor | None, residual: Tensor, positions: Tensor
+    layer: DecoderLayer, delta: Tensor | None, residual: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The first half of `DecoderLayer.forward`: queries, keys and values, ready to be attended.
 
-    `[rows, heads, head_dim]` each; `pending` is added into `residual` `[rows, hidden]` in place.
+    `[rows, heads, head_dim]` each; `delta` is added into `residual` `[rows, hidden]` in place.
     """
     ops, mixer = layer.ops, layer.mixer
-    if pending is None:
+    if delta is None:
         x = layer.input_norm.apply(ops, residual)
     else:
-        x = layer.input_norm.add_apply(ops, pending, residual)
+        x = layer.input_norm.add_apply(ops, delta, residual)
     q, k, v = mixer.split(mixer.qkv.apply(ops, x))
     if mixer.q_norm is not None and mixer.k_norm is not None:
         q, k = mixer.q_norm.apply(ops, q), mixer.k_norm.apply(ops, k)
@@ -87,16 +87,16 @@ class CompiledDecoder(Decoder):
         stop: int | None = None,
     ) -> Tensor:
         """See `Decoder.run_layers`. The first call with a kind of step compiles, for seconds."""
-        pending = None
+        delta = None
         rows_vary(h, positions)
         for layer in self.layers[start:stop]:
-            rows_vary(pending)
-            q, k, v = self._watch(self._before, layer, pending, h, positions)
+            rows_vary(delta)
+            q, k, v = self._watch(self._before, layer, delta, h, positions)
             plan.store(k, v, layer.mixer.layer)
             attended, _ = plan.attend(q, layer.mixer.layer)
             rows_vary(attended)
-            pending = self._watch(self._after, layer, attended, h)
-        return h if pending is None else h.add_(pending)
+            delta = self._watch(self._after, layer, attended, h)
+        return h if delta is None else h.add_(delta)
 
     def take_compilations(self) -> Compilations:
         """What was compiled since the last call."""

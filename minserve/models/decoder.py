@@ -1,7 +1,7 @@
 """The one decoder: Llama, Qwen2, Qwen3 and Mistral are values of `ModelSpec` that it runs.
 
 Its primitives are `embed`, `run_layers(start, stop)` and `head`. **Between layers `h` is always the
-whole residual stream**, with nothing pending beside it, so a forward pass may be cut at any layer:
+whole residual stream**, with nothing left to add, so a forward pass may be cut at any layer:
 early exit and self-drafting put `head` on an inner `h`, pipelines send it to another process.
 Inside `run_layers` each residual addition is fused with the norm that follows; the last one is
 plain, which costs one small operator per call. Knows nothing about requests, sampling or pages.
@@ -59,15 +59,15 @@ class DecoderLayer:
         self.ops = ops
 
     def forward(
-        self, pending: Tensor | None, residual: Tensor, plan: AttentionPlan, positions: Tensor
+        self, delta: Tensor | None, residual: Tensor, plan: AttentionPlan, positions: Tensor
     ) -> Tensor:
-        """Add `pending` (the previous layer's feed-forward output) and this layer's attention into
+        """Add `delta` (the previous layer's feed-forward output) and this layer's attention into
         `residual` in place; return this layer's feed-forward output, still to be added."""
         ops = self.ops
-        if pending is None:
+        if delta is None:
             x = self.input_norm.apply(ops, residual)
         else:
-            x = self.input_norm.add_apply(ops, pending, residual)
+            x = self.input_norm.add_apply(ops, delta, residual)
         x = self.mixer.forward(x, plan, positions)
         x = self.post_norm.add_apply(ops, x, residual)
         return self.feed_forward.forward(x)
@@ -139,10 +139,10 @@ class Decoder:
         stack = self._stack
         if stack and start < stop and plan.run_stack(stack, h, positions, start, stop) is not None:
             return h
-        pending = None
+        delta = None
         for layer in self.layers[start:stop]:
-            pending = layer.forward(pending, h, plan, positions)
-        return h if pending is None else h.add_(pending)
+            delta = layer.forward(delta, h, plan, positions)
+        return h if delta is None else h.add_(delta)
 
     def head(self, h: Tensor, rows: Tensor | None = None) -> Tensor:
         """Rows of the residual stream `[num_tokens, hidden_size]` -> logits `[n, vocab_size]`:

@@ -22,26 +22,26 @@ def layer_tensors(
         qkv, output = stored.qkv.weight, stored.output.weight
         gate_up, down = stored.gate_up.weight, stored.down.weight
         if (
-            qkv.panels is None
-            or output.panels is None
-            or gate_up.panels is None
-            or down.panels is None
+            qkv.packed is None
+            or output.packed is None
+            or gate_up.packed is None
+            or down.packed is None
             or gate_up.bias is not None
         ):
             return None
         found.append(
             LayerTensors(
                 input_norm=stored.input_norm.weight,
-                qkv=qkv.panels,
+                qkv=qkv.packed,
                 qkv_bias=qkv.bias,
                 q_norm=None if stored.q_norm is None else stored.q_norm.weight,
                 k_norm=None if stored.k_norm is None else stored.k_norm.weight,
                 cos_sin=tables[mixer.head_dim],
-                output=output.panels,
+                output=output.packed,
                 output_bias=output.bias,
                 post_norm=stored.post_norm.weight,
-                gate_up=gate_up.panels,
-                down=down.panels,
+                gate_up=gate_up.packed,
+                down=down.packed,
                 down_bias=down.bias,
                 num_heads=mixer.num_heads,
                 num_kv_heads=mixer.num_kv_heads,

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from minserve.kernels.base import PanelShape
+from minserve.kernels.base import PackedShape
 from minserve.models.loading.checkpoint import load_weights
 from minserve.models.loading.checkpoint_files import checkpoint_files
 from minserve.models.loading.errors import ModelError
@@ -21,7 +21,7 @@ from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
 _Key = tuple[
-    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, PanelShape | None
+    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, PackedShape | None
 ]
 
 
@@ -44,7 +44,7 @@ class WeightStore:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         progress: bool = True,
-        panel: PanelShape | None = None,
+        packed: PackedShape | None = None,
     ) -> DecoderWeights:
         """`load_weights`, or the copy that another engine already holds.
 
@@ -61,11 +61,11 @@ class WeightStore:
             except OSError as error:
                 raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
             stamps.append((path.name, status.st_size, status.st_mtime_ns))
-        key = (directory, tuple(stamps), spec, dtype, where, panel)
+        key = (directory, tuple(stamps), spec, dtype, where, packed)
         with self._lock:
             weights = self._live.get(key)
             if weights is None:
-                weights = load_weights(directory, spec, dtype, where, progress, panel)
+                weights = load_weights(directory, spec, dtype, where, progress, packed)
                 self._live[key] = weights
             return weights
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import PanelShape
+from minserve.kernels.base import PackedShape
 from minserve.layers import (
     DenseFormat,
     Embedding,
@@ -110,16 +110,16 @@ def build_weights(
     reader: TensorReader,
     dtype: torch.dtype,
     device: torch.device,
-    panel: PanelShape | None = None,
+    packed: PackedShape | None = None,
 ) -> DecoderWeights:
     """Read every tensor the spec calls for, one at a time, into `dtype` on `device`.
 
-    `panel`: pack matrices into panels of that shape (`Ops.panel_shape`); None leaves them as they
+    `packed`: pack matrices in that shape (`Ops.packed_shape`); None leaves them as they
     are.
     """
     dense: DenseFormat | PackedFormat = DenseFormat()
-    if panel is not None:
-        dense = PackedFormat(panel)
+    if packed is not None:
+        dense = PackedFormat(packed)
 
     def vector(name: str, size: int) -> Tensor:
         return reader.read(name, (size,)).to(device=device, dtype=dtype, copy=True)

@@ -59,8 +59,8 @@ def mask_tokens(scores: Tensor, rows: Tensor, bits: Tensor) -> None:
     if not len(rows):
         return
     vocab = scores.shape[1]
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    allowed = (bits[:, :, None] >> places).bitwise_and_(1).view(len(rows), -1)[:, :vocab]
+    bit_numbers = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    allowed = (bits[:, :, None] >> bit_numbers).bitwise_and_(1).view(len(rows), -1)[:, :vocab]
     kept = scores[rows]
     kept[:, : allowed.shape[1]].masked_fill_(allowed == 0, float("-inf"))
     kept[:, allowed.shape[1] :] = float("-inf")

@@ -4,17 +4,17 @@ from minserve.scheduling.answers import HookError
 from minserve.scheduling.plan import StepPlan
 from minserve.scheduling.policies.batching import (
     AdmissionError,
+    AdmissionView,
+    BatchingPolicy,
     ContinuousBatching,
-    Policy,
-    Room,
     StaticBatching,
 )
 from minserve.scheduling.policies.lengths import LengthOracle, LengthPredictor
-from minserve.scheduling.policies.queue_order import (
+from minserve.scheduling.policies.queueing import (
     LongestPrefixFirst,
     MultiLevelFeedback,
-    Order,
     PriorityFirst,
+    QueuePolicy,
     ShortestFirst,
 )
 from minserve.scheduling.scheduler import Scheduler
@@ -22,16 +22,16 @@ from minserve.scheduling.waiting import WaitingQueue
 
 __all__ = [
     "AdmissionError",
+    "AdmissionView",
+    "BatchingPolicy",
     "ContinuousBatching",
     "HookError",
     "LengthOracle",
     "LengthPredictor",
     "LongestPrefixFirst",
     "MultiLevelFeedback",
-    "Order",
-    "Policy",
     "PriorityFirst",
-    "Room",
+    "QueuePolicy",
     "Scheduler",
     "ShortestFirst",
     "StaticBatching",

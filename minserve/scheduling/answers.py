@@ -18,7 +18,7 @@ class HookError(RuntimeError):
 
 
 def checked_rank(order: object, request: Request, rank: object) -> float:
-    """`Order.rank` as a number that compares with every other. Raises HookError."""
+    """`QueuePolicy.rank` as a number that compares with every other. Raises HookError."""
     if not isinstance(rank, Real) or rank != rank:
         raise _refusal(order, "rank", request, rank, "a number, and not NaN")
     return float(rank) if not isinstance(rank, Integral) else int(rank)

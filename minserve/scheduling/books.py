@@ -14,9 +14,9 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_length
 from minserve.scheduling.audit import check_books
-from minserve.scheduling.policies.batching import POLICIES, Policy
+from minserve.scheduling.policies.batching import POLICIES, BatchingPolicy
 from minserve.scheduling.policies.lengths import LengthOracle, LengthPredictor
-from minserve.scheduling.policies.queue_order import ORDERS, Order
+from minserve.scheduling.policies.queueing import ORDERS, QueuePolicy
 from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.waiting import WaitingQueue
 
@@ -32,8 +32,8 @@ class Books:
         self,
         config: ResolvedConfig,
         memory: KVManager,
-        policy: Policy | None = None,
-        order: Order | None = None,
+        policy: BatchingPolicy | None = None,
+        order: QueuePolicy | None = None,
         predictor: LengthPredictor | None = None,
     ) -> None:
         scheduling = config.config.scheduling

@@ -19,4 +19,4 @@ class StepPlan:
     """The request that has to give way is in flight: requests behind the one that needs its pages
     compute nothing until that step is collected."""
     idle_places: int = 0
-    """Places of a static batch whose request has left it (`Policy.idle_places`)."""
+    """Places of a static batch whose request has left it (`BatchingPolicy.idle_places`)."""

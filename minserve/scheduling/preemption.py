@@ -13,9 +13,9 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.books import Books
 from minserve.scheduling.plan import StepPlan
-from minserve.scheduling.policies.batching import Policy, Room
+from minserve.scheduling.policies.batching import AdmissionView, BatchingPolicy
 from minserve.scheduling.policies.lengths import LengthPredictor
-from minserve.scheduling.policies.queue_order import Order
+from minserve.scheduling.policies.queueing import QueuePolicy
 from minserve.scheduling.policies.victims import VICTIMS
 from minserve.scheduling.waiting import Rank
 
@@ -30,8 +30,8 @@ class Preemption(Books):
         self,
         config: ResolvedConfig,
         memory: KVManager,
-        policy: Policy | None = None,
-        order: Order | None = None,
+        policy: BatchingPolicy | None = None,
+        order: QueuePolicy | None = None,
         predictor: LengthPredictor | None = None,
     ) -> None:
         super().__init__(config, memory, policy, order, predictor)
@@ -81,10 +81,10 @@ class Preemption(Books):
     def _displace(self, plan: StepPlan, now_s: float) -> None:
         """Make running requests give way to waiting ones of a strictly better rank, as far as this
         step's tokens go, and only where that makes enough room."""
-        room = self._room()
+        view = self._admission_view()
         places = self._max_num_seqs - len(self.running)
         memory = self._memory
-        blocks = memory.pool.num_available - room.promised_blocks - self._watermark_blocks
+        blocks = memory.pool.num_available - view.promised_blocks - self._watermark_blocks
         tokens = self._max_num_batched_tokens - len(self.running)
         for request in list(islice(self.waiting, self._max_num_seqs)):
             self.culprit = request
@@ -117,7 +117,7 @@ class Preemption(Books):
         self.culprit = request
         return self.waiting.rank_of(request)
 
-    def _room(self) -> Room:
-        return Room(
+    def _admission_view(self) -> AdmissionView:
+        return AdmissionView(
             self.running, self.waiting, self._max_num_seqs, self._memory, self._watermark_blocks
         )

@@ -19,10 +19,10 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_count
 from minserve.scheduling.plan import StepPlan
-from minserve.scheduling.policies.batching import AdmissionError, ContinuousBatching, Policy
+from minserve.scheduling.policies.batching import AdmissionError, BatchingPolicy, ContinuousBatching
 from minserve.scheduling.policies.lengths import LengthPredictor
-from minserve.scheduling.policies.queue_order import Order
-from minserve.scheduling.policies.turns import RANKED_TURNS, TURNS, Budget, Turn, is_writing
+from minserve.scheduling.policies.queueing import QueuePolicy
+from minserve.scheduling.policies.turns import RANKED_TURNS, TURNS, Budget, Turn, is_decoding
 from minserve.scheduling.preemption import Preemption
 from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.waiting import Rank
@@ -36,8 +36,8 @@ class Scheduler(Preemption):
         self,
         config: ResolvedConfig,
         memory: KVManager,
-        policy: Policy | None = None,
-        order: Order | None = None,
+        policy: BatchingPolicy | None = None,
+        order: QueuePolicy | None = None,
         predictor: LengthPredictor | None = None,
     ) -> None:
         super().__init__(config, memory, policy, order, predictor)
@@ -106,7 +106,7 @@ class Scheduler(Preemption):
         """Bring the queue and the running requests in order, where ranks change meanwhile."""
         self.culprit = None
         self.waiting.promote(now_s)
-        if type(self._order) is Order:
+        if type(self._order) is QueuePolicy:
             return  # Order of arrival, which is the order of admission.
         if self._order.needs_prefixes and len(self.running) < self._max_num_seqs:
             for request in self.waiting:
@@ -125,20 +125,20 @@ class Scheduler(Preemption):
     def _whose(self, turn: Turn) -> list[Request]:
         if turn in (Turn.RUNNING, Turn.RANKED):
             return list(self.running)
-        writes = turn is Turn.WRITING
-        return [request for request in self.running if is_writing(request) == writes]
+        decodes = turn is Turn.DECODE
+        return [request for request in self.running if is_decoding(request) == decodes]
 
     def _leading(self) -> list[Request]:
         """Requests that write and that rank before every prompt, running or waiting."""
-        writing = self._whose(Turn.WRITING)
-        reading = [one for one in self._whose(Turn.READING) if one.num_uncomputed_tokens]
-        ranks = [self._keys[request][0] for request in reading]
+        decoding = self._whose(Turn.DECODE)
+        prefilling = [one for one in self._whose(Turn.PREFILL) if one.num_uncomputed_tokens]
+        ranks = [self._keys[request][0] for request in prefilling]
         if self.waiting:
             ranks.append(self.waiting.rank_in_line(self.waiting[0]))
         if not ranks:
-            return writing
+            return decoding
         first = min(ranks)
-        return [request for request in writing if self._keys[request][0] < first]
+        return [request for request in decoding if self._keys[request][0] < first]
 
     def _schedule_running(
         self, plan: StepPlan, budget: Budget, requests: Sequence[Request], now_s: float
@@ -170,8 +170,8 @@ class Scheduler(Preemption):
         """
         if self._schedule_all(plan, budget, requests, now_s):
             return
-        writes = [is_writing(request) for request in requests]
-        rows = 0 if self._whole else sum(writes)
+        decodes = [is_decoding(request) for request in requests]
+        rows = 0 if self._whole else sum(decodes)
         # After a preemption for pages, an admission now would only swap the two.
         admits, at = len(plan.preempted) == num_displaced, 0
         while at < len(requests):
@@ -179,8 +179,8 @@ class Scheduler(Preemption):
             if admits and self.waiting:
                 rank = self._keys[requests[at]][0]
                 admits = self._admit_waiting(plan, budget, now_s, before=rank)
-            stop = self._next_stop(requests, writes, at, admits)
-            if writes[at]:
+            stop = self._next_stop(requests, decodes, at, admits)
+            if decodes[at]:
                 rows = max(0, rows - (stop - at))
                 budget.rows = 0  # What was set aside is for these.
             self._schedule_running(plan, budget, requests[at:stop], now_s)
@@ -215,15 +215,15 @@ class Scheduler(Preemption):
         return True
 
     def _next_stop(
-        self, requests: Sequence[Request], writes: Sequence[bool], at: int, admits: bool
+        self, requests: Sequence[Request], decodes: Sequence[bool], at: int, admits: bool
     ) -> int:
         """End of what can be scheduled at once from `at` on: one prompt, or requests that write
         and that no waiting one ranks before."""
-        if not writes[at]:
+        if not decodes[at]:
             return at + 1
         stop = at + 1
         first = self.waiting.rank_in_line(self.waiting[0]) if admits and self.waiting else None
-        while stop < len(requests) and writes[stop]:
+        while stop < len(requests) and decodes[stop]:
             if first is not None and first < self._keys[requests[stop]][0]:
                 break
             stop += 1
@@ -260,7 +260,7 @@ class Scheduler(Preemption):
             self.culprit = request
             found = self._memory.computed_tokens(request)
             count = self._chunk(request, request.num_tokens - found, budget)
-            if not count or not self._policy.admits(self._room()):
+            if not count or not self._policy.admits(self._admission_view()):
                 return False
             if not self._memory.fits(request, num_tokens=found + count):
                 raise AdmissionError(

@@ -17,7 +17,7 @@ from typing import overload
 from minserve.memory import IntegrityError
 from minserve.request import Request
 from minserve.scheduling.answers import checked_rank
-from minserve.scheduling.policies.queue_order import Order
+from minserve.scheduling.policies.queueing import QueuePolicy
 
 Rank = tuple[bool, float]
 """(not urgent, rank): smaller goes first; arrival decides between equals."""
@@ -27,7 +27,7 @@ _PLAIN = (float, int)
 class WaitingQueue(Sequence[Request]):
     """Waiting requests, first in line first."""
 
-    def __init__(self, order: Order, limit_s: float | None = None) -> None:
+    def __init__(self, order: QueuePolicy, limit_s: float | None = None) -> None:
         self._order = order
         self._limit_s = limit_s
         self._line: list[tuple[Rank, int, Request]] = []

@@ -38,11 +38,11 @@ class StopChecker:
         self._held += delta
         if not may_stop:
             self._floor = len(self._held)
-        pending = self._pending()
+        possible = self._possible_start()
         start, stop = self._first()
-        if stop is not None and start <= pending:
+        if stop is not None and start <= possible:
             return self._cut(start, stop)
-        return self._release(min(start, pending))
+        return self._release(min(start, possible))
 
     def finish(self) -> str:
         """No more text comes: decide with what is there, and pass on the rest."""
@@ -62,7 +62,7 @@ class StopChecker:
                 best = (start, stop)
         return best
 
-    def _pending(self) -> int:
+    def _possible_start(self) -> int:
         """Where the longest tail begins that is the beginning of a stop string; or the end."""
         held = self._held
         earliest = len(held)

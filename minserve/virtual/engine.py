@@ -16,8 +16,8 @@ from minserve.engine import Engine
 from minserve.engine.prepare import Builder
 from minserve.memory import KVManager
 from minserve.request import Request
-from minserve.scheduling import LengthPredictor, Order, Policy
-from minserve.scheduling.policies.turns import is_writing
+from minserve.scheduling import BatchingPolicy, LengthPredictor, QueuePolicy
+from minserve.scheduling.policies.turns import is_decoding
 from minserve.trace import RunTrace, StageTimes, StepPages, StepTrace
 from minserve.virtual.runner import VirtualRunner
 
@@ -33,8 +33,8 @@ class VirtualEngine(Engine):
         clock: VirtualClock,
         trace: RunTrace,
         builder: Builder,
-        policy: Policy | None = None,
-        order: Order | None = None,
+        policy: BatchingPolicy | None = None,
+        order: QueuePolicy | None = None,
         predictor: LengthPredictor | None = None,
     ) -> None:
         super().__init__(
@@ -111,7 +111,7 @@ class VirtualEngine(Engine):
             return False
         token = self._virtual_runner.token_id
         return scheduler.has_plain_budget and all(
-            is_writing(request)
+            is_decoding(request)
             and (request.params.ignore_eos or token not in self._eos)
             and token not in request.params.stop_token_ids
             for request in running

@@ -86,7 +86,7 @@ class LaunchCost(CostModel):
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _VirtualHandle:
     ready_s: float
     duration_s: float
     num_samples: int
@@ -115,10 +115,10 @@ class VirtualRunner:
         work = self._counter.count(batch.query_lens, batch.context_lens, batch.num_samples)
         return self._cost.step_s(work, batch.num_tokens, batch.num_requests)
 
-    def submit(self, batch: ForwardBatch) -> _Pending:
+    def submit(self, batch: ForwardBatch) -> _VirtualHandle:
         """Queue the pass behind those before it."""
         duration_s = self.step_s(batch)
-        return _Pending(self._occupy(duration_s), duration_s, batch.num_samples)
+        return _VirtualHandle(self._occupy(duration_s), duration_s, batch.num_samples)
 
     def charge(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
         """Let the time of one pass go by that nobody built a batch for; returns its seconds."""
@@ -130,7 +130,7 @@ class VirtualRunner:
         self._busy_until_s = max(self._busy_until_s, self._clock.now()) + duration_s
         return self._busy_until_s
 
-    def collect(self, handle: _Pending) -> StepResult:
+    def collect(self, handle: _VirtualHandle) -> StepResult:
         """Let time pass until the pass is done."""
         self._clock.wait_until(handle.ready_s)
         return StepResult(

@@ -24,7 +24,7 @@ from minserve.engine import Engine
 from minserve.execution.runner import StepResult
 from minserve.memory import TransferOrder, build_manager
 from minserve.request import TokenLogprobs
-from minserve.scheduling import Order
+from minserve.scheduling import QueuePolicy
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 from minserve.trace import RunTrace
 
@@ -204,7 +204,7 @@ def make_engine(
     config: EngineConfig | None = None,
     num_blocks: int = 32,
     max_position: int = 128,
-    order: Order | None = None,
+    order: QueuePolicy | None = None,
     lazy: bool = False,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
     """An engine over the fake runner and a virtual clock."""

@@ -232,7 +232,7 @@ def test_where_none_can_be_admitted_the_first_in_line_ends_and_not_the_others(mo
     engine, _, _ = make_engine()
     first, *others = three(engine)
     policy = engine._scheduler._policy
-    monkeypatch.setattr(policy, "admits", lambda room: False)
+    monkeypatch.setattr(policy, "admits", lambda view: False)
     with pytest.raises(IntegrityError, match="none can be admitted"):
         engine.step()
     monkeypatch.undo()

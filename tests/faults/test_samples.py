@@ -15,7 +15,7 @@ from engine.fakes import TOKEN_BYTES, make_engine, oracle, run
 from minserve import LLM, AsyncLLM, EngineConfig, EngineError, InvalidRequestError, SamplingParams
 from minserve.memory import IntegrityError
 from minserve.request import Request
-from minserve.scheduling import Order
+from minserve.scheduling import QueuePolicy
 from minserve.scheduling.policies.batching import ContinuousBatching
 
 CONFIG = EngineConfig(dtype="float32", device="cpu").with_values(
@@ -98,7 +98,7 @@ def test_a_rank_that_cannot_be_compared_is_refused_and_hurts_no_stream(llm, serv
 
 
 def test_a_readers_order_that_fails_ends_the_request_it_failed_on():
-    class Picky(Order):
+    class Picky(QueuePolicy):
         preemptive = True
 
         def rank(self, request: Request) -> float:

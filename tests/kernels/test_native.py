@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from kernels.ragged import Paged, Shape, build, dense_attention, shapes, tolerance
 
 from minserve.kernels import TorchOps, why_not_native
-from minserve.kernels.base import PanelShape
+from minserve.kernels.base import PackedShape
 from minserve.kernels.cpu.native import NativeOps, native_ops
-from minserve.kernels.reference.ops import pack_panels
+from minserve.kernels.reference.ops import pack
 
 pytestmark = pytest.mark.skipif(why_not_native() is not None, reason=str(why_not_native()))
 
@@ -304,12 +304,12 @@ def test_linear(dtype: torch.dtype, rows: int, inputs: int, outputs: int, bias: 
     weight, add = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
     expected = x.double() @ weight.double().T + (add.double() if bias else 0)
     ops = native_ops()
-    panels = pack_panels(weight, ops.panel_shape(dtype) or PanelShape(16))
+    packed = pack(weight, ops.packed_shape(dtype) or PackedShape(16))
     results = [
         ops.linear(x, stored, add if bias else None)
         for stored in (weight, weight.T.clone().T)  # both memory orders
     ]
-    results.append(ops.packed_linear(x, panels, outputs, add if bias else None))
+    results.append(ops.packed_linear(x, packed, outputs, add if bias else None))
     for out in results:
         assert out.shape == expected.shape and out.dtype == dtype
         assert (out - expected).abs().max() <= tolerance(dtype) * max(1, expected.abs().max())
@@ -326,7 +326,7 @@ def test_packed_gated_linear(dtype: torch.dtype, rows: int, inputs: int, inner: 
     gate, up = (x.double() @ weight.double().T).chunk(2, -1)
     ops = native_ops()
     out = ops.packed_gated_linear(
-        x, pack_panels(weight, ops.panel_shape(dtype) or PanelShape(16)), inner
+        x, pack(weight, ops.packed_shape(dtype) or PackedShape(16)), inner
     )
     assert out.shape == (rows, inner) and out.dtype == dtype
     expected = torch.nn.functional.silu(gate) * up
@@ -341,20 +341,20 @@ def test_a_row_of_a_packed_product_is_the_same_whatever_else_is_in_the_batch(
     dtype: torch.dtype, threads: int, rows: int, inputs: int, outputs: int
 ) -> None:
     ops = native_ops()
-    panel = ops.panel_shape(dtype)
-    if panel is None:
+    packed = ops.packed_shape(dtype)
+    if packed is None:
         pytest.skip("this processor has instructions of its own for bfloat16")
     x = torch.randn(rows, inputs).to(dtype)
-    panels = pack_panels(torch.randn(outputs, inputs).to(dtype), panel)
+    packed = pack(torch.randn(outputs, inputs).to(dtype), packed)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together = ops.packed_linear(x, panels, outputs)
+        together = ops.packed_linear(x, packed, outputs)
     finally:
         torch.set_num_threads(before)
     for first in {0, rows // 2, rows - 1}:
         for count in {1, 2, 5, rows - first}:
-            alone = ops.packed_linear(x[first : first + count], panels, outputs)
+            alone = ops.packed_linear(x[first : first + count], packed, outputs)
             assert torch.equal(alone, together[first : first + count])
 
 

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minserve.memory import HashIndex, IntegrityError, RadixIndex, TokenChain, root_key
+from minserve.memory import HashIndex, IntegrityError, RadixIndex, TokenBlocks, root_key
 
 ROOT = root_key(())
 INDEXES = [HashIndex, RadixIndex]
 
 
-def chain_of(tokens: list[int], block_size: int, root: bytes = ROOT) -> TokenChain:
-    return TokenChain(root, tokens, block_size)
+def blocks_of(tokens: list[int], block_size: int, root: bytes = ROOT) -> TokenBlocks:
+    return TokenBlocks(root, tokens, block_size)
 
 
 class Library:
@@ -27,11 +27,11 @@ class Library:
 
     def store(self, tokens: list[int]) -> None:
         """Enter every full page of a sequence, as a request that computes it does."""
-        chain, parent = chain_of(tokens, self.block_size), None
+        token_blocks, parent = blocks_of(tokens, self.block_size), None
         for index in range(len(tokens) // self.block_size):
             mine = self.num_pages
             self.num_pages += 1
-            canonical = self.index.insert(chain, index, parent, mine)
+            canonical = self.index.insert(token_blocks, index, parent, mine)
             prefix = tuple(tokens[: (index + 1) * self.block_size])
             assert canonical == self.pages.setdefault(prefix, mine)
             parent = canonical
@@ -76,7 +76,7 @@ def test_the_longest_prefix_is_found_whatever_was_stored_and_evicted(kind, data,
             library.evict_a_leaf(data.draw(st.integers(0, 50)))
         wanted = data.draw(sequences)
         limit = data.draw(st.integers(0, len(wanted)))
-        match = library.index.match(chain_of(wanted, block_size), limit)
+        match = library.index.match(blocks_of(wanted, block_size), limit)
         blocks, partial = library.expected(wanted, limit)
         assert match.blocks == blocks
         if kind is RadixIndex:
@@ -114,9 +114,9 @@ def test_nodes_spell_every_stored_prefix(kind, data):
 def test_namespaces_share_nothing(kind):
     index = kind()
     tokens = [1, 2, 3, 4]
-    index.insert(chain_of(tokens, 2, root_key(("salt", "a"))), 0, None, 7)
-    assert index.match(chain_of(tokens, 2, root_key(("salt", "b"))), 4).blocks == []
-    assert index.match(chain_of(tokens, 2, root_key(("salt", "a"))), 4).blocks == [7]
+    index.insert(blocks_of(tokens, 2, root_key(("salt", "a"))), 0, None, 7)
+    assert index.match(blocks_of(tokens, 2, root_key(("salt", "b"))), 4).blocks == []
+    assert index.match(blocks_of(tokens, 2, root_key(("salt", "a"))), 4).blocks == [7]
 
 
 def test_root_keys_do_not_run_together():
@@ -130,8 +130,8 @@ def test_removing_an_unknown_page_is_an_error(kind):
 
 
 def test_a_radix_page_is_not_removed_before_those_that_continue_it():
-    index, chain = RadixIndex(), chain_of([1, 2, 3, 4], 2)
-    index.insert(chain, 0, None, 0)
-    index.insert(chain, 1, 0, 1)
+    index, token_blocks = RadixIndex(), blocks_of([1, 2, 3, 4], 2)
+    index.insert(token_blocks, 0, None, 0)
+    index.insert(token_blocks, 1, 0, 1)
     with pytest.raises(IntegrityError, match="before the pages that continue it"):
         index.remove(0)

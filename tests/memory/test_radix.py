@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minserve.memory import IntegrityError, RadixIndex, TokenChain, root_key
+from minserve.memory import IntegrityError, RadixIndex, TokenBlocks, root_key
 from minserve.memory.prefix import radix
 
 ROOT = root_key(())
 
 
-def chain_of(tokens: list[int], block_size: int, root: bytes = ROOT) -> TokenChain:
-    return TokenChain(root, tokens, block_size)
+def blocks_of(tokens: list[int], block_size: int, root: bytes = ROOT) -> TokenBlocks:
+    return TokenBlocks(root, tokens, block_size)
 
 
 class Shelf:
@@ -28,9 +28,9 @@ class Shelf:
         self.num_pages = 0
 
     def store(self, tokens: list[int], root: bytes = ROOT) -> None:
-        chain, parent = chain_of(tokens, self.size, root), None
+        token_blocks, parent = blocks_of(tokens, self.size, root), None
         for at in range(len(tokens) // self.size):
-            parent = self.index.insert(chain, at, parent, self.num_pages)
+            parent = self.index.insert(token_blocks, at, parent, self.num_pages)
             prefix = tuple(tokens[: (at + 1) * self.size])
             assert parent == self.pages.setdefault((root, prefix), self.num_pages)
             self.num_pages += 1
@@ -91,7 +91,7 @@ def test_the_tree_stays_sound_and_finds_what_reading_every_page_finds(
         shelf.index.check()
     for tokens, limit, root in wanted:
         limit = min(limit, len(tokens))
-        match = shelf.index.match(chain_of(tokens, block_size, root), limit)
+        match = shelf.index.match(blocks_of(tokens, block_size, root), limit)
         found = match.blocks, match.partial_block, match.partial_tokens
         assert found == shelf.match(tokens, limit, root)
 
@@ -114,9 +114,9 @@ def test_of_pages_that_agree_as_long_the_smallest_is_taken_whenever_it_came():
         for last in order:
             shelf.store([1, 2, last, last])
         shelf.store([1, 3, 0, 0])
-        match = shelf.index.match(chain_of([1, 2, 6, 6], 4), 4)
+        match = shelf.index.match(blocks_of([1, 2, 6, 6], 4), 4)
         assert (match.partial_block, match.partial_tokens) == (order.index(5), 2)
-        match = shelf.index.match(chain_of([1, 2, 9, 9], 4), 3)
+        match = shelf.index.match(blocks_of([1, 2, 9, 9], 4), 3)
         assert (match.partial_block, match.partial_tokens) == (order.index(9), 3)
 
 
@@ -142,14 +142,14 @@ def test_a_lookup_compares_with_two_pages_however_many_there_are(shared, monkeyp
     start = [7] * shared
     for number in range(3000):
         tokens = start + [draw.randrange(1 << 40) for _ in range(16 - shared)]
-        index.insert(chain_of(tokens, 16), 0, None, number)
+        index.insert(blocks_of(tokens, 16), 0, None, number)
     compared = []
     common = radix._common
     monkeypatch.setattr(radix, "_common", lambda a, b: compared.append(1) or common(a, b))
     for _ in range(20):
         wanted = start + [draw.randrange(1 << 40) for _ in range(16 - shared)]
         compared.clear()
-        assert index.match(chain_of(wanted, 16), 16).partial_tokens >= shared
+        assert index.match(blocks_of(wanted, 16), 16).partial_tokens >= shared
         assert len(compared) <= 2
 
 
@@ -157,7 +157,7 @@ def test_the_last_page_of_a_namespace_takes_only_its_own_root_away():
     index = RadixIndex()
     keys = [root_key((str(number),)) for number in range(50)]
     for number, key in enumerate(keys):
-        index.insert(chain_of([1, 2], 2, key), 0, None, number)
+        index.insert(blocks_of([1, 2], 2, key), 0, None, number)
     roots = index._roots
     index.remove(17)
     assert index._roots is roots and list(roots) == keys[:17] + keys[18:]
@@ -176,8 +176,8 @@ def test_a_page_in_the_middle_is_not_removed():
 def test_a_known_page_in_the_middle_of_an_edge_is_found_and_another_one_splits_it():
     shelf = Shelf(1)
     shelf.store([0, 1, 2, 3])
-    chain = chain_of([0, 1, 2, 9], 1)
-    assert shelf.index.insert(chain, 2, 1, 50) == 2  # behind page 1: known
-    assert shelf.index.insert(chain, 3, 2, 51) == 51  # behind page 2: new, the edge is cut
+    token_blocks = blocks_of([0, 1, 2, 9], 1)
+    assert shelf.index.insert(token_blocks, 2, 1, 50) == 2  # behind page 1: known
+    assert shelf.index.insert(token_blocks, 3, 2, 51) == 51  # behind page 2: new, the edge is cut
     assert sorted(node.blocks for node in shelf.index.nodes()) == [(0, 1, 2), (3,), (51,)]
     shelf.index.check()

@@ -37,8 +37,8 @@ def loaded(config: Any, seed: int, dtype: torch.dtype) -> tuple[ModelSpec, list[
         save(random_model(config, seed), Path(directory))
         spec = load_spec(directory)
         ops = OneByOne(), native_ops()
-        panel = ops[0].panel_shape(dtype)
-        weights = load_weights(directory, spec, dtype, progress=False, panel=panel)
+        packed = ops[0].packed_shape(dtype)
+        weights = load_weights(directory, spec, dtype, progress=False, packed=packed)
     return spec, [Decoder(spec, weights, each, max_position=64) for each in ops]
 
 
@@ -63,7 +63,7 @@ def test_one_call_gives_the_bits_of_many(family: str, dtype: torch.dtype) -> Non
         taken.append(decoders[1].runs_in_one_call)
 
     check()
-    packs = native_ops().panel_shape(dtype) is not None
+    packs = native_ops().packed_shape(dtype) is not None
     assert any(taken) == packs, "the one call was never taken, or where nothing is packed"
 
 

@@ -17,8 +17,8 @@ from minserve.scheduling import (
     ContinuousBatching,
     HookError,
     MultiLevelFeedback,
-    Order,
     PriorityFirst,
+    QueuePolicy,
     StaticBatching,
     WaitingQueue,
 )
@@ -146,7 +146,7 @@ def test_a_failing_release_does_not_hide_why_the_admission_failed():
         driven.step()
 
 
-@pytest.mark.parametrize("kind", [Order, MultiLevelFeedback])
+@pytest.mark.parametrize("kind", [QueuePolicy, MultiLevelFeedback])
 def test_an_order_that_raises_for_one_request_ends_that_one(kind):
     class Touchy(kind):
         preemptive = True
@@ -166,7 +166,7 @@ def test_an_order_that_raises_for_one_request_ends_that_one(kind):
 
 
 def test_an_order_that_raises_while_the_queue_is_ranked_anew_ends_that_one():
-    class Touchy(Order):
+    class Touchy(QueuePolicy):
         needs_prefixes = True
         ready = False
 
@@ -183,7 +183,7 @@ def test_an_order_that_raises_while_the_queue_is_ranked_anew_ends_that_one():
 
 
 def test_a_sample_whose_rank_fails_when_it_is_queued_takes_no_other_with_it():
-    class Touchy(Order):
+    class Touchy(QueuePolicy):
         def rank(self, request):
             if request.sample_index == 1:
                 raise Fault
@@ -229,10 +229,10 @@ def test_what_a_policy_says_about_all_is_the_fault_of_none(method):
 
 def test_a_policy_that_fails_about_one_request_ends_it():
     class Broken(ContinuousBatching):
-        def admits(self, room):
-            if room.waiting[0].request_id == "r1":
+        def admits(self, view):
+            if view.waiting[0].request_id == "r1":
                 raise Fault
-            return super().admits(room)
+            return super().admits(view)
 
     driven = Driven(policy=Broken())
     requests = [driven.add() for _ in range(4)]
@@ -255,7 +255,7 @@ BAD_RANKS = [None, math.nan, "first", 1j, [1], np.array([1.0, 2.0])]
 
 @pytest.mark.parametrize("value", BAD_RANKS, ids=repr)
 def test_a_rank_that_is_no_number_is_refused_before_it_is_stored(value):
-    class Odd(Order):
+    class Odd(QueuePolicy):
         def rank(self, request):
             return value if request.request_id == "r1" else 0
 
@@ -276,7 +276,7 @@ def test_a_rank_that_is_no_number_is_refused_before_it_is_stored(value):
     "value", [3, 2.5, True, math.inf, -math.inf, np.float32(2), Fraction(1, 3)]
 )
 def test_every_real_number_is_a_rank(value):
-    class Odd(Order):
+    class Odd(QueuePolicy):
         preemptive = True
 
         def rank(self, request):
@@ -318,7 +318,7 @@ def test_a_policys_number_that_is_no_count_is_refused_and_no_request_is_blamed(m
 
 
 def test_a_long_answer_is_shortened_in_the_message():
-    class Odd(Order):
+    class Odd(QueuePolicy):
         def rank(self, request):
             return "x" * 10_000
 
@@ -533,7 +533,7 @@ def test_any_fault_at_any_call_ends_its_request_only(
 
 
 def test_a_queue_keeps_its_books_when_pushing_fails():
-    class Touchy(Order):
+    class Touchy(QueuePolicy):
         def rank(self, request):
             if request.request_id == "bad":
                 raise Fault

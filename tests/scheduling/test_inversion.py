@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scheduling.driven import SWAP, Driven
 
 from minserve.request import Request
-from minserve.scheduling import ContinuousBatching, Order
-from minserve.scheduling.policies.turns import Budget, is_writing
+from minserve.scheduling import ContinuousBatching, QueuePolicy
+from minserve.scheduling.policies.turns import Budget, is_decoding
 
 TURNS = ["mixed", "decode_first", "prefill_first"]
 
@@ -267,9 +267,9 @@ def test_a_request_that_finds_no_room_is_asked_about_once_in_a_step():
     asked = []
 
     class Counting(ContinuousBatching):
-        def admits(self, room):
-            asked.append(room.waiting[0])
-            return False if room.running else super().admits(room)
+        def admits(self, view):
+            asked.append(view.waiting[0])
+            return False if view.running else super().admits(view)
 
     driven = Driven(policy=Counting(), scheduling__order="priority")
     for _ in range(3):
@@ -335,7 +335,7 @@ def test_a_newcomer_between_two_ranks_that_write_gets_the_token_of_the_worse_one
     assert driven.scheduler.waiting.stalled == set(worse)
 
 
-class Youngest(Order):
+class Youngest(QueuePolicy):
     preemptive = True
 
     def rank(self, request):
@@ -456,7 +456,7 @@ def test_a_plan_is_what_one_sorted_line_gives(seed):
         ):
             driven.step()  # places change hands: another test's matter
             continue
-        writers = {one for one in running if is_writing(one)}
+        writers = {one for one in running if is_decoding(one)}
         line = sorted(
             [*running, *queue[:free]],
             key=lambda one: (one.priority, one not in running, one.arrival_number),

@@ -18,7 +18,7 @@ from minserve.request import Request, SamplingParams
 from minserve.scheduling import (
     LengthOracle,
     MultiLevelFeedback,
-    Order,
+    QueuePolicy,
     ShortestFirst,
     WaitingQueue,
 )
@@ -175,7 +175,7 @@ def test_a_static_batch_with_buckets_holds_one_bucket():
 
 
 def test_an_order_of_ones_own_needs_no_more_than_one_method():
-    class LastComeFirstServed(Order):
+    class LastComeFirstServed(QueuePolicy):
         def rank(self, request):
             return -request.arrival_number
 
@@ -238,7 +238,7 @@ def test_what_cannot_go_together_is_refused_in_a_sentence(values, words):
 )
 @settings(max_examples=200, deadline=None)
 def test_the_queue_is_what_sorting_it_every_time_would_give(operations):
-    class ByPrompt(Order):
+    class ByPrompt(QueuePolicy):
         def rank(self, request):
             return request.num_prompt_tokens
 
@@ -271,7 +271,7 @@ def test_the_queue_is_what_sorting_it_every_time_would_give(operations):
 
 
 def test_orders_change_when_tokens_come_and_never_which():
-    class Fewest(Order):
+    class Fewest(QueuePolicy):
         preemptive = True
 
         def rank(self, request):

@@ -8,7 +8,7 @@ import pytest
 from scheduling.driven import PAGE, SWAP, Driven
 
 from minserve.request import Request, SamplingParams, Status
-from minserve.scheduling import Order, Room
+from minserve.scheduling import AdmissionView, QueuePolicy
 from minserve.scheduling.policies.victims import last_in_line, least_computed
 
 
@@ -49,8 +49,8 @@ def test_pages_that_a_prompt_will_still_ask_for_are_not_given_to_others():
     first, second = driven.add(24, 2), driven.add(18, 2)
     driven.step()
     assert driven.memory.missing_blocks(first, 24) == 4
-    room = driven.scheduler._room()
-    assert room.promised_blocks == 4 and room.needed_blocks == 5 and not room.has_pages
+    view = driven.scheduler._admission_view()
+    assert view.promised_blocks == 4 and view.needed_blocks == 5 and not view.has_pages
     assert driven.memory.fits(second)
     driven.run()
     assert not any(plan.preempted for plan in driven.plans)
@@ -61,7 +61,7 @@ def test_promises_are_sums_over_what_runs_and_never_negative():
     driven.add(3, 9), driven.add(20, 2), driven.add(7, 2)
     driven.step()
     # Three tokens and nine: a page is full, and three for the rest; the third is not in yet.
-    promised = driven.scheduler._room().promised_blocks
+    promised = driven.scheduler._admission_view().promised_blocks
     assert promised == sum(
         max(0, driven.memory.missing_blocks(one, one.num_coming_tokens))
         for one in driven.scheduler.running
@@ -72,7 +72,7 @@ def test_promises_are_sums_over_what_runs_and_never_negative():
 def test_pages_reserved_ahead_by_one_request_are_not_promised_to_another():
     memory = SimpleNamespace(missing_blocks=lambda one, tokens: tokens)
     running = [SimpleNamespace(num_coming_tokens=missing) for missing in (-2, 3, 0)]
-    assert Room(running, [None], 4, memory, 0).promised_blocks == 3
+    assert AdmissionView(running, [None], 4, memory, 0).promised_blocks == 3
 
 
 def candidates(*computed: int) -> list[Request]:
@@ -173,7 +173,7 @@ def test_a_static_batch_is_closed_when_pages_end_and_stays_closed():
 def test_the_step_in_which_pages_run_out_admits_none(places, prompt, prefill, preemptive):
     """The place and the pages of the victim would go to the next in line, and back."""
 
-    class LateAfterPreemption(Order):
+    class LateAfterPreemption(QueuePolicy):
         def rank(self, request):
             return request.num_preemptions
 

@@ -33,12 +33,12 @@ def serve(engine, lengths=(2, 12, 2, 2)):
 
 
 class OneAtATime(ContinuousBatching):
-    def admits(self, room):
-        return not room.running and room.has_pages
+    def admits(self, view):
+        return not view.running and view.has_pages
 
 
 class Careless(ContinuousBatching):
-    def admits(self, room):
+    def admits(self, view):
         return True
 
 

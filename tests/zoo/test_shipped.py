@@ -11,6 +11,7 @@ from minserve import LLM, EngineConfig, SamplingParams
 from minserve.zoo import zoo_path
 from minserve.zoo.evaluation.card import filled
 from minserve.zoo.evaluation.evaluate import score_modules, total
+from minserve.zoo.evaluation.opened import open_model
 from minserve.zoo.evaluation.pair import PairSettings, judge_pair
 
 MODELS = ("base", "draft")

@@ -13,7 +13,7 @@ from widgets.figures.lab_figure import LabFigure
 
 KINDS: dict[str, tuple[theme.Look, tuple[str, ...]]] = {
     "products": (theme.Look("matrix products", "#5B5BD6"), ("linear", "packed_linear")),
-    "attention": (theme.Look("attention", "#88CCEE", "/"), ("attention", "paged_attention")),
+    "attention": (theme.Look("attention", "#88CCEE", "/"), ("attention",)),
     "norms": (
         theme.Look("norms and residuals", "#CC6677", "."),
         ("rms_norm", "rms_norm_rows", "add_rms_norm"),

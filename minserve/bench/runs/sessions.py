@@ -24,7 +24,7 @@ from minserve.build import build_engine
 from minserve.config import EngineConfig
 from minserve.engine import Engine
 from minserve.loading import LoadedModel, find_model, load_model
-from minserve.memory import TokenChain, root_key
+from minserve.memory import TokenBlocks, root_key
 from minserve.request import SamplingParams
 from minserve.trace import RunTrace
 from minserve.trace.summary import distribution
@@ -55,8 +55,8 @@ def tier_of(engine: Engine, token_ids: Sequence[int]) -> str:
     if prefix is None:
         return "gone"
     pages = len(token_ids) // size
-    chain = TokenChain(root_key(()), list(token_ids), size)
-    hit = prefix.lookup(chain, pages * size)
+    token_blocks = TokenBlocks(root_key(()), list(token_ids), size)
+    hit = prefix.lookup(token_blocks, pages * size)
     if len(hit.blocks) + len(hit.keys) < pages:
         return "gone"
     return next((tier for tier in ("disk", "host") if tier in hit.tiers), "device")

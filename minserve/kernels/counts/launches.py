@@ -122,8 +122,8 @@ def _tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
 
 def _written_arguments(func: Any) -> list[int]:
     return [
-        place
-        for place, argument in enumerate(func._schema.arguments)
+        index
+        for index, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
 
@@ -132,14 +132,14 @@ def _only_views(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
     """Whether nothing was computed: every result lies where an argument lies."""
     if _written_arguments(func) or not made:
         return not made
-    places = {each.untyped_storage()._cdata for each in given}
-    return all(each.untyped_storage()._cdata in places for each in made)
+    storages = {each.untyped_storage()._cdata for each in given}
+    return all(each.untyped_storage()._cdata in storages for each in made)
 
 
 def _moved(
     name: str, func: Any, args: tuple[Any, ...], given: list[Tensor], made: list[Tensor]
 ) -> Bytes:
-    written = [args[place] for place in _written_arguments(func) if place < len(args)]
+    written = [args[index] for index in _written_arguments(func) if index < len(args)]
     if name in _GATHERS:
         out = sum(map(size, made))
         return Bytes(out + sum(map(size, given[1:])), out)

@@ -102,7 +102,7 @@ def attention(
     window: int | None = None,
     need_lse: bool = False,
 ) -> Bytes:
-    """See `Ops.paged_attention`: the keys and values that any row of a request sees, once, the
+    """See `Ops.plan_attention`: the keys and values that any row of a request sees, once, the
     block table's entries for them, two lengths per request, queries and output."""
     _, num_kv_heads, block_size, head_dim = keys.shape
     seen = pages = 0

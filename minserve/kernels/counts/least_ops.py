@@ -14,7 +14,7 @@ from torch import Tensor
 from minserve.kernels.base import (
     LayerStack,
     LayerTensors,
-    PanelShape,
+    PackedShape,
     PlannedAttention,
     SampleKernel,
 )
@@ -41,17 +41,17 @@ class LeastOps:
         self._record("linear", least.linear(x, weight, bias), flops)
         return x.new_empty(x.shape[0], weight.shape[0])
 
-    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
-        """See `Ops.panel_shape`: how a matrix lies in memory changes no count."""
+    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packed_shape`: how a matrix lies in memory changes no count."""
         return None
 
     def packed_linear(
-        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
         """See `Ops.packed_linear`."""
         return self.linear(x, _unpacked(x, out_features), bias)
 
-    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`: nothing between product and gate is written."""
         moved = least.linear(x, _unpacked(x, 2 * inner))
         gated = moved._replace(written=moved.written // 2)
@@ -101,27 +101,6 @@ class LeastOps:
         """See `Ops.rotary_store_`."""
         moved = least.rotary_store(heads, positions, cos_sin, keys, slots, q_norm, k_norm)
         self._record("rotary_store_", moved)
-
-    def paged_attention(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        kv_lens: Tensor,
-        query_lens: tuple[int, ...],
-        context_lens: tuple[int, ...],
-        scale: float,
-        window: int | None,
-        need_lse: bool = False,
-        tree: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
-        planned = self.plan_attention(
-            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
-        )
-        return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
         self,

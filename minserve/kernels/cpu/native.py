@@ -18,7 +18,7 @@ from torch import Tensor
 from minserve.kernels.base import (
     LayerStack,
     LayerTensors,
-    PanelShape,
+    PackedShape,
     PlannedAttention,
     SampleKernel,
 )
@@ -32,7 +32,7 @@ from minserve.kernels.cpu.native_attention import (
 from minserve.kernels.cpu.native_layers import NativeLayers, why_not_one_call
 from minserve.kernels.cpu.spinning import SpareTeam, SpinGovernor
 from minserve.kernels.reference.attention import accumulation_dtype
-from minserve.kernels.reference.ops import TorchOps, pack_panels
+from minserve.kernels.reference.ops import TorchOps, pack
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 ONE_THREAD = 1 << 13
@@ -110,13 +110,13 @@ class NativeOps:
         gated = (*[pointer] * 3, *[size] * 4, count)
         self._short_gated_linear = _per_dtype(holding, "gated_linear", *gated)
         self._long_gated_linear = _per_dtype(releasing, "gated_linear", *gated)
-        panels = _per_dtype(holding, "panel", *[ctypes.POINTER(size)] * 2)
-        self._panel_shapes = {dtype: _panel_shape(panels[dtype]) for dtype in DTYPES}
-        pairs = self._panel_shapes[torch.bfloat16].depth == 2
+        shapes = _per_dtype(holding, "panel", *[ctypes.POINTER(size)] * 2)
+        self._packed_shapes = {dtype: _packed_shape(shapes[dtype]) for dtype in DTYPES}
+        pairs = self._packed_shapes[torch.bfloat16].depth == 2
         if processor_features() & ({"amx_bf16"} if pairs else {"amx_bf16", "avx512_bf16", "bf16"}):
             # torch multiplies bfloat16 with instructions that the file does not use, several times
             # faster.
-            del self._panel_shapes[torch.bfloat16]
+            del self._packed_shapes[torch.bfloat16]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`, for weights that are not packed.
@@ -149,29 +149,29 @@ class NativeOps:
         )
         return out
 
-    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
-        """See `Ops.panel_shape`."""
-        return self._panel_shapes.get(dtype)
+    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packed_shape`."""
+        return self._packed_shapes.get(dtype)
 
     def packed_linear(
-        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
         """See `Ops.packed_linear`."""
         dtype = x.dtype
         rows, inputs = x.shape
         if (
-            tuple(panels.shape[2:]) != self._panel_shapes.get(dtype)
-            or panels.dtype != dtype
+            tuple(packed.shape[2:]) != self._packed_shapes.get(dtype)
+            or packed.dtype != dtype
             or x.stride(1) != 1
             or (bias is not None and (bias.dtype != dtype or bias.stride(0) != 1))
         ):
-            return self._torch.packed_linear(x, panels, out_features, bias)
+            return self._torch.packed_linear(x, packed, out_features, bias)
         out = x.new_empty(rows, out_features)
         products = rows * inputs * out_features
         linear = self._short_linear if products < LONG else self._long_linear
         linear[dtype](
             x.data_ptr(),
-            panels.data_ptr(),
+            packed.data_ptr(),
             None if bias is None else bias.data_ptr(),
             out.data_ptr(),
             rows,
@@ -182,23 +182,23 @@ class NativeOps:
         )
         return out
 
-    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`; in bfloat16 what lies between is not rounded."""
         dtype = x.dtype
         rows, inputs = x.shape
         if (
-            tuple(panels.shape[2:]) != self._panel_shapes.get(dtype)
-            or inner % panels.shape[2]
-            or panels.dtype != dtype
+            tuple(packed.shape[2:]) != self._packed_shapes.get(dtype)
+            or inner % packed.shape[2]
+            or packed.dtype != dtype
             or x.stride(1) != 1
         ):
-            return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+            return self.silu_and_mul(self.packed_linear(x, packed, 2 * inner))
         out = x.new_empty(rows, inner)
         products = 2 * rows * inputs * inner
         functions = self._short_gated_linear if products < LONG else self._long_gated_linear
         functions[dtype](
             x.data_ptr(),
-            panels.data_ptr(),
+            packed.data_ptr(),
             out.data_ptr(),
             rows,
             inputs,
@@ -391,27 +391,6 @@ class NativeOps:
             _threads(rows * num_heads * head_dim),
         )
 
-    def paged_attention(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        kv_lens: Tensor,
-        query_lens: tuple[int, ...],
-        context_lens: tuple[int, ...],
-        scale: float,
-        window: int | None,
-        need_lse: bool = False,
-        tree: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
-        planned = self.plan_attention(
-            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
-        )
-        return planned(q, keys, values, scale, window, need_lse)
-
     def plan_attention(
         self,
         block_tables: Tensor,
@@ -441,7 +420,7 @@ class NativeOps:
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
         dtype = layers[0].input_norm.dtype if layers else torch.float32
-        if why_not_one_call(layers, self.panel_shape(dtype)):
+        if why_not_one_call(layers, self.packed_shape(dtype)):
             return None
         return NativeLayers(self._layers, layers)
 
@@ -473,8 +452,8 @@ class NativeOps:
                 attended, _ = ops.plan_attention(tables, starts, kv_lens, *lens)(
                     heads[:, :4], keys.to(dtype), values.to(dtype), 0.2, 30
                 )
-                panels = pack_panels(x, self.panel_shape(dtype) or PanelShape(8))
-                product = ops.packed_linear(x, panels, len(x), x[0, : len(x)])
+                packed = pack(x, self.packed_shape(dtype) or PackedShape(8))
+                product = ops.packed_linear(x, packed, len(x), x[0, : len(x)])
                 parts = (
                     ops.rms_norm(x, weight.to(dtype), 1e-6),
                     ops.silu_and_mul(x),
@@ -498,10 +477,10 @@ def _per_dtype(library: ctypes.CDLL, name: str, *types: type[Any]) -> dict[torch
     }
 
 
-def _panel_shape(function: Function) -> PanelShape:
+def _packed_shape(function: Function) -> PackedShape:
     width, depth = ctypes.c_int64(), ctypes.c_int64()
     function(ctypes.byref(width), ctypes.byref(depth))
-    return PanelShape(width.value, depth.value)
+    return PackedShape(width.value, depth.value)
 
 
 def _declare(function: Any, *types: type[Any]) -> Function:

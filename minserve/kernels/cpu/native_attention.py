@@ -74,7 +74,7 @@ class NativePlannedAttention:
         window: int | None,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
+        """See `PlannedAttention`."""
         if not self.takes(q.dtype, q.shape, q.stride(), keys, values):
             if self._torch is None:
                 self._torch = TorchOps().plan_attention(*self._batch)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import LayerTensors, PanelShape, PlannedAttention
+from minserve.kernels.base import LayerTensors, PackedShape, PlannedAttention
 from minserve.kernels.cpu.native_attention import AttentionCall, Function, NativePlannedAttention
 
 _POINTERS = (
@@ -98,13 +98,15 @@ class NativeLayers:
         shape = torch.Size((rows, first.num_heads, first.head_dim))
         strides = (self._projected, first.head_dim, 1)
         filled = (_Group * len(planned))()
-        for index, (group, plan, places) in enumerate(zip(filled, planned, slots, strict=True)):
+        for index, (group, plan, group_slots) in enumerate(
+            zip(filled, planned, slots, strict=True)
+        ):
             keys, values = caches[groups.index(index)]
-            if not isinstance(plan, NativePlannedAttention) or places.dtype != torch.int64:
+            if not isinstance(plan, NativePlannedAttention) or group_slots.dtype != torch.int64:
                 return None
             if not plan.takes(h.dtype, shape, strides, keys, values):
                 return None
-            group.attention, group.slots = ctypes.pointer(plan.call), places.data_ptr()
+            group.attention, group.slots = ctypes.pointer(plan.call), group_slots.data_ptr()
         if caches is not self._caches:
             self._caches = caches
             for layer, (keys, values), number in zip(self._stored, caches, groups, strict=True):
@@ -127,15 +129,15 @@ class NativeLayers:
         return float(call.attention_s)
 
 
-def why_not_one_call(layers: Sequence[LayerTensors], panel: PanelShape | None) -> str | None:
-    """Why these layers cannot run as one call over such panels; None if they can."""
-    if panel is None or not layers:
+def why_not_one_call(layers: Sequence[LayerTensors], packed: PackedShape | None) -> str | None:
+    """Why these layers cannot run as one call over weights packed this way; None if they can."""
+    if packed is None or not layers:
         return "the weights are not packed"
     first = layers[0]
     shape = (first.num_heads, first.num_kv_heads, first.head_dim, first.inner, first.eps)
     for layer in layers:
         if (layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.inner, layer.eps) != shape:
             return "the layers differ in shape"
-        if any(tuple(weight.shape[2:]) != panel for weight in layer.matrices):
+        if any(tuple(weight.shape[2:]) != packed for weight in layer.matrices):
             return "not all weights are packed for these operators"
     return None

@@ -590,15 +590,15 @@ template <class T> struct Layers {
 
     void run() {
         i64 rows = c.rows;
-        T *h = (T*)c.h, *x = (T*)c.scratch, *pending = x + rows * c.hidden;
-        T* between = pending + rows * c.hidden;
+        T *h = (T*)c.h, *x = (T*)c.scratch, *delta = x + rows * c.hidden;
+        T* between = delta + rows * c.hidden;
         c.attention_s = 0;
         for (i64 i = 0; i < c.num_layers; ++i) {
             const Layer& layer = c.layers[i];
             AttentionCall call = *c.groups[layer.group].attention;
             i64 D = call.head_dim, kv_heads = call.num_kv_heads, heads = kv_heads * call.group_size;
             i64 projected = (heads + 2 * kv_heads) * D;
-            if (i) norm(pending, h, layer.input_norm, x);
+            if (i) norm(delta, h, layer.input_norm, x);
             else norm(h, nullptr, layer.input_norm, x);
             T *qkv = between, *attended = qkv + rows * projected;
             product(x, layer.qkv, layer.qkv_bias, qkv, c.hidden, projected);
@@ -614,12 +614,12 @@ template <class T> struct Layers {
             Attention<T>{call}.run();
             std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
             c.attention_s += spent.count();
-            product(attended, layer.output, layer.output_bias, pending, heads * D, c.hidden);
-            norm(pending, h, layer.post_norm, x);
-            feed_forward(layer, x, between, pending);
+            product(attended, layer.output, layer.output_bias, delta, heads * D, c.hidden);
+            norm(delta, h, layer.post_norm, x);
+            feed_forward(layer, x, between, delta);
         }
         for (i64 j = 0, n = rows * c.hidden; j < n; j += lanes<Sum<T>>)
-            store(h + j, load(h + j, n - j) + load(pending + j, n - j), n - j);
+            store(h + j, load(h + j, n - j) + load(delta + j, n - j), n - j);
     }
 };
 

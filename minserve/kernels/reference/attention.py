@@ -273,7 +273,7 @@ class TorchPlannedAttention:
         window: int | None,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
+        """See `PlannedAttention`."""
         refuse_window(self.tree, window)
         geometry = _Geometry(keys.shape[1], keys.shape[2], q.shape[1] // keys.shape[1], window)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -32,7 +32,7 @@ class TorchDecode:
         window: int | None,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
+        """See `PlannedAttention`."""
         requests, num_heads, head_dim = q.shape
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
         pages = self._tables[:, : -(-self._longest // block_size)].long()

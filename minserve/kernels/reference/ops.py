@@ -15,7 +15,7 @@ from minserve.kernels.base import (
     LayerStack,
     LayerTensors,
     Ops,
-    PanelShape,
+    PackedShape,
     PlannedAttention,
     SampleKernel,
 )
@@ -23,8 +23,8 @@ from minserve.kernels.reference.attention import TorchPlannedAttention, accumula
 from minserve.kernels.reference.decode import TorchDecode
 
 
-def pack_panels(weight: Tensor, shape: PanelShape) -> Tensor:
-    """`[out, in]` -> the panels of `Ops.packed_linear`, a copy."""
+def pack(weight: Tensor, shape: PackedShape) -> Tensor:
+    """`[out, in]` -> a copy, packed for `Ops.packed_linear`."""
     width, depth = shape
     outputs, inputs = weight.shape
     padded = F.pad(weight, (0, -inputs % depth, 0, -outputs % width))
@@ -32,9 +32,9 @@ def pack_panels(weight: Tensor, shape: PanelShape) -> Tensor:
     return tiles.transpose(1, 2).contiguous()
 
 
-def unpack_panels(panels: Tensor, out_features: int, in_features: int) -> Tensor:
+def unpack(packed: Tensor, out_features: int, in_features: int) -> Tensor:
     """The matrix `[out_features, in_features]` that was packed, a copy."""
-    rows = panels.transpose(1, 2).flatten(2).flatten(0, 1)
+    rows = packed.transpose(1, 2).flatten(2).flatten(0, 1)
     return rows[:out_features, :in_features].contiguous()
 
 
@@ -55,19 +55,19 @@ class TorchOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
-    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
-        """See `Ops.panel_shape`: torch packs for itself."""
+    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packed_shape`: torch packs for itself."""
         return None
 
     def packed_linear(
-        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
         """See `Ops.packed_linear`: unpacked anew at every call, for comparison only."""
-        return F.linear(x, unpack_panels(panels, out_features, x.shape[1]), bias)
+        return F.linear(x, unpack(packed, out_features, x.shape[1]), bias)
 
-    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`."""
-        return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+        return self.silu_and_mul(self.packed_linear(x, packed, 2 * inner))
 
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
@@ -124,27 +124,6 @@ class TorchOps:
         unfused_rotary_store_(
             self, heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
         )
-
-    def paged_attention(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        kv_lens: Tensor,
-        query_lens: tuple[int, ...],
-        context_lens: tuple[int, ...],
-        scale: float,
-        window: int | None,
-        need_lse: bool = False,
-        tree: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
-        planned = self.plan_attention(
-            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
-        )
-        return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
         self,

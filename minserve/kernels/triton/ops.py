@@ -12,9 +12,9 @@ import triton
 from torch import Tensor
 
 from minserve.batch import SamplingBatch
-from minserve.kernels.base import LayerStack, LayerTensors, PanelShape, PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PackedShape, PlannedAttention
 from minserve.kernels.occupancy import num_splits
-from minserve.kernels.reference.ops import unpack_panels
+from minserve.kernels.reference.ops import unpack
 from minserve.kernels.tree import check_tree, refuse_window
 from minserve.kernels.triton import activation, norm, rotary, rotary_store, sample, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
@@ -49,19 +49,19 @@ class TritonOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
-    def panel_shape(self, dtype: torch.dtype) -> PanelShape | None:
-        """See `Ops.panel_shape`: the vendor library takes matrices as they are."""
+    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packed_shape`: the vendor library takes matrices as they are."""
         return None
 
     def packed_linear(
-        self, x: Tensor, panels: Tensor, out_features: int, bias: Tensor | None = None
+        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
         """See `Ops.packed_linear`."""
-        return F.linear(x, unpack_panels(panels, out_features, x.shape[1]), bias)
+        return F.linear(x, unpack(packed, out_features, x.shape[1]), bias)
 
-    def packed_gated_linear(self, x: Tensor, panels: Tensor, inner: int) -> Tensor:
+    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
         """See `Ops.packed_gated_linear`."""
-        return self.silu_and_mul(self.packed_linear(x, panels, 2 * inner))
+        return self.silu_and_mul(self.packed_linear(x, packed, 2 * inner))
 
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
@@ -107,27 +107,6 @@ class TritonOps:
         rotary_store.rotary_store_(
             heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps
         )
-
-    def paged_attention(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        kv_lens: Tensor,
-        query_lens: tuple[int, ...],
-        context_lens: tuple[int, ...],
-        scale: float,
-        window: int | None,
-        need_lse: bool = False,
-        tree: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Ops.paged_attention`."""
-        planned = self.plan_attention(
-            block_tables, query_starts, kv_lens, query_lens, context_lens, tree
-        )
-        return planned(q, keys, values, scale, window, need_lse)
 
     def plan_attention(
         self,

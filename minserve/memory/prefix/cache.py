@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from minserve.clock import Clock
 from minserve.memory.events import MemoryEvents
-from minserve.memory.keys import Key, TokenChain
+from minserve.memory.keys import Key, TokenBlocks
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.index import PrefixIndex
 from minserve.memory.tiers.costs import ResumeCosts
@@ -57,22 +57,22 @@ class PrefixCache:
         self._keys: dict[int, Key] = {}
         pool.on_evict = self._evicted
 
-    def lookup(self, chain: TokenChain, max_tokens: int) -> Hit:
+    def lookup(self, token_blocks: TokenBlocks, max_tokens: int) -> Hit:
         """The longest prefix of at most `max_tokens` tokens, and where it lies."""
-        match = self.index.match(chain, max_tokens)
+        match = self.index.match(token_blocks, max_tokens)
         if self._host is not None:
-            keys, tiers = self._below(self._host, chain, len(match.blocks), max_tokens)
+            keys, tiers = self._below(self._host, token_blocks, len(match.blocks), max_tokens)
             # The choice is between loading these pages and computing their tokens.
-            if keys and self._costs.should_load(tiers, len(keys) * chain.block_size):
+            if keys and self._costs.should_load(tiers, len(keys) * token_blocks.block_size):
                 return Hit(match.blocks, keys=keys, tiers=tiers)
         return Hit(match.blocks, match.partial_block, match.partial_tokens)
 
     def _below(
-        self, host: HostTier, chain: TokenChain, first: int, max_tokens: int
+        self, host: HostTier, token_blocks: TokenBlocks, first: int, max_tokens: int
     ) -> tuple[list[Key], list[str]]:
         keys, tiers = [], []
-        for index in range(first, max_tokens // chain.block_size):
-            key = chain.key(index)
+        for index in range(first, max_tokens // token_blocks.block_size):
+            key = token_blocks.key(index)
             tier = host.find(key)
             if tier is None:
                 break
@@ -100,13 +100,13 @@ class PrefixCache:
         if self._host is not None:
             self._host.touch(reversed(hit.keys))
 
-    def enter(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+    def enter(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
         """Put a full, committed page into the index; the canonical page of its content."""
-        known = self.index.insert(chain, index, parent, block)
+        known = self.index.insert(token_blocks, index, parent, block)
         if known == block:
             self._pool.mark_indexed(block)
             if self._host is not None:
-                self._keys[block] = chain.key(index)
+                self._keys[block] = token_blocks.key(index)
         return known
 
     def _evicted(self, blocks: list[int]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from minserve.memory.keys import Key, TokenChain
+from minserve.memory.keys import Key, TokenBlocks
 from minserve.memory.pool import IntegrityError
 
 
@@ -41,13 +41,13 @@ class IndexNode:
 class PrefixIndex(Protocol):
     """What the manager needs of an index. Pages enter when they are full and committed."""
 
-    def match(self, chain: TokenChain, max_tokens: int) -> Match:
+    def match(self, token_blocks: TokenBlocks, max_tokens: int) -> Match:
         """The longest prefix of at most `max_tokens` tokens."""
 
-    def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
-        """Enter page `index` of `chain`, which `block` holds and `parent` (a page of this index)
-        precedes. Returns the canonical page: another one where the same prefix is already held,
-        and the caller then rewrites its block table."""
+    def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
+        """Enter page `index` of `token_blocks`, which `block` holds and `parent` (a page of this
+        index) precedes. Returns the canonical page: another one where the same prefix is already
+        held, and the caller then rewrites its block table."""
 
     def remove(self, block: int) -> None:
         """Forget a page that is being evicted."""
@@ -69,23 +69,23 @@ class HashIndex:
         self._blocks: dict[Key, int] = {}
         self._entries: dict[int, tuple[Key, Key, tuple[int, ...]]] = {}
 
-    def match(self, chain: TokenChain, max_tokens: int) -> Match:
+    def match(self, token_blocks: TokenBlocks, max_tokens: int) -> Match:
         """The longest run of known full pages."""
         blocks = []
-        for index in range(max_tokens // chain.block_size):
-            block = self._blocks.get(chain.key(index))
+        for index in range(max_tokens // token_blocks.block_size):
+            block = self._blocks.get(token_blocks.key(index))
             if block is None:
                 break
             blocks.append(block)
         return Match(blocks)
 
-    def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+    def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
         """Enter a page, or return the one that is already there."""
-        key = chain.key(index)
+        key = token_blocks.key(index)
         known = self._blocks.setdefault(key, block)
         if known == block:
-            before = chain.key(index - 1) if index else chain.root
-            self._entries[block] = (key, before, chain.tokens(index))
+            before = token_blocks.key(index - 1) if index else token_blocks.root
+            self._entries[block] = (key, before, token_blocks.tokens(index))
         return known
 
     def remove(self, block: int) -> None:

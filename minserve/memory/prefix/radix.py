@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from minserve.memory.keys import Key, TokenChain
+from minserve.memory.keys import Key, TokenBlocks
 from minserve.memory.pool import IntegrityError
 from minserve.memory.prefix.index import IndexNode, Match
 
@@ -62,15 +62,15 @@ class RadixIndex:
         self._roots: dict[Key, _Node] = {}
         self._node_of: dict[int, _Node] = {}
 
-    def match(self, chain: TokenChain, max_tokens: int) -> Match:
+    def match(self, token_blocks: TokenBlocks, max_tokens: int) -> Match:
         """The longest prefix, to the token: full pages, then the best start of one more."""
-        node = self._roots.get(chain.root)
+        node = self._roots.get(token_blocks.root)
         if node is None:
             return Match([])
         blocks: list[int] = []
-        num_full, at = max_tokens // chain.block_size, 0
+        num_full, at = max_tokens // token_blocks.block_size, 0
         while len(blocks) < num_full:
-            wanted = chain.tokens(len(blocks))
+            wanted = token_blocks.tokens(len(blocks))
             if at == len(node.pages):
                 child = node.children.get(wanted)
                 if child is None:
@@ -80,8 +80,8 @@ class RadixIndex:
                 break
             blocks.append(node.blocks[at])
             at += 1
-        left = max_tokens - len(blocks) * chain.block_size
-        return self._partial(node, at, chain.tokens(len(blocks))[:left], blocks)
+        left = max_tokens - len(blocks) * token_blocks.block_size
+        return self._partial(node, at, token_blocks.tokens(len(blocks))[:left], blocks)
 
     def _partial(self, node: _Node, at: int, wanted: Page, blocks: list[int]) -> Match:
         """The page after `node.pages[:at]` that shares most tokens with `wanted`; of several, the
@@ -95,11 +95,11 @@ class RadixIndex:
         page, shared = nearest
         return Match(blocks, node.children[page].blocks[0], shared)
 
-    def insert(self, chain: TokenChain, index: int, parent: int | None, block: int) -> int:
+    def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
         """Enter a page behind `parent`, or return the one that is already there."""
-        page = chain.tokens(index)
+        page = token_blocks.tokens(index)
         if parent is None:
-            node = self._roots.get(chain.root) or self._grow_root(chain.root)
+            node = self._roots.get(token_blocks.root) or self._grow_root(token_blocks.root)
             at = 0
         else:
             node = self._node_of[parent]

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from minserve.files.json_file import shorten
-from minserve.kernels.base import PanelShape
+from minserve.kernels.base import PackedShape
 from minserve.models.loading.checkpoint_files import checkpoint_files
 from minserve.models.loading.errors import ModelError
 from minserve.models.loading.headers import TensorHeader, read_header
@@ -187,9 +187,9 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     progress: bool = True,
-    panel: PanelShape | None = None,
+    packed: PackedShape | None = None,
 ) -> DecoderWeights:
-    """Load a checkpoint's weights in `dtype` on `device`, packed where `panel` says how.
+    """Load a checkpoint's weights in `dtype` on `device`, packed where `packed` says how.
 
     `progress` shows a bar on standard error when loading takes longer than two seconds.
     Raises ModelError, naming the tensor, when one is missing, misshapen, quantized or unexpected,
@@ -208,7 +208,7 @@ def load_weights(
         disable=not progress,
     )
     with bar, Checkpoint(headers, bar) as checkpoint:
-        weights = build_weights(spec, checkpoint, dtype, torch.device(device), panel)
+        weights = build_weights(spec, checkpoint, dtype, torch.device(device), packed)
         if spec.tie_embeddings:
             checkpoint.check_tied_head()
     return weights

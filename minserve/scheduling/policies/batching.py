@@ -22,7 +22,7 @@ class AdmissionError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class AdmissionView:
     """What runs, what waits, and what is left for the first in line: one moment of one step."""
 
     running: Sequence[Request]
@@ -67,9 +67,9 @@ class ContinuousBatching:
         """Tokens that this step may compute, at most `limit` (`max_num_batched_tokens`)."""
         return limit
 
-    def admits(self, room: Room) -> bool:
+    def admits(self, view: AdmissionView) -> bool:
         """May the first waiting request join now? Asked only where there is a free place."""
-        return room.has_pages
+        return view.has_pages
 
     def idle_places(self, running: Sequence[Request]) -> int:
         """Places that were given away and may not be taken yet. None here: a request that leaves
@@ -92,17 +92,17 @@ class StaticBatching(ContinuousBatching):
         self._open_places = 0
         self._batch: set[Request] = set()
 
-    def admits(self, room: Room) -> bool:
+    def admits(self, view: AdmissionView) -> bool:
         """With a small token budget the batch's prompts take several steps to get in."""
-        if not room.running:
-            self._open_places = min(self._alike(room.waiting), room.max_num_seqs)
+        if not view.running:
+            self._open_places = min(self._alike(view.waiting), view.max_num_seqs)
             self._batch.clear()
-        if self._open_places and not room.has_pages:
+        if self._open_places and not view.has_pages:
             self._open_places = 0
         joins = self._open_places > 0
         self._open_places -= joins
         if joins:
-            self._batch.add(room.waiting[0])
+            self._batch.add(view.waiting[0])
         return joins
 
     def idle_places(self, running: Sequence[Request]) -> int:
@@ -129,8 +129,11 @@ class StaticBatching(ContinuousBatching):
         return cls(config.config.scheduling.length_bucket)
 
 
-Policy = ContinuousBatching
+BatchingPolicy = ContinuousBatching
 """What a policy is: this class, or one that overrides a method of it."""
 
-POLICIES: dict[str, type[Policy]] = {"continuous": ContinuousBatching, "static": StaticBatching}
+POLICIES: dict[str, type[BatchingPolicy]] = {
+    "continuous": ContinuousBatching,
+    "static": StaticBatching,
+}
 """`scheduling.policy` -> its class."""

@@ -17,26 +17,26 @@ class Turn(Enum):
 
     RUNNING = "running"
     """Every request that holds a place."""
-    READING = "reading"
+    PREFILL = "prefill"
     """Those with more than their newest token to compute: prompts, and what is recomputed."""
-    WRITING = "writing"
+    DECODE = "decode"
     """Those with exactly their newest token to compute."""
     WAITING = "waiting"
     """The queue, as far as there is room."""
     RANKED = "ranked"
     """Running requests and the queue in one line, by rank."""
     CATCHING_UP = "catching up"
-    """READING and WAITING in one line, by rank."""
+    """PREFILL and WAITING in one line, by rank."""
     LEADING = "leading"
-    """Of WRITING, those that rank before every prompt."""
+    """Of DECODE, those that rank before every prompt."""
     ALONE = "alone"
     """Stop here if a prompt is already scheduled."""
 
 
 TURNS: dict[str, tuple[Turn, ...]] = {
     "mixed": (Turn.RUNNING, Turn.WAITING),
-    "decode_first": (Turn.WRITING, Turn.READING, Turn.WAITING),
-    "prefill_first": (Turn.READING, Turn.WAITING, Turn.ALONE, Turn.WRITING),
+    "decode_first": (Turn.DECODE, Turn.PREFILL, Turn.WAITING),
+    "prefill_first": (Turn.PREFILL, Turn.WAITING, Turn.ALONE, Turn.DECODE),
 }
 """`scheduling.prefill` -> its turns. decode_first: Sarathi-Serve (arXiv 2403.02310) and DeepSpeed-
 FastGen (arXiv 2401.08671), whose chunk is `max_num_prefill_tokens`; prefill_first: vLLM before its
@@ -44,8 +44,8 @@ chunks, with the decodes stalled that Sarathi-Serve's figure 1 shows."""
 
 RANKED_TURNS: dict[str, tuple[Turn, ...]] = {
     "mixed": (Turn.RANKED,),
-    "decode_first": (Turn.WRITING, Turn.CATCHING_UP),
-    "prefill_first": (Turn.LEADING, Turn.CATCHING_UP, Turn.ALONE, Turn.WRITING),
+    "decode_first": (Turn.DECODE, Turn.CATCHING_UP),
+    "prefill_first": (Turn.LEADING, Turn.CATCHING_UP, Turn.ALONE, Turn.DECODE),
 }
 """The same where the order is preemptive. A prompt that runs does not take the budget before a
 waiting request of better rank does: otherwise an urgent request would wait for the whole of the
@@ -53,7 +53,7 @@ prompt in front of it (priority inversion). For the same reason prompts go befor
 row ranks before them."""
 
 
-def is_writing(request: Request) -> bool:
+def is_decoding(request: Request) -> bool:
     """True when only the newest generated token is left to compute."""
     has_written = request.num_output_tokens > 0 or request.num_pending_tokens > 0
     return has_written and request.num_uncomputed_tokens == 1
@@ -72,7 +72,7 @@ class Budget:
 
     def for_request(self, request: Request) -> int:
         """Most tokens this request may take."""
-        if (self.prefill_tokens is None and not self.rows) or is_writing(request):
+        if (self.prefill_tokens is None and not self.rows) or is_decoding(request):
             return self.tokens
         most = self.tokens
         if self.rows:
@@ -82,5 +82,5 @@ class Budget:
     def take(self, request: Request, count: int) -> None:
         """Count what it took."""
         self.tokens -= count
-        if self.prefill_tokens is not None and not is_writing(request):
+        if self.prefill_tokens is not None and not is_decoding(request):
             self.prefill_tokens -= count

@@ -14,7 +14,7 @@ from minserve.config import ResolvedConfig
 from minserve.request import Request
 
 
-class Order:
+class QueuePolicy:
     """First come, first served: all requests rank the same, so arrival decides.
 
     No request is overtaken while it waits, so none starves.
@@ -36,12 +36,12 @@ class Order:
         return 0.0
 
     @classmethod
-    def from_config(cls, config: ResolvedConfig) -> Order:
+    def from_config(cls, config: ResolvedConfig) -> QueuePolicy:
         """The order with the parameters that the configuration gives it."""
         return cls()
 
 
-class ShortestFirst(Order):
+class ShortestFirst(QueuePolicy):
     """Shortest job first by predicted output tokens; what runs is left to run.
 
     With `bucket`, lengths count as equal where they fall into the same multiple of it.
@@ -58,12 +58,12 @@ class ShortestFirst(Order):
         return length // self._bucket if self._bucket else length
 
     @classmethod
-    def from_config(cls, config: ResolvedConfig) -> Order:
+    def from_config(cls, config: ResolvedConfig) -> QueuePolicy:
         """With `scheduling.length_bucket`."""
         return cls(config.config.scheduling.length_bucket)
 
 
-class LongestPrefixFirst(Order):
+class LongestPrefixFirst(QueuePolicy):
     """The request that finds most of its tokens computed goes first: a cached prefix is used while
     it is there, before others evict it (RadixAttention, Zheng et al., arXiv 2312.07104, section 3).
 
@@ -77,7 +77,7 @@ class LongestPrefixFirst(Order):
         return -request.found_tokens
 
 
-class PriorityFirst(Order):
+class PriorityFirst(QueuePolicy):
     """The priority a request was sent with, a smaller number first, as in vLLM."""
 
     preemptive = True
@@ -87,7 +87,7 @@ class PriorityFirst(Order):
         return request.priority
 
 
-class MultiLevelFeedback(Order):
+class MultiLevelFeedback(QueuePolicy):
     """Skip-join multi-level feedback queue (FastServe, Wu et al., arXiv 2305.05920).
 
     The request with the least service goes first, so short answers overtake long ones without a
@@ -127,13 +127,13 @@ class MultiLevelFeedback(Order):
         return level
 
     @classmethod
-    def from_config(cls, config: ResolvedConfig) -> Order:
+    def from_config(cls, config: ResolvedConfig) -> QueuePolicy:
         """With `scheduling.mlfq_quantum`, and the token budget as what a step reads of a prompt."""
         return cls(config.config.scheduling.mlfq_quantum, config.max_num_batched_tokens)
 
 
-ORDERS: dict[str, type[Order]] = {
-    "fcfs": Order,
+ORDERS: dict[str, type[QueuePolicy]] = {
+    "fcfs": QueuePolicy,
     "sjf": ShortestFirst,
     "lpm": LongestPrefixFirst,
     "priority": PriorityFirst,
