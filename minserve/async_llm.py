@@ -22,6 +22,7 @@ from minserve.build import build_engine, check_engine_arguments
 from minserve.clock import Clock, WallClock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
+from minserve.engine.parts import EngineParts
 from minserve.engine.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
 from minserve.engine.recovery import EngineError
 from minserve.frontend.outputs import StreamChunk, check_params, check_process
@@ -114,7 +115,7 @@ class AsyncLLM:
         check_seconds("watchdog_s", watchdog_s, least=0.01)
         self._loaded: LoadedModel = load_model(model, settings, progress=progress)
         self._engine = build_engine(
-            self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
+            self._loaded, clock, EngineParts(predictor=predictor and predictor(self._loaded))
         )
         self._names = itertools.count()
         self._process = os.getpid()

@@ -17,6 +17,7 @@ from minserve.attention import PagedAttention
 from minserve.clock import Clock, VirtualClock, WallClock
 from minserve.config import DTYPES, ConfigError, EngineConfig, ResolvedConfig
 from minserve.engine import Engine
+from minserve.engine.parts import CONFIGURED, EngineParts
 from minserve.engine.prepare import ShapeBuilder
 from minserve.execution.graphs import GraphRunner
 from minserve.execution.runner import EagerRunner, Runner
@@ -31,7 +32,6 @@ from minserve.models import (
     Decoder,
 )
 from minserve.process.openmp import release_team
-from minserve.scheduling import BatchingPolicy, LengthPredictor, QueuePolicy
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, TraceHeader
 from minserve.virtual.engine import VirtualEngine
@@ -59,21 +59,18 @@ def check_engine_arguments(config: object, clock: object, predictor: object) -> 
 def build_engine(
     loaded: LoadedModel,
     clock: Clock | None = None,
-    policy: BatchingPolicy | None = None,
-    order: QueuePolicy | None = None,
-    predictor: LengthPredictor | None = None,
+    parts: EngineParts = CONFIGURED,
     ops: Ops | None = None,
     watch: Callable[[Runner], Runner] | None = None,
 ) -> Engine:
     """An engine with its own page pool over the loaded model.
 
-    `policy`, `order` and `ops` stand in for those that the configuration names, `predictor` for the
-    oracle that `scheduling.order="sjf"` otherwise asks for lengths. `watch` puts a runner of its
-    own around the engine's, to see every pass. Raises ConfigError for a predictor that nothing
-    would ask.
+    `parts` and `ops` stand in for what the configuration names. `watch` puts a runner of its own
+    around the engine's, to see every pass. Raises ConfigError for a predictor that nothing would
+    ask.
     """
     config = loaded.config
-    _check_predictor(config.config, order, predictor)
+    _check_predictor(config.config, parts)
     clock = clock or WallClock()
     if ops is None:
         ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
@@ -104,7 +101,7 @@ def build_engine(
         runner = watch(runner)
     trace = new_trace(loaded.name, config)
     release_team()  # another thread may run the steps
-    return Engine(config, runner, memory, loaded.tokenizer, clock, trace, policy, order, predictor)
+    return Engine(config, runner, memory, loaded.tokenizer, clock, trace, parts)
 
 
 def build_virtual_engine(
@@ -112,9 +109,7 @@ def build_virtual_engine(
     config: EngineConfig,
     cost: StepCost,
     name: str = "",
-    policy: BatchingPolicy | None = None,
-    order: QueuePolicy | None = None,
-    predictor: LengthPredictor | None = None,
+    parts: EngineParts = CONFIGURED,
     host_link: HostLink | None = None,
 ) -> VirtualEngine:
     """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
@@ -138,7 +133,7 @@ def build_virtual_engine(
             "modelled time has one overhead for both: leave it off, and give the cost model a "
             "smaller overhead per step instead"
         )
-    _check_predictor(config, order, predictor)
+    _check_predictor(config, parts)
     config = config.with_values({"device": "cpu", "dtype": cost.dtype})
     itemsize = DTYPES[cost.dtype].itemsize
     memory_bytes = getattr(cost.device, "memory_bytes", None)
@@ -164,13 +159,11 @@ def build_virtual_engine(
         trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
     )
     builder = ShapeBuilder(resolved.max_num_batched_tokens)
-    return VirtualEngine(resolved, runner, memory, clock, trace, builder, policy, order, predictor)
+    return VirtualEngine(resolved, runner, memory, clock, trace, builder, parts)
 
 
-def _check_predictor(
-    config: EngineConfig, order: QueuePolicy | None, predictor: LengthPredictor | None
-) -> None:
-    if predictor is not None and order is None and config.scheduling.order != "sjf":
+def _check_predictor(config: EngineConfig, parts: EngineParts) -> None:
+    if parts.predictor is not None and parts.order is None and config.scheduling.order != "sjf":
         raise ConfigError(
             f"scheduling.order={config.scheduling.order!r} asks no predictor: use 'sjf', or give "
             "no predictor"

@@ -24,6 +24,7 @@ from minserve.build import build_engine, check_engine_arguments, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
 from minserve.engine import Engine
+from minserve.engine.parts import EngineParts
 from minserve.engine.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
 from minserve.frontend.outputs import (
     StreamChunk,
@@ -124,7 +125,7 @@ class LLM:
         settings = check_engine_arguments(config, clock, predictor)
         self._loaded = load_model(model, settings, progress=progress)
         engine = build_engine(
-            self._loaded, clock, predictor=predictor(self._loaded) if predictor else None
+            self._loaded, clock, EngineParts(predictor=predictor and predictor(self._loaded))
         )
         self._share = EngineShare(engine, lambda: new_trace(self._loaded.name, engine.config))
         self._names = itertools.count()

@@ -228,17 +228,6 @@ class Request:
     """The exception behind `error`, where there was one."""
     priority: int = 0
     """A smaller number goes first where `scheduling.order` is "priority"."""
-    arrival_number: int = 0
-    """Requests are numbered as they are queued: between equals the smaller number goes first."""
-    predicted_tokens: float | None = None
-    """Predicted output tokens, where the order of the queue asks for lengths."""
-    found_tokens: int = 0
-    """Tokens found computed when the queue was last ranked, where its order asks for prefixes."""
-    waiting_since_s: float = 0.0
-    waited_s: float = 0.0
-    """Seconds in the queue so far, the current wait not included."""
-    urgent: bool = False
-    """Waited for `scheduling.starvation_limit_s`: from now on only arrival counts."""
     masks: tuple[LogitsMask, ...] = ()
     """Rules about which tokens may be drawn, made once per prompt (`sampling.make_masks`)."""
     needs_known_tokens: bool = field(init=False)

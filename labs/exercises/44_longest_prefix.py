@@ -11,9 +11,9 @@ from minserve.bench.workloads.shapes import SHAPES
 from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
-from minserve.request import Request
-from minserve.scheduling import QueuePolicy
+from minserve.scheduling import QueueEntry, QueuePolicy
 from minserve.trace import StepTrace
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
@@ -48,14 +48,14 @@ class _Yours(QueuePolicy):
         self.rule, self.limit = rule, limit
         self.started: list[int] = []
 
-    def overtaken(self, request: Request) -> int:
+    def overtaken(self, entry: QueueEntry) -> int:
         """How many later arrivals have a place, or had one."""
-        return sum(1 for number in self.started if number > request.arrival_number)
+        return sum(1 for number in self.started if number > entry.arrival_number)
 
-    def rank(self, request: Request) -> float:
-        if request.arrival_number in self.started:
+    def rank(self, entry: QueueEntry) -> float:
+        if entry.arrival_number in self.started:
             return float("-inf")  # It runs: there is nothing left to decide.
-        seat = Seat(request.num_prompt_tokens, request.found_tokens, self.overtaken(request))
+        seat = Seat(entry.request.num_prompt_tokens, entry.found_tokens, self.overtaken(entry))
         return _number(self.rule(seat, self.limit))
 
     def watch(self, step: StepTrace) -> None:
@@ -95,7 +95,7 @@ def serve(queue: Queue, rule: Rank, limit: int = LIMIT) -> tuple[int, list[int]]
         }
     )
     order = _Yours(rule, limit)
-    engine = build_virtual_engine(SPEC, config, COST, order=order)
+    engine = build_virtual_engine(SPEC, config, COST, parts=EngineParts(order=order))
     prompts = []
     for number, group in enumerate(queue.arrivals):
         shared, own = queue.groups[group]

@@ -11,6 +11,7 @@ from minserve.bench.workloads.shapes import SHAPES
 from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
 from minserve.request import Request
 from minserve.scheduling import AdmissionView, BatchingPolicy, ContinuousBatching
@@ -71,7 +72,7 @@ def serve(
             "scheduling.max_model_len": 512,
         }
     )
-    engine = build_virtual_engine(SPEC, config, COST, policy=policy)
+    engine = build_virtual_engine(SPEC, config, COST, parts=EngineParts(policy=policy))
     prompts = [[1] * PROMPT_TOKENS] * len(lengths)
     drive(engine, at_once(prompts, [fixed_length(length) for length in lengths]))
     return engine.trace.totals

@@ -11,6 +11,7 @@ from minserve.bench.workloads.shapes import SHAPES
 from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES, WorkCounter, roofline
 from minserve.request import Request
 from minserve.scheduling import BatchingPolicy, ContinuousBatching
@@ -93,7 +94,7 @@ def serve(prompt_tokens: int, policy: BatchingPolicy) -> RunTrace:
             "trace.per_request": True,
         }
     )
-    engine = build_virtual_engine(SPEC, config, COST, policy=policy)
+    engine = build_virtual_engine(SPEC, config, COST, parts=EngineParts(policy=policy))
     prompts = [[1] * 500] * PLACES + [[1] * prompt_tokens]
     lengths = [8] + [150] * (PLACES - 1) + [4]
     drive(engine, at_once(prompts, [fixed_length(length) for length in lengths]))

@@ -16,9 +16,10 @@ from minserve.bench.workloads.shapes import SHAPES
 from minserve.bench.workloads.traffic import Traffic, traffic
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
 from minserve.request import Request
-from minserve.scheduling import QueuePolicy
+from minserve.scheduling import QueueEntry, QueuePolicy
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
 
@@ -59,8 +60,10 @@ class _Yours(QueuePolicy):
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
 
-    def rank(self, request: Request) -> float:
-        return _answer(self.rule, Job(request.predicted_tokens or 0.0, request.num_output_tokens))
+    def rank(self, entry: QueueEntry) -> float:
+        return _answer(
+            self.rule, Job(entry.predicted_tokens or 0.0, entry.request.num_output_tokens)
+        )
 
 
 def _answer(rule: Rule, job: Job) -> float:
@@ -88,7 +91,8 @@ def mean_s(order: QueuePolicy | None, seed: int) -> float:
         }
     )
     predictor = None if order is None else MostlyRight()
-    engine = build_virtual_engine(SPEC, config, COST, order=order, predictor=predictor)
+    parts = EngineParts(order=order, predictor=predictor)
+    engine = build_virtual_engine(SPEC, config, COST, parts=parts)
     drive(engine, workload(seed), fast=True)
     return fmean(one.metrics.e2e_s or 0.0 for one in engine.trace.requests)
 

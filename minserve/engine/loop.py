@@ -9,48 +9,31 @@ threads or what a caller does with the text.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
 from minserve.engine.admission import check_request
-from minserve.engine.prepare import BatchBuilder, Builder, BuiltBatch, PaddedBuilder
-from minserve.engine.recovery import Recovery, audit, describe, failing_rows, is_interrupt
-from minserve.execution.runner import Handle, Runner, StepResult
+from minserve.engine.books import EngineBooks
+from minserve.engine.commit import Committer
+from minserve.engine.flight import Flight
+from minserve.engine.parts import CONFIGURED, EngineParts
+from minserve.engine.prepare import Builder, batch_builder
+from minserve.engine.record import Recorder
+from minserve.engine.recovery import Recovery, failing_rows
+from minserve.engine.repeat import Charge, Repeater
+from minserve.engine.requests import LiveRequests
+from minserve.execution.runner import Runner
 from minserve.hardware import WorkCounter
 from minserve.inputs.prompts import check_arrival, check_priority, check_request_id
-from minserve.memory import IntegrityError, KVManager, MemoryEvents
+from minserve.memory import IntegrityError, KVManager
 from minserve.process.exits import GATE
-from minserve.request import (
-    FinishReason,
-    InvalidRequestError,
-    Request,
-    SamplingParams,
-    Status,
-    TokenLogprobs,
-)
+from minserve.request import InvalidRequestError, Request, SamplingParams
 from minserve.sampling import LogitsMask, make_masks
-from minserve.scheduling import BatchingPolicy, LengthPredictor, QueuePolicy, Scheduler, StepPlan
-from minserve.tokenizer import TextStream, Tokenizer
-from minserve.trace import RequestStep, RunTrace, StageTimes, StepPages, StepTrace, StepWork
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    """A step between submit and collect."""
-
-    plan: StepPlan
-    built: BuiltBatch
-    handle: Handle
-    events: MemoryEvents
-    start_s: float
-    schedule_s: float
-    prepare_s: float
-    work: StepWork
-    blocks_used: int
+from minserve.scheduling import Scheduler
+from minserve.tokenizer import Tokenizer
+from minserve.trace import RunTrace, StepTrace
 
 
 class Engine:
@@ -65,51 +48,42 @@ class Engine:
         tokenizer: Tokenizer | None,
         clock: Clock,
         trace: RunTrace,
-        policy: BatchingPolicy | None = None,
-        order: QueuePolicy | None = None,
-        predictor: LengthPredictor | None = None,
+        parts: EngineParts = CONFIGURED,
         builder: Builder | None = None,
     ) -> None:
+        """`builder` None: batches with contents, for a runner that computes."""
         self.config = config
         self.memory = memory
-        self.trace = trace
         self.clock = clock
         self._runner = runner
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(config, memory, policy, order, predictor)
-        groups = config.model.cache_groups()
-        self._builder: Builder = builder or BatchBuilder(
-            memory, len(groups), config.model.eos_token_ids
-        )
-        if config.padding != "none":
-            # The page behind the pool's own, which the cache then has: see `build`.
-            self._builder = PaddedBuilder(
-                self._builder,
-                config.padding,
-                memory.pool.num_blocks,
-                memory.block_size,
-                config.max_graph_rows,
-            )
+        self._builder = batch_builder(config, memory, builder)
         self._counter = WorkCounter(config.model, config.itemsize)
-        self._token_bytes = config.model.kv_bytes_per_token(config.itemsize)
-        self._block_bytes = config.block_bytes
-        self._keep_cache = config.config.memory.kv_cache
         self._depth = 1 if config.config.scheduling.async_scheduling else 0
         self._check = config.config.memory.check_integrity
-        self._pages = config.config.trace.per_request and config.config.trace.pages
-        self._eos = frozenset(config.model.eos_token_ids)
-        self._in_flight: deque[_InFlight] = deque()
-        self._live: dict[str, list[Request]] = {}
-        self._texts: dict[Request, TextStream] = {}
-        self._updates: dict[Request, None] = {}
-        self._recovery = Recovery(self)
+        self._in_flight: deque[Flight] = deque()
+        scheduler = self._scheduler = Scheduler(config, memory, parts.policies(config))
+        recorder = self._recorder = Recorder(config, memory, scheduler, clock, trace)
+        requests = self._requests = LiveRequests(scheduler, tokenizer, clock, recorder)
+        keeps_cache = config.config.memory.kv_cache
+        self._books = EngineBooks(
+            requests, scheduler, memory, self._in_flight, runner, recorder, keeps_cache
+        )
+        self._recovery = Recovery(self._books)
+        self._committer = Committer(config, memory, requests, self._recovery)
+        self._repeater = Repeater(config, memory, scheduler, requests, recorder, clock)
         self._has_lost_pass = False
         """A pass failed, or was interrupted, between its submission and its place in flight."""
         self._num_added = 0
-        self._num_steps = 0
-        self._num_aborted = 0
-        self._num_preempted = 0
-        self._end_s = float("-inf")
+
+    @property
+    def trace(self) -> RunTrace:
+        """What the steps tell. Another trace may take its place between two steps."""
+        return self._recorder.trace
+
+    @trace.setter
+    def trace(self, trace: RunTrace) -> None:
+        self._recorder.trace = trace
 
     @property
     def has_work(self) -> bool:
@@ -120,11 +94,11 @@ class Engine:
     @property
     def has_requests(self) -> bool:
         """True while a request has not ended."""
-        return bool(self._live)
+        return bool(self._requests)
 
     def live_requests(self) -> list[Request]:
         """The requests that have not ended, in order of arrival."""
-        return [request for group in self._live.values() for request in group]
+        return list(self._requests)
 
     @property
     def max_request_tokens(self) -> int:
@@ -135,8 +109,7 @@ class Engine:
     @property
     def longest_live_tokens(self) -> int:
         """Most tokens that a live request may reach; 0 where none is live."""
-        lengths = (one.max_len for group in self._live.values() for one in group)
-        return max(lengths, default=0)
+        return max((request.max_len for request in self._requests), default=0)
 
     def add(
         self,
@@ -171,13 +144,12 @@ class Engine:
         self._num_added += 1
         try:
             with self._recovery.change(requests):
-                self._live[request_id] = list(requests)
+                self._requests.enter(request_id, requests)
                 for request in requests:
                     self._queue(request, requests[0], stream_text, priority)
         except BaseException:
             for request in requests:  # the caller never gets them
-                self.forget(request)
-                self._updates.pop(request, None)
+                self._requests.withdraw(request)
             raise
         return requests
 
@@ -187,7 +159,7 @@ class Engine:
         """The parameters and masks to serve a request with. Raises InvalidRequestError when it
         cannot be served as asked."""
         check_request_id(request_id)
-        if request_id in self._live:
+        if request_id in self._requests:
             raise InvalidRequestError(f"request {request_id}: one of this name is still running")
         params = check_request(
             request_id,
@@ -207,13 +179,12 @@ class Engine:
         request.priority = priority
         if params.prompt_logprobs is not None:
             request.prompt_logprobs.append(None)
-        if self._tokenizer is not None and params.detokenize and (stream_text or params.stop):
-            self._texts[request] = TextStream(self._tokenizer, params)
+        self._requests.follow_text(request, stream_text)
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> bool:
         """End all samples of a request now; False when none of that name is live."""
-        return self.abort_requests(tuple(self._live.get(request_id, ())))
+        return self.abort_requests(tuple(self._requests.samples(request_id)))
 
     def abort_requests(self, requests: Sequence[Request]) -> bool:
         """End these samples now, whatever other request has their name; False when all had ended
@@ -222,13 +193,13 @@ class Engine:
         if live:
             with self._recovery.change(live):
                 for request in live:
-                    self._finish(request, "abort")
-                    self._num_aborted += 1
+                    self._requests.finish(request, "abort")
+                    self._recorder.num_aborted += 1
         return bool(live)
 
     def abort_all(self) -> None:
         """End every live request."""
-        for request_id in list(self._live):
+        for request_id in self._requests.names():
             self.abort(request_id)
 
     def unpin(self, handle: int) -> None:
@@ -253,27 +224,16 @@ class Engine:
 
     def take_updates(self) -> list[Request]:
         """Requests that got a token or finished since the last call, in order."""
-        updates = list(self._updates)
-        self._updates.clear()
-        return updates
+        return self._requests.take_news()
 
     def text_of(self, request: Request) -> str:
-        """The request's text so far; the empty string when the model has no tokenizer, or no text
-        is wanted (`SamplingParams.detokenize`)."""
-        if self._tokenizer is None or not request.params.detokenize:
-            return ""
-        stream = self._texts.get(request)
-        if stream is not None:
-            return stream.text
-        params, tokens = request.params, request.output_token_ids
-        ended_by_id = request.finish_reason == "stop" and not isinstance(request.stop_reason, str)
-        if ended_by_id and not params.include_stop_str_in_output:
-            del tokens[-1]
-        return self._tokenizer.decode(tokens, skip_special_tokens=params.skip_special_tokens)
+        """The request's text so far; empty without a tokenizer, or where no text is wanted
+        (`SamplingParams.detokenize`)."""
+        return self._requests.text_of(request)
 
     def forget(self, request: Request) -> None:
         """Drop what the engine keeps about a finished request's text."""
-        self._texts.pop(request, None)
+        self._requests.forget(request)
 
     def step(self) -> StepTrace:
         """Schedule, submit, collect the oldest batch, commit. Call only while `has_work`.
@@ -318,7 +278,7 @@ class Engine:
         self._recovery.owners = None
         plan = self._scheduler.schedule(start)
         self._recovery.owners = ()
-        self._num_preempted += len(plan.preempted)
+        self._recorder.num_preempted += len(plan.preempted)
         scheduled = self.clock.now()
         if not plan.requests:
             return False
@@ -339,7 +299,7 @@ class Engine:
             handle = self._runner.submit(built.batch)
             self.memory.submitted(built.batch)
             self._in_flight.append(
-                _InFlight(
+                Flight(
                     plan=plan,
                     built=built,
                     handle=handle,
@@ -365,6 +325,7 @@ class Engine:
         return True
 
     def _collect(self) -> StepTrace:
+        """Wait for the oldest batch, commit its tokens, tell the step."""
         flight = self._in_flight[0]
         self._recovery.owners = flight.plan.requests
         try:
@@ -373,285 +334,22 @@ class Engine:
             self._in_flight.popleft()
             self.memory.collected()
             self._recovery.progress()  # also where all its requests had ended: it is gone
-        now = self.clock.now()
-        counts = self._commit(flight, result, now)
+        counts = self._committer.commit(flight, result, self.clock.now())
         self._recovery.owners = ()
         if self._check:
             self.memory.check()
-        use, events = self.memory.use(), flight.events + self.memory.take_events()
-        num_tokens = sum(flight.plan.num_tokens)
-        num_prefill = num_tokens - counts.num_decode - counts.num_discarded
-        if num_prefill:
-            # A compilation is paid once and says nothing about what tokens cost.
-            forward_s = result.forward_s - result.compile_s
-            spent_s = forward_s * num_prefill / num_tokens
-            self.memory.costs.computed(num_prefill, spent_s)
-        slot_bytes = self._token_bytes
-        trace = StepTrace(
-            index=self._num_steps,
-            # Steps that overlap are told one after the other: each from the end of the last.
-            start_s=max(flight.start_s, self._end_s),
-            end_s=self.clock.now(),
-            stages=StageTimes(
-                schedule_s=flight.schedule_s,
-                transfer_s=events.transfer_s,
-                prepare_s=flight.prepare_s,
-                forward_s=result.forward_s,
-                attention_s=result.attention_s,
-                compile_s=result.compile_s,
-                sample_s=result.sample_s,
-                commit_s=self.clock.now() - now,
-            ),
-            work=flight.work,
-            num_waiting=self._scheduler.num_waiting,
-            num_running=len(self._scheduler.running),
-            num_scheduled=len(flight.plan.requests),
-            num_prefill_tokens=num_prefill,
-            num_decode_tokens=counts.num_decode,
-            num_recomputed_tokens=counts.num_recomputed,
-            num_sampled_tokens=counts.num_sampled,
-            num_preempted=self._num_preempted,
-            num_finished=counts.num_finished,
-            num_aborted=self._num_aborted,
-            blocks_total=use.blocks_total,
-            blocks_used=flight.blocks_used,
-            kv_tokens=use.kv_tokens,
-            kv_bytes_reserved=use.blocks_total * self._block_bytes,
-            kv_bytes_allocated=flight.blocks_used * self._block_bytes,
-            kv_bytes_used=use.kv_tokens * slot_bytes,
-            pages=StepPages(
-                hit_tokens=events.hit_tokens,
-                loaded_tokens=events.loaded_tokens,
-                copied_blocks=events.copied_blocks,
-                evicted_blocks=events.evicted_blocks,
-                swapped_out_blocks=events.swapped_out_blocks,
-                swapped_in_blocks=events.swapped_in_blocks,
-                cached_blocks=use.blocks_cached,
-                owned_bytes=use.blocks_used * self._block_bytes,
-                future_bytes=use.reserved_slots * slot_bytes,
-                internal_bytes=use.internal_slots * slot_bytes,
-                external_bytes=self._scheduler.stranded_slots() * slot_bytes,
-            ),
-            requests=tuple(counts.details),
-            cached_pages=self.memory.pool.cached_blocks() if self._pages else (),
-            num_padded_rows=flight.built.batch.num_tokens - num_tokens,
-            num_discarded_tokens=counts.num_discarded,
-            num_compiled_graphs=result.num_compiled_graphs,
-            num_cached_graphs=result.num_cached_graphs,
-        )
-        self._num_steps += 1
-        self._num_aborted = self._num_preempted = 0
-        self._end_s = trace.end_s
-        self.trace.append(trace)
-        for sentence in self.memory.take_notes():
-            self.trace.note(sentence)
-        return trace
+        return self._recorder.step_trace(flight, result, counts)
 
-    def _commit(self, flight: _InFlight, result: StepResult, now: float) -> _CommitCounts:
-        counts = _CommitCounts(details=[])
-        detail = self.config.config.trace.per_request
-        pages = detail and self.config.config.trace.pages
-        spans: list[tuple[Request, int, int, int, tuple[int, ...]]] = []
-        for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
-            if request.finish_reason is not None:
-                counts.num_discarded += count
-                continue
-            request.num_inflight_tokens -= count
-            start = request.num_computed_tokens
-            stop = start + count
-            if count == 1 and stop == len(request.token_ids) > len(request.prompt_token_ids):
-                counts.num_decode += 1
-            recomputed, known = 0, request.num_ever_computed
-            if start < known:
-                recomputed = min(stop, known) - start
-                counts.num_recomputed += recomputed
-            if detail:
-                blocks = self.memory.blocks_of(request) if pages else ()
-                spans.append((request, start, count, recomputed, blocks))
-            if stop > known:
-                request.num_ever_computed = stop
-            try:
-                if self._keep_cache:
-                    request.num_computed_tokens = stop
-                    self.memory.commit(request, count, request.num_inflight_tokens)
-                else:
-                    self.memory.forget(request)
-            except BaseException as error:
-                self._recovery.fail_row(request, error)
-        for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
-            if not request.finished:
-                request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
-        logprobs = result.logprobs
-        for row, request in enumerate(flight.built.sampled):
-            if request.finish_reason is not None:
-                continue
-            request.num_pending_tokens -= 1
-            token = result.token_ids[row]
-            try:
-                failed = result.errors.get(row) if result.errors else None
-                if failed is not None:
-                    raise failed
-                self._append(request, token, logprobs.get(row) if logprobs else None, now)
-            except BaseException as error:
-                self._recovery.fail_row(request, error)
-            counts.num_sampled += 1
-            if request.finish_reason is not None:
-                counts.num_finished += 1
-        drawn = set(flight.built.sampled) if detail else ()
-        for request, start, count, recomputed, blocks in spans:
-            new = (request.token_ids[-1],) if request in drawn and not request.error else ()
-            counts.details.append(
-                RequestStep(
-                    request.request_id,
-                    request.sample_index,
-                    start,
-                    count,
-                    recomputed,
-                    new,
-                    blocks,
-                )
-            )
-        return counts
-
-    def _append(
-        self, request: Request, token: int, logprobs: TokenLogprobs | None, now: float
-    ) -> None:
-        self._updates[request] = None
-        if token < 0:
-            request.error = _why_invalid(request)
-            self._finish(request, "error")
-            return
-        if request.first_token_s is None:
-            request.first_token_s = now
-        request.token_ids.append(token)
-        if logprobs is not None:
-            request.logprobs.append(_limit(logprobs, request.params.logprobs or 0))
-        params, num_tokens = request.params, len(request.token_ids)
-        stream = self._texts.get(request) if self._texts else None
-        may_end = num_tokens - len(request.prompt_token_ids) >= params.min_tokens
-        is_eos = token in self._eos and not params.ignore_eos
-        ends_by_id = may_end and (is_eos or token in params.stop_token_ids)
-        if stream is not None and (not ends_by_id or params.include_stop_str_in_output):
-            stream.push((token,))
-        if ends_by_id:
-            self._finish(request, "stop", None if is_eos else token, now=now)
-        elif may_end and stream is not None and stream.stopped_by is not None:
-            self._finish(request, "stop", stream.stopped_by, now=now)
-        elif num_tokens >= request.max_len:
-            self._finish(request, "length", now=now)
-
-    def _finish(
-        self,
-        request: Request,
-        reason: FinishReason,
-        stop_reason: int | str | None = None,
-        *,
-        now: float | None = None,
-    ) -> None:
-        stream = self._texts.get(request)
-        if stream is not None:
-            try:
-                stream.finish()
-            except BaseException as error:
-                if is_interrupt(error):
-                    raise
-                reason, stop_reason = "error", None
-                request.error, request.cause = describe(error), error
-            # Text held back may decide at the end that a stop string is there after all; it is
-            # what cut the text, whatever ended the tokens.
-            if reason in ("stop", "length") and stream.stopped_by is not None:
-                reason, stop_reason = "stop", stream.stopped_by
-        request.finish_reason = reason
-        request.stop_reason = stop_reason
-        request.finished_s = self.clock.now() if now is None else now
-        self._retire(request)
-
-    def _retire(self, request: Request) -> None:
-        """Take an ended request out of queues, pages and names, and tell of it."""
-        self._scheduler.remove(request)
-        self._tell_end(request)
-        siblings = self._live[request.request_id]
-        siblings.remove(request)
-        if not siblings:
-            del self._live[request.request_id]
-
-    def _tell_end(self, request: Request) -> None:
-        self._updates[request] = None
-        assert request.finish_reason is not None
-        self.trace.finish_request(
-            request.request_id, request.sample_index, request.metrics(), request.finish_reason
-        )
-
-    # -- when something fails ----------------------------------------------------------------------
-
-    def culprit(self) -> Request | None:
-        """See `Recoverable.culprit`."""
-        return self._scheduler.culprit
-
-    def fail(self, request: Request, error: BaseException | None) -> None:
-        """End a request with an error; one that was interrupted as it ended ends completely."""
-        if not request.finished:
-            request.error, request.cause = describe(error), error
-            self._finish(request, "error")
-        elif request in self._live.get(request.request_id, ()):
-            self._retire(request)
+    def repeat(self, until_s: float, token: int, charge: Charge) -> int:
+        """Do the last step again while nothing is to be decided (`engine.repeat`), each time
+        drawing `token` for every request; returns how often. For a runner that computes nothing;
+        call between steps."""
+        return self._repeater.repeat(self.trace.newest, until_s, token, charge)
 
     def audit(self) -> None:
         """Verify that engine, scheduler and memory agree. Raises IntegrityError."""
-        live = self._live.values()
-        audit(self._scheduler, self.memory, live, self._in_flight, self._keep_cache)
+        self._books.audit()
 
     def start_over(self, error: BaseException | None) -> None:
         """End everything, and begin with empty books: nothing that was half-done is found again."""
-        while self._in_flight:
-            flight = self._in_flight.popleft()
-            with contextlib.suppress(Exception):
-                self._runner.collect(flight.handle)
-            self.memory.collected()
-        live = self.live_requests()
-        for request in live:
-            if not request.finished:
-                request.error, request.cause = describe(error), error
-                # Nothing here may fail, a clock either.
-                request.finish_reason, request.finished_s = "error", self._end_s
-            request.status = Status.FINISHED
-            self._tell_end(request)
-        self._live.clear()
-        self._scheduler.clear()
-        self.memory.reset()
-        self.trace.note(
-            f"after an error nothing was certain any more: {len(live)} requests were ended and the "
-            f"prefix cache was emptied ({describe(error)})"
-        )
-
-
-@dataclass
-class _CommitCounts:
-    details: list[RequestStep]
-    num_decode: int = 0
-    num_recomputed: int = 0
-    num_sampled: int = 0
-    num_finished: int = 0
-    num_discarded: int = 0
-
-
-def _why_invalid(request: Request) -> str:
-    """Why there was no token to draw, in a sentence."""
-    where = f"request {request.request_id}: at position {request.num_tokens}"
-    params = request.params
-    if request.masks or params.min_tokens or float("-inf") in params.logit_bias.values():
-        return (
-            f"{where} no token was left to draw: allowed_token_ids, bad_words, logit_bias and "
-            "min_tokens together ban every one, or the model gave NaN"
-        )
-    return (
-        f"{where} the model's logits are not numbers; a larger number format "
-        "(EngineConfig.dtype) may help"
-    )
-
-
-def _limit(entry: TokenLogprobs, count: int) -> TokenLogprobs:
-    """The batch computes as many alternatives as its greediest request asked for."""
-    if len(entry.top) <= count:
-        return entry
-    return TokenLogprobs(entry.token_id, entry.logprob, entry.rank, entry.top[:count])
+        self._books.start_over(error)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from minserve.batch import ForwardBatch, GroupTables
+from minserve.config import ResolvedConfig
 from minserve.execution.padding import pad
 from minserve.memory import KVManager
 from minserve.request import Request
@@ -38,6 +39,22 @@ class Builder(Protocol):
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of one step's plan."""
         ...
+
+
+def batch_builder(
+    config: ResolvedConfig, memory: KVManager, builder: Builder | None = None
+) -> Builder:
+    """What builds an engine's batches: `builder`, or one that fills in tensors; padded where the
+    configuration says so."""
+    model = config.model
+    built = builder or BatchBuilder(memory, len(model.cache_groups()), model.eos_token_ids)
+    if config.padding == "none":
+        return built
+    # Padding lives on the page behind the pool's own, which the cache then has: see `build`.
+    scratch_block = memory.pool.num_blocks
+    return PaddedBuilder(
+        built, config.padding, scratch_block, memory.block_size, config.max_graph_rows
+    )
 
 
 class PaddedBuilder:

@@ -12,7 +12,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from minserve.engine.prepare import Builder, BuiltBatch
+from minserve.engine.flight import Flight
+from minserve.engine.prepare import Builder
 from minserve.memory import IntegrityError, KVManager
 from minserve.request import Request
 from minserve.scheduling import Scheduler, StepPlan
@@ -20,20 +21,6 @@ from minserve.scheduling import Scheduler, StepPlan
 
 class EngineError(RuntimeError):
     """The engine failed while it worked on a request; the cause is chained."""
-
-
-class Flight(Protocol):
-    """A step between submit and collect, as far as the books are concerned."""
-
-    @property
-    def plan(self) -> StepPlan:
-        """Who computes how many tokens."""
-        ...
-
-    @property
-    def built(self) -> BuiltBatch:
-        """Whose tokens are drawn."""
-        ...
 
 
 class Recoverable(Protocol):
@@ -178,7 +165,7 @@ def failing_rows(builder: Builder, plan: StepPlan) -> list[Request]:
 def audit(
     scheduler: Scheduler,
     memory: KVManager,
-    live: Iterable[Sequence[Request]],
+    live: Iterable[Request],
     flights: Sequence[Flight],
     keeps_cache: bool,
 ) -> None:
@@ -188,7 +175,7 @@ def audit(
     """
     scheduler.check()
     memory.check()
-    requests = {request for group in live for request in group}
+    requests = set(live)
     queued = set(scheduler.requests())
     if requests != queued:
         raise IntegrityError(f"{len(requests)} requests are live and {len(queued)} are queued")

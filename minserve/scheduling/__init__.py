@@ -9,6 +9,8 @@ from minserve.scheduling.policies.batching import (
     ContinuousBatching,
     StaticBatching,
 )
+from minserve.scheduling.policies.chosen import Policies
+from minserve.scheduling.policies.entry import QueueEntry
 from minserve.scheduling.policies.lengths import LengthOracle, LengthPredictor
 from minserve.scheduling.policies.queueing import (
     LongestPrefixFirst,
@@ -17,6 +19,7 @@ from minserve.scheduling.policies.queueing import (
     QueuePolicy,
     ShortestFirst,
 )
+from minserve.scheduling.policies.turns import is_decoding
 from minserve.scheduling.scheduler import Scheduler
 from minserve.scheduling.waiting import WaitingQueue
 
@@ -30,11 +33,14 @@ __all__ = [
     "LengthPredictor",
     "LongestPrefixFirst",
     "MultiLevelFeedback",
+    "Policies",
     "PriorityFirst",
+    "QueueEntry",
     "QueuePolicy",
     "Scheduler",
     "ShortestFirst",
     "StaticBatching",
     "StepPlan",
     "WaitingQueue",
+    "is_decoding",
 ]

@@ -14,38 +14,23 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_length
 from minserve.scheduling.audit import check_books
-from minserve.scheduling.policies.batching import POLICIES, BatchingPolicy
-from minserve.scheduling.policies.lengths import LengthOracle, LengthPredictor
-from minserve.scheduling.policies.queueing import ORDERS, QueuePolicy
+from minserve.scheduling.policies.chosen import Policies
 from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.waiting import WaitingQueue
 
 
 class Books:
-    """The requests of one engine.
+    """The requests of one engine."""
 
-    `policy` and `order` stand in for the ones the configuration names, `predictor` for the oracle
-    of fixed lengths.
-    """
-
-    def __init__(
-        self,
-        config: ResolvedConfig,
-        memory: KVManager,
-        policy: BatchingPolicy | None = None,
-        order: QueuePolicy | None = None,
-        predictor: LengthPredictor | None = None,
-    ) -> None:
+    def __init__(self, config: ResolvedConfig, memory: KVManager, policies: Policies) -> None:
         scheduling = config.config.scheduling
         self._memory = memory
+        self._policies = policies
+        self._order = policies.order
         self._max_num_seqs = scheduling.max_num_seqs
-        self._policy = policy or POLICIES[scheduling.policy].from_config(config)
-        self._order = order or ORDERS[scheduling.order].from_config(config)
-        self._predictor = predictor or LengthOracle(scheduling.length_error, config.config.seed)
         self._samples = SampleGroups() if config.config.memory.copy_on_write else None
         self._limit_s = scheduling.starvation_limit_s
-        self._num_added = 0
-        self.waiting = WaitingQueue(self._order, self._limit_s)
+        self.waiting = WaitingQueue(policies.order, self._limit_s)
         self.running: list[Request] = []
         """First come, first served, in order of admission; otherwise in order of rank."""
         self.culprit: Request | None = None
@@ -76,11 +61,11 @@ class Books:
     def add(self, request: Request) -> None:
         """Queue a new request. Where this raises, the request was not queued."""
         self.culprit = request
-        request.arrival_number = self._num_added
-        self._num_added += 1
-        if self._order.needs_lengths and request.predicted_tokens is None:
-            length = self._predictor.predict(request)
-            request.predicted_tokens = checked_length(self._predictor, request, length)
+        entry = self.waiting.enter(request)
+        predictor = self._policies.predictor
+        if self._order.needs_lengths and entry.predicted_tokens is None:
+            length = checked_length(predictor, request, predictor.predict(request))
+            entry.predicted_tokens = length
         # Scored prompts are computed by each sample for itself.
         scored = request.params.prompt_logprobs is not None
         if self._samples is None or scored or not self._samples.add(request):
@@ -94,7 +79,7 @@ class Books:
             self.running.remove(request)
         if self._samples is not None:
             self._samples.remove(request)
-        self.waiting.remove(request)
+        self.waiting.forget(request)
         request.status = Status.FINISHED
         self._memory.release(request)
 
@@ -111,4 +96,4 @@ class Books:
         self._samples = SampleGroups() if self._samples is not None else None
         self.culprit = None
         with suppress(Exception):  # The policy may be the caller's, and the very thing that failed.
-            self._policy.clear()
+            self._policies.batching.clear()

@@ -13,10 +13,8 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.books import Books
 from minserve.scheduling.plan import StepPlan
-from minserve.scheduling.policies.batching import AdmissionView, BatchingPolicy
-from minserve.scheduling.policies.lengths import LengthPredictor
-from minserve.scheduling.policies.queueing import QueuePolicy
-from minserve.scheduling.policies.victims import VICTIMS
+from minserve.scheduling.policies.batching import AdmissionView
+from minserve.scheduling.policies.chosen import Policies
 from minserve.scheduling.waiting import Rank
 
 Key = tuple[Rank, int]
@@ -26,18 +24,10 @@ Key = tuple[Rank, int]
 class Preemption(Books):
     """Books in which running requests give way."""
 
-    def __init__(
-        self,
-        config: ResolvedConfig,
-        memory: KVManager,
-        policy: BatchingPolicy | None = None,
-        order: QueuePolicy | None = None,
-        predictor: LengthPredictor | None = None,
-    ) -> None:
-        super().__init__(config, memory, policy, order, predictor)
+    def __init__(self, config: ResolvedConfig, memory: KVManager, policies: Policies) -> None:
+        super().__init__(config, memory, policies)
         scheduling = config.config.scheduling
         self._max_num_batched_tokens = config.max_num_batched_tokens
-        self._pick_victim = VICTIMS[scheduling.victim]
         self._watermark_blocks = int(config.config.memory.watermark * memory.pool.num_blocks)
         self._swaps = scheduling.preemption == "swap"
         self._keys: dict[Request, Key] = {}
@@ -51,7 +41,7 @@ class Preemption(Books):
         while not self._memory.reserve(request, request.num_inflight_tokens + count):
             planned = set(plan.requests)
             behind = self.running[self.running.index(request) :]
-            victim = self._pick_victim([one for one in behind if one not in planned])
+            victim = self._policies.victim([one for one in behind if one not in planned])
             if victim is request and any(one in planned for one in behind):
                 # Requests behind it took their turn first. They will need pages too, and then have
                 # to give way: nothing is gained by losing its own.
@@ -117,7 +107,16 @@ class Preemption(Books):
         self.culprit = request
         return self.waiting.rank_of(request)
 
+    def _key(self, request: Request) -> Key:
+        """Rank, then arrival."""
+        return (self._rank(request), self.waiting.entry(request).arrival_number)
+
     def _admission_view(self) -> AdmissionView:
         return AdmissionView(
-            self.running, self.waiting, self._max_num_seqs, self._memory, self._watermark_blocks
+            self.running,
+            self.waiting,
+            self._max_num_seqs,
+            self._memory,
+            self._watermark_blocks,
+            self.waiting.entry,
         )

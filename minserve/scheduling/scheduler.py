@@ -19,10 +19,10 @@ from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_count
 from minserve.scheduling.plan import StepPlan
-from minserve.scheduling.policies.batching import AdmissionError, BatchingPolicy, ContinuousBatching
-from minserve.scheduling.policies.lengths import LengthPredictor
+from minserve.scheduling.policies.batching import AdmissionError, BatchingPolicy
+from minserve.scheduling.policies.chosen import Policies
 from minserve.scheduling.policies.queueing import QueuePolicy
-from minserve.scheduling.policies.turns import RANKED_TURNS, TURNS, Budget, Turn, is_decoding
+from minserve.scheduling.policies.turns import Budget, Turn, is_decoding
 from minserve.scheduling.preemption import Preemption
 from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.waiting import Rank
@@ -32,19 +32,11 @@ class Scheduler(Preemption):
     """Running requests before waiting ones, both in the order that `scheduling.order` names; in a
     preemptive order, running and waiting requests in one line (`turns`)."""
 
-    def __init__(
-        self,
-        config: ResolvedConfig,
-        memory: KVManager,
-        policy: BatchingPolicy | None = None,
-        order: QueuePolicy | None = None,
-        predictor: LengthPredictor | None = None,
-    ) -> None:
-        super().__init__(config, memory, policy, order, predictor)
+    def __init__(self, config: ResolvedConfig, memory: KVManager, policies: Policies) -> None:
+        super().__init__(config, memory, policies)
         scheduling = config.config.scheduling
         self._max_num_prefill_tokens = scheduling.max_num_prefill_tokens
-        turns = RANKED_TURNS if self._order.preemptive else TURNS
-        self._turns = turns[scheduling.prefill]
+        self._policy = policies.batching
         # Without a cache, and without chunking, a request's tokens are computed in one step.
         self._whole = not scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
 
@@ -60,7 +52,7 @@ class Scheduler(Preemption):
         self._line_up(plan, now_s)
         budget = self._step_budget()
         num_displaced, num_leading = len(plan.preempted), 0
-        for turn in self._turns:
+        for turn in self._policies.turns:
             if plan.waits or (turn is Turn.ALONE and len(plan.requests) > num_leading):
                 break
             if turn is Turn.LEADING:
@@ -100,7 +92,7 @@ class Scheduler(Preemption):
     def has_plain_budget(self) -> bool:
         """True when the policy leaves the token budget alone, so that steps without waiting
         requests need not ask it."""
-        return type(self._policy).budget is ContinuousBatching.budget
+        return type(self._policy).budget is BatchingPolicy.budget
 
     def _line_up(self, plan: StepPlan, now_s: float) -> None:
         """Bring the queue and the running requests in order, where ranks change meanwhile."""
@@ -111,13 +103,10 @@ class Scheduler(Preemption):
         if self._order.needs_prefixes and len(self.running) < self._max_num_seqs:
             for request in self.waiting:
                 self.culprit = request
-                request.found_tokens = self._memory.computed_tokens(request)
+                found = self._memory.computed_tokens(request)
+                self.waiting.entry(request).found_tokens = found
             self.waiting.rank_anew(self._rank)
-        keys, rank_of = {}, self.waiting.rank_of
-        for request in self.running:
-            self.culprit = request
-            keys[request] = (rank_of(request), request.arrival_number)
-        self._keys = keys
+        self._keys = {request: self._key(request) for request in self.running}
         self.running.sort(key=self._keys.__getitem__)
         if self.waiting and self._order.preemptive:
             self._displace(plan, now_s)
@@ -299,5 +288,6 @@ class Scheduler(Preemption):
         if not self._order.preemptive:
             self.running.append(request)
             return
-        self._keys[request] = (self.waiting.rank_in_line(request), request.arrival_number)
+        number = self.waiting.entry(request).arrival_number
+        self._keys[request] = (self.waiting.rank_in_line(request), number)
         insort(self.running, request, key=self._keys.__getitem__)

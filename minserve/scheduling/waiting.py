@@ -17,6 +17,7 @@ from typing import overload
 from minserve.memory import IntegrityError
 from minserve.request import Request
 from minserve.scheduling.answers import checked_rank
+from minserve.scheduling.policies.entry import QueueEntry
 from minserve.scheduling.policies.queueing import QueuePolicy
 
 Rank = tuple[bool, float]
@@ -30,6 +31,8 @@ class WaitingQueue(Sequence[Request]):
     def __init__(self, order: QueuePolicy, limit_s: float | None = None) -> None:
         self._order = order
         self._limit_s = limit_s
+        self._entries: dict[Request, QueueEntry] = {}
+        self._num_entered = 0
         self._line: list[tuple[Rank, int, Request]] = []
         self._where: dict[Request, tuple[Rank, int, Request]] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
@@ -37,12 +40,30 @@ class WaitingQueue(Sequence[Request]):
         self.stalled: set[Request] = set()
         """Running requests whose time counts as waiting."""
 
+    def enter(self, request: Request) -> QueueEntry:
+        """The entry of a request, made where it has none: it arrives now."""
+        entry = self._entries.get(request)
+        if entry is None:
+            entry = self._entries[request] = QueueEntry(request, self._num_entered)
+            self._num_entered += 1
+        return entry
+
+    def entry(self, request: Request) -> QueueEntry:
+        """What is known of a request that has entered and not ended."""
+        return self._entries[request]
+
+    def forget(self, request: Request) -> None:
+        """Take out a request that has ended, wherever it stands, with what is known of it."""
+        self.remove(request)
+        self._entries.pop(request, None)
+
     def rank_of(self, request: Request) -> Rank:
         """Where the request stands now, arrival aside. Raises HookError where the order's answer
         is not a number."""
-        if request.urgent:
+        entry = self._entries[request]
+        if entry.urgent:
             return (False, 0.0)
-        rank = self._order.rank(request)
+        rank = self._order.rank(entry)
         if rank.__class__ not in _PLAIN or rank != rank:
             rank = checked_rank(self._order, request, rank)
         return (True, rank)
@@ -54,17 +75,19 @@ class WaitingQueue(Sequence[Request]):
     def push(self, request: Request, now_s: float) -> None:
         """Queue a request that begins to wait now. Where asking for its rank raises, it is not
         queued."""
+        self.enter(request)
         self.resume(request, now_s)
         self._insert(request)
         self._begin_wait(request, now_s)
 
     def _begin_wait(self, request: Request, now_s: float) -> None:
-        request.waiting_since_s = now_s
-        if self._limit_s is not None and not request.urgent:
-            due_s = now_s + self._limit_s - request.waited_s
+        entry = self._entries[request]
+        entry.waiting_since_s = now_s
+        if self._limit_s is not None and not entry.urgent:
+            due_s = now_s + self._limit_s - entry.waited_s
             # One deadline per request and moment: a tuple never comes to compare two requests.
             if self._due.get(request) != due_s:
-                heapq.heappush(self._deadlines, (due_s, request.arrival_number, request))
+                heapq.heappush(self._deadlines, (due_s, entry.arrival_number, request))
             self._due[request] = due_s
 
     def stall(self, request: Request, now_s: float) -> None:
@@ -79,14 +102,18 @@ class WaitingQueue(Sequence[Request]):
         if request in self.stalled:
             self.stalled.discard(request)
             self._due.pop(request, None)
-            request.waited_s += now_s - request.waiting_since_s
+            self._end_wait(request, now_s)
 
     def pop(self, now_s: float) -> Request:
         """Take the first in line, whose wait ends now."""
         request = self._line[0][2]
         self.remove(request)
-        request.waited_s += now_s - request.waiting_since_s
+        self._end_wait(request, now_s)
         return request
+
+    def _end_wait(self, request: Request, now_s: float) -> None:
+        entry = self._entries[request]
+        entry.waited_s += now_s - entry.waiting_since_s
 
     def remove(self, request: Request) -> bool:
         """Take out a request wherever it stands; False where it does not wait here."""
@@ -98,9 +125,9 @@ class WaitingQueue(Sequence[Request]):
         return True
 
     def _take(self, request: Request) -> None:
-        entry = self._where[request]
-        index = bisect_left(self._line, entry)
-        if index < len(self._line) and self._line[index] is entry:
+        place = self._where[request]
+        index = bisect_left(self._line, place)
+        if index < len(self._line) and self._line[index] is place:
             del self._line[index]
         else:  # An interrupt came between two lines that belong together.
             self._line = [other for other in self._line if other[2] is not request]
@@ -116,20 +143,24 @@ class WaitingQueue(Sequence[Request]):
                 waits = request in self._where  # or it is a stalled one, which has a place
                 if waits:
                     self._take(request)
-                request.urgent = True
+                self._entries[request].urgent = True
                 if waits:
                     self._insert(request)
 
     def rank_anew(self, rank_of: Callable[[Request], Rank]) -> None:
         """Ask for every rank again: what the ranks depend on has changed."""
-        where = {one: (rank_of(one), one.arrival_number, one) for _, _, one in self._line}
+        where = {one: (rank_of(one), number, one) for _, number, one in self._line}
         self._line, self._where = sorted(where.values()), where
 
     def _insert(self, request: Request) -> None:
-        entry = (self.rank_of(request), request.arrival_number, request)
+        place = (self.rank_of(request), self._entries[request].arrival_number, request)
         # Noted first: a request in the line without a note could not be taken out again.
-        self._where[request] = entry
-        insort(self._line, entry)
+        self._where[request] = place
+        insort(self._line, place)
+
+    def known(self) -> set[Request]:
+        """The requests that have entered and not ended."""
+        return set(self._entries)
 
     def check(self, running: Iterable[Request] = ()) -> None:
         """Verify that line, notes and deadlines agree, and that what is stalled runs. Raises
@@ -143,6 +174,8 @@ class WaitingQueue(Sequence[Request]):
             raise IntegrityError("the waiting queue and its notes hold different requests")
         if not self._due.keys() <= self._where.keys() | self.stalled:
             raise IntegrityError("a request that does not wait has a deadline")
+        if not self._entries.keys() >= self._where.keys() | set(running):
+            raise IntegrityError("a request waits or runs of which the queue knows nothing")
         deadlines = {(request, due_s) for due_s, _, request in self._deadlines}
         if not deadlines.issuperset(self._due.items()):
             raise IntegrityError("a waiting request would miss its deadline")
@@ -151,7 +184,7 @@ class WaitingQueue(Sequence[Request]):
         return len(self._line)
 
     def __iter__(self) -> Iterator[Request]:
-        return (entry[2] for entry in self._line)
+        return (place[2] for place in self._line)
 
     def __contains__(self, request: object) -> bool:
         return request in self._where
@@ -162,5 +195,5 @@ class WaitingQueue(Sequence[Request]):
     def __getitem__(self, index: slice) -> Sequence[Request]: ...
     def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
         if isinstance(index, slice):
-            return [entry[2] for entry in self._line[index]]
+            return [place[2] for place in self._line[index]]
         return self._line[index][2]

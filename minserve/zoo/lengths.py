@@ -4,7 +4,7 @@ What a model computes for the last token of a prompt decides the first token of 
 knows something of the rest (TRAIL, Shahout et al., arXiv 2410.01035, reads lengths off it). Here a
 linear map of the stream after `layer` layers, with the prompt's length, gives the logarithm of the
 number of output tokens. `lengths_train` makes the map; `LengthProbe` is a `LengthPredictor` for
-`build_engine(..., predictor=...)`.
+`EngineParts(predictor=...)`.
 
 The probe runs the first `layer` layers over the prompt once more when the request arrives, which
 is not free: `forward_tokens` counts what it computed.

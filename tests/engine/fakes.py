@@ -21,6 +21,7 @@ from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.config import EngineConfig
 from minserve.engine import Engine
+from minserve.engine.parts import EngineParts
 from minserve.execution.runner import StepResult
 from minserve.memory import TransferOrder, build_manager
 from minserve.request import TokenLogprobs
@@ -214,7 +215,7 @@ def make_engine(
     clock = VirtualClock()
     runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots, lazy)
     memory = build_manager(resolved, num_blocks, clock, runner)
-    engine = Engine(resolved, runner, memory, None, clock, RunTrace(), order=order)
+    engine = Engine(resolved, runner, memory, None, clock, RunTrace(), EngineParts(order=order))
     return engine, runner, clock
 
 

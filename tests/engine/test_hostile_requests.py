@@ -187,7 +187,7 @@ def test_a_bystander_gets_its_tokens_whatever_strangers_send(count, async_schedu
         assert not banned & set(tokens)
         if params.logprobs is not None:
             assert [len(entry.top) for entry in request.logprobs] == [params.logprobs] * len(tokens)
-    assert not engine.live_requests() and not engine._texts
+    assert not engine.live_requests() and not engine._requests.texts
     served.clear()
     engine.take_updates()
     grown = resident_bytes() - memory

@@ -191,17 +191,20 @@ class EngineMachine(RuleBasedStateMachine):
 
     def step_and_overtake_nobody_urgent(self):
         """The starvation bound: who waits beyond the limit sees only earlier arrivals join."""
-        waiting = set(self.engine._scheduler.waiting)
+        queue = self.engine._scheduler.waiting
+        waiting, entries = set(queue), {one: queue.entry(one) for one in queue}
         plans_twice = self.engine.config.config.scheduling.async_scheduling
         plans_twice &= not self.engine._in_flight
         self.engine.step()
         if plans_twice:
             return  # Who joined by the first plan had nobody urgent before it, perhaps.
         left = set(self.engine._scheduler.waiting)
-        urgent = [request for request in waiting & left if request.urgent]
+        urgent = [request for request in waiting & left if entries[request].urgent]
         joined = [r for r in waiting - left if r.finish_reason != "abort"]
         for first in urgent:
-            assert all(r.urgent and r.arrival_number < first.arrival_number for r in joined)
+            number = entries[first].arrival_number
+            known = [entries[one] for one in joined]
+            assert all(one.urgent and one.arrival_number < number for one in known)
             assert first.arrival_s + self.limit_s <= self.clock.now()
 
     @precondition(lambda self: self.requests)

@@ -84,7 +84,7 @@ def expect_clean(engine: Engine) -> None:
     engine._scheduler.check()
     assert engine.memory.pool.num_owned == 0
     assert engine.memory.host is None or engine.memory.host.num_owned == 0
-    assert not engine._live and not engine._texts and not engine._in_flight
+    assert not engine._requests and not engine._requests.texts and not engine._in_flight
     assert not engine.memory.requests() and not list(engine._scheduler.requests())
 
 
@@ -123,7 +123,7 @@ def one_fault(seed: int, kind: str, lines: bool, tmp_path) -> int:
         raise AssertionError(f"seed {seed}, {kind} at {injector.fired}: {error}") from error
     finally:
         engine.close()
-    return engine._num_steps
+    return engine._recorder.num_steps
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["calls", "lines"])

@@ -67,7 +67,12 @@ def expect_clean(engine: Engine) -> None:
     engine._scheduler.check()
     assert engine.memory.pool.num_owned == 0
     assert engine.memory.host is not None and engine.memory.host.num_owned == 0
-    assert not engine._live and not engine._texts and not engine._in_flight and not engine._updates
+    assert (
+        not engine._requests
+        and not engine._requests.texts
+        and not engine._in_flight
+        and not engine._requests._news
+    )
 
 
 def one_call(llm: LLM, seed: int, kind: str, lines: bool, expected: list[tuple[int, ...]]) -> None:
@@ -106,8 +111,8 @@ def test_after_a_fault_anywhere_in_a_call_the_next_requests_get_their_tokens(llm
 @pytest.mark.parametrize("kind", list(ERRORS))
 def test_thousands_of_steps_with_a_fault_in_each_call(llm, kind, lines):
     expected, seed = answers(llm), 1000
-    first = llm.engine._num_steps
-    while llm.engine._num_steps - first < STEPS:
+    first = llm.engine._recorder.num_steps
+    while llm.engine._recorder.num_steps - first < STEPS:
         one_call(llm, seed, kind, lines, expected)
         seed += 1
 
@@ -173,8 +178,8 @@ def test_a_fault_in_the_engines_thread_ends_what_it_concerns_and_nothing_else(se
 @pytest.mark.parametrize("kind", list(ERRORS))
 def test_thousands_of_steps_with_a_fault_in_each_load_of_the_thread(served, kind):
     llm, expected = served
-    seed, first = 1000, llm._engine._num_steps
-    while llm._engine._num_steps - first < STEPS:
+    seed, first = 1000, llm._engine._recorder.num_steps
+    while llm._engine._recorder.num_steps - first < STEPS:
         one_load(llm, seed, kind, expected)
         seed += 1
 

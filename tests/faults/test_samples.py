@@ -14,8 +14,7 @@ from engine.fakes import TOKEN_BYTES, make_engine, oracle, run
 
 from minserve import LLM, AsyncLLM, EngineConfig, EngineError, InvalidRequestError, SamplingParams
 from minserve.memory import IntegrityError
-from minserve.request import Request
-from minserve.scheduling import QueuePolicy
+from minserve.scheduling import QueueEntry, QueuePolicy
 from minserve.scheduling.policies.batching import ContinuousBatching
 
 CONFIG = EngineConfig(dtype="float32", device="cpu").with_values(
@@ -101,8 +100,8 @@ def test_a_readers_order_that_fails_ends_the_request_it_failed_on():
     class Picky(QueuePolicy):
         preemptive = True
 
-        def rank(self, request: Request) -> float:
-            if request.num_output_tokens == 2 and request.request_id == "bad":
+        def rank(self, entry: QueueEntry) -> float:
+            if entry.request.num_output_tokens == 2 and entry.request.request_id == "bad":
                 raise ZeroDivisionError("no rank")
             return 0.0
 

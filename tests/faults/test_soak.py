@@ -140,7 +140,7 @@ def _expect_clean(llm: AsyncLLM) -> None:
     engine = llm._engine
     engine.memory.check()
     engine._scheduler.check()
-    assert engine.memory.pool.num_owned == 0 and not engine._texts and not engine._live
+    assert engine.memory.pool.num_owned == 0 and not engine._requests.texts and not engine._requests
     assert not llm._thread._open and not llm._thread._cursors
 
 

@@ -302,7 +302,7 @@ def test_params_that_escaped_their_checks_leave_no_name_behind(llm, count):
         llm.generate("x", Unchecked(n=count), progress=False)
     with pytest.raises(InvalidRequestError):
         llm.stream("x", Unchecked(n=count))
-    assert not llm.engine._live
+    assert not llm.engine._requests
 
 
 # -- pins that come too late -----------------------------------------------------------------------

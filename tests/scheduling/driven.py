@@ -11,7 +11,7 @@ from minserve.clock import VirtualClock
 from minserve.config import EngineConfig
 from minserve.memory import KVManager, build_manager
 from minserve.request import Request, SamplingParams
-from minserve.scheduling import Scheduler, StepPlan
+from minserve.scheduling import Policies, QueueEntry, Scheduler, StepPlan
 
 PAGE = 4
 
@@ -39,12 +39,17 @@ class Driven:
         }
         config = EngineConfig().with_values(settings).resolve(tiny_spec(max_position))
         self.memory: KVManager = build_manager(config, pages, VirtualClock())
-        self.scheduler = Scheduler(config, self.memory, policy, order, predictor)
+        policies = Policies.of(config, policy, order, predictor)
+        self.scheduler = Scheduler(config, self.memory, policies)
         self.plans: list[StepPlan] = []
         self.in_flight: list[StepPlan] = []
         self.depth = depth
         self.requests: list[Request] = []
         self.now_s = 0.0
+
+    def entry(self, request: Request) -> QueueEntry:
+        """What the queue knows of a request that has not ended."""
+        return self.scheduler.waiting.entry(request)
 
     def add(self, prompt: int = 8, output: int = 4, priority: int = 0, n: int = 1, **params):
         """Requests of one prompt; their tokens are numbered."""

@@ -18,6 +18,7 @@ from minserve.scheduling import (
     HookError,
     MultiLevelFeedback,
     PriorityFirst,
+    QueueEntry,
     QueuePolicy,
     StaticBatching,
     WaitingQueue,
@@ -152,10 +153,10 @@ def test_an_order_that_raises_for_one_request_ends_that_one(kind):
         preemptive = True
         victim = None
 
-        def rank(self, request):
-            if request is self.victim and request.num_output_tokens >= 2:
+        def rank(self, entry):
+            if entry.request is self.victim and entry.request.num_output_tokens >= 2:
                 raise Fault
-            return request.num_output_tokens // 2
+            return entry.request.num_output_tokens // 2
 
     for pages in (5, 16):
         order = Touchy()
@@ -170,8 +171,8 @@ def test_an_order_that_raises_while_the_queue_is_ranked_anew_ends_that_one():
         needs_prefixes = True
         ready = False
 
-        def rank(self, request):
-            if self.ready and request.request_id == "r2":
+        def rank(self, entry):
+            if self.ready and entry.request.request_id == "r2":
                 raise Fault
             return 0
 
@@ -184,8 +185,8 @@ def test_an_order_that_raises_while_the_queue_is_ranked_anew_ends_that_one():
 
 def test_a_sample_whose_rank_fails_when_it_is_queued_takes_no_other_with_it():
     class Touchy(QueuePolicy):
-        def rank(self, request):
-            if request.sample_index == 1:
+        def rank(self, entry):
+            if entry.request.sample_index == 1:
                 raise Fault
             return 0
 
@@ -256,8 +257,8 @@ BAD_RANKS = [None, math.nan, "first", 1j, [1], np.array([1.0, 2.0])]
 @pytest.mark.parametrize("value", BAD_RANKS, ids=repr)
 def test_a_rank_that_is_no_number_is_refused_before_it_is_stored(value):
     class Odd(QueuePolicy):
-        def rank(self, request):
-            return value if request.request_id == "r1" else 0
+        def rank(self, entry):
+            return value if entry.request.request_id == "r1" else 0
 
     driven = Driven(order=Odd())
     first = driven.add()
@@ -279,7 +280,7 @@ def test_every_real_number_is_a_rank(value):
     class Odd(QueuePolicy):
         preemptive = True
 
-        def rank(self, request):
+        def rank(self, entry):
             return value
 
     driven = Driven(order=Odd())
@@ -319,7 +320,7 @@ def test_a_policys_number_that_is_no_count_is_refused_and_no_request_is_blamed(m
 
 def test_a_long_answer_is_shortened_in_the_message():
     class Odd(QueuePolicy):
-        def rank(self, request):
+        def rank(self, entry):
             return "x" * 10_000
 
     with pytest.raises(HookError) as caught:
@@ -534,19 +535,16 @@ def test_any_fault_at_any_call_ends_its_request_only(
 
 def test_a_queue_keeps_its_books_when_pushing_fails():
     class Touchy(QueuePolicy):
-        def rank(self, request):
-            if request.request_id == "bad":
+        def rank(self, entry):
+            if entry.request.request_id == "bad":
                 raise Fault
             return 1
 
     queue = WaitingQueue(Touchy(), limit_s=5.0)
-    good, bad = (
-        Request(name, [1], SamplingParams(), 0.0, 0, arrival_number=i)
-        for i, name in enumerate(["good", "bad"])
-    )
+    good, bad = (Request(name, [1], SamplingParams(), 0.0, 0) for name in ("good", "bad"))
     queue.push(good, 0.0)
     with pytest.raises(Fault):
         queue.push(bad, 0.0)
     queue.check()
     assert list(queue) == [good] and not queue.remove(bad) and queue.remove(good)
-    assert isinstance(PriorityFirst().rank(good), int)
+    assert isinstance(PriorityFirst().rank(QueueEntry(good)), int)

@@ -177,13 +177,14 @@ def test_a_running_prompt_is_not_overtaken_for_ever():
             scheduling__starvation_limit_s=limit_s,
         )
         long = driven.add(100, 4, priority=5)
+        entry = driven.entry(long)
         driven.step()
         for step in range(150):
             driven.add(8, 1, priority=0)
             driven.step()
             driven.check()
             if long.num_output_tokens:
-                assert long.num_preemptions == 0 and long.waited_s <= limit_s + 1
+                assert long.num_preemptions == 0 and entry.waited_s <= limit_s + 1
                 return step
         return None
 
@@ -208,9 +209,9 @@ def test_stalled_time_and_queued_time_are_one_sum():
     for _ in range(10):
         driven.add(8, 1, priority=0)
         driven.step()
-    assert not long.num_preemptions and not long.urgent
+    assert not long.num_preemptions and not driven.entry(long).urgent
     driven.add(90, 40, priority=0), driven.add(90, 40, priority=0)
-    while not long.urgent:
+    while not driven.entry(long).urgent:
         driven.step()
         driven.check()
     assert long.num_preemptions == 1 and driven.now_s - first_stall in (26.0, 27.0)
@@ -232,19 +233,21 @@ def test_a_request_that_gets_tokens_again_waits_no_longer():
     for _ in range(30):
         driven.step()
     driven.check()
-    assert long.waited_s == 10.0 and not long.urgent and not driven.scheduler.waiting.stalled
+    entry = driven.entry(long)
+    assert entry.waited_s == 10.0 and not entry.urgent and not driven.scheduler.waiting.stalled
 
 
 def test_the_last_piece_of_a_stalled_prompt_ends_its_wait():
     driven = Driven(scheduling__order="priority", scheduling__max_num_batched_tokens=8)
     long = driven.add(16, 1, priority=5)
+    entry = driven.entry(long)
     driven.step()
     for _ in range(3):
         driven.add(8, 1, priority=0)
         driven.step()
     assert driven.scheduler.waiting.stalled == {long}
     driven.step()
-    assert long.finished and long.waited_s == 3.0
+    assert long.finished and entry.waited_s == 3.0
 
 
 def test_a_cap_on_prompt_tokens_holds_where_the_budget_would_take_all():
@@ -338,8 +341,8 @@ def test_a_newcomer_between_two_ranks_that_write_gets_the_token_of_the_worse_one
 class Youngest(QueuePolicy):
     preemptive = True
 
-    def rank(self, request):
-        return -request.arrival_number
+    def rank(self, entry):
+        return -entry.arrival_number
 
 
 def watch(scheduler) -> None:
@@ -459,7 +462,7 @@ def test_a_plan_is_what_one_sorted_line_gives(seed):
         writers = {one for one in running if is_decoding(one)}
         line = sorted(
             [*running, *queue[:free]],
-            key=lambda one: (one.priority, one not in running, one.arrival_number),
+            key=lambda one: (one.priority, one not in running, driven.entry(one).arrival_number),
         )
         tokens, rows, expected = 7, len(writers), {}
         for one in line:

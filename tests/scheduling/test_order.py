@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from minserve.bench.workloads.traffic import fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import ConfigError, EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
 from minserve.request import Request, SamplingParams
 from minserve.scheduling import (
     LengthOracle,
     MultiLevelFeedback,
+    QueueEntry,
     QueuePolicy,
     ShortestFirst,
     WaitingQueue,
@@ -36,7 +38,8 @@ def virtual(order=None, predictor=None, pages=64, **scheduling):
     config = EngineConfig().with_values(
         {"scheduling.max_num_seqs": 2, "memory.kv_bytes": pages * page_bytes, **values}
     )
-    return build_virtual_engine(tiny_spec(), config, COST, order=order, predictor=predictor)
+    parts = EngineParts(order=order, predictor=predictor)
+    return build_virtual_engine(tiny_spec(), config, COST, parts=parts)
 
 
 def ended(engine, jobs):
@@ -52,10 +55,15 @@ def ended(engine, jobs):
     return [int(record.request_id) for record in engine.trace.requests]
 
 
+def entry(**options):
+    """What the queue knows of a request that has just come."""
+    return QueueEntry(request(**options))
+
+
 def request(number=0, prompt=8, max_tokens=10, output=0, computed=None):
     made = Request(
         f"{number}", [1] * prompt, SamplingParams(max_tokens=max_tokens), 0.0, 0,
-        max_len=prompt + max_tokens, arrival_number=number,
+        max_len=prompt + max_tokens,
     )  # fmt: skip
     made.token_ids += [2] * output
     made.num_ever_computed = prompt + output if computed is None else computed
@@ -114,14 +122,14 @@ def test_a_short_request_overtakes_long_ones_that_have_used_up_their_level():
 
 def test_levels_double_and_long_prompts_skip_those_they_would_not_survive():
     order = MultiLevelFeedback(quantum=4, prompt_tokens_per_step=100, levels=5)
-    levels = [order.rank(request(prompt=10, output=n)) for n in range(0, 70)]
+    levels = [order.rank(entry(prompt=10, output=n)) for n in range(0, 70)]
     # 4 steps in level 0, 8 in level 1, 16 in level 2, 32 in level 3; the last is never left.
     assert [levels.index(level) for level in (1, 2, 3, 4)] == [4, 12, 28, 60]
     assert max(levels) == 4
-    assert order.rank(request(prompt=350)) == 0
-    assert order.rank(request(prompt=450, computed=0)) == 1
-    assert order.rank(request(prompt=1700, computed=0)) == 3
-    assert order.rank(request(prompt=90_000, computed=0)) == 4
+    assert order.rank(entry(prompt=350)) == 0
+    assert order.rank(entry(prompt=450, computed=0)) == 1
+    assert order.rank(entry(prompt=1700, computed=0)) == 3
+    assert order.rank(entry(prompt=90_000, computed=0)) == 4
     with pytest.raises(ValueError, match="at least 1 each"):
         MultiLevelFeedback(quantum=0)
 
@@ -129,8 +137,8 @@ def test_levels_double_and_long_prompts_skip_those_they_would_not_survive():
 def test_a_request_never_moves_up_a_level_by_being_served():
     order = MultiLevelFeedback(quantum=3, prompt_tokens_per_step=16)
     for prompt in (1, 40, 100):
-        read = [order.rank(request(prompt=prompt, computed=n)) for n in range(prompt + 1)]
-        written = [order.rank(request(prompt=prompt, output=n)) for n in range(200)]
+        read = [order.rank(entry(prompt=prompt, computed=n)) for n in range(prompt + 1)]
+        written = [order.rank(entry(prompt=prompt, output=n)) for n in range(200)]
         assert read + written == sorted(read + written)
 
 
@@ -176,8 +184,8 @@ def test_a_static_batch_with_buckets_holds_one_bucket():
 
 def test_an_order_of_ones_own_needs_no_more_than_one_method():
     class LastComeFirstServed(QueuePolicy):
-        def rank(self, request):
-            return -request.arrival_number
+        def rank(self, entry):
+            return -entry.arrival_number
 
     engine = virtual(order=LastComeFirstServed(), max_num_seqs=1)
     assert ended(engine, [(8, 4)] * 4) == [3, 2, 1, 0]
@@ -192,17 +200,18 @@ def test_after_the_limit_nobody_is_overtaken(order):
         engine.add("early", [3] * 8, fixed_length(20))
         engine.step()
         unlucky = engine.add("unlucky", [3] * 100, fixed_length(27), priority=7)[0]
+        entry = engine._scheduler.waiting.entry(unlucky)
         for number in range(400):
             engine.add(f"{number}", [3] * 8, fixed_length(3))
             for _ in range(3):
                 if not unlucky.finished:
                     engine.step()
-        return unlucky
+        return unlucky.finished, entry.waited_s
 
-    starved, bounded = serve_the_unlucky(1000.0), serve_the_unlucky(0.1)
-    assert not starved.finished
+    assert not serve_the_unlucky(1000.0)[0]
+    finished, waited_s = serve_the_unlucky(0.1)
     # All its waits together: at most the limit, and then what runs already, "early" the longest.
-    assert bounded.finished and 0.1 <= bounded.waited_s < 0.125
+    assert finished and 0.1 <= waited_s < 0.125
 
 
 def test_first_come_first_served_needs_no_limit_and_others_get_one_by_default():
@@ -239,8 +248,12 @@ def test_what_cannot_go_together_is_refused_in_a_sentence(values, words):
 @settings(max_examples=200, deadline=None)
 def test_the_queue_is_what_sorting_it_every_time_would_give(operations):
     class ByPrompt(QueuePolicy):
-        def rank(self, request):
-            return request.num_prompt_tokens
+        def rank(self, entry):
+            return entry.request.num_prompt_tokens
+
+    def key(known):
+        rank = 0 if known.urgent else known.request.num_prompt_tokens
+        return (not known.urgent, rank, known.arrival_number)
 
     queue, inside, number = WaitingQueue(ByPrompt(), limit_s=7.0), [], 0
     outside: list[Request] = []
@@ -256,16 +269,15 @@ def test_the_queue_is_what_sorting_it_every_time_would_give(operations):
         elif name == "promote":
             queue.promote(float(now_s))
             for one in inside:
-                waited = one.waited_s + now_s - one.waiting_since_s
-                assert one.urgent == (waited >= 7.0) or one.urgent
+                known = queue.entry(one)
+                waited = known.waited_s + now_s - known.waiting_since_s
+                assert known.urgent == (waited >= 7.0) or known.urgent
         elif inside and name == "pop":
             outside.append(queue.pop(float(now_s)))
             inside.remove(outside[-1])
         elif inside:
             queue.remove(inside.pop(value % len(inside)))
-        inside.sort(
-            key=lambda r: (not r.urgent, 0 if r.urgent else r.num_prompt_tokens, r.arrival_number)
-        )
+        inside.sort(key=lambda one: key(queue.entry(one)))
         assert list(queue) == inside == [queue[i] for i in range(len(queue))]
         assert all(one in queue for one in inside)
 
@@ -274,8 +286,8 @@ def test_orders_change_when_tokens_come_and_never_which():
     class Fewest(QueuePolicy):
         preemptive = True
 
-        def rank(self, request):
-            return request.num_output_tokens
+        def rank(self, entry):
+            return entry.request.num_output_tokens
 
     config = EngineConfig().with_values({"scheduling.max_num_seqs": 2})
     engine, _, _ = make_engine(config, order=Fewest())

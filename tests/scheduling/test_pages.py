@@ -8,7 +8,7 @@ import pytest
 from scheduling.driven import PAGE, SWAP, Driven
 
 from minserve.request import Request, SamplingParams, Status
-from minserve.scheduling import AdmissionView, QueuePolicy
+from minserve.scheduling import AdmissionView, QueueEntry, QueuePolicy
 from minserve.scheduling.policies.victims import last_in_line, least_computed
 
 
@@ -72,7 +72,7 @@ def test_promises_are_sums_over_what_runs_and_never_negative():
 def test_pages_reserved_ahead_by_one_request_are_not_promised_to_another():
     memory = SimpleNamespace(missing_blocks=lambda one, tokens: tokens)
     running = [SimpleNamespace(num_coming_tokens=missing) for missing in (-2, 3, 0)]
-    assert AdmissionView(running, [None], 4, memory, 0).promised_blocks == 3
+    assert AdmissionView(running, [None], 4, memory, 0, QueueEntry).promised_blocks == 3
 
 
 def candidates(*computed: int) -> list[Request]:
@@ -174,8 +174,8 @@ def test_the_step_in_which_pages_run_out_admits_none(places, prompt, prefill, pr
     """The place and the pages of the victim would go to the next in line, and back."""
 
     class LateAfterPreemption(QueuePolicy):
-        def rank(self, request):
-            return request.num_preemptions
+        def rank(self, entry):
+            return entry.request.num_preemptions
 
     order = LateAfterPreemption()
     order.preemptive = preemptive

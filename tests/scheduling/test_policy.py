@@ -10,6 +10,7 @@ from engine.fakes import make_engine, oracle, run, tiny_spec
 from minserve.bench.workloads.traffic import fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
 from minserve.scheduling import AdmissionError, ContinuousBatching, StaticBatching
 from minserve.virtual import CostModel
@@ -22,7 +23,7 @@ def virtual(policy=None, num_blocks: int = 64, config: EngineConfig | None = Non
     config = (config or EngineConfig()).with_values({"scheduling.max_num_seqs": 2, **values})
     page = 16 * tiny_spec().kv_bytes_per_token(2)
     config = config.with_values({"memory.kv_bytes": num_blocks * page})
-    return build_virtual_engine(tiny_spec(), config, COST, policy=policy)
+    return build_virtual_engine(tiny_spec(), config, COST, parts=EngineParts(policy))
 
 
 def serve(engine, lengths=(2, 12, 2, 2)):

@@ -13,6 +13,7 @@ from minserve.bench.workloads.drive import drive
 from minserve.bench.workloads.traffic import TimedRequest, Traffic, fixed_length
 from minserve.build import build_virtual_engine
 from minserve.config import ConfigError, EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
 from minserve.request import SamplingParams
 from minserve.scheduling import ContinuousBatching
@@ -31,7 +32,7 @@ def engine(pages=64, policy=None, **values):
             **{name.replace("__", "."): value for name, value in values.items()},
         }
     )
-    return build_virtual_engine(tiny_spec(1024), config, COST, policy=policy)
+    return build_virtual_engine(tiny_spec(1024), config, COST, parts=EngineParts(policy))
 
 
 def test_modelled_time_has_no_host_to_overlap_with():

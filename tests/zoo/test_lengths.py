@@ -11,6 +11,7 @@ import torch
 from minserve import LLM
 from minserve.build import build_engine
 from minserve.config import ConfigError, EngineConfig
+from minserve.engine.parts import EngineParts
 from minserve.loading import find_model, load_model
 from minserve.request import Request, SamplingParams
 from minserve.zoo.lengths import FILE, LastTokenStream, LengthMap, LengthProbe
@@ -69,14 +70,15 @@ def test_the_shipped_probe_predicts_within_bounds_counts_its_work_and_orders_a_q
     assert probe.predict(request([3] * 5, max_tokens=2)) <= 2
     config = CONFIG.with_values({"scheduling.order": "sjf", "scheduling.max_num_seqs": 1})
     queue = load_model("zoo/base", config, progress=False)
-    engine = build_engine(queue, predictor=LengthProbe(queue))
+    engine = build_engine(queue, parts=EngineParts(predictor=LengthProbe(queue)))
     requests = [
         engine.add(f"{n}", [3 + n] * (5 + n), SamplingParams(max_tokens=2))[0] for n in range(6)
     ]
+    entries = [engine._scheduler.waiting.entry(request) for request in requests]
     while engine.has_work:
         engine.step()
     order = [int(record.request_id) for record in engine.trace.requests]
-    assert order == sorted(order, key=lambda n: requests[n].predicted_tokens)
+    assert order == sorted(order, key=lambda n: entries[n].predicted_tokens)
 
 
 def test_the_front_door_takes_a_probe_and_an_order_that_asks_none_refuses_it():

@@ -3,18 +3,19 @@
 A policy decides how many tokens a step may compute and whether the first waiting request may join
 now; places, pages and order stay the scheduler's. `continuous` is Orca's iteration-level scheduling
 (Yu et al., OSDI 2022) with pages counted instead of reserved; `static` is what came before it. Any
-object with these methods may stand in: `build_engine(..., policy=...)`.
+`BatchingPolicy` may stand in: `EngineParts(policy=...)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from minserve.config import ResolvedConfig
 from minserve.memory import KVManager
 from minserve.request import Request
+from minserve.scheduling.policies.entry import QueueEntry
 
 
 class AdmissionError(RuntimeError):
@@ -29,11 +30,13 @@ class AdmissionView:
     """Requests that hold a place, in order of admission; pages for this step are already
     theirs."""
     waiting: Sequence[Request]
-    """At least one."""
+    """At least one request."""
     max_num_seqs: int
     memory: KVManager
     watermark_blocks: int
     """Pages to be left free beside running requests (`memory.watermark`)."""
+    entry_of: Callable[[Request], QueueEntry]
+    """What the queue knows of a request."""
 
     @property
     def needed_blocks(self) -> int:
@@ -55,11 +58,11 @@ class AdmissionView:
         return self.memory.fits(self.waiting[0], kept_back)
 
 
-class ContinuousBatching:
-    """A waiting request joins at any step in which there is room."""
+class BatchingPolicy:
+    """What the scheduler asks at every step; a policy of the caller's own overrides some of it."""
 
     @classmethod
-    def from_config(cls, config: ResolvedConfig) -> ContinuousBatching:
+    def from_config(cls, config: ResolvedConfig) -> BatchingPolicy:
         """The policy with the parameters that the configuration gives it."""
         return cls()
 
@@ -69,18 +72,26 @@ class ContinuousBatching:
 
     def admits(self, view: AdmissionView) -> bool:
         """May the first waiting request join now? Asked only where there is a free place."""
-        return view.has_pages
+        raise NotImplementedError(f"{type(self).__name__} has no method admits(view)")
 
     def idle_places(self, running: Sequence[Request]) -> int:
-        """Places that were given away and may not be taken yet. None here: a request that leaves
-        makes room for the next."""
+        """Places that were given away and may not be taken yet. None: a request that leaves makes
+        room for the next."""
         return 0
 
     def clear(self) -> None:
         """Forget all requests: the engine starts again after its books were damaged."""
 
 
-class StaticBatching(ContinuousBatching):
+class ContinuousBatching(BatchingPolicy):
+    """A waiting request joins at any step in which there is room."""
+
+    def admits(self, view: AdmissionView) -> bool:
+        """May the first waiting request join now? Asked only where there is a free place."""
+        return view.has_pages
+
+
+class StaticBatching(BatchingPolicy):
     """A batch is formed when no request runs any more; until its last one ends, none joins.
 
     With `bucket`, a batch holds only requests whose predicted lengths fall into the same multiple
@@ -95,7 +106,7 @@ class StaticBatching(ContinuousBatching):
     def admits(self, view: AdmissionView) -> bool:
         """With a small token budget the batch's prompts take several steps to get in."""
         if not view.running:
-            self._open_places = min(self._alike(view.waiting), view.max_num_seqs)
+            self._open_places = min(self._alike(view), view.max_num_seqs)
             self._batch.clear()
         if self._open_places and not view.has_pages:
             self._open_places = 0
@@ -115,22 +126,20 @@ class StaticBatching(ContinuousBatching):
         self._open_places = 0
         self._batch = set()
 
-    def _alike(self, waiting: Sequence[Request]) -> int:
+    def _alike(self, view: AdmissionView) -> int:
         """Requests at the head of the queue that may share a batch."""
         if self._bucket is None:
-            return len(waiting)
-        buckets = ((one.predicted_tokens or 0.0) // self._bucket for one in waiting)
+            return len(view.waiting)
+        lengths = (view.entry_of(request).predicted_tokens or 0.0 for request in view.waiting)
+        buckets = (length // self._bucket for length in lengths)
         first = next(buckets)
         return 1 + sum(1 for _ in takewhile(lambda bucket: bucket == first, buckets))
 
     @classmethod
-    def from_config(cls, config: ResolvedConfig) -> ContinuousBatching:
+    def from_config(cls, config: ResolvedConfig) -> StaticBatching:
         """With `scheduling.length_bucket`."""
         return cls(config.config.scheduling.length_bucket)
 
-
-BatchingPolicy = ContinuousBatching
-"""What a policy is: this class, or one that overrides a method of it."""
 
 POLICIES: dict[str, type[BatchingPolicy]] = {
     "continuous": ContinuousBatching,

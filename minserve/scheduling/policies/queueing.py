@@ -2,7 +2,7 @@
 
 An order ranks requests; places, pages and tokens are the scheduler's. A smaller rank goes first,
 and among equal ranks the earlier arrival. An order of the caller's own needs no more than `rank`:
-`build_engine(..., order=...)`.
+`EngineParts(order=...)`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import ClassVar
 
 from minserve.config import ResolvedConfig
-from minserve.request import Request
+from minserve.scheduling.policies.entry import QueueEntry
 
 
 class QueuePolicy:
@@ -24,12 +24,12 @@ class QueuePolicy:
     """True: a waiting request that ranks strictly before a running one takes its tokens, and where
     there is no room its place and pages. Ranks of running requests are asked for at every step."""
     needs_lengths: ClassVar[bool] = False
-    """True: `Request.predicted_tokens` is filled in before `rank` is asked."""
+    """True: `QueueEntry.predicted_tokens` is filled in before `rank` is asked."""
     needs_prefixes: ClassVar[bool] = False
-    """True: before every step with a free place, `Request.found_tokens` of all waiting requests is
-    brought up to date and the queue is ranked anew."""
+    """True: before every step with a free place, `QueueEntry.found_tokens` of all waiting requests
+    is brought up to date and the queue is ranked anew."""
 
-    def rank(self, request: Request) -> float:
+    def rank(self, entry: QueueEntry) -> float:
         """Smaller goes first; a number, and not NaN. Asked when a request joins the queue and, if
         `preemptive`, of running ones at every step: a waiting request's rank is computed once,
         unless `needs_prefixes`."""
@@ -52,9 +52,9 @@ class ShortestFirst(QueuePolicy):
     def __init__(self, bucket: int | None = None) -> None:
         self._bucket = bucket
 
-    def rank(self, request: Request) -> float:
+    def rank(self, entry: QueueEntry) -> float:
         """Predicted output tokens, or the number of their bucket."""
-        length = request.predicted_tokens or 0.0
+        length = entry.predicted_tokens or 0.0
         return length // self._bucket if self._bucket else length
 
     @classmethod
@@ -72,9 +72,9 @@ class LongestPrefixFirst(QueuePolicy):
 
     needs_prefixes = True
 
-    def rank(self, request: Request) -> float:
+    def rank(self, entry: QueueEntry) -> float:
         """Minus the tokens found."""
-        return -request.found_tokens
+        return -entry.found_tokens
 
 
 class PriorityFirst(QueuePolicy):
@@ -82,9 +82,9 @@ class PriorityFirst(QueuePolicy):
 
     preemptive = True
 
-    def rank(self, request: Request) -> float:
+    def rank(self, entry: QueueEntry) -> float:
         """The request's own number."""
-        return request.priority
+        return entry.request.priority
 
 
 class MultiLevelFeedback(QueuePolicy):
@@ -109,17 +109,18 @@ class MultiLevelFeedback(QueuePolicy):
         self._tokens_per_step = prompt_tokens_per_step
         self._last = levels - 1
 
-    def rank(self, request: Request) -> float:
+    def rank(self, entry: QueueEntry) -> float:
         """The request's level, from 0."""
+        request = entry.request
         prompt = request.num_prompt_tokens
-        entry = self._entry(1 + prompt // self._tokens_per_step)
+        first = self._first_level(1 + prompt // self._tokens_per_step)
         read = min(request.num_ever_computed, prompt) // self._tokens_per_step
         served = read + request.num_output_tokens
-        # Levels e, e+1, ... last quantum * 2**e * (1 + 2 + ...) steps in all.
-        down = int(math.log2(served / (self._quantum << entry) + 1))
-        return min(entry + down, self._last)
+        # Levels f, f+1, ... last quantum * 2**f * (1 + 2 + ...) steps in all.
+        down = int(math.log2(served / (self._quantum << first) + 1))
+        return min(first + down, self._last)
 
-    def _entry(self, first_token_steps: int) -> int:
+    def _first_level(self, first_token_steps: int) -> int:
         """The highest level in which a first token is reached."""
         level = 0
         while level < self._last and self._quantum << level < first_token_steps:

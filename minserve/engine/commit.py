@@ -1,0 +1,199 @@
+"""After a step: its results go to the requests it computed.
+
+Three passes over the step's rows: `_advance` counts what is computed, `_score` and `_draw` hand out
+log probabilities and tokens, and `_detail` says what was done for each request where the trace
+keeps that. A row that fails ends its own request; the step goes on for the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minserve.config import ResolvedConfig
+from minserve.engine.flight import CommitCounts, Flight
+from minserve.engine.recovery import Recovery
+from minserve.engine.requests import LiveRequests
+from minserve.execution.runner import StepResult
+from minserve.memory import KVManager
+from minserve.request import Request, TokenLogprobs
+from minserve.trace import RequestStep
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Tokens `start` to `start + count` of a request, which the step computed."""
+
+    request: Request
+    start: int
+    count: int
+    num_recomputed: int
+    blocks: tuple[int, ...]
+
+
+class Committer:
+    """Commits the steps of one engine."""
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        memory: KVManager,
+        requests: LiveRequests,
+        recovery: Recovery,
+    ) -> None:
+        self._memory = memory
+        self._requests = requests
+        self._recovery = recovery
+        self._keep_cache = config.config.memory.kv_cache
+        self._detailed = config.config.trace.per_request
+        self._pages = self._detailed and config.config.trace.pages
+        self._eos = frozenset(config.model.eos_token_ids)
+
+    def commit(self, flight: Flight, result: StepResult, now: float) -> CommitCounts:
+        """Give the results of a step to its requests; `now` is when they were there."""
+        counts = CommitCounts(now)
+        spans = self._advance(flight, counts)
+        counts.num_prefill = flight.num_tokens - counts.num_decode - counts.num_discarded
+        self._score(flight, result)
+        self._draw(flight, result, counts)
+        if self._detailed:
+            counts.details = _details(flight, spans)
+        self._note_cost(flight, result, counts)
+        return counts
+
+    def _advance(self, flight: Flight, counts: CommitCounts) -> list[_Span]:
+        """Count the step's tokens as computed, and commit their pages."""
+        spans: list[_Span] = []
+        for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
+            if request.finish_reason is not None:
+                counts.num_discarded += count
+                continue
+            request.num_inflight_tokens -= count
+            start = request.num_computed_tokens
+            stop = start + count
+            if count == 1 and stop == len(request.token_ids) > len(request.prompt_token_ids):
+                counts.num_decode += 1
+            recomputed, known = 0, request.num_ever_computed
+            if start < known:
+                recomputed = min(stop, known) - start
+                counts.num_recomputed += recomputed
+            if self._detailed:
+                blocks = self._memory.blocks_of(request) if self._pages else ()
+                spans.append(_Span(request, start, count, recomputed, blocks))
+            if stop > known:
+                request.num_ever_computed = stop
+            try:
+                if self._keep_cache:
+                    request.num_computed_tokens = stop
+                    self._memory.commit(request, count, request.num_inflight_tokens)
+                else:
+                    self._memory.forget(request)
+            except BaseException as error:
+                self._recovery.fail_row(request, error)
+        return spans
+
+    def _score(self, flight: Flight, result: StepResult) -> None:
+        """Log probabilities of prompts' tokens."""
+        for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
+            if not request.finished:
+                request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
+
+    def _draw(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
+        """Append drawn tokens, and end the requests that they end."""
+        logprobs = result.logprobs
+        for row, request in enumerate(flight.built.sampled):
+            if request.finish_reason is not None:
+                continue
+            request.num_pending_tokens -= 1
+            token = result.token_ids[row]
+            try:
+                failed = result.errors.get(row) if result.errors else None
+                if failed is not None:
+                    raise failed
+                entry = logprobs.get(row) if logprobs else None
+                self._append(request, token, entry, counts.collected_s)
+            except BaseException as error:
+                self._recovery.fail_row(request, error)
+            counts.num_sampled += 1
+            if request.finish_reason is not None:
+                counts.num_finished += 1
+
+    def _note_cost(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
+        """What prompt tokens cost to compute, for the choice between loading and recomputing."""
+        if counts.num_prefill:
+            # A compilation is paid once and says nothing about what tokens cost.
+            forward_s = result.forward_s - result.compile_s
+            spent_s = forward_s * counts.num_prefill / flight.num_tokens
+            self._memory.costs.computed(counts.num_prefill, spent_s)
+
+    def _append(
+        self, request: Request, token: int, logprobs: TokenLogprobs | None, now: float
+    ) -> None:
+        """One drawn token; -1 stands for logits from which none could be drawn."""
+        requests = self._requests
+        requests.tell(request)
+        if token < 0:
+            request.error = _why_invalid(request)
+            requests.finish(request, "error")
+            return
+        if request.first_token_s is None:
+            request.first_token_s = now
+        request.token_ids.append(token)
+        if logprobs is not None:
+            request.logprobs.append(_limit(logprobs, request.params.logprobs or 0))
+        params, num_tokens = request.params, len(request.token_ids)
+        stream = requests.texts.get(request) if requests.texts else None
+        may_end = num_tokens - len(request.prompt_token_ids) >= params.min_tokens
+        is_eos = token in self._eos and not params.ignore_eos
+        ends_by_id = may_end and (is_eos or token in params.stop_token_ids)
+        if stream is not None and (not ends_by_id or params.include_stop_str_in_output):
+            stream.push((token,))
+        if ends_by_id:
+            requests.finish(request, "stop", None if is_eos else token, now=now)
+        elif may_end and stream is not None and stream.stopped_by is not None:
+            requests.finish(request, "stop", stream.stopped_by, now=now)
+        elif num_tokens >= request.max_len:
+            requests.finish(request, "length", now=now)
+
+
+def _details(flight: Flight, spans: list[_Span]) -> list[RequestStep]:
+    """What the step did for each request, once its token is known."""
+    drawn = set(flight.built.sampled)
+    return [
+        RequestStep(
+            request_id=span.request.request_id,
+            sample_index=span.request.sample_index,
+            start=span.start,
+            num_tokens=span.count,
+            num_recomputed=span.num_recomputed,
+            new_token_ids=(
+                (span.request.token_ids[-1],)
+                if span.request in drawn and not span.request.error
+                else ()
+            ),
+            blocks=span.blocks,
+        )
+        for span in spans
+    ]
+
+
+def _why_invalid(request: Request) -> str:
+    """Why there was no token to draw, in a sentence."""
+    where = f"request {request.request_id}: at position {request.num_tokens}"
+    params = request.params
+    if request.masks or params.min_tokens or float("-inf") in params.logit_bias.values():
+        return (
+            f"{where} no token was left to draw: allowed_token_ids, bad_words, logit_bias and "
+            "min_tokens together ban every one, or the model gave NaN"
+        )
+    return (
+        f"{where} the model's logits are not numbers; a larger number format "
+        "(EngineConfig.dtype) may help"
+    )
+
+
+def _limit(entry: TokenLogprobs, count: int) -> TokenLogprobs:
+    """The alternatives that this request asked for: the batch computes as many as any request in
+    it wants."""
+    if len(entry.top) <= count:
+        return entry
+    return TokenLogprobs(entry.token_id, entry.logprob, entry.rank, entry.top[:count])

@@ -1,0 +1,52 @@
+"""A step on its way, planned and submitted, and what is counted when it has come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minserve.engine.prepare import BuiltBatch
+from minserve.execution.runner import Handle
+from minserve.memory import MemoryEvents
+from minserve.scheduling import StepPlan
+from minserve.trace import RequestStep, StepWork
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step between submit and collect."""
+
+    plan: StepPlan
+    built: BuiltBatch
+    handle: Handle
+    events: MemoryEvents
+    """What planning did to pages."""
+    start_s: float
+    """By the engine's clock, like all times of a step."""
+    schedule_s: float
+    prepare_s: float
+    work: StepWork
+    blocks_used: int
+    """Pages with an owner when the step was submitted."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes, padding not included."""
+        return sum(self.plan.num_tokens)
+
+
+@dataclass
+class CommitCounts:
+    """What a step gave, counted while it is committed."""
+
+    collected_s: float
+    """When its results were there, by the engine's clock."""
+    num_prefill: int = 0
+    """Tokens computed that are not their request's newest one."""
+    num_decode: int = 0
+    """Newest tokens computed: one per request that had caught up."""
+    num_recomputed: int = 0
+    num_sampled: int = 0
+    num_finished: int = 0
+    num_discarded: int = 0
+    """Tokens computed for requests that ended while the step was in flight."""
+    details: list[RequestStep] = field(default_factory=list)

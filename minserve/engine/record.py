@@ -1,0 +1,118 @@
+"""What a step tells: its `StepTrace`, filled from the flight, the runner's result and the counts.
+
+Reads the state of scheduler and memory; changes nothing but the trace.
+"""
+
+from __future__ import annotations
+
+from minserve.clock import Clock
+from minserve.config import ResolvedConfig
+from minserve.engine.flight import CommitCounts, Flight
+from minserve.execution.runner import StepResult
+from minserve.memory import KVManager, MemoryEvents, MemoryUse
+from minserve.scheduling import Scheduler
+from minserve.trace import RunTrace, StageTimes, StepPages, StepTrace
+
+
+class Recorder:
+    """Writes the trace of one engine."""
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        memory: KVManager,
+        scheduler: Scheduler,
+        clock: Clock,
+        trace: RunTrace,
+    ) -> None:
+        self._memory = memory
+        self._scheduler = scheduler
+        self._clock = clock
+        self.trace = trace
+        """Another one may take its place between two steps."""
+        self._keeps_pages = config.config.trace.per_request and config.config.trace.pages
+        self.token_bytes = config.model.kv_bytes_per_token(config.itemsize)
+        self.block_bytes = config.block_bytes
+        self.num_aborted = 0
+        """Requests aborted since the last step, which the next one tells."""
+        self.num_preempted = 0
+        """Requests preempted since the last step was told."""
+        self.end_s = float("-inf")
+        """End of the last step."""
+        self.num_steps = 0
+
+    def step_trace(self, flight: Flight, result: StepResult, counts: CommitCounts) -> StepTrace:
+        """Tell one step that was collected and committed."""
+        use, events = self._memory.use(), flight.events + self._memory.take_events()
+        step = StepTrace(
+            index=self.num_steps,
+            # Steps that overlap are told one after the other: each from the end of the last.
+            start_s=max(flight.start_s, self.end_s),
+            end_s=self._clock.now(),
+            stages=self._stages(flight, result, counts, events),
+            work=flight.work,
+            num_waiting=self._scheduler.num_waiting,
+            num_running=len(self._scheduler.running),
+            num_scheduled=len(flight.plan.requests),
+            num_prefill_tokens=counts.num_prefill,
+            num_decode_tokens=counts.num_decode,
+            num_recomputed_tokens=counts.num_recomputed,
+            num_sampled_tokens=counts.num_sampled,
+            num_preempted=self.num_preempted,
+            num_finished=counts.num_finished,
+            num_aborted=self.num_aborted,
+            blocks_total=use.blocks_total,
+            blocks_used=flight.blocks_used,
+            kv_tokens=use.kv_tokens,
+            kv_bytes_reserved=use.blocks_total * self.block_bytes,
+            kv_bytes_allocated=flight.blocks_used * self.block_bytes,
+            kv_bytes_used=use.kv_tokens * self.token_bytes,
+            pages=self._step_pages(use, events),
+            requests=tuple(counts.details),
+            cached_pages=self._memory.pool.cached_blocks() if self._keeps_pages else (),
+            num_padded_rows=flight.built.batch.num_tokens - flight.num_tokens,
+            num_discarded_tokens=counts.num_discarded,
+            num_compiled_graphs=result.num_compiled_graphs,
+            num_cached_graphs=result.num_cached_graphs,
+        )
+        self.append(step)
+        for sentence in self._memory.take_notes():
+            self.trace.note(sentence)
+        return step
+
+    def append(self, step: StepTrace) -> None:
+        """The newest step, told."""
+        self.num_steps = step.index + 1
+        self.num_aborted = self.num_preempted = 0
+        self.end_s = step.end_s
+        self.trace.append(step)
+
+    def _stages(
+        self, flight: Flight, result: StepResult, counts: CommitCounts, events: MemoryEvents
+    ) -> StageTimes:
+        return StageTimes(
+            schedule_s=flight.schedule_s,
+            transfer_s=events.transfer_s,
+            prepare_s=flight.prepare_s,
+            forward_s=result.forward_s,
+            attention_s=result.attention_s,
+            compile_s=result.compile_s,
+            sample_s=result.sample_s,
+            commit_s=self._clock.now() - counts.collected_s,
+        )
+
+    def _step_pages(self, use: MemoryUse, events: MemoryEvents) -> StepPages:
+        slot_bytes = self.token_bytes
+        return StepPages(
+            hit_tokens=events.hit_tokens,
+            loaded_tokens=events.loaded_tokens,
+            copied_blocks=events.copied_blocks,
+            evicted_blocks=events.evicted_blocks,
+            swapped_out_blocks=events.swapped_out_blocks,
+            swapped_in_blocks=events.swapped_in_blocks,
+            cached_blocks=use.blocks_cached,
+            owned_bytes=use.blocks_used * self.block_bytes,
+            future_bytes=use.reserved_slots * slot_bytes,
+            internal_bytes=use.internal_slots * slot_bytes,
+            external_bytes=self._scheduler.stranded_slots() * slot_bytes,
+        )

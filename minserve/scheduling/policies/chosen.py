@@ -1,0 +1,43 @@
+"""The policies of one scheduler: those that the configuration names, or the caller's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minserve.config import ResolvedConfig
+from minserve.scheduling.policies.batching import POLICIES, BatchingPolicy
+from minserve.scheduling.policies.lengths import LengthOracle, LengthPredictor
+from minserve.scheduling.policies.queueing import ORDERS, QueuePolicy
+from minserve.scheduling.policies.turns import RANKED_TURNS, TURNS, Turn
+from minserve.scheduling.policies.victims import VICTIMS, Victim
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What the scheduler leaves to small objects."""
+
+    batching: BatchingPolicy
+    order: QueuePolicy
+    predictor: LengthPredictor
+    turns: tuple[Turn, ...]
+    victim: Victim
+
+    @classmethod
+    def of(
+        cls,
+        config: ResolvedConfig,
+        batching: BatchingPolicy | None = None,
+        order: QueuePolicy | None = None,
+        predictor: LengthPredictor | None = None,
+    ) -> Policies:
+        """What the configuration names; an object given here stands in for its own."""
+        scheduling = config.config.scheduling
+        order = order or ORDERS[scheduling.order].from_config(config)
+        turns = RANKED_TURNS if order.preemptive else TURNS
+        return cls(
+            batching=batching or POLICIES[scheduling.policy].from_config(config),
+            order=order,
+            predictor=predictor or LengthOracle(scheduling.length_error, config.config.seed),
+            turns=turns[scheduling.prefill],
+            victim=VICTIMS[scheduling.victim],
+        )
