@@ -15,6 +15,7 @@ from minserve.config import EngineConfig
 from minserve.engine import Engine
 from minserve.execution.graphs import LEAST_CONTEXT, GraphKey, GraphRunner
 from minserve.execution.runner import Forward
+from minserve.loading import load_model
 from minserve.request import SamplingParams
 
 
@@ -56,7 +57,7 @@ def engine_of(
     """An engine that replays by `runner` where `values` switch graphs on; its pages hold NaN."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "GraphRunner", runner)
-        loaded = build.load_model(folder, EngineConfig().with_values(values), progress=False)
+        loaded = load_model(folder, EngineConfig().with_values(values), progress=False)
         engine = build.build_engine(loaded)
     if poison:
         for pages in engine._runner._attention.caches:

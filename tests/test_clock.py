@@ -11,7 +11,7 @@ import minserve
 from minserve.clock import VirtualClock, WallClock
 
 ROOM = Path(minserve.__file__).parent
-STANDALONE = {"bench/llama_peer.py", "bench/openvino_peer.py"}
+STANDALONE = {"bench/peers/llama_peer.py", "bench/peers/openvino_peer.py"}
 """Runs in another environment, where minserve is not installed."""
 
 

@@ -349,7 +349,3 @@ class Engine:
     def audit(self) -> None:
         """Verify that engine, scheduler and memory agree. Raises IntegrityError."""
         self._books.audit()
-
-    def start_over(self, error: BaseException | None) -> None:
-        """End everything, and begin with empty books: nothing that was half-done is found again."""
-        self._books.start_over(error)

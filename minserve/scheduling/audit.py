@@ -42,10 +42,10 @@ def check_books(
                 raise IntegrityError(f"request {name} is {place}, status {request.status.value}")
             if place != "running" and memory.blocks_of(request):
                 raise IntegrityError(f"request {name} is {place} and holds pages")
-    if waiting.known() != place_of.keys():
-        raise IntegrityError("the queue knows other requests than those that run and wait")
     if samples is not None:
         _check_leaders(samples, place_of)
+    if waiting.known() != place_of.keys():
+        raise IntegrityError("the queue knows other requests than those that run and wait")
 
 
 def _check_leaders(samples: SampleGroups, place_of: dict[Request, str]) -> None:

@@ -146,7 +146,7 @@ def test_a_pin_of_before_a_new_start_holds_nothing_and_says_so():
     with LLM("zoo/draft", config) as llm:
         pinned = llm.pin("import os\n" * 30)
         assert pinned.active
-        llm.engine.start_over(RuntimeError("damage"))
+        llm.engine._books.start_over(RuntimeError("damage"))
         assert not pinned.active
         again = llm.pin("import os\n" * 30)
         pinned.unpin()

@@ -13,7 +13,7 @@ from minserve.bench.workloads.heavy_tail import COMMITTED, heavy_tail
 from minserve.bench.workloads.traces import read_mooncake, to_traffic
 from minserve.trace import MemoryShares
 from widgets.panels import Compare, Metric
-from widgets.panels.sweep import crossing
+from widgets.panels.sweep_result import crossing
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "43a_paging_and_sharing"

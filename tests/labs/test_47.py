@@ -13,7 +13,7 @@ from minserve.bench.workloads.drive import drive
 from minserve.build import build_virtual_engine
 from widgets.panels import Compare
 from widgets.panels.exercise import check, load_exercise
-from widgets.panels.sweep import crossing
+from widgets.panels.sweep_result import crossing
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "47_variable_length"

@@ -86,7 +86,7 @@ def test_after_torch_nothing_is_set_and_info_says_so() -> None:
 
 
 def test_the_kernels_of_jupyterlab_inherit_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path(__file__).resolve().parent.parent / "labs/open_lab.py"
+    path = Path(__file__).resolve().parents[2] / "labs/open_lab.py"
     spec = importlib.util.spec_from_file_location("open_lab_for_openmp", path)
     assert spec is not None and spec.loader is not None
     open_lab = importlib.util.module_from_spec(spec)

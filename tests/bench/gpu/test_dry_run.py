@@ -173,7 +173,8 @@ def check_recordings(folder: Path, found: dict[str, dict[str, Any]]) -> None:
 
 
 def test_the_suite_needs_the_engines_own_packages_only() -> None:
-    names = [*PARTS, "command", "report", "recorded", "kernel_tests", "transformers_peer"]
+    names = [f"suite.{name}" for name in PARTS]
+    names += ["command", "report", "recorded", "cases.kernel_tests", "cases.transformers_peer"]
     program = (
         "import sys, importlib\n"
         f"sys.modules.update(dict.fromkeys({BORROWED!r}))\n"

@@ -15,7 +15,7 @@ from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import BASE, STATIC, tiny
 from widgets.panels import Compare, Roofline, Sweep
 from widgets.panels.sides import Sides
-from widgets.panels.sweep import crossing
+from widgets.panels.sweep_result import crossing
 from widgets.workers import Job, Worker, raise_panel_errors
 
 COST = CostModel(DEVICES["H100 SXM"], "float32", overhead_s=1e-4)
