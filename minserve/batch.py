@@ -34,9 +34,9 @@ class SamplingBatch:
     """What the sampler needs for each of the `num_samples` rows whose next token is drawn.
 
     Per-row numbers are packed into one tensor, so that one copy moves them to a device; penalties
-    and biases are ragged lists of `(row, token)`, so that a batch in which nobody uses them
-    carries empty tensors and pays nothing. The integers beside the tensors say on the host which
-    parts are in use: reading them never waits for a device.
+    and biases are ragged lists of `(row, token)`, so that a batch in which no row uses them carries
+    empty tensors and pays nothing. The integers beside the tensors say on the host which parts are
+    in use: reading them never waits for a device.
     """
 
     params: Tensor

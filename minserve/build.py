@@ -34,8 +34,9 @@ from minserve.models import (
 from minserve.process.openmp import release_team
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, TraceHeader
+from minserve.virtual.costs import StepCost
 from minserve.virtual.engine import VirtualEngine
-from minserve.virtual.runner import StepCost, VirtualRunner
+from minserve.virtual.runner import VirtualRunner
 from minserve.virtual.transfers import HostLink, VirtualStore
 
 
@@ -87,7 +88,7 @@ def build_engine(
     block_size = config.config.memory.block_size
     cache = KVCache(
         config.model,
-        # One page more than the manager knows: padding's keys and values, which nobody reads.
+        # One page more than the manager knows: padding's keys and values, which are never read.
         num_blocks + (config.padding != "none"),
         block_size,
         config.dtype,
@@ -236,7 +237,7 @@ def _compiled(decoder: Decoder, device: torch.device, clock: Clock) -> Decoder:
 
 
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
-    """Traces are shared: where somebody's disk is mounted is nobody's business."""
+    """A trace is shared with others, who should not learn where a disk is mounted."""
     return values | {"memory.disk_path": None}
 
 

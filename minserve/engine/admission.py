@@ -1,8 +1,8 @@
 """May this request be served at all? One check at the door, one sentence per refusal.
 
-Runs before anything is queued, so that a bad request costs nobody anything. Knows limits, not load:
-a request that merely has to wait is not refused. Types and ranges that depend on no model were
-checked when the parameters were made.
+Runs before anything is queued, so that a bad request costs the others nothing. Knows limits, not
+load: a request that merely has to wait is not refused. Types and ranges that depend on no model
+were checked when the parameters were made.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _check_prompt(prompt: Sequence[int], config: ResolvedConfig) -> None:
 
 
 def _check_sizes(params: SamplingParams, config: ResolvedConfig) -> None:
-    """Refuse what would delay everybody, before any of it is done."""
+    """Refuse what would delay all requests, before any of it is done."""
     limits = config.config.admission
     if params.n < 1:  # a request without samples would never end
         raise InvalidRequestError(f"SamplingParams.n={params.n}: expected at least 1")

@@ -1,7 +1,7 @@
 """Pinned prefixes: pages that the prefix cache may not evict, held by a handle.
 
-May this prefix be pinned, and who lets go of it again. Computing it first is the caller's business:
-it takes a run of the engine.
+Decides whether a prefix may be pinned, and unpins it. Computing it first is left to the caller,
+because that takes a run of the engine.
 """
 
 from __future__ import annotations

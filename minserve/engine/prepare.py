@@ -28,9 +28,9 @@ class BuiltBatch:
     batch: ForwardBatch
     """On the CPU."""
     sampled: list[Request]
-    """Whose next token each sample row draws."""
+    """By sample row: the request whose next token it draws."""
     prompt_owners: list[Request]
-    """Whose prompt each prompt row scores."""
+    """By prompt row: the request whose prompt it scores."""
 
 
 class Builder(Protocol):
@@ -86,7 +86,7 @@ class PaddedBuilder:
 
 class ShapeBuilder:
     """Builds batches of the right shape and without contents, for a runner that computes nothing:
-    of a virtual run's time, filling in tensors would be a third. Nobody's prompt is scored."""
+    of a virtual run's time, filling in tensors would be a third. No prompt is scored."""
 
     def __init__(self, max_num_batched_tokens: int) -> None:
         self._rows = torch.zeros(max_num_batched_tokens, dtype=torch.int64)

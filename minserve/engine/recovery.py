@@ -1,9 +1,9 @@
-"""Who ends when something fails, and whether an engine's books still add up.
+"""Which requests end when something fails, and whether the engine's records still agree.
 
 An error ends the request it belongs to; where that cannot be told, its batch; where not even that
 can, everything. Afterwards the books are audited: what an error or Ctrl-C left half-done must not
-be found by the next request. Books that do not add up are begun anew. Decides who ends; the engine
-ends them.
+be found by the next request. Books that do not agree are begun anew. Decides which requests end;
+the engine ends them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class Recovery:
                 books.fail(request, error)
             if not is_interrupt(error) and len(books.live_requests()) == num_live:
                 self._num_fruitless += 1
-                # Nothing has ended, so nothing would change: the same step would fail for ever.
+                # Nothing has ended, so nothing would change: the same step would fail again and
+                # again.
                 if self._num_fruitless > 1:
                     for request in books.live_requests():
                         books.fail(request, error)

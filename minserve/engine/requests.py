@@ -28,7 +28,7 @@ class LiveRequests:
         self._recorder = recorder
         self._by_name: dict[str, list[Request]] = {}
         self.texts: dict[Request, TextStream] = {}
-        """Of requests whose text is wanted while they run, or decides when they stop."""
+        """Text streams of requests that need one while they run: see `follow_text`."""
         self._news: dict[Request, None] = {}
 
     def __bool__(self) -> bool:

@@ -1,11 +1,11 @@
 """Rows that are computed and dropped, so that a batch takes a shape it would not have by itself.
 
-Kernels that know no lengths need a rectangle: as many rows for everybody as for the longest. Where
-a batch is a rectangle until its last request ends, those that ended before are in it still. Graphs
-captured per shape need few shapes: a ladder of row counts. Padding is appended as requests of
-their own behind the real ones, so no real row moves, attends to padding, or is attended to by it.
-Their keys and values go to one scratch page that belongs to nobody. Rows are padded, contexts are
-not: the attention of the padding is over itself alone. Knows nothing about requests.
+Kernels that know no lengths need a rectangle: as many rows for every request as for the longest.
+Where a batch is a rectangle until its last request ends, those that ended before are in it still.
+Graphs captured per shape need few shapes: a ladder of row counts. Padding is appended as requests
+of their own behind the real ones, so no real row moves, attends to padding, or is attended to by
+it. Their keys and values go to one scratch page that belongs to no request. Rows are padded,
+contexts are not: the attention of the padding is over itself alone. Knows nothing about requests.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def largest_batch(config: ResolvedConfig) -> ForwardBatch:
     lens = [min(share + (index < extra), config.max_model_len) for index in range(requests)]
     kernels, block_size = config.config.kernels, config.config.memory.block_size
     if kernels.padding in ("longest", "batch"):
-        # One long prompt among single tokens: everybody gets as many rows as it has.
+        # One long prompt among single tokens: every request gets as many rows as it has.
         lens = [min(tokens - requests + 1, config.max_model_len)] + [1] * (requests - 1)
     starts = np.concatenate([[0], np.cumsum(lens)])
     positions = np.concatenate([np.arange(length) for length in lens])

@@ -54,7 +54,7 @@ class StepResult:
 
 
 Handle = Any
-"""A forward pass in flight: whatever the runner that made it wants to keep."""
+"""A forward pass in flight: what the runner that made it needs to keep."""
 
 
 class Runner(Protocol):

@@ -108,7 +108,7 @@ class DirectLink:
     """Host and device are one."""
 
     def upload(self, batch: _Data) -> _Data:
-        """See `Link.upload`: the very tensors, which nobody changes here."""
+        """See `Link.upload`: the same tensors, which are not changed here."""
         return batch
 
     def download(self, results: _Data) -> PendingCopy[_Data]:

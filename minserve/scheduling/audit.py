@@ -49,7 +49,7 @@ def check_books(
 
 
 def _check_leaders(samples: SampleGroups, place_of: dict[Request, str]) -> None:
-    """A sample whose leader is gone would wait for ever; one that just ended is replaced at the
+    """A sample whose leader is gone would never be queued; one that just ended is replaced at the
     next step."""
     samples.check()
     for leader in samples.leaders():

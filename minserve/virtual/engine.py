@@ -17,7 +17,7 @@ from minserve.virtual.runner import VirtualRunner
 
 
 class VirtualEngine(Engine):
-    """See the module. Its runner draws one and the same token for every request."""
+    """An `Engine` over a `VirtualRunner`, which draws the same token for every request."""
 
     def __init__(
         self,

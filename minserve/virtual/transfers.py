@@ -82,7 +82,7 @@ class VirtualStore:
             self._clock.advance(moved / self._device_bytes_per_s)
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        """Start a transfer out; nobody waits for it before its slots are read."""
+        """Start a transfer out; reading its slots waits for it, nothing else does."""
         if slots:
             ticket = self._out.start(len(slots) * self._block_bytes)
             self._filled.update(dict.fromkeys(slots, ticket))

@@ -37,7 +37,7 @@ from minserve.hardware import find_device
 from minserve.loading import find_model, load_model
 from minserve.models import load_spec
 from minserve.trace.summary import inter_token_latencies
-from minserve.virtual.runner import CostModel
+from minserve.virtual.costs import CostModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
