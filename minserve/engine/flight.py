@@ -34,6 +34,17 @@ class Flight:
         return sum(self.plan.num_tokens)
 
 
+def mark_in_flight(plan: StepPlan, built: BuiltBatch, start_s: float) -> None:
+    """Tell the requests of a step that was submitted at `start_s` what of theirs is on its way."""
+    for request, count in zip(plan.requests, plan.num_tokens, strict=True):
+        request.num_inflight_tokens += count
+        if request.first_scheduled_s is None:
+            request.first_scheduled_s = start_s
+    for row, request in enumerate(built.sampled):
+        request.num_pending_tokens += 1
+        request.pending_row = row
+
+
 @dataclass
 class CommitCounts:
     """What a step gave, counted while it is committed."""

@@ -17,9 +17,9 @@ from minserve.config import ResolvedConfig
 from minserve.engine.admission import check_request
 from minserve.engine.books import EngineBooks
 from minserve.engine.commit import Committer
-from minserve.engine.flight import Flight
+from minserve.engine.flight import Flight, mark_in_flight
 from minserve.engine.parts import CONFIGURED, EngineParts
-from minserve.engine.prepare import Builder, batch_builder
+from minserve.engine.prepare import Builder, BuiltBatch, batch_builder
 from minserve.engine.record import Recorder
 from minserve.engine.recovery import Recovery, failing_rows
 from minserve.engine.repeat import Charge, Repeater
@@ -31,7 +31,7 @@ from minserve.memory import IntegrityError, KVManager
 from minserve.process.exits import GATE
 from minserve.request import InvalidRequestError, Request, SamplingParams
 from minserve.sampling import LogitsMask, make_masks
-from minserve.scheduling import Scheduler
+from minserve.scheduling import Scheduler, StepPlan
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, StepTrace
 
@@ -275,54 +275,39 @@ class Engine:
     def _submit(self) -> bool:
         """Plan one batch and start it; False where there is nothing to compute now."""
         start = self.clock.now()
-        self._recovery.owners = None
+        self._recovery.owners = None  # unknown while planning: its culprit, or all
         plan = self._scheduler.schedule(start)
         self._recovery.owners = ()
         self._recorder.num_preempted += len(plan.preempted)
         scheduled = self.clock.now()
         if not plan.requests:
             return False
-        try:
-            built = self._builder.build(plan)
-        except BaseException:
-            self._recovery.owners = failing_rows(self._builder, plan) or plan.requests
-            raise
-        work = self._counter.count(
-            built.batch.query_lens,
-            built.batch.context_lens,
-            len(built.sampled) + len(built.prompt_owners),
-        )
+        built = self._build(plan)
+        num_logits = len(built.sampled) + len(built.prompt_owners)
+        work = self._counter.count(built.batch.query_lens, built.batch.context_lens, num_logits)
         blocks_used = self.memory.pool.num_owned
         prepared = self.clock.now()
         self._recovery.owners = plan.requests
         try:
             handle = self._runner.submit(built.batch)
             self.memory.submitted(built.batch)
-            self._in_flight.append(
-                Flight(
-                    plan=plan,
-                    built=built,
-                    handle=handle,
-                    events=self.memory.take_events(),
-                    start_s=start,
-                    schedule_s=scheduled - start,
-                    prepare_s=prepared - scheduled,
-                    work=work,
-                    blocks_used=blocks_used,
-                )
-            )
+            events = self.memory.take_events()
+            timed = (start, scheduled - start, prepared - scheduled)
+            self._in_flight.append(Flight(plan, built, handle, events, *timed, work, blocks_used))
         except BaseException:
             self.memory.failed()  # something of it may be queued on the device
             self._has_lost_pass = True
             raise
-        for request, count in zip(plan.requests, plan.num_tokens, strict=True):
-            request.num_inflight_tokens += count
-            if request.first_scheduled_s is None:
-                request.first_scheduled_s = start
-        for row, request in enumerate(built.sampled):
-            request.num_pending_tokens += 1
-            request.pending_row = row
+        mark_in_flight(plan, built, start)
         return True
+
+    def _build(self, plan: StepPlan) -> BuiltBatch:
+        """The batch of a plan; where that fails, the requests that cannot be built are to end."""
+        try:
+            return self._builder.build(plan)
+        except BaseException:
+            self._recovery.owners = failing_rows(self._builder, plan) or plan.requests
+            raise
 
     def _collect(self) -> StepTrace:
         """Wait for the oldest batch, commit its tokens, tell the step."""
