@@ -15,7 +15,8 @@ import torch
 
 from minserve.attention import PagedAttention
 from minserve.clock import Clock, VirtualClock, WallClock
-from minserve.config import DTYPES, ConfigError, EngineConfig, ResolvedConfig
+from minserve.config import ConfigError, EngineConfig, Facts, ResolvedConfig, resolve
+from minserve.config.rules.memory import pool_refused
 from minserve.engine import Engine
 from minserve.engine.parts import CONFIGURED, EngineParts
 from minserve.engine.prepare import ShapeBuilder
@@ -67,19 +68,28 @@ def build_engine(
     """An engine with its own page pool over the loaded model.
 
     `parts` and `ops` stand in for what the configuration names. `watch` puts a runner of its own
-    around the engine's, to see every pass. Raises ConfigError for a predictor that nothing would
-    ask.
+    around the engine's, to see every pass. Raises ConfigError for what the rules refuse once it is
+    known what the engine is made of, such as a predictor that nothing would ask.
     """
     config = loaded.config
-    _check_predictor(config.config, parts)
     clock = clock or WallClock()
+    chosen = None
     if ops is None:
-        ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
-        if config.config.kernels.autotune:
-            ops = _tuned(ops, config)
+        chosen = select_ops(config.config.kernels.backend, config.device, config.dtype)
+        ops = chosen
+    facts = Facts(
+        own_order=parts.order is not None,
+        own_predictor=parts.predictor is not None,
+        operators=chosen.name if chosen else None,
+        why_no_compiler=_why_no_compiler,
+    )
+    # The rules are asked again: only here it is known what the engine is made of.
+    resolve(config.config, config.model, facts=facts)
+    if chosen and config.config.kernels.autotune:
+        ops = _tuned(config)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
-        decoder = _compiled(decoder, config.device, clock)
+        decoder = _compiled(decoder, clock)
     config = dataclasses.replace(
         config,
         config=config.config.with_values({"kernels.backend": ops.name}),
@@ -118,43 +128,14 @@ def build_virtual_engine(
     The pool is `memory.kv_bytes`, or what the modelled GPU's memory leaves beside the weights.
     Pages that are swapped or offloaded take the time of `host_link`.
     """
-    if config.kernels.compile:
-        raise ConfigError(
-            "kernels.compile=True has nothing to compile in an engine on modelled time: leave it "
-            "off, and give the cost model a smaller overhead per step instead"
-        )
-    if config.kernels.cuda_graphs:
-        raise ConfigError(
-            "kernels.cuda_graphs=True has nothing to capture in an engine on modelled time: leave "
-            "it off, and give the cost model a smaller overhead per step instead"
-        )
-    if config.scheduling.async_scheduling:
-        raise ConfigError(
-            "scheduling.async_scheduling=True hides the host's time behind the device's, and "
-            "modelled time has one overhead for both: leave it off, and give the cost model a "
-            "smaller overhead per step instead"
-        )
-    _check_predictor(config, parts)
-    config = config.with_values({"device": "cpu", "dtype": cost.dtype})
-    itemsize = DTYPES[cost.dtype].itemsize
-    memory_bytes = getattr(cost.device, "memory_bytes", None)
-    if config.memory.kv_bytes is None and memory_bytes:
-        usable = int(memory_bytes * config.memory.gpu_memory_utilization)
-        left = usable - spec.num_parameters() * itemsize
-        if left <= 0:
-            raise ConfigError(
-                f"the model's {spec.num_parameters() * itemsize} bytes of weights do not fit into "
-                f"the {usable} bytes that memory.gpu_memory_utilization allows"
-            )
-        config = config.with_values({"memory.kv_bytes": left})
-    resolved = config.resolve(spec)
+    resolved = resolve_virtual(spec, config, cost, parts)
     clock = VirtualClock()
     num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
     bandwidth = getattr(cost.device, "memory_bytes_per_s", None)
     link = host_link or getattr(cost, "link", None) or HostLink()
     store = VirtualStore(resolved.block_bytes, clock, link, bandwidth)
     memory = build_manager(resolved, _usable_blocks(resolved, num_blocks), clock, store)
-    runner = VirtualRunner(spec, itemsize, cost, clock)
+    runner = VirtualRunner(spec, resolved.itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)
     trace.header = dataclasses.replace(
         trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
@@ -163,12 +144,17 @@ def build_virtual_engine(
     return VirtualEngine(resolved, runner, memory, clock, trace, builder, parts)
 
 
-def _check_predictor(config: EngineConfig, parts: EngineParts) -> None:
-    if parts.predictor is not None and parts.order is None and config.scheduling.order != "sjf":
-        raise ConfigError(
-            f"scheduling.order={config.scheduling.order!r} asks no predictor: use 'sjf', or give "
-            "no predictor"
-        )
+def resolve_virtual(
+    spec: ModelSpec, config: EngineConfig, cost: StepCost, parts: EngineParts = CONFIGURED
+) -> ResolvedConfig:
+    """What will run on modelled time. Raises ConfigError."""
+    facts = Facts(
+        modelled=True,
+        modelled_bytes=getattr(cost.device, "memory_bytes", None),
+        own_order=parts.order is not None,
+        own_predictor=parts.predictor is not None,
+    )
+    return resolve(config.with_values({"device": "cpu", "dtype": cost.dtype}), spec, facts=facts)
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
@@ -209,27 +195,23 @@ def _runner(
     )
 
 
-def _tuned(ops: Ops, config: ResolvedConfig) -> Ops:
+def _tuned(config: ResolvedConfig) -> Ops:
     """Triton's operators with the tiles that this GPU is fastest with, for every shape of heads."""
-    if ops.name != "triton":
-        raise ConfigError(
-            f"kernels.autotune=True times Triton's kernels, and {ops.name} operators run here, in "
-            f"{config.dtype}: use autotune=False, or a dtype of up to 32 bits"
-        )
     from minserve.kernels.triton import TritonOps
     from minserve.kernels.triton.analysis.autotune import tune_model
 
     return TritonOps(tuning=tune_model(config.model, config.dtype, config.device))
 
 
-def _compiled(decoder: Decoder, device: torch.device, clock: Clock) -> Decoder:
-    if device.type == "cpu":
-        try:
-            need_compiler()
-        except NativeUnavailable as error:
-            raise ConfigError(
-                f"kernels.compile=True cannot compile for this CPU: {error}; or use compile=False"
-            ) from None
+def _why_no_compiler() -> str | None:
+    try:
+        need_compiler()
+    except NativeUnavailable as error:
+        return str(error)
+    return None
+
+
+def _compiled(decoder: Decoder, clock: Clock) -> Decoder:
     # Torch's compiler takes seconds to import.
     from minserve.models.compiled import CompiledDecoder
 
@@ -270,9 +252,5 @@ def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
     used = total - free
     kv_bytes = allowed - used - peak
     if kv_bytes < config.block_bytes:
-        raise ConfigError(
-            f"memory.gpu_memory_utilization={config.config.memory.gpu_memory_utilization} allows "
-            f"{allowed} bytes; {used} are in use and the largest batch needs {peak} more, which "
-            "leaves no page: raise it, or lower scheduling.max_num_batched_tokens"
-        )
+        raise pool_refused(config, allowed, used, peak)
     return kv_bytes

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from minserve.config import EngineConfig, ResolvedConfig
+from minserve.config import EngineConfig, ResolvedConfig, resolve
 from minserve.engine.recovery import describe, is_interrupt
 from minserve.inputs.prompts import Prompt, PromptInput, parse_prompt
 from minserve.kernels import select_ops
@@ -105,7 +105,7 @@ def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True
     path = find_model(model)
     # The small files first: most that is wrong with a directory is known before weights are read.
     spec = load_spec(path)
-    resolved = config.resolve(spec)
+    resolved = resolve(config, spec)
     check_rotary_table(spec, resolved.max_model_len)
     defaults = load_generation_defaults(path)
     tokenizer = Tokenizer.from_dir(path)

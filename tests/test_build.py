@@ -9,7 +9,7 @@ from engine.fakes import tiny_spec
 from minserve.attention import PagedAttention
 from minserve.build import build_engine, new_trace
 from minserve.clock import WallClock
-from minserve.config import EngineConfig
+from minserve.config import EngineConfig, resolve
 from minserve.execution.profiling import largest_batch
 from minserve.execution.runner import EagerRunner
 from minserve.kernels import select_ops
@@ -20,8 +20,8 @@ from minserve.models import Decoder, random_weights
 
 def resolved(**values: object):
     config = EngineConfig(dtype="float32", device="cpu")
-    return config.with_values({k.replace("__", "."): v for k, v in values.items()}).resolve(
-        tiny_spec()
+    return resolve(
+        config.with_values({k.replace("__", "."): v for k, v in values.items()}), tiny_spec()
     )
 
 

@@ -1,16 +1,20 @@
-"""The engine's configuration: its fields, their metadata, and what they resolve to."""
+"""The engine's configuration: its fields, their metadata, and what they resolve to.
 
-from minserve.config.admission import AdmissionConfig
+`knobs` says what a field is, `sections` declares them by room, `engine` puts them together. `rules`
+says by room what goes together, `question` what a rule is asked, `resolve` asks them all.
+"""
+
+from minserve.config.engine import DTYPES, EngineConfig, describe
 from minserve.config.knobs import ConfigError, Knob
-from minserve.config.resolve import ResolvedConfig
+from minserve.config.question import Facts
+from minserve.config.resolve import resolve
+from minserve.config.resolved import ResolvedConfig
 from minserve.config.sections import (
-    DTYPES,
-    EngineConfig,
+    AdmissionConfig,
     KernelsConfig,
     MemoryConfig,
     SchedulingConfig,
     TraceConfig,
-    describe,
 )
 
 __all__ = [
@@ -18,6 +22,7 @@ __all__ = [
     "AdmissionConfig",
     "ConfigError",
     "EngineConfig",
+    "Facts",
     "KernelsConfig",
     "Knob",
     "MemoryConfig",
@@ -25,4 +30,5 @@ __all__ = [
     "SchedulingConfig",
     "TraceConfig",
     "describe",
+    "resolve",
 ]

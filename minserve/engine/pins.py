@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from minserve.config import ConfigError
+from minserve.config.rules.memory import pin_refused
 from minserve.engine import Engine
 from minserve.inputs.checks import shorten
 from minserve.request import InvalidRequestError
@@ -65,10 +65,7 @@ def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:
     page or one that would leave requests too little of the pool."""
     memory = engine.memory
     if memory.prefix is None:
-        raise ConfigError(
-            "pin() keeps pages of the prefix cache, and memory.prefix_cache='off' has none: use "
-            "memory.prefix_cache='hash' or 'radix'"
-        )
+        raise pin_refused()
     pages = len(token_ids) // memory.block_size
     if not pages:
         raise InvalidRequestError(

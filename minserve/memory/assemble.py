@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import cast
 
 from minserve.clock import Clock
-from minserve.config import ConfigError, ResolvedConfig
+from minserve.config import ResolvedConfig
+from minserve.config.rules.memory import disk_folder, disk_refused
 from minserve.memory.layout import reservation
 from minserve.memory.manager import KVManager
 from minserve.memory.prefix.index import HashIndex, PrefixIndex
@@ -25,7 +25,7 @@ def build_manager(
 ) -> KVManager:
     """The manager of `num_blocks` pages; without a `store` pages are only counted.
 
-    Raises ConfigError where the directory for the disk tier cannot be written.
+    Raises ConfigError where the directory for the disk tier can no longer be written.
     """
     memory = config.config.memory
     store = store or NoStore()
@@ -53,14 +53,10 @@ def build_manager(
 
 
 def _disk(config: ResolvedConfig) -> DiskTier | None:
-    memory = config.config.memory
-    if not memory.disk_bytes:
+    if not config.config.memory.disk_bytes:
         return None
-    folder = memory.disk_path or tempfile.gettempdir()
+    folder = disk_folder(config)
     try:
-        return DiskTier(folder, memory.disk_bytes)
-    except OSError as error:
-        raise ConfigError(
-            f"memory.disk_path={folder!r} cannot be written ({error.strerror or error}): name "
-            "another directory, or set memory.disk_bytes=0"
-        ) from None
+        return DiskTier(folder, config.config.memory.disk_bytes)
+    except OSError as error:  # `resolve` has looked, but disks change.
+        raise disk_refused(folder, error.strerror or str(error)) from None

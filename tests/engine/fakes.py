@@ -19,7 +19,7 @@ import numpy as np
 
 from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
-from minserve.config import EngineConfig
+from minserve.config import EngineConfig, resolve
 from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
 from minserve.execution.runner import StepResult
@@ -210,7 +210,7 @@ def make_engine(
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
     """An engine over the fake runner and a virtual clock."""
     spec = tiny_spec(max_position)
-    resolved = (config or EngineConfig()).with_values({"device": "cpu"}).resolve(spec)
+    resolved = resolve((config or EngineConfig()).with_values({"device": "cpu"}), spec)
     block_size = resolved.config.memory.block_size
     clock = VirtualClock()
     runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots, lazy)

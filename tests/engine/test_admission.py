@@ -8,7 +8,7 @@ import time
 import pytest
 from engine.fakes import VOCAB, make_engine, run, tiny_spec
 
-from minserve.config import EngineConfig
+from minserve.config import EngineConfig, resolve
 from minserve.engine.admission import check_request
 from minserve.inputs.params import plain
 from minserve.request import InvalidRequestError, SamplingParams
@@ -29,7 +29,7 @@ BANS = dict.fromkeys(range(VOCAB), -math.inf)
 
 
 def check(params: SamplingParams, prompt=(1, 2), config=CONFIG, has_tokenizer=True):
-    resolved = config.resolve(tiny_spec())
+    resolved = resolve(config, tiny_spec())
     return check_request("r", list(prompt), params, resolved, 128, has_tokenizer)
 
 
@@ -153,9 +153,9 @@ def test_more_samples_than_places_wait_their_turn():
 
 
 def test_the_longest_prompt_follows_the_longest_request():
-    resolved = CONFIG.resolve(tiny_spec(max_position=100))
+    resolved = resolve(CONFIG, tiny_spec(max_position=100))
     assert resolved.max_prompt_chars == 3200
-    capped = CONFIG.with_values({"admission.max_prompt_chars": 7}).resolve(tiny_spec())
+    capped = resolve(CONFIG.with_values({"admission.max_prompt_chars": 7}), tiny_spec())
     assert capped.max_prompt_chars == 7
 
 

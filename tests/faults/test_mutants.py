@@ -13,7 +13,7 @@ import pytest
 from engine.fakes import make_engine, oracle, run, tiny_spec
 
 from minserve import LLM, AsyncLLM
-from minserve.config import EngineConfig
+from minserve.config import EngineConfig, resolve
 from minserve.engine.admission import check_request
 from minserve.frontend.thread import Mailbox
 from minserve.inputs.prompts import parse_conversations, parse_prompt, parse_prompts
@@ -70,7 +70,7 @@ def test_a_prompt_may_have_exactly_as_many_ids_as_allowed_and_a_call_more_prompt
 
 
 def admit(params: SamplingParams, prompt: list[int], most: int, **values) -> SamplingParams:
-    config = EngineConfig().with_values({"device": "cpu", **values}).resolve(tiny_spec())
+    config = resolve(EngineConfig().with_values({"device": "cpu", **values}), tiny_spec())
     return check_request("r", prompt, params, config, most, True)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from minserve.config import ConfigError, EngineConfig
+from minserve.config import ConfigError, EngineConfig, resolve
 from minserve.kernels.triton.analysis import autotune
 from minserve.kernels.triton.analysis.autotune import (
     Workload,
@@ -144,7 +144,7 @@ def test_a_cpu_has_nothing_to_tune_and_says_so() -> None:
     with pytest.raises(
         ConfigError, match=r"kernels.autotune=True .* device='cpu' .* use autotune=F"
     ):
-        config.resolve(tiny_spec())
+        resolve(config, tiny_spec())
 
 
 def test_a_model_is_tuned_when_every_shape_of_its_heads_is_on_disk(bench: Bench) -> None:

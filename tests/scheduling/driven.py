@@ -8,7 +8,7 @@ from __future__ import annotations
 from engine.fakes import TOKEN_BYTES, tiny_spec
 
 from minserve.clock import VirtualClock
-from minserve.config import EngineConfig
+from minserve.config import EngineConfig, resolve
 from minserve.memory import KVManager, build_manager
 from minserve.request import Request, SamplingParams
 from minserve.scheduling import Policies, QueueEntry, Scheduler, StepPlan
@@ -37,7 +37,7 @@ class Driven:
             **{name.replace("__", "."): value for name, value in values.items()},
             "device": "cpu",
         }
-        config = EngineConfig().with_values(settings).resolve(tiny_spec(max_position))
+        config = resolve(EngineConfig().with_values(settings), tiny_spec(max_position))
         self.memory: KVManager = build_manager(config, pages, VirtualClock())
         policies = Policies.of(config, policy, order, predictor)
         self.scheduler = Scheduler(config, self.memory, policies)

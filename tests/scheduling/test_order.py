@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minserve.bench.workloads.traffic import fixed_length
 from minserve.build import build_virtual_engine
-from minserve.config import ConfigError, EngineConfig
+from minserve.config import ConfigError, EngineConfig, resolve
 from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
 from minserve.request import Request, SamplingParams
@@ -216,8 +216,8 @@ def test_after_the_limit_nobody_is_overtaken(order):
 
 def test_first_come_first_served_needs_no_limit_and_others_get_one_by_default():
     spec = tiny_spec()
-    assert EngineConfig().resolve(spec, "cpu").config.scheduling.starvation_limit_s is None
-    config = EngineConfig().with_values({"scheduling.order": "sjf"}).resolve(spec, "cpu")
+    assert resolve(EngineConfig(), spec, "cpu").config.scheduling.starvation_limit_s is None
+    config = resolve(EngineConfig().with_values({"scheduling.order": "sjf"}), spec, "cpu")
     assert config.config.scheduling.starvation_limit_s == 30.0
     assert "lets others overtake" in "".join(config.notes)
 
@@ -236,7 +236,7 @@ def test_first_come_first_served_needs_no_limit_and_others_get_one_by_default():
 def test_what_cannot_go_together_is_refused_in_a_sentence(values, words):
     with pytest.raises(ConfigError, match=words):
         values = {f"scheduling.{name}": value for name, value in values.items()}
-        EngineConfig().with_values(values).resolve(tiny_spec(), "cpu")
+        resolve(EngineConfig().with_values(values), tiny_spec(), "cpu")
 
 
 @given(

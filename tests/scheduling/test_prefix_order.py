@@ -6,7 +6,7 @@ import pytest
 from engine.fakes import make_engine, oracle, run, tiny_spec
 
 from minserve.bench.workloads.traffic import fixed_length
-from minserve.config import ConfigError, EngineConfig
+from minserve.config import ConfigError, EngineConfig, resolve
 
 PAGE = 4
 LONG = 40
@@ -71,5 +71,5 @@ def test_who_finds_nothing_is_overtaken_until_the_limit_and_no_longer():
 
 def test_the_order_needs_a_prefix_cache():
     config = EngineConfig().with_values({"scheduling.order": "lpm"})
-    with pytest.raises(ConfigError, match=r"memory\.prefix_cache='off' nobody has one"):
-        config.resolve(tiny_spec(), "cpu")
+    with pytest.raises(ConfigError, match=r"memory\.prefix_cache='off' caches none"):
+        resolve(config, tiny_spec(), "cpu")

@@ -15,8 +15,8 @@ import torch
 
 from minserve.bench.workloads.drive import drive
 from minserve.bench.workloads.traffic import Traffic
-from minserve.build import build_engine, build_virtual_engine
-from minserve.config import EngineConfig
+from minserve.build import build_engine, build_virtual_engine, resolve_virtual
+from minserve.config import EngineConfig, resolve
 from minserve.engine import Engine
 from minserve.hardware import DEVICES
 from minserve.loading import LoadedModel, find_model, load_model
@@ -72,8 +72,9 @@ class Sides:
         spec = self._model_spec()
         for config in self.configs.values():
             if self._cost is not None:
-                config = config.with_values({"device": "cpu", "dtype": self._cost.dtype})
-            config.resolve(spec)
+                resolve_virtual(spec, config, self._cost)
+            else:
+                resolve(config, spec)
 
     def load(self) -> None:
         """Read the weights; they are kept, and shared between sides of one number format."""

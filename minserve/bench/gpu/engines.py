@@ -23,7 +23,7 @@ from minserve.bench.workloads.shapes import SHAPES, Shape
 from minserve.bench.workloads.traffic import Traffic
 from minserve.build import build_engine, new_trace
 from minserve.clock import Clock
-from minserve.config import EngineConfig
+from minserve.config import EngineConfig, resolve
 from minserve.engine import Engine
 from minserve.execution.runner import Handle, Runner, StepResult
 from minserve.kernels.base import Ops
@@ -54,7 +54,7 @@ def shape_of(setting: Setting, name: str) -> Shape:
 def random_model(setting: Setting, shape: Shape, config: EngineConfig) -> LoadedModel:
     """A model of this shape, its weights drawn on the device itself."""
     spec = shape.spec()
-    resolved = config.with_values({"dtype": setting.dtype}).resolve(spec)
+    resolved = resolve(config.with_values({"dtype": setting.dtype}), spec)
     weights = random_weights(spec, resolved.dtype, resolved.device)
     name = f"{shape.name} (random weights)"
     return LoadedModel(name, Path(), resolved, weights, None, {})

@@ -9,13 +9,13 @@ from minserve.config.knobs import Section, knob
 
 @dataclass(frozen=True)
 class AdmissionConfig(Section):
-    """What one request may ask for: the larger ones are refused before any work is done."""
+    """What one request may ask for: a request beyond it is refused before any work is done."""
 
     max_n: int = knob(
         128,
         "Most samples of one prompt (SamplingParams.n).",
         unit="samples",
-        trade_off="each is a request of its own, made and queued at once: many delay all others",
+        trade_off="each sample is a request of its own, queued at once: many delay all others",
         survey="4.2.4",
         at_least=1,
         at_most=1 << 20,
@@ -62,7 +62,7 @@ class AdmissionConfig(Section):
     )
     max_logprob_entries: int = knob(
         10_000_000,
-        "Most log probabilities that one request may be owed: its prompt's tokens times "
+        "Most log probabilities that one request may ask for: its prompt's tokens times "
         "prompt_logprobs, and the tokens of its samples times logprobs.",
         unit="entries",
         trade_off="each takes about a hundred bytes until the request's output is dropped",

@@ -1,0 +1,105 @@
+"""What a compatibility rule is asked, and what it may answer.
+
+A rule is a function of a `Question`. It raises ConfigError where what is asked for cannot work, in
+a sentence that names both fields and a way out. It returns an `Answer` where it fills in a value or
+has something to say, and None otherwise. The rules are in `minserve.config.rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from minserve.config.engine import DTYPES, EngineConfig
+from minserve.config.resolved import ResolvedConfig
+from minserve.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How the engine is built: what rules ask about beside the configuration and the model."""
+
+    modelled: bool = False
+    """Time is modelled, and nothing is computed."""
+    modelled_bytes: int | None = None
+    """Memory of the modelled device; None: its cost model does not say."""
+    own_order: bool = False
+    """The caller brings a queue policy, in place of the one `scheduling.order` names."""
+    own_predictor: bool = False
+    """The caller brings a predictor of lengths."""
+    operators: str | None = None
+    """Name of the operators that `kernels.backend` has led to; None: not chosen yet."""
+    why_no_compiler: Callable[[], str | None] | None = None
+    """Looks for a C++ compiler, and says why there is none; None: too early to look."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Can this configuration serve this model? Its values are filled in rule by rule, so a rule
+    finds what the rules before it have settled."""
+
+    config: EngineConfig
+    model: ModelSpec
+    facts: Facts
+
+    @property
+    def device(self) -> torch.device:
+        """The device. Settled by the rules of the device."""
+        return torch.device(self.config.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format. Settled by the rules of the device."""
+        return DTYPES[self.config.dtype]
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest request, in tokens. Raises LookupError before a rule has settled it."""
+        return _settled("max_model_len", self.config.scheduling.max_model_len)
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Budget of a step, in tokens. Raises LookupError before a rule has settled it."""
+        return _settled("max_num_batched_tokens", self.config.scheduling.max_num_batched_tokens)
+
+    @property
+    def resolved(self) -> ResolvedConfig:
+        """The configuration as it will run, without the notes. Raises LookupError before its
+        lengths are settled."""
+        return ResolvedConfig(
+            config=self.config,
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            notes=(),
+        )
+
+    def with_values(self, values: Mapping[str, Any]) -> Question:
+        """The same question with fields of the configuration filled in, by dotted path."""
+        return replace(self, config=self.config.with_values(values)) if values else self
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rule settles."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration to fill in, by dotted path."""
+    notes: tuple[str, ...] = ()
+    """Choices that were made, in sentences."""
+
+
+Rule = Callable[[Question], Answer | None]
+
+
+def _settled(name: str, value: int | None) -> int:
+    if value is None:
+        raise LookupError(
+            f"scheduling.{name} is not settled yet: ask after the rule that fills it in"
+        )
+    return value

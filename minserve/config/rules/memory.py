@@ -1,0 +1,187 @@
+"""The rules of memory: which pages can be shared or kept where, and how many bytes they need.
+
+Also the sentences of refusals that only a measurement, a call or the disk itself can bring about:
+the room that finds out raises what these functions return.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from minserve.config.knobs import ConfigError
+from minserve.config.question import Answer, Question, Rule
+from minserve.config.resolved import ResolvedConfig
+
+
+def sharing_needs_paging(question: Question) -> None:
+    """Refuse a prefix cache over contiguous requests."""
+    memory = question.config.memory
+    if memory.prefix_cache != "off" and memory.layout == "contiguous":
+        raise ConfigError(
+            f"memory.prefix_cache={memory.prefix_cache!r} shares pages, and "
+            "memory.layout='contiguous' gives each request neighbouring pages of its own: use "
+            "memory.layout='paged' or memory.prefix_cache='off'"
+        )
+
+
+def managing_needs_cache(question: Question) -> None:
+    """Refuse to manage pages that are not kept."""
+    memory = question.config.memory
+    managed = memory.prefix_cache != "off" or memory.layout == "contiguous"
+    if managed and not memory.kv_cache:
+        raise ConfigError(
+            f"memory.kv_cache=False keeps nothing that memory.prefix_cache={memory.prefix_cache!r} "
+            f"or memory.layout={memory.layout!r} could manage: turn the cache on, or use "
+            "prefix_cache='off' and layout='paged'"
+        )
+
+
+def host_memory_has_a_use(question: Question) -> None:
+    """Refuse a host tier that nothing is saved to."""
+    config, memory = question.config, question.config.memory
+    used = memory.prefix_cache != "off" or config.scheduling.preemption == "swap"
+    if memory.host_bytes > 0 and not used:
+        raise ConfigError(
+            f"memory.host_bytes={memory.host_bytes} would stay empty: it takes pages of "
+            "memory.prefix_cache='hash' or 'radix', or of scheduling.preemption='swap'"
+        )
+
+
+def disk_lies_below_host(question: Question) -> None:
+    """Refuse a disk tier that nothing is evicted to."""
+    memory = question.config.memory
+    if memory.disk_bytes > 0 and not (memory.host_bytes and memory.prefix_cache != "off"):
+        raise ConfigError(
+            f"memory.disk_bytes={memory.disk_bytes} lies below the host tier of the prefix cache: "
+            "set memory.host_bytes and memory.prefix_cache too"
+        )
+
+
+def samples_share_pages(question: Question) -> Answer | None:
+    """Switch sharing off where there is nothing to share between samples of a prompt."""
+    memory = question.config.memory
+    if not memory.copy_on_write:
+        return None
+    reasons = [
+        (not memory.kv_cache, "memory.kv_cache=False"),
+        (memory.layout == "contiguous", "memory.layout='contiguous'"),
+        (question.config.scheduling.policy == "static", "scheduling.policy='static'"),
+    ]
+    for applies, field in reasons:
+        if applies:
+            note = f"memory.copy_on_write: off, because {field} starts samples on their own"
+            return Answer({"memory.copy_on_write": False}, (note,))
+    return None
+
+
+def pool_by_default(question: Question) -> Answer | None:
+    """Fill in the pool's size on a CPU. On a GPU a profile run finds it."""
+    config, resolved = question.config, question.resolved
+    if config.memory.kv_bytes is not None or question.device.type != "cpu":
+        return None
+    wanted = config.scheduling.max_num_seqs * resolved.blocks_per_request * resolved.block_bytes
+    return Answer(
+        {"memory.kv_bytes": max(resolved.block_bytes, min(wanted, _machine_bytes() // 8))}
+    )
+
+
+def host_holds_a_page(question: Question) -> None:
+    """Refuse a host tier smaller than a page."""
+    host_bytes, block_bytes = question.config.memory.host_bytes, question.resolved.block_bytes
+    if 0 < host_bytes < block_bytes:
+        raise ConfigError(
+            f"memory.host_bytes={host_bytes} holds no page, which takes {block_bytes} bytes in "
+            "this model: raise it, or say 0 for no host tier"
+        )
+
+
+def pool_holds_a_page(question: Question) -> None:
+    """Refuse a pool smaller than a page."""
+    memory, block_bytes = question.config.memory, question.resolved.block_bytes
+    if memory.kv_bytes is not None and memory.kv_bytes < block_bytes:
+        raise ConfigError(
+            f"memory.kv_bytes={memory.kv_bytes} holds no page: one page of memory.block_size="
+            f"{memory.block_size} tokens takes {block_bytes} bytes in this model; raise kv_bytes "
+            "or lower block_size"
+        )
+
+
+def disk_can_be_written(question: Question) -> None:
+    """Refuse a directory for the disk tier that cannot be made or written. Makes nothing."""
+    memory = question.config.memory
+    if not memory.disk_bytes:
+        return
+    folder = disk_folder(question.resolved)
+    reason = _why_not_writable(Path(folder))
+    if reason is not None:
+        raise disk_refused(folder, reason)
+
+
+def disk_folder(config: ResolvedConfig) -> str:
+    """The directory of the disk tier."""
+    return config.config.memory.disk_path or tempfile.gettempdir()
+
+
+def disk_refused(folder: str, reason: str) -> ConfigError:
+    """The directory of the disk tier cannot be used."""
+    return ConfigError(
+        f"memory.disk_path={folder!r} cannot be written ({reason}): name another directory, or set "
+        "memory.disk_bytes=0"
+    )
+
+
+def pool_refused(
+    config: ResolvedConfig, allowed_bytes: int, used_bytes: int, peak_bytes: int
+) -> ConfigError:
+    """A profile run on a GPU found no room for a page beside the largest batch."""
+    share = config.config.memory.gpu_memory_utilization
+    return ConfigError(
+        f"memory.gpu_memory_utilization={share} allows {allowed_bytes} bytes; {used_bytes} are in "
+        f"use and the largest batch needs {peak_bytes} more, which leaves no page: raise it, or "
+        "lower scheduling.max_num_batched_tokens"
+    )
+
+
+def pin_refused() -> ConfigError:
+    """A prefix is to be pinned, and there is no prefix cache."""
+    return ConfigError(
+        "pin() keeps pages of the prefix cache, and memory.prefix_cache='off' has none: use "
+        "memory.prefix_cache='hash' or 'radix'"
+    )
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    """Why no file can be made in this directory, or the directory itself; None if they can."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:  # A name longer than the system allows.
+        return error.strerror or str(error)
+    if not folder.is_dir():
+        return f"{str(folder)!r} is no directory"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{str(folder)!r} may not be written to"
+    return None
+
+
+def _machine_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        # Windows has no sysconf; a modest pool is right for a laptop.
+        return 8 << 30
+
+
+RULES: tuple[Rule, ...] = (
+    sharing_needs_paging,
+    managing_needs_cache,
+    host_memory_has_a_use,
+    disk_lies_below_host,
+    samples_share_pages,
+    pool_by_default,
+    host_holds_a_page,
+    pool_holds_a_page,
+    disk_can_be_written,
+)

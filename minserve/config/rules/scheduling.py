@@ -1,0 +1,197 @@
+"""The rules of scheduling: lengths, the token budget, orders, and what waiting costs."""
+
+from __future__ import annotations
+
+from minserve.config.engine import EngineConfig
+from minserve.config.knobs import ConfigError
+from minserve.config.question import Answer, Question, Rule
+
+
+def predictor_is_asked(question: Question) -> None:
+    """Refuse a predictor that the order of the queue never asks."""
+    facts, order = question.facts, question.config.scheduling.order
+    if facts.own_predictor and not facts.own_order and order != "sjf":
+        raise ConfigError(
+            f"scheduling.order={order!r} asks no predictor: use 'sjf', or give no predictor"
+        )
+
+
+def lengths_suit_model(question: Question) -> Answer:
+    """Fill in the longest request; refuse one beyond the positions of the model."""
+    model = question.model
+    max_model_len = question.config.scheduling.max_model_len or model.max_position
+    if max_model_len > model.max_position:
+        raise ConfigError(
+            f"scheduling.max_model_len={max_model_len} is beyond the {model.max_position} "
+            "positions the model was made for: lower it, or give the model a rope scaling in its "
+            "config.json"
+        )
+    return Answer({"scheduling.max_model_len": max_model_len})
+
+
+def budget_by_default(question: Question) -> Answer | None:
+    """Fill in the token budget of a step."""
+    scheduling = question.config.scheduling
+    if scheduling.max_num_batched_tokens is not None:
+        return None
+    budget = max(512, scheduling.max_num_seqs)
+    notes: tuple[str, ...] = ()
+    if _whole_prompts(question.config) and budget < question.max_model_len:
+        budget = question.max_model_len
+        notes = (
+            f"scheduling.max_num_batched_tokens: {budget}, so that a request of max_model_len "
+            "fits in one step",
+        )
+    return Answer({"scheduling.max_num_batched_tokens": budget}, notes)
+
+
+def budget_serves_all_running(question: Question) -> None:
+    """Refuse a budget with less than a token for each running request."""
+    budget, max_num_seqs = question.max_num_batched_tokens, question.config.scheduling.max_num_seqs
+    if budget < max_num_seqs:
+        raise ConfigError(
+            f"scheduling.max_num_batched_tokens={budget} is below scheduling.max_num_seqs="
+            f"{max_num_seqs}: each running request needs a token of the budget; raise "
+            "the one or lower the other"
+        )
+
+
+def budget_holds_whole_requests(question: Question) -> None:
+    """Refuse a budget that no long request fits into where requests cannot be split."""
+    budget, longest = question.max_num_batched_tokens, question.max_model_len
+    if _whole_prompts(question.config) and budget < longest:
+        cached = question.config.memory.kv_cache
+        switch = "scheduling.enable_chunked_prefill=False" if cached else "memory.kv_cache=False"
+        raise ConfigError(
+            f"{switch} needs a request's tokens in one step, but scheduling."
+            f"max_num_batched_tokens={budget} is below scheduling.max_model_len={longest}: raise "
+            "the budget or lower max_model_len"
+        )
+
+
+def static_batches_run_to_their_end(question: Question) -> None:
+    """Refuse orders that preempt in static batches."""
+    scheduling = question.config.scheduling
+    if scheduling.policy == "static" and scheduling.order in ("priority", "mlfq"):
+        raise ConfigError(
+            f"scheduling.order={scheduling.order!r} takes places from running requests, and with "
+            "scheduling.policy='static' a batch runs to its end: use order='sjf', 'lpm' or "
+            "'fcfs', or policy='continuous'"
+        )
+
+
+def longest_prefix_needs_cache(question: Question) -> None:
+    """Refuse `lpm` where no prefix is ever cached."""
+    config = question.config
+    if config.scheduling.order == "lpm" and config.memory.prefix_cache == "off":
+        raise ConfigError(
+            "scheduling.order='lpm' puts the longest cached prefix first, and memory."
+            "prefix_cache='off' caches none: use prefix_cache='hash' or 'radix', or order='fcfs'"
+        )
+
+
+def predicted_lengths_need_sjf(question: Question) -> None:
+    """Refuse settings of predicted lengths where the order asks for none."""
+    scheduling = question.config.scheduling
+    if scheduling.order == "sjf":
+        return
+    for name in ("length_error", "length_bucket"):
+        if getattr(scheduling, name):
+            raise ConfigError(
+                f"scheduling.{name}={getattr(scheduling, name)} is about predicted lengths, and "
+                f"scheduling.order={scheduling.order!r} asks for none: use order='sjf', or leave "
+                f"{name} at its default"
+            )
+
+
+def prefill_cap_splits_prompts(question: Question) -> None:
+    """Refuse a cap on prompt tokens where prompts cannot be split."""
+    most = question.config.scheduling.max_num_prefill_tokens
+    if most is not None and _whole_prompts(question.config):
+        raise ConfigError(
+            f"scheduling.max_num_prefill_tokens={most} splits prompts, which memory."
+            "kv_cache=False and scheduling.enable_chunked_prefill=False do not allow: leave it at "
+            "None, or switch both on"
+        )
+
+
+def prefill_cap_within_budget(question: Question) -> None:
+    """Refuse a cap on prompt tokens above the budget of a whole step."""
+    most, budget = (
+        question.config.scheduling.max_num_prefill_tokens,
+        question.max_num_batched_tokens,
+    )
+    if most is not None and most > budget:
+        raise ConfigError(
+            f"scheduling.max_num_prefill_tokens={most} is above scheduling."
+            f"max_num_batched_tokens={budget}, the budget of a whole step: lower the one or raise "
+            "the other"
+        )
+
+
+def starvation_limit_by_default(question: Question) -> Answer | None:
+    """Fill in the limit where the order lets requests overtake."""
+    scheduling = question.config.scheduling
+    if scheduling.starvation_limit_s is not None or scheduling.order == "fcfs":
+        return None
+    note = (
+        f"scheduling.starvation_limit_s: 30, because order {scheduling.order!r} lets others "
+        "overtake"
+    )
+    return Answer({"scheduling.starvation_limit_s": 30.0}, (note,))
+
+
+def overlap_needs_cache(question: Question) -> None:
+    """Refuse overlapped steps where nothing remains of the step before."""
+    config = question.config
+    if config.scheduling.async_scheduling and not config.memory.kv_cache:
+        raise ConfigError(
+            "scheduling.async_scheduling=True plans a step on what the last one leaves in the "
+            "cache, and memory.kv_cache=False keeps nothing there: turn the cache on, or use "
+            "async_scheduling=False"
+        )
+
+
+def swap_needs_host_memory(question: Question) -> None:
+    """Refuse swapping without a place to swap to."""
+    config = question.config
+    if config.scheduling.preemption == "swap" and not config.memory.host_bytes:
+        raise ConfigError(
+            "scheduling.preemption='swap' saves pages to the host, and memory.host_bytes=0 gives "
+            "them no room: set memory.host_bytes, or use preemption='recompute'"
+        )
+
+
+def swap_needs_pages(question: Question) -> None:
+    """Refuse swapping where requests hold no pages that could be moved one by one."""
+    memory = question.config.memory
+    paged = memory.kv_cache and memory.layout == "paged"
+    if question.config.scheduling.preemption == "swap" and not paged:
+        raise ConfigError(
+            "scheduling.preemption='swap' moves pages of the paged KV cache, and here memory."
+            f"layout={memory.layout!r}, memory.kv_cache={memory.kv_cache}: use "
+            "preemption='recompute'"
+        )
+
+
+def _whole_prompts(config: EngineConfig) -> bool:
+    """Must all tokens of a request be computed in one step?"""
+    return not config.memory.kv_cache or not config.scheduling.enable_chunked_prefill
+
+
+RULES: tuple[Rule, ...] = (
+    predictor_is_asked,
+    lengths_suit_model,
+    budget_by_default,
+    budget_serves_all_running,
+    budget_holds_whole_requests,
+    static_batches_run_to_their_end,
+    longest_prefix_needs_cache,
+    predicted_lengths_need_sjf,
+    prefill_cap_splits_prompts,
+    prefill_cap_within_budget,
+    starvation_limit_by_default,
+    overlap_needs_cache,
+    swap_needs_host_memory,
+    swap_needs_pages,
+)

@@ -1,0 +1,19 @@
+"""The sections of `EngineConfig`: the switches of each room, documented where they are declared.
+
+One file per room, which carries its name. Knows nothing about how a switch is implemented, nor
+about which switches go together: that is `minserve.config.rules`.
+"""
+
+from minserve.config.sections.admission import AdmissionConfig
+from minserve.config.sections.kernels import KernelsConfig
+from minserve.config.sections.memory import MemoryConfig
+from minserve.config.sections.scheduling import SchedulingConfig
+from minserve.config.sections.trace import TraceConfig
+
+__all__ = [
+    "AdmissionConfig",
+    "KernelsConfig",
+    "MemoryConfig",
+    "SchedulingConfig",
+    "TraceConfig",
+]
