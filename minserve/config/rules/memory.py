@@ -7,6 +7,7 @@ the room that finds out raises what these functions return.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -154,12 +155,17 @@ def pin_refused() -> ConfigError:
 
 def _why_not_writable(folder: Path) -> str | None:
     """Why no file can be made in this directory, or the directory itself; None if they can."""
-    try:
-        while not folder.exists():
+    while True:
+        try:
+            mode = os.stat(folder).st_mode
+            break
+        except FileNotFoundError as error:
+            if folder == folder.parent:  # Not even the root, or the drive, is there.
+                return error.strerror
             folder = folder.parent
-    except OSError as error:  # A name longer than the system allows.
-        return error.strerror or str(error)
-    if not folder.is_dir():
+        except OSError as error:
+            return error.strerror or str(error)
+    if not stat.S_ISDIR(mode):
         return f"{str(folder)!r} is no directory"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"{str(folder)!r} may not be written to"
