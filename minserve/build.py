@@ -73,20 +73,7 @@ def build_engine(
     """
     config = loaded.config
     clock = clock or WallClock()
-    chosen = None
-    if ops is None:
-        chosen = select_ops(config.config.kernels.backend, config.device, config.dtype)
-        ops = chosen
-    facts = Facts(
-        own_order=parts.order is not None,
-        own_predictor=parts.predictor is not None,
-        operators=chosen.name if chosen else None,
-        why_no_compiler=_why_no_compiler,
-    )
-    # The rules are asked again: only here it is known what the engine is made of.
-    resolve(config.config, config.model, facts=facts)
-    if chosen and config.config.kernels.autotune:
-        ops = _tuned(config)
+    ops = _operators(config, parts, ops)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
         decoder = _compiled(decoder, clock)
@@ -193,6 +180,24 @@ def _runner(
         config.blocks_per_request,
         config.config.memory.block_size,
     )
+
+
+def _operators(config: ResolvedConfig, parts: EngineParts, given: Ops | None) -> Ops:
+    """The operators that are given, or those that the configuration names.
+
+    Asks the rules again, because only here it is known what the engine is made of. Raises
+    ConfigError.
+    """
+    kernels = config.config.kernels
+    ops = given if given is not None else select_ops(kernels.backend, config.device, config.dtype)
+    facts = Facts(
+        own_order=parts.order is not None,
+        own_predictor=parts.predictor is not None,
+        operators=ops.name if given is None else None,
+        why_no_compiler=_why_no_compiler,
+    )
+    resolve(config.config, config.model, facts=facts)
+    return _tuned(config) if kernels.autotune and given is None else ops
 
 
 def _tuned(config: ResolvedConfig) -> Ops:
