@@ -7,6 +7,7 @@ files again: only where a change of behaviour is meant, and said.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -180,13 +181,20 @@ def portable(text: str) -> dict[str, Any]:
     return data
 
 
+def recorded(name: str) -> dict[str, Any]:
+    """What was written down of a run: `requests` and `trace`."""
+    data: dict[str, Any] = json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
+    return data
+
+
 def main() -> None:
     """Write all files again."""
     for name, run in GOLDEN.items():
         requests, text = run()
         data = {"requests": facts(requests), "trace": portable(text)}
-        path = FOLDER / f"{name}.json"
-        path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+        path = FOLDER / f"{name}.json.gz"
+        # A fixed time stamp: the same run gives the same file.
+        path.write_bytes(gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0))
         steps = len(data["trace"]["steps"])
         preempted = data["trace"]["totals"]["preemptions"]
         print(f"{path.name}: {len(requests)} requests, {steps} steps, {preempted} preemptions")

@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from golden.runs import FOLDER, GOLDEN, facts
+from golden.runs import GOLDEN, facts, recorded
 
 from minserve.trace import RunTrace
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_tokens_and_trace_are_those_that_were_written_down(name):
-    recorded = json.loads((FOLDER / f"{name}.json").read_text())
+    was_recorded = recorded(name)
     requests, text = GOLDEN[name]()
-    assert facts(requests) == recorded["requests"]
-    was = RunTrace.from_json(json.dumps(recorded["trace"])).snapshot()
+    assert facts(requests) == was_recorded["requests"]
+    was = RunTrace.from_json(json.dumps(was_recorded["trace"])).snapshot()
     now = RunTrace.from_json(text).snapshot()
     for old, new in zip(was.steps, now.steps, strict=True):
         assert new == old

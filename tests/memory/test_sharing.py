@@ -153,7 +153,7 @@ def test_the_next_sample_leads_when_the_first_is_gone_before_its_prompt_was_comp
     engine = engine_with(memory__prefix_cache="off", scheduling__max_num_batched_tokens=8)
     requests = engine.add("three", PROMPT, SamplingParams(max_tokens=6, temperature=0.0, n=3))
     engine.step()
-    engine._finish(requests[0], "abort")
+    engine._requests.finish(requests[0], "abort")
     run(engine)
     for request in requests[1:]:
         assert request.output_token_ids == oracle(PROMPT, 6)
