@@ -11,7 +11,7 @@ from typing import Literal
 
 from minserve.hardware.ceilings import Ceilings
 from minserve.hardware.devices import DeviceSpec
-from minserve.trace.step import StepWork
+from minserve.trace import StepWork
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minserve.spec import ModelSpec
-from minserve.trace.step import StepWork
+from minserve.trace import StepWork
 
 
 class WorkCounter:

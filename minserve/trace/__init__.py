@@ -1,14 +1,21 @@
 """Everything a run tells: one `StepTrace` per engine step, collected in a `RunTrace`.
 
-Widgets, metrics, reports, recorded runs and calibration all read this one stream. `step` has the
-records, `run` the bounded collection, `summary` the figures people quote, `shares` what KV memory
-was good for, `export` and `chrome` the ways out. Knows nothing about how steps are made.
+Widgets, metrics, reports, recorded runs and calibration all read this one stream. `parts` has what
+a step tells, a file per room, and says how to add one; `step` puts them together, `totals` and
+`tally` add them up. `snapshot` is a trace at one moment, `run` the bounded collection. `summary`
+has the figures people quote, `shares` what KV memory was used for; `export`, `frames` and `chrome`
+write, `reading` reads back. Knows nothing about how steps are made.
 """
 
-from minserve.trace.export import TraceFormatError
-from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader, TraceSnapshot
+from minserve.trace.parts.memory import StepPages
+from minserve.trace.parts.requests import RequestStep
+from minserve.trace.parts.stages import StageTimes
+from minserve.trace.parts.work import StepWork
+from minserve.trace.reading import TraceFormatError
+from minserve.trace.run import RunTrace
 from minserve.trace.shares import MemoryShares
-from minserve.trace.step import RequestStep, StageTimes, StepPages, StepTrace, StepWork
+from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
+from minserve.trace.step import StepTrace
 from minserve.trace.summary import Distribution, RunSummary
 from minserve.trace.totals import RunTotals
 

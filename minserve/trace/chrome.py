@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minserve.request import RequestMetrics
-from minserve.trace.run import TraceSnapshot
+from minserve.trace.snapshot import TraceSnapshot
 from minserve.trace.step import StepTrace
 
 _Event = dict[str, Any]

@@ -11,30 +11,23 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 from minserve.files.json_file import FileError, read_bytes, shorten
 from minserve.files.json_types import build
-from minserve.request import FinishReason, RequestMetrics
-from minserve.trace.export import (
-    METRICS,
-    PAGES,
-    PART,
-    PLAIN,
-    REQUEST_COLUMNS,
-    SCHEMA,
-    STAGES,
-    STEP_COLUMNS,
-    VERSION,
-    WORK,
-    TraceFormatError,
-)
-from minserve.trace.run import FinishedRequest, RunTrace, TraceHeader
-from minserve.trace.step import RequestStep, StageTimes, StepPages, StepTrace, StepWork
+from minserve.request import FinishReason
+from minserve.trace.parts.requests import RequestStep
+from minserve.trace.schema import DETAIL, REQUESTS, SCHEMA, STEPS, UPGRADES, VERSION
+from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
+from minserve.trace.step import StepTrace
+from minserve.trace.table import Table
 from minserve.trace.totals import RunTotals
+
+R = TypeVar("R")
 
 MAX_BYTES = 1 << 30
 """Of a file, and of its text: some million steps."""
@@ -42,7 +35,11 @@ _MOST = 1e24
 """No count, byte or second of a run is larger."""
 
 
-def from_json(source: str | Path) -> RunTrace:
+class TraceFormatError(ValueError):
+    """Text that is not a trace this version of minserve can read. The message says why."""
+
+
+def from_json(source: str | Path) -> TraceSnapshot:
     """A trace from JSON text or from a file. Raises TraceFormatError for anything else."""
     text = source if isinstance(source, str) and source.lstrip().startswith("{") else _read(source)
     try:
@@ -58,17 +55,20 @@ def from_json(source: str | Path) -> RunTrace:
             f"not a minserve trace: expected a JSON object whose schema is {SCHEMA!r}; "
             "RunTrace.to_json writes one"
         )
-    if data.get("version") != VERSION:
+    version = data.get("version")
+    if type(version) is not int or (version != VERSION and version not in UPGRADES):
         raise TraceFormatError(
-            f"this trace has version {shorten(repr(data.get('version')))}, and this minserve reads "
-            f"version {VERSION}: record it again, or read it with the minserve that wrote it "
-            f"({_writer(data)})"
+            f"this trace has version {shorten(repr(version))}, and this minserve reads "
+            f"version {' or '.join(map(str, sorted({VERSION, *UPGRADES})))}: record it again, or "
+            f"read it with the minserve that wrote it ({_writer(data)})"
         )
     try:
+        for old in range(version, VERSION):
+            data = UPGRADES[old](data)
         return _build(data)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
         raise TraceFormatError(
-            f"a trace of version {VERSION} with a missing or unknown part: {error!r}"
+            f"a trace of version {version} with a missing or unknown part: {error!r}"
         ) from None
 
 
@@ -104,66 +104,64 @@ def _writer(data: Mapping[str, Any]) -> str:
         return "version not noted"
 
 
-def _build(data: dict[str, Any]) -> RunTrace:
+def _build(data: Mapping[str, Any]) -> TraceSnapshot:
     header = build(TraceHeader, data["header"], "header")
-    trace = RunTrace(_size(data, "max_steps"), _size(data, "max_requests"), header)
-    if set(data["step_columns"]) != set(STEP_COLUMNS):
-        raise KeyError(*sorted(set(data["step_columns"]) ^ set(STEP_COLUMNS)))
-    columns = _columns("steps", data["step_columns"], data["steps"], _STEP_TYPES)
-    parts = _parts(data["detail_columns"], data["detail"])
+    totals = build(RunTotals, data["totals"], "totals")
+    _numbers("totals", _leaves(asdict(totals)))
+    return TraceSnapshot(
+        header=header,
+        totals=totals,
+        steps=_steps(data),
+        requests=_requests(data["request_columns"], data["requests"]),
+        max_steps=_size(data, "max_steps"),
+        max_requests=_size(data, "max_requests"),
+    )
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[Any]:
+    for value in values.values():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _steps(data: Mapping[str, Any]) -> tuple[StepTrace, ...]:
+    columns = _columns("steps", STEPS, data["step_columns"], data["steps"])
+    detail = _detail(data["detail_columns"], data["detail"])
     cached = _mapping("cached_pages", data.get("cached_pages", {}))
     _whole("cached_pages", chain.from_iterable(cached.values()))
-    steps = []
-    for row in range(len(data["steps"])):
-        cells = {name: values[row] for name, values in columns.items()}
-        steps.append(
-            StepTrace(
-                **{name: cells[name] for name in PLAIN},
-                stages=StageTimes(**{name: cells[name] for name in STAGES}),
-                work=StepWork(**{name: cells[name] for name in WORK}),
-                pages=StepPages(**{name: cells[name] for name in PAGES}),
-                requests=parts.get(str(row), ()),
-                cached_pages=tuple(cached.get(str(row), ())),
-            )
-        )
-        if steps[-1].end_s < steps[-1].start_s:
+    rows = [str(row) for row in range(len(data["steps"]))]
+    steps = STEPS.records(
+        columns,
+        len(rows),
+        requests=[detail.get(row, ()) for row in rows],
+        cached_pages=[tuple(cached.get(row, ())) for row in rows],
+    )
+    for row, step in enumerate(steps):
+        if step.end_s < step.start_s:
             raise ValueError(f"step {row} ends before it starts")
-    totals = build(RunTotals, data["totals"], "totals")
-    _numbers("totals", [getattr(totals, name) for name in RunTotals.__slots__])
-    trace.restore(totals, steps, _requests(data["request_columns"], data["requests"]))
-    return trace
+    return tuple(steps)
 
 
-def _requests(columns: Any, rows: Any) -> list[FinishedRequest]:
-    if set(columns) != set(REQUEST_COLUMNS):
-        raise KeyError(*sorted(set(columns) ^ set(REQUEST_COLUMNS)))
-    found = _columns("requests", columns, rows, _REQUEST_TYPES)
+def _requests(columns: Any, rows: Any) -> tuple[FinishedRequest, ...]:
+    found = _columns("requests", REQUESTS, columns, rows)
     unknown = set(found["finish_reason"]) - set(get_args(FinishReason))
     if unknown:
         raise ValueError(f"requests: unknown finish_reason {shorten(repr(unknown.pop()))}")
-    return [
-        FinishedRequest(
-            found["request_id"][row],
-            found["sample_index"][row],
-            found["finish_reason"][row],
-            RequestMetrics(**{name: found[name][row] for name in METRICS}),
-        )
-        for row in range(len(rows))
-    ]
+    return tuple(REQUESTS.records(found, len(rows)))
 
 
-def _parts(columns: Any, detail: Any) -> dict[str, tuple[RequestStep, ...]]:
+def _detail(columns: Any, detail: Any) -> dict[str, tuple[RequestStep, ...]]:
     """Row of the step table -> what that step did for each request."""
-    if set(columns) != set(PART):
-        raise KeyError(*sorted(set(columns) ^ set(PART)))
     by_row = _mapping("detail", detail)
     rows = list(chain.from_iterable(by_row.values()))
-    found = _columns("detail", columns, rows, _PART_TYPES)
-    for name in ("new_token_ids", "blocks"):
-        _whole(f"detail.{name}", chain.from_iterable(found[name]))
-        found[name] = [tuple(values) for values in found[name]]
-    made = [RequestStep(*cells) for cells in zip(*(found[name] for name in PART), strict=True)]
-    places = iter(made)
+    found = _columns("detail", DETAIL, columns, rows)
+    for column in DETAIL.columns:
+        if column.name in found and get_origin(column.kind) is tuple:
+            _whole(f"detail.{column.name}", chain.from_iterable(found[column.name]))
+            found[column.name] = [tuple(values) for values in found[column.name]]
+    places = iter(DETAIL.records(found, len(rows)))
     return {row: tuple(next(places) for _ in parts) for row, parts in by_row.items()}
 
 
@@ -181,16 +179,19 @@ def _size(data: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _columns(
-    what: str, columns: Sequence[str], rows: Any, types: Mapping[str, frozenset[type]]
-) -> dict[str, list[Any]]:
-    """A table by column, each value of its column's types. Raises ValueError."""
+def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, list[Any]]:
+    """A table's values by column, each of its column's types. Raises ValueError.
+
+    A column may be missing where its field has a default: the trace is older than the field.
+    """
+    _check_names(what, table, names)
     if type(rows) is not list or not all(type(row) is list for row in rows):
         raise ValueError(f"{what} is not a table")
-    if len(columns) != len(types) or any(len(row) != len(columns) for row in rows):
-        raise ValueError(f"{what}: a row has not {len(types)} values")
+    if any(len(row) != len(names) for row in rows):
+        raise ValueError(f"{what}: a row has not {len(names)} values")
+    types = {column.name: _json_types(column.kind) for column in table.columns}
     found = {}
-    for place, name in enumerate(columns):
+    for place, name in enumerate(names):
         values = found[name] = [row[place] for row in rows]
         wrong = set(map(type, values)) - types[name]
         if wrong:
@@ -198,6 +199,23 @@ def _columns(
         if types[name] & {int, float}:
             _numbers(f"{what}.{name}", values)
     return found
+
+
+def _check_names(what: str, table: Table[R], names: Any) -> None:
+    """Raise ValueError for columns that are unknown, that are there twice, or that are missing."""
+    if type(names) is not list or not set(map(type, names)) <= {str}:
+        raise ValueError(f"the columns of {what} are not a list of names")
+    if len(set(names)) != len(names):
+        raise ValueError(f"{what} has a column twice")
+    unknown = sorted(set(names) - set(table.names))
+    if unknown:
+        raise ValueError(
+            f"{what} has the unknown column {shorten(repr(unknown[0]))}: a newer minserve may have "
+            "written it"
+        )
+    missing = [c.name for c in table.columns if c.required and c.name not in names]
+    if missing:
+        raise ValueError(f"{what} has no column {missing[0]!r}")
 
 
 def _numbers(what: str, values: Iterable[Any]) -> None:
@@ -217,11 +235,6 @@ def _whole(what: str, values: Iterable[Any]) -> None:
     _numbers(what, some)
 
 
-def _types(kind: type, names: Sequence[str]) -> dict[str, frozenset[type]]:
-    hints = get_type_hints(kind)
-    return {name: frozenset(_json_types(hints[name])) for name in names}
-
-
 def _json_types(hint: Any) -> set[type]:
     if hint is float:
         return {int, float}
@@ -232,16 +245,3 @@ def _json_types(hint: Any) -> set[type]:
     if all(isinstance(each, str) for each in get_args(hint)):  # Literal
         return {str}
     return set().union(*(_json_types(each) for each in get_args(hint)))
-
-
-_STEP_TYPES = {
-    **_types(StepTrace, PLAIN),
-    **_types(StageTimes, STAGES),
-    **_types(StepWork, WORK),
-    **_types(StepPages, PAGES),
-}
-_PART_TYPES = _types(RequestStep, PART)
-_REQUEST_TYPES = {
-    **_types(FinishedRequest, ("request_id", "sample_index", "finish_reason")),
-    **_types(RequestMetrics, METRICS),
-}

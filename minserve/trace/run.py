@@ -8,63 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from minserve.request import FinishReason, RequestMetrics
+from minserve.trace import chrome, export, frames, reading
+from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
 from minserve.trace.step import StepTrace
+from minserve.trace.summary import RunSummary, summarize
+from minserve.trace.tally import Tally
 from minserve.trace.totals import RunTotals
 
 if TYPE_CHECKING:
     import pandas
-
-    from minserve.trace.summary import RunSummary
-
-Provenance = Literal["measured", "modelled", "recorded"]
-
-
-@dataclass(frozen=True)
-class TraceHeader:
-    """Where a trace comes from. Values of `config` are JSON values (numbers, strings, None)."""
-
-    model: str = ""
-    """Name of the model, never a path of somebody's machine."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved configuration: dotted path -> value."""
-    device: str = ""
-    """The processor or GPU in words."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Package -> version."""
-    date: str = ""
-    """ISO 8601 day or time of the run."""
-    provenance: Provenance = "measured"
-    """measured: timed on this machine; modelled: charged by a model of a device; recorded: read
-    back from a file of another machine's run."""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedRequest:
-    """One sample that ended, and its timings."""
-
-    request_id: str
-    sample_index: int
-    finish_reason: FinishReason
-    metrics: RequestMetrics
-
-
-@dataclass(frozen=True)
-class TraceSnapshot:
-    """A consistent copy of a trace at one moment; nothing in it changes any more."""
-
-    header: TraceHeader
-    totals: RunTotals
-    steps: tuple[StepTrace, ...]
-    """Newest steps, oldest first."""
-    requests: tuple[FinishedRequest, ...]
-    """Newest finished requests, in the order they finished."""
 
 
 class RunTrace:
@@ -87,7 +45,7 @@ class RunTrace:
         self.header = header if header is not None else TraceHeader()
         self._steps: deque[StepTrace] = deque(maxlen=max_steps)
         self._requests: deque[FinishedRequest] = deque(maxlen=max_requests)
-        self._totals = RunTotals()
+        self._tally = Tally()
         # A deque must not be iterated while it grows; held for the copy, never for an export.
         # Reentrant, because a signal handler may look at a trace that is being written.
         self._lock = threading.RLock()
@@ -96,7 +54,7 @@ class RunTrace:
         """Add the newest step; the oldest one falls out when the ring is full."""
         with self._lock:
             self._steps.append(step)
-            self._totals.add_step(step)
+            self._tally.add_step(step)
 
     def finish_request(
         self,
@@ -109,7 +67,7 @@ class RunTrace:
         record = FinishedRequest(request_id, sample_index, finish_reason, metrics)
         with self._lock:
             self._requests.append(record)
-            self._totals.add_request(metrics)
+            self._tally.add_request(metrics)
 
     def note(self, sentence: str) -> None:
         """Add a sentence to the header's notes: something a reader of the figures should know."""
@@ -148,7 +106,7 @@ class RunTrace:
     def totals(self) -> RunTotals:
         """Sums and peaks over all steps so far: a copy."""
         with self._lock:
-            return replace(self._totals)
+            return self._tally.totals()
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -159,7 +117,7 @@ class RunTrace:
         For live readers: starts at 0; steps that already fell out of the ring are skipped.
         """
         with self._lock:
-            appended = self._totals.steps
+            appended = self._tally.steps
             wanted = min(appended - position, len(self._steps))
             newest: list[StepTrace] = []
             for step in reversed(self._steps):
@@ -173,9 +131,11 @@ class RunTrace:
         with self._lock:
             return TraceSnapshot(
                 header=self.header,
-                totals=replace(self._totals),
+                totals=self._tally.totals(),
                 steps=tuple(self._steps),
                 requests=tuple(self._requests),
+                max_steps=self.max_steps,
+                max_requests=self.max_requests,
             )
 
     def restore(
@@ -186,7 +146,7 @@ class RunTrace:
     ) -> None:
         """Replace everything by what was recorded elsewhere; for readers of files."""
         with self._lock:
-            self._totals = replace(totals)
+            self._tally = Tally(totals)
             self._steps.clear()
             self._steps.extend(steps)
             self._requests.clear()
@@ -194,15 +154,11 @@ class RunTrace:
 
     def summary(self) -> RunSummary:
         """The figures people quote: latencies, throughput, memory, preemptions."""
-        from minserve.trace.summary import summarize
-
         return summarize(self.snapshot())
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The trace as JSON text, also written to `path` (compressed where it ends in .gz)."""
-        from minserve.trace import export
-
-        return export.to_json(self, path)
+        return export.to_json(self.snapshot(), path)
 
     @classmethod
     def from_json(cls, source: str | Path) -> RunTrace:
@@ -210,24 +166,19 @@ class RunTrace:
 
         Raises TraceFormatError (a ValueError) for anything else, or a version not known here.
         """
-        from minserve.trace import reading
-
-        return reading.from_json(source)
+        read = reading.from_json(source)
+        trace = cls(read.max_steps, read.max_requests, read.header)
+        trace.restore(read.totals, read.steps, read.requests)
+        return trace
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per kept step, all counters as columns. Raises ImportError without pandas."""
-        from minserve.trace import export
-
-        return export.steps_dataframe(self.snapshot())
+        return frames.steps_dataframe(self.snapshot())
 
     def requests_dataframe(self) -> pandas.DataFrame:
         """One row per kept finished request. Raises ImportError without pandas."""
-        from minserve.trace import export
-
-        return export.requests_dataframe(self.snapshot())
+        return frames.requests_dataframe(self.snapshot())
 
     def to_chrome_trace(self, path: str | Path) -> None:
         """Write a file that ui.perfetto.dev and chrome://tracing open."""
-        from minserve.trace import chrome
-
         chrome.write(self.snapshot(), path)

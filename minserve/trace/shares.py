@@ -19,9 +19,9 @@ class MemoryShares:
     internal: int = 0
     """Owned, and beyond anything their request may reach."""
     external: int = 0
-    """Free, but in no hole large enough for the first in line."""
+    """Free, but in no hole large enough for the first waiting request."""
     free: int = 0
-    """Nobody's, and nobody is kept waiting by its place."""
+    """Free, and usable by the first waiting request."""
 
     @classmethod
     def of(cls, steps: Iterable[StepTrace]) -> MemoryShares:
@@ -38,7 +38,7 @@ class MemoryShares:
 
     @property
     def taken(self) -> int:
-        """All that nobody else can have: everything but `free`."""
+        """Bytes that no other request can use: everything but `free`."""
         return self.used + self.future + self.internal + self.external
 
     @property

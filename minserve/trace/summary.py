@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from minserve.trace.run import TraceSnapshot
-    from minserve.trace.step import StepTrace
+from minserve.trace.snapshot import TraceSnapshot
+from minserve.trace.step import StepTrace
 
 
 @dataclass(frozen=True, slots=True)

@@ -356,17 +356,17 @@ def in_a_cycle(chunks) -> None:
 def test_a_stream_collected_while_the_trace_is_read_does_not_stop_the_reader(llm, monkeypatch):
     from minserve.trace import run
 
-    real, collected = run.replace, []
+    real, collected = run.TraceSnapshot, []
 
-    def replace(*args, **values):
-        monkeypatch.setattr(run, "replace", real)
+    def snapshot(*args, **values):
+        monkeypatch.setattr(run, "TraceSnapshot", real)
         collected.append(gc.collect())  # as it may happen in any allocation
         return real(*args, **values)
 
     gc.disable()
     try:
         in_a_cycle(llm.stream("a", LONG))
-        monkeypatch.setattr(run, "replace", replace)
+        monkeypatch.setattr(run, "TraceSnapshot", snapshot)
         assert llm.engine.has_requests
         assert result_of(lambda: llm.trace.snapshot()).totals.steps
         assert collected

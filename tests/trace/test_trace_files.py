@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import math
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_traces import make_trace
+from made_traces import make_step, make_trace
 
-from minserve.trace import RunTrace, TraceFormatError, reading
+from minserve.trace import RunTrace, StepPages, TraceFormatError, reading
+from minserve.trace.schema import VERSION
 
 JUNK: list[Any] = [
     None, True, "", "x", "<b>", -1, 0.5, 1e308, 10**400, [], [[]], {}, {"a": 1}, [1, "a"],
@@ -123,3 +125,62 @@ def test_a_small_file_does_not_become_a_large_text(
     bomb.write_bytes(gzip.compress(b" " * (1 << 22)))
     with pytest.raises(TraceFormatError, match="more than 65,536 bytes"):
         RunTrace.from_json(bomb)
+
+
+def without(data: dict[str, Any], table: str, names: set[str]) -> dict[str, Any]:
+    """The trace without some columns of its table of steps or requests."""
+    columns = data[f"{table}_columns"]
+    kept = [place for place, name in enumerate(columns) if name not in names]
+    rows = [[row[place] for place in kept] for row in data[f"{table}s"]]
+    return data | {f"{table}_columns": [columns[place] for place in kept], f"{table}s": rows}
+
+
+def test_columns_that_a_trace_is_too_old_to_have_get_their_defaults() -> None:
+    data = without(WHOLE, "step", {"attention_s", "hit_tokens", "num_padded_rows"})
+    data = without(data, "request", {"num_cached_tokens"})
+    data["totals"] = {key: n for key, n in data["totals"].items() if key != "padded_rows"}
+    step, made = RunTrace.from_json(json.dumps(data)).steps[1], make_step(1, detail=True)
+    assert made.stages.attention_s and step.stages == dataclasses.replace(
+        made.stages, attention_s=0.0
+    )
+    assert step.pages == StepPages() and step.num_padded_rows == 0
+    assert step.requests == made.requests and step.work == made.work
+    whole_part = set(StepPages.__slots__)
+    assert RunTrace.from_json(json.dumps(without(WHOLE, "step", whole_part))).steps[1] == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (without(WHOLE, "step", {"kv_tokens"}), "steps has no column 'kv_tokens'"),
+        (without(WHOLE, "request", {"arrival_s"}), "requests has no column 'arrival_s'"),
+        ({"request_columns": ["ttft_s"]}, "requests has the unknown column 'ttft_s': a newer"),
+        ({"detail_columns": ["start", "start"]}, "detail has a column twice"),
+        ({"step_columns": "index"}, "the columns of steps are not a list of names"),
+        ({"step_columns": {"index": 1}}, "the columns of steps are not a list of names"),
+        ({"totals": WHOLE["totals"] | {"guesses": 1}}, "totals has an unknown field 'guesses'"),
+    ],
+)
+def test_columns_that_must_or_cannot_be_there_are_named(changes: Any, sentence: str) -> None:
+    with pytest.raises(TraceFormatError, match=sentence):
+        RunTrace.from_json(json.dumps(WHOLE | changes))
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1, True, 3.0, "3", [], None])
+def test_an_unknown_version_is_refused_with_the_known_ones(version: Any) -> None:
+    with pytest.raises(TraceFormatError, match=rf"this minserve reads version {VERSION}: record"):
+        RunTrace.from_json(json.dumps(WHOLE | {"version": version}))
+
+
+def test_an_older_version_is_brought_to_the_new_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = json.loads(json.dumps(WHOLE)) | {"version": VERSION - 2}
+    old["totals"] = {"sum": {"counted": old["totals"]}}
+    monkeypatch.setattr(reading, "UPGRADES", {
+        VERSION - 2: lambda data: data | {"totals": data["totals"]["sum"]},
+        VERSION - 1: lambda data: data | {"totals": data["totals"]["counted"]},
+    })  # fmt: skip
+    assert RunTrace.from_json(json.dumps(old)).snapshot() == make_trace(detail=True).snapshot()
+    with pytest.raises(TraceFormatError, match=f"version {VERSION - 2} with a missing or unknown"):
+        RunTrace.from_json(json.dumps(old | {"totals": {}}))
+    with pytest.raises(TraceFormatError, match=f"version {VERSION - 2} or {VERSION - 1} or 3: rec"):
+        RunTrace.from_json(json.dumps(old | {"version": 0}))

@@ -1,0 +1,32 @@
+"""What a step did for each request: kept when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStep:
+    """What one step did for one request; kept when `TraceConfig.per_request` is on."""
+
+    request_id: str
+    sample_index: int
+    start: int
+    """Position of the first token computed."""
+    num_tokens: int
+    """Tokens computed."""
+    num_recomputed: int
+    """Of those, tokens that had been computed before (after preemption, or without a cache)."""
+    new_token_ids: tuple[int, ...]
+    """Tokens this step added to the request."""
+    blocks: tuple[int, ...] = ()
+    """Pages held during the step, when `TraceConfig.pages` is on."""
+
+
+@dataclass(frozen=True)
+class StepRequests:
+    """Field of a step: its detail by request."""
+
+    __slots__ = ()
+
+    requests: tuple[RequestStep, ...] = ()
