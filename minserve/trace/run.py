@@ -1,4 +1,4 @@
-"""`RunTrace`: the bounded record of a run, appended to by one engine, read by anyone meanwhile.
+"""`RunTrace`: the bounded record of a run, appended to by one engine while others read it.
 
 The newest steps and finished requests are kept in rings; running totals count them all. Readers
 take a `TraceSnapshot` and work on that. Knows nothing about how steps are made or drawn.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from minserve.trace.parts.totalling import summed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class StepExecution:
     """Flat fields of a step: rows whose results are dropped, and compiled graphs."""
 

@@ -38,7 +38,7 @@ class StepPages:
     and no hole is large enough: external fragmentation."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class StepMemory:
     """Flat fields of a step: pages and bytes of the KV pool."""
 

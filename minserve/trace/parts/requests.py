@@ -23,7 +23,7 @@ class RequestStep:
     """Pages held during the step, when `TraceConfig.pages` is on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class StepRequests:
     """Field of a step: its detail by request."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from minserve.trace.parts.totalling import peak, summed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class StepScheduling:
     """Flat fields of a step: counts of requests and tokens."""
 

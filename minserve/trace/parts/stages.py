@@ -30,7 +30,7 @@ class StageTimes:
     """The part of `forward_s` that compiled, or captured graphs: the first step of its kind."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class StepTiming:
     """Flat fields of a step: its number and its times."""
 

@@ -36,7 +36,7 @@ class StepWork:
         return self.weight_bytes + self.kv_read_bytes + self.kv_write_bytes + self.activation_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class CountedWork:
     """Field of a step: its work."""
 
