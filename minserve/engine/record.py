@@ -11,7 +11,7 @@ from minserve.engine.flight import CommitCounts, Flight
 from minserve.execution.runner import StepResult
 from minserve.memory import KVManager, MemoryEvents, MemoryUse
 from minserve.scheduling import Scheduler
-from minserve.trace import RunTrace, StageTimes, StepPages, StepTrace
+from minserve.trace import RunTrace, StageTimes, StepBlocks, StepTrace
 
 
 class Recorder:
@@ -67,9 +67,9 @@ class Recorder:
             kv_bytes_reserved=use.blocks_total * self.block_bytes,
             kv_bytes_allocated=flight.blocks_used * self.block_bytes,
             kv_bytes_used=use.kv_tokens * self.token_bytes,
-            pages=self._step_pages(use, events),
+            blocks=self._step_blocks(use, events),
             requests=tuple(counts.details),
-            cached_pages=self._memory.pool.cached_blocks() if self._keeps_pages else (),
+            cached_block_ids=self._memory.pool.cached_blocks() if self._keeps_pages else (),
             num_padded_rows=flight.built.batch.num_tokens - flight.num_tokens,
             num_discarded_tokens=counts.num_discarded,
             num_compiled_graphs=result.num_compiled_graphs,
@@ -101,9 +101,9 @@ class Recorder:
             commit_s=self._clock.now() - counts.collected_s,
         )
 
-    def _step_pages(self, use: MemoryUse, events: MemoryEvents) -> StepPages:
+    def _step_blocks(self, use: MemoryUse, events: MemoryEvents) -> StepBlocks:
         slot_bytes = self.token_bytes
-        return StepPages(
+        return StepBlocks(
             hit_tokens=events.hit_tokens,
             loaded_tokens=events.loaded_tokens,
             copied_blocks=events.copied_blocks,

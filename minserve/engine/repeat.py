@@ -19,7 +19,7 @@ from minserve.hardware import WorkCounter
 from minserve.memory import KVManager
 from minserve.request import Request
 from minserve.scheduling import Scheduler, is_decoding
-from minserve.trace import StageTimes, StepPages, StepTrace, StepWork
+from minserve.trace import StageTimes, StepBlocks, StepTrace, StepWork
 
 Charge = Callable[[StepWork, int, int], float]
 """A step's work, its tokens and its requests -> its seconds, which have gone by on the clock."""
@@ -116,7 +116,7 @@ class Repeater:
                 kv_bytes_allocated=owned_bytes,
                 kv_tokens=kv_tokens,
                 kv_bytes_used=kv_tokens * slot_bytes,
-                pages=StepPages(
+                blocks=StepBlocks(
                     owned_bytes=owned_bytes,
                     future_bytes=(open_slots - internal_slots) * slot_bytes,
                     internal_bytes=internal_slots * slot_bytes,

@@ -3,15 +3,15 @@
 Widgets, metrics, reports, recorded runs and calibration all read this one stream. `parts` has what
 a step tells, a file per room, and says how to add one; `step` puts them together, `totals` and
 `tally` add them up. `snapshot` is a trace at one moment, `run` the bounded collection. `summary`
-has the figures people quote, `shares` what KV memory was used for; `export`, `frames` and `chrome`
-write, `reading` reads back. Knows nothing about how steps are made.
+has the figures people quote, `shares` what KV memory was used for; `formats`
+writes and reads files and tables. Knows nothing about how steps are made.
 """
 
-from minserve.trace.parts.memory import StepPages
+from minserve.trace.formats.reading import TraceFormatError
+from minserve.trace.parts.memory import StepBlocks
 from minserve.trace.parts.requests import RequestStep
 from minserve.trace.parts.stages import StageTimes
 from minserve.trace.parts.work import StepWork
-from minserve.trace.reading import TraceFormatError
 from minserve.trace.run import RunTrace
 from minserve.trace.shares import MemoryShares
 from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
@@ -28,7 +28,7 @@ __all__ = [
     "RunTotals",
     "RunTrace",
     "StageTimes",
-    "StepPages",
+    "StepBlocks",
     "StepTrace",
     "StepWork",
     "TraceFormatError",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minserve.request import FinishReason, RequestMetrics
-from minserve.trace import chrome, export, frames, reading
+from minserve.trace.formats import chrome, export, frames, reading
 from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
 from minserve.trace.step import StepTrace
 from minserve.trace.summary import RunSummary, summarize

@@ -16,11 +16,20 @@ from minserve.trace.step import StepTrace
 from minserve.trace.table import Table
 
 SCHEMA = "minserve.trace"
-VERSION = 3
-UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+VERSION = 4
+
+
+def _name_cached_blocks(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 to 4: the ids of cached blocks had the name of pages."""
+    renamed = dict(data)
+    renamed["cached_block_ids"] = renamed.pop("cached_pages", {})
+    return renamed
+
+
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _name_cached_blocks}
 """Version -> what makes a trace of that version one of the next; 3 is the oldest that is read."""
 
-STEPS = Table(StepTrace, beside=("requests", "cached_pages"))
+STEPS = Table(StepTrace, beside=("requests", "cached_block_ids"))
 """A row per step; what it did for each request, and cached pages, are kept beside the table."""
 DETAIL = Table(RequestStep)
 """A row per step and request."""

@@ -28,7 +28,7 @@ class MemoryShares:
         """Sums over these steps."""
         used = future = internal = external = pool = 0
         for step in steps:
-            pages = step.pages
+            pages = step.blocks
             used += step.kv_bytes_used
             future += pages.future_bytes
             internal += pages.internal_bytes

@@ -155,7 +155,7 @@ EFFECTS = [
     Effect("trace.pages", True,
            lambda seen: sum(len(part.blocks) for s in seen.steps for part in s.requests), MORE,
            {"trace.per_request": True}),
-    Effect("trace.pages", True, lambda seen: sum(len(step.cached_pages) for step in seen.steps),
+    Effect("trace.pages", True, lambda seen: sum(len(step.cached_block_ids) for step in seen.steps),
            MORE, RADIX | {"trace.per_request": True}),
     *(Effect("dtype", value, numbers, OTHER, {"dtype": "float32"}, **REAL)
       for value in ("float64", "bfloat16", "float16")),

@@ -166,7 +166,7 @@ def test_shared_memory_is_counted_once():
     engine.add("four", PROMPT, params)
     engine.step()
     step = engine.step()
-    pages = step.pages
+    pages = step.blocks
     assert step.kv_tokens == 16 + 3 * 2 + 3  # the leader is a token ahead
     assert pages.owned_bytes == step.kv_bytes_used + pages.future_bytes + pages.internal_bytes
 
@@ -317,8 +317,8 @@ def test_contiguous_requests_hold_all_they_may_need_from_the_start(reservation, 
     assert len(blocks) == -(-owned // BLOCK)
     assert list(blocks) == list(range(blocks[0], blocks[0] + len(blocks)))
     slots = len(blocks) * BLOCK
-    assert step.pages.future_bytes == (24 - 10) * TOKEN_BYTES
-    assert step.pages.internal_bytes == (slots - 24) * TOKEN_BYTES
+    assert step.blocks.future_bytes == (24 - 10) * TOKEN_BYTES
+    assert step.blocks.internal_bytes == (slots - 24) * TOKEN_BYTES
     run(engine)
     assert request.output_token_ids == oracle(PROMPT[:10], 14, True)
 
@@ -340,7 +340,7 @@ def test_holes_that_are_too_small_are_external_fragmentation():
     while engine.memory.pool.num_free < 4:
         step = engine.step()
     # 4 pages are free, but 2 and 2 with somebody between them.
-    assert step.pages.external_bytes == 4 * BLOCK * TOKEN_BYTES
+    assert step.blocks.external_bytes == 4 * BLOCK * TOKEN_BYTES
     run(engine)
 
 

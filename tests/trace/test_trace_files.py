@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_traces import make_step, make_trace
 
-from minserve.trace import RunTrace, StepPages, TraceFormatError, reading
+from minserve.trace import RunTrace, StepBlocks, TraceFormatError
+from minserve.trace.formats import reading
 from minserve.trace.schema import VERSION
 
 JUNK: list[Any] = [
@@ -143,9 +144,9 @@ def test_columns_that_a_trace_is_too_old_to_have_get_their_defaults() -> None:
     assert made.stages.attention_s and step.stages == dataclasses.replace(
         made.stages, attention_s=0.0
     )
-    assert step.pages == StepPages() and step.num_padded_rows == 0
+    assert step.blocks == StepBlocks() and step.num_padded_rows == 0
     assert step.requests == made.requests and step.work == made.work
-    whole_part = set(StepPages.__slots__)
+    whole_part = set(StepBlocks.__slots__)
     assert RunTrace.from_json(json.dumps(without(WHOLE, "step", whole_part))).steps[1] == made
 
 
@@ -166,9 +167,11 @@ def test_columns_that_must_or_cannot_be_there_are_named(changes: Any, sentence: 
         RunTrace.from_json(json.dumps(WHOLE | changes))
 
 
-@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1, True, 3.0, "3", [], None])
+@pytest.mark.parametrize("version", [2, VERSION + 1, True, 4.0, "4", [], None])
 def test_an_unknown_version_is_refused_with_the_known_ones(version: Any) -> None:
-    with pytest.raises(TraceFormatError, match=rf"this minserve reads version {VERSION}: record"):
+    with pytest.raises(
+        TraceFormatError, match=rf"this minserve reads version 3 or {VERSION}: record"
+    ):
         RunTrace.from_json(json.dumps(WHOLE | {"version": version}))
 
 
@@ -182,5 +185,7 @@ def test_an_older_version_is_brought_to_the_new_layout(monkeypatch: pytest.Monke
     assert RunTrace.from_json(json.dumps(old)).snapshot() == make_trace(detail=True).snapshot()
     with pytest.raises(TraceFormatError, match=f"version {VERSION - 2} with a missing or unknown"):
         RunTrace.from_json(json.dumps(old | {"totals": {}}))
-    with pytest.raises(TraceFormatError, match=f"version {VERSION - 2} or {VERSION - 1} or 3: rec"):
+    with pytest.raises(
+        TraceFormatError, match=f"version {VERSION - 2} or {VERSION - 1} or {VERSION}: rec"
+    ):
         RunTrace.from_json(json.dumps(old | {"version": 0}))

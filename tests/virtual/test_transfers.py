@@ -78,7 +78,7 @@ def test_swapping_is_charged_to_the_link_and_recomputing_is_not():
     runs = {name: served(link, **swap) for name, link in (("quick", quick), ("slow", slow))}
     assert runs["quick"].totals.preemptions == runs["slow"].totals.preemptions > 0
     assert runs["slow"].totals.recomputed_tokens == 0
-    moved = sum(step.pages.swapped_in_blocks for step in runs["slow"].steps)
+    moved = sum(step.blocks.swapped_in_blocks for step in runs["slow"].steps)
     extra_s = runs["slow"].totals.duration_s - runs["quick"].totals.duration_s
     assert extra_s >= moved * page * (1 / 1e6 - 1 / 1e12) * 0.999 > 0
     assert served(quick, **again).totals.duration_s == served(slow, **again).totals.duration_s

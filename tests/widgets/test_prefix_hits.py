@@ -76,15 +76,15 @@ def test_pages_are_owned_shared_cached_or_free_as_the_pool_says(together) -> Non
         grid = pages(trace, index, PAGE)
         words = count_pages(grid, PAGE)
         assert words.owned == step.blocks_used
-        assert set(step.cached_pages) >= {page.number for page in grid if page.cached}
-        assert len(step.cached_pages) == step.pages.cached_blocks
+        assert set(step.cached_block_ids) >= {page.number for page in grid if page.cached}
+        assert len(step.cached_block_ids) == step.blocks.cached_blocks
         assert words.owned + words.cached + words.free == words.total == 24
         assert not any(page.cached and page.owners for page in grid)
         shared = max(shared, words.shared)
     assert shared == (4 if together else 0)
     # Between the two, the first one's full pages are cached, and the map says so.
     last = len(trace.steps) - 1
-    assert trace.steps[last].pages.cached_blocks > 0
+    assert trace.steps[last].blocks.cached_blocks > 0
     if not together:
         middle = next(i for i, s in enumerate(trace.steps) if i and s.num_prefill_tokens)
         drawn = page_map(trace, middle)
@@ -109,5 +109,5 @@ def test_replay_shows_cached_pages_at_the_moment_they_are() -> None:
 def test_a_trace_written_and_read_back_still_knows_its_cached_pages() -> None:
     trace = traced()
     again = RunTrace.from_json(trace.to_json())
-    assert [s.cached_pages for s in again.steps] == [s.cached_pages for s in trace.steps]
-    assert any(step.cached_pages for step in again.steps)
+    assert [s.cached_block_ids for s in again.steps] == [s.cached_block_ids for s in trace.steps]
+    assert any(step.cached_block_ids for step in again.steps)

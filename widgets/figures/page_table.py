@@ -54,7 +54,7 @@ def pages(
             owners.setdefault(number, []).append(key)
             held = max(0, min(block_size, known - place * block_size))
             tokens[number] = max(tokens.get(number, 0), held)
-    cached = set(run.steps[step].cached_pages)
+    cached = set(run.steps[step].cached_block_ids)
     found_pages = []
     for number in range(total):
         kept = number in cached and number not in owners

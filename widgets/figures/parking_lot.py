@@ -101,7 +101,7 @@ def stays(run: TraceSnapshot) -> list[Stay]:
     size, known = block_size_of(run, None), lanes(run)
     grid: list[list[tuple[str, LaneKey | None] | None]] = []
     for index, step in enumerate(run.steps):
-        stranded = step.pages.external_bytes > 0
+        stranded = step.blocks.external_bytes > 0
         column: list[tuple[str, LaneKey | None] | None] = []
         for page in pages(run, index, size, known):
             if len(page.owners) > 1:

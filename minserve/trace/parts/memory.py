@@ -8,7 +8,7 @@ from minserve.trace.parts.totalling import peak, summed
 
 
 @dataclass(frozen=True, slots=True)
-class StepPages:
+class StepBlocks:
     """What became of pages in one step, and what their bytes are used for when it ends.
 
     `owned_bytes` is `StepTrace.kv_bytes_used` + `future_bytes` + `internal_bytes`: the division of
@@ -55,7 +55,7 @@ class StepMemory:
     """Bytes of the pages owned while the step ran."""
     kv_bytes_used: int = field(metadata=peak("peak_kv_bytes_used"))
     """Bytes of the tokens kept when the step ends."""
-    pages: StepPages = StepPages()
-    cached_pages: tuple[int, ...] = ()
+    blocks: StepBlocks = StepBlocks()
+    cached_block_ids: tuple[int, ...] = ()
     """Pages without an owner when the step ends, kept for a prefix hit; with
     `TraceConfig.pages`."""

@@ -13,7 +13,7 @@ CONTIGUOUS = {"memory.layout": "contiguous", "memory.reservation": "power_of_two
 @pytest.fixture(scope="module")
 def reserved() -> RunTrace:
     trace = runs.echo_run(CONTIGUOUS, num_blocks=10)
-    assert sum(step.pages.external_bytes for step in trace.steps)
+    assert sum(step.blocks.external_bytes for step in trace.steps)
     return trace
 
 
@@ -34,7 +34,9 @@ def test_every_owned_page_is_drawn_once_in_every_step(which: str, request) -> No
 def test_what_nobody_can_use_is_crossed_out(reserved: RunTrace, plain: RunTrace) -> None:
     assert cells(plain, STRANDED) == 0
     free = sum(
-        step.blocks_total - step.blocks_used for step in reserved.steps if step.pages.external_bytes
+        step.blocks_total - step.blocks_used
+        for step in reserved.steps
+        if step.blocks.external_bytes
     )
     assert cells(reserved, STRANDED) == free > 0
 

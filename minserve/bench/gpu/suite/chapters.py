@@ -121,4 +121,4 @@ def _keep(trace: RunTrace, path: Path, where: Mapping[str, Any]) -> None:
 def _without_pages(step: StepTrace) -> StepTrace:
     # Whose tokens a step computed stays: the gaps between them are a chapter's figure.
     requests = tuple(dataclasses.replace(part, blocks=()) for part in step.requests)
-    return dataclasses.replace(step, requests=requests, cached_pages=())
+    return dataclasses.replace(step, requests=requests, cached_block_ids=())

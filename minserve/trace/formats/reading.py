@@ -129,14 +129,14 @@ def _leaves(values: Mapping[str, Any]) -> Iterator[Any]:
 def _steps(data: Mapping[str, Any]) -> tuple[StepTrace, ...]:
     columns = _columns("steps", STEPS, data["step_columns"], data["steps"])
     detail = _detail(data["detail_columns"], data["detail"])
-    cached = _mapping("cached_pages", data.get("cached_pages", {}))
-    _whole("cached_pages", chain.from_iterable(cached.values()))
+    cached = _mapping("cached_block_ids", data.get("cached_block_ids", {}))
+    _whole("cached_block_ids", chain.from_iterable(cached.values()))
     rows = [str(row) for row in range(len(data["steps"]))]
     steps = STEPS.records(
         columns,
         len(rows),
         requests=[detail.get(row, ()) for row in rows],
-        cached_pages=[tuple(cached.get(row, ())) for row in rows],
+        cached_block_ids=[tuple(cached.get(row, ())) for row in rows],
     )
     for row, step in enumerate(steps):
         if step.end_s < step.start_s:

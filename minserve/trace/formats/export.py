@@ -34,10 +34,10 @@ def to_json(snapshot: TraceSnapshot, path: str | Path | None = None) -> str:
                 for row, step in enumerate(snapshot.steps)
                 if step.requests
             },
-            "cached_pages": {
-                str(row): step.cached_pages
+            "cached_block_ids": {
+                str(row): step.cached_block_ids
                 for row, step in enumerate(snapshot.steps)
-                if step.cached_pages
+                if step.cached_block_ids
             },
             "request_columns": REQUESTS.names,
             "requests": [REQUESTS.row(request) for request in snapshot.requests],
