@@ -141,7 +141,10 @@ def _edit(value: Any, rng: random.Random) -> None:
 
 
 def edit_json(path: Path, rng: random.Random) -> None:
-    value = json.loads(path.read_text())
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        return  # an earlier mutation broke it
     _edit(value, rng)
     path.write_text(json.dumps(value))
 
