@@ -1,8 +1,9 @@
 """An engine on a thread of its own, for callers that must not block: servers and widgets.
 
-Callers read chunks from their stream, from plain threads or from asyncio; an engine error is raised
-to the readers it concerns. What belongs to the thread is in `engine_thread`, which knows nothing of
-the objects here: dropped without `close`, they are collected, and the thread with them.
+Callers read chunks from their stream, in plain threads or in asyncio; an error of the engine is
+raised in the streams whose requests it ended. The thread itself is in `frontend.thread`, and keeps
+no reference to an `AsyncLLM`: one that is dropped without `close` is collected, and then its thread
+ends.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from minserve.build import build_engine, check_engine_arguments
-from minserve.clock import Clock, WallClock
+from minserve.clock import Clock
 from minserve.config import EngineConfig, ResolvedConfig
-from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
-from minserve.engine.pins import PinnedPrefix, check_pin, check_pinned, pin_computed
+from minserve.engine.pins import PinnedPrefix, check_pinned
 from minserve.engine.recovery import EngineError
-from minserve.frontend.outputs import StreamChunk, check_params, check_process
-from minserve.frontend.thread import EngineThread, Health, Mailbox, check_seconds, late
+from minserve.frontend.arguments import check_params, check_process, check_seconds
+from minserve.frontend.pins import pin_in_thread
+from minserve.frontend.thread.loop import EngineThread
+from minserve.frontend.thread.mailbox import Mailbox
+from minserve.frontend.thread.stream import Stream, read_to_end
+from minserve.frontend.thread.watch import Health
 from minserve.inputs.checks import shorten
 from minserve.inputs.prompts import (
     Prompt,
@@ -44,56 +47,8 @@ from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
 LONG_PROMPT_CHARS = 16_384
-"""Longer prompts are tokenized by a worker: about 10 ms of the caller's event loop."""
-
-
-class Stream:
-    """The chunks of one request, with `for` or with `async for`; several readers share them.
-
-    The last chunk ends it; after that every iteration stops at once. A reader who leaves before
-    aborts the request, and so does `asyncio.wait_for` around one chunk when its time is over.
-    """
-
-    def __init__(self, mailbox: Mailbox, owner: AsyncLLM) -> None:
-        self.request_id = mailbox.request_id
-        self._mailbox = mailbox
-        # A stream that is read keeps its engine.
-        self._owner = owner
-
-    def abort(self) -> None:
-        """End this request, and no other of its name; the stream then ends with reason "abort"."""
-        self._owner._thread.abort(self._mailbox)
-
-    def __iter__(self) -> Iterator[StreamChunk]:
-        self._owner._check_process()
-        try:
-            while (chunk := self._mailbox.take(block=True)) is not None:
-                yield chunk
-                self._owner._check_process()
-        finally:
-            self._leave()
-
-    async def __aiter__(self) -> AsyncIterator[StreamChunk]:
-        self._owner._check_process()
-        try:
-            with self._mailbox.listening() as event:
-                while True:
-                    event.clear()
-                    try:
-                        chunk = self._mailbox.take(block=False)
-                    except queue.Empty:
-                        await event.wait()
-                        continue
-                    if chunk is None:
-                        return
-                    yield chunk
-                    self._owner._check_process()
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        if not self._mailbox.ended:
-            self.abort()
+"""Longer prompts are tokenized by a worker: these would block the caller's event loop for more
+than about 10 ms."""
 
 
 class AsyncLLM:
@@ -158,7 +113,7 @@ class AsyncLLM:
         arrival_s: float | None = None,
         priority: int = 0,
     ) -> Stream:
-        """Send a request; returns at once. What is wrong with it is raised by the stream. The
+        """Send a request; returns at once. If the request is refused, its stream raises why. The
         smaller `priority` goes first where `scheduling.order` is "priority".
 
         Raises RuntimeError when this AsyncLLM is closed.
@@ -181,7 +136,7 @@ class AsyncLLM:
         except BaseException as error:
             self._thread.refuse(mailbox, error)
             raise
-        return Stream(mailbox, self)
+        return Stream(mailbox, self._thread, self)
 
     def _check_params(self, params: SamplingParams | None) -> SamplingParams:
         return check_params(params) or self.default_sampling_params
@@ -194,7 +149,8 @@ class AsyncLLM:
         arrival_s: float | None,
         priority: int,
     ) -> None:
-        """Tokenize, in the caller's thread or the worker's, and hand over."""
+        """Tokenize, in the caller's thread or the worker's, and give the ids to the engine's
+        thread."""
         try:
             ids = self._loaded.encode(given)
         except Exception as error:
@@ -218,8 +174,8 @@ class AsyncLLM:
             return self._worker
 
     def abort(self, request_id: str) -> None:
-        """End the request of this name; unknown and finished ones are left alone. `Stream.abort`
-        ends one stream's request, whatever others are called."""
+        """End the requests of this name; unknown and finished ones are left alone. `Stream.abort`
+        ends one stream's request, even when others have the same name."""
         self._thread.abort_name(check_request_id(request_id))
 
     def pin(self, prompt: Prompt, *, cache_salt: str = "", timeout_s: float = 60.0) -> PinnedPrefix:
@@ -229,38 +185,11 @@ class AsyncLLM:
         check_seconds("timeout_s", timeout_s)
         salt = check_salt(cache_salt)
         ids = self._loaded.encode(prompt)
-        engine, thread = self._engine, self._thread
-        thread.ask(lambda: check_pin(engine, ids), timeout_s)
 
-        def pin() -> int | None:
-            check_pin(engine, ids)  # again: others may have pinned meanwhile
-            return pin_computed(engine, ids, salt)
+        def compute(params: SamplingParams) -> None:
+            read_to_end(self.add(ids, params), timeout_s)
 
-        once = SamplingParams(max_tokens=1, temperature=0.0, cache_salt=salt)
-        # Under load, others may push the pages out between the two commands.
-        for _ in range(3):
-            handle = thread.ask(pin, timeout_s, undo=_unpin_late(engine))
-            if handle is not None:
-                size = engine.memory.block_size
-                let_go = functools.partial(engine.unpin, handle)
-                return PinnedPrefix(
-                    len(ids) // size * size,
-                    functools.partial(thread.tell, let_go),
-                    functools.partial(engine.memory.holds_pin, handle),
-                )
-            self._read(self.add(ids, once), timeout_s)
-        raise EngineError("the prefix was computed three times, and evicted before it was pinned")
-
-    def _read(self, stream: Stream, timeout_s: float) -> None:
-        """Read a stream to its end, or abort it."""
-        clock = WallClock()
-        end_s = clock.now() + timeout_s
-        try:
-            while stream._mailbox.take(True, max(0.0, end_s - clock.now())) is not None:
-                pass
-        except queue.Empty:
-            stream.abort()
-            raise late(timeout_s) from None
+        return pin_in_thread(self._thread, ids, salt, timeout_s, compute)
 
     def unpin(self, pinned: PinnedPrefix) -> None:
         """`pinned.unpin()`: let its pages be evicted again."""
@@ -289,16 +218,6 @@ class AsyncLLM:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _unpin_late(engine: Engine) -> Callable[[int | None], None]:
-    """Takes back a pin whose caller did not wait for it."""
-
-    def undo(handle: int | None) -> None:
-        if handle is not None:
-            engine.unpin(handle)
-
-    return undo
 
 
 __all__ = ["AsyncLLM", "EngineError", "Health", "Stream"]

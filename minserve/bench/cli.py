@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from minserve.bench.commits import command as commits
 from minserve.bench.gpu import command as gpu
 from minserve.bench.modelling import calibrate
 from minserve.bench.runs import (
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "compile": (compilation, "what torch.compile costs, and after how many tokens it has paid"),
     "sessions": (sessions, "idle conversations in device, host and disk, and what resuming costs"),
     "busy": (busy, "tokens per second beside busy programs, by how threads wait"),
+    "commits": (commits, "CPU time of two checkouts of this repository, in interleaved pairs"),
     "gpu": (gpu, "everything that is measured on a GPU, part by part, into labs/recorded"),
 }
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minserve.engine import Engine
 from minserve.engine.recovery import EngineError, describe, is_interrupt
-from minserve.inputs.checks import shorten
-from minserve.inputs.params import plain
 from minserve.request import (
     FinishReason,
-    InvalidRequestError,
     Output,
     Request,
     RequestMetrics,
     Sample,
-    SamplingParams,
 )
 
 
@@ -38,7 +33,7 @@ class StreamChunk:
 
 
 class StreamCursor:
-    """How much of a request's text and tokens a reader has already been given."""
+    """How much of a request's text and tokens its reader has been given."""
 
     def __init__(self) -> None:
         self._num_chars = 0
@@ -69,7 +64,7 @@ def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None)
     """The output of one prompt's samples."""
     first = requests[0]
     texts = [_text(engine, request) for request in requests]  # first: they may end a sample
-    # Each sample scores the prompt for itself, and one that failed may not have come to its end.
+    # Each sample computes the prompt's logprobs, and a sample that failed may have only some.
     scored = max(requests, key=lambda request: len(request.prompt_logprobs))
     return Output(
         request_id=first.request_id,
@@ -97,7 +92,7 @@ def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None)
 def refused_output(
     request_id: str, prompt: str | None, error: Exception, now_s: float, num_samples: int
 ) -> Output:
-    """The output of a prompt that was refused at the door: as many samples as were asked for."""
+    """The output of a prompt that was refused before it ran: as many samples as were asked for."""
     metrics = RequestMetrics(now_s, None, None, now_s, 0, 0, 0)
     samples = tuple(
         Sample(index, "", (), "error", None, metrics, error=str(error))
@@ -107,7 +102,7 @@ def refused_output(
 
 
 def _text(engine: Engine, request: Request) -> str:
-    """The sample's text; where it cannot be told, the sample has failed."""
+    """The sample's text; where it cannot be produced, the sample ends with an error."""
     try:
         return engine.text_of(request)
     except BaseException as error:
@@ -119,8 +114,10 @@ def _text(engine: Engine, request: Request) -> str:
 
 
 def failure_of(requests: Sequence[Request]) -> EngineError | None:
-    """What a caller is to be told of the first of these samples that ended with an error: a new
-    exception each time, because two callers must not raise, and change, the same one."""
+    """What to raise for the first of these samples that ended with an error; None if none did.
+
+    A new exception each time: raising one changes it, so two callers must not share it.
+    """
     for request in requests:
         if request.finish_reason == "error":
             return failure(request.request_id, request.cause, request.error)
@@ -134,24 +131,3 @@ def failure(name: str, cause: BaseException | None, error: str | None = None) ->
     told = EngineError(f"{name}: the engine failed: {describe(cause)}")
     told.__cause__ = cause
     return told
-
-
-def check_params(params: object) -> SamplingParams | None:
-    """`params` where it is what it should be. Raises InvalidRequestError."""
-    if params is None:
-        return None
-    if issubclass(type(params), SamplingParams):
-        return plain(params)
-    raise InvalidRequestError(
-        f"params={shorten(params)}: expected SamplingParams(...), or None for the model's defaults"
-    )
-
-
-def check_process(made_in: int, what: str) -> None:
-    """Raise RuntimeError where the process is not the one that made an engine: `fork` copies memory
-    and none of the threads that torch and the engine wait for."""
-    if os.getpid() != made_in:
-        raise RuntimeError(
-            f"this {what} was made by process {made_in}, from which this one was forked, and its "
-            "threads stayed there: make the model after forking, or start processes with 'spawn'"
-        )

@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 
 from minserve.engine import Engine
 from minserve.engine.recovery import EngineError, is_interrupt
-from minserve.frontend.outputs import StreamChunk, StreamCursor, check_process, failure, failure_of
+from minserve.frontend.arguments import check_process
+from minserve.frontend.outputs import StreamChunk, StreamCursor, failure, failure_of
 from minserve.request import Request, SamplingParams
 from minserve.trace import RunTrace
 

@@ -1,33 +1,29 @@
-"""What a caller may hand in beside `SamplingParams`: prompts, conversations, names and ranks.
+"""What a request has beside `SamplingParams`: its prompt, name, priority, arrival and salt.
 
-Takes every form that users of vLLM type, returns one plain form, copied; the rest is refused in a
-sentence that says where it stands. Sizes are checked before anything is tokenized. Knows nothing
-about tokenizers and vocabularies.
+Takes every form of a prompt that vLLM takes, and returns a copy in one plain form; anything else is
+refused, in a sentence that says which part of it is wrong. Sizes are checked before anything is
+tokenized. Knows nothing about tokenizers and vocabularies.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from minserve.inputs.checks import (
     MOST_ITEMS,
     MOST_NAME_CHARS,
-    TooLong,
     checked,
     integer,
-    is_unicode,
     number,
     optional,
-    read,
-    read_mapping,
     shorten,
     text,
 )
 from minserve.inputs.params import InvalidRequestError
+from minserve.inputs.reading import as_list, is_array, is_integer, reading
 
 
 class TextPrompt(TypedDict):
@@ -45,13 +41,8 @@ class TokensPrompt(TypedDict):
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
 """Text, or token ids (a list, or an integer array of numpy or torch), or a dictionary of either."""
 
-Message = Mapping[str, Any]
-"""One turn of a conversation: "role", "content", and what else the model's template reads."""
-
 FORMS = "a string, a list of token ids, or a dictionary with 'prompt' or 'prompt_token_ids'"
-_CONVERSATION = "a conversation: a list of messages with 'role' and 'content'"
 _MOST_TOKEN_ID = 2**63 - 1
-_MOST_DEPTH = 16  # levels inside a message; a template's tools and tool calls need five
 _Numbers = (int, float, complex)
 
 
@@ -64,8 +55,8 @@ class PromptInput:
 
 
 def parse_prompts(prompts: Any, max_chars: int) -> list[PromptInput]:
-    """One prompt or a list of them, in order; an empty list is no prompts. Raises
-    InvalidRequestError, naming the first that is none.
+    """One prompt or a list of prompts, in order; an empty list is no prompts. Raises
+    InvalidRequestError, naming the first item that is not a prompt.
 
     A list of numbers is one prompt, and so is a one-dimensional integer array; a two-dimensional
     one has a prompt per row. `max_chars`: see `parse_prompt`.
@@ -74,8 +65,8 @@ def parse_prompts(prompts: Any, max_chars: int) -> list[PromptInput]:
 
 
 def parse_each(prompts: Any, max_chars: int) -> list[PromptInput | InvalidRequestError]:
-    """As `parse_prompts`, with the refusal in the place of each prompt that is refused. Raises
-    InvalidRequestError only where it cannot be told which prompts there are."""
+    """As `parse_prompts`, but a prompt that is refused is replaced by its refusal. Raises
+    InvalidRequestError only when `prompts` cannot be split into prompts."""
     found: list[PromptInput | InvalidRequestError] = []
     for name, prompt in _split(prompts, max_chars):
         try:
@@ -95,11 +86,11 @@ def parse_prompt(prompt: Any, max_chars: int) -> PromptInput:
 
 
 def check_prompt_text(prompt: Any, max_chars: int, name: str = "prompt") -> str:
-    """A prompt's text, also a rendered conversation's, before it is tokenized. Raises
-    InvalidRequestError for one that is too long or is not text."""
+    """The text of a prompt or of a rendered conversation, before it is tokenized. Raises
+    InvalidRequestError when it is too long or not text."""
     if not issubclass(type(prompt), str):
         raise InvalidRequestError(f"{name}={shorten(prompt)}: expected a string")
-    prompt = str.__str__(prompt)  # what a subclass says of itself is not asked
+    prompt = str.__str__(prompt)  # not what a subclass's own methods return
     if len(prompt) > max_chars:
         raise InvalidRequestError(
             f"{name} has {len(prompt)} characters, and admission.max_prompt_chars allows "
@@ -109,65 +100,8 @@ def check_prompt_text(prompt: Any, max_chars: int, name: str = "prompt") -> str:
     return plain
 
 
-def parse_conversations(
-    messages: Any, max_chars: int | None = None
-) -> tuple[list[list[Message]], bool]:
-    """One conversation (a list of messages), or a list of them, copied; and whether it was a list
-    of them. Raises InvalidRequestError.
-
-    A message is a mapping with a "role" and a "content": text, parts, or None. `max_chars` bounds
-    the characters of one conversation, before any template renders it.
-    """
-    given, many = _split_conversations(messages)
-    return [_conversation(each, name, max_chars) for name, each in given], many
-
-
-def parse_each_conversation(
-    messages: Any, max_chars: int | None = None
-) -> tuple[list[list[Message] | InvalidRequestError], bool]:
-    """As `parse_conversations`, with the refusal in the place of each one that is refused."""
-    given, many = _split_conversations(messages)
-    found: list[list[Message] | InvalidRequestError] = []
-    for name, conversation in given:
-        try:
-            found.append(_conversation(conversation, name, max_chars))
-        except InvalidRequestError as error:
-            found.append(error)
-    return found, many
-
-
-def as_list(value: Any, name: str, expected: str, most: int, hint: str = "") -> list[Any]:
-    """A copy, as a list, of what has a length of at most `most` and an order: a sequence, or an
-    array. Raises InvalidRequestError, with `hint` after the sentence where there are too many."""
-    with _reading(value, name):
-        if isinstance(value, (bytes, bytearray, memoryview)):
-            raise InvalidRequestError(
-                f"{name} is {type(value).__name__}: decode it to a string first"
-            )
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        if not is_list and not (_is_array(value) and value.ndim):
-            raise InvalidRequestError(f"{name}={shorten(value)}: expected {expected}")
-        try:
-            return read(value, most)
-        except TooLong as error:
-            raise InvalidRequestError(f"{name} {error}{hint}") from None
-
-
-@contextmanager
-def _reading(value: Any, name: str) -> Iterator[None]:
-    """Whatever reading a caller's objects raises is a refusal: their methods may raise anything."""
-    try:
-        yield
-    except InvalidRequestError:
-        raise
-    except Exception as error:
-        raise InvalidRequestError(
-            f"{name}={shorten(value)}: reading it raised {type(error).__name__}"
-        ) from None
-
-
 def check_priority(value: Any, name: str = "priority") -> int:
-    """A request's rank. Raises InvalidRequestError."""
+    """A request's priority. Raises InvalidRequestError."""
     priority: int = checked(name, value, _PRIORITY, InvalidRequestError)
     return priority
 
@@ -186,7 +120,7 @@ def check_request_id(value: Any) -> str:
 
 
 def check_salt(value: Any) -> str:
-    """A `cache_salt`; None is none. Raises InvalidRequestError."""
+    """A `cache_salt`; "" for None. Raises InvalidRequestError."""
     salt = checked("cache_salt", value, _SALT, InvalidRequestError)
     return salt or ""
 
@@ -198,7 +132,7 @@ _SALT = optional(text(most=MOST_NAME_CHARS))
 
 
 def _parse(prompt: Any, name: str, max_chars: int) -> PromptInput:
-    with _reading(prompt, name):
+    with reading(prompt, name):
         if isinstance(prompt, str):
             return PromptInput(check_prompt_text(prompt, max_chars, name), None)
         if isinstance(prompt, Mapping):
@@ -227,7 +161,7 @@ def _parse_mapping(prompt: Mapping[Any, Any], name: str, max_chars: int) -> Prom
 
 def _token_ids(value: Any, name: str, max_chars: int) -> list[int]:
     """A copy of a prompt's token ids."""
-    if _is_array(value) and (value.ndim != 1 or not _is_integer(value)):
+    if is_array(value) and (value.ndim != 1 or not is_integer(value)):
         raise InvalidRequestError(
             f"{name} is an array of {value.dtype} and shape {tuple(value.shape)}: expected token "
             "ids, integers in one dimension"
@@ -247,134 +181,21 @@ def _token_ids(value: Any, name: str, max_chars: int) -> list[int]:
 
 
 def _split(prompts: Any, max_chars: int) -> list[tuple[str, Any]]:
-    """Each prompt under its name; none of them is looked into."""
-    with _reading(prompts, "prompts"):
+    """Each prompt with its name in error messages; the prompts themselves are not checked here."""
+    with reading(prompts, "prompts"):
         if isinstance(prompts, (str, Mapping)):
             return [("prompt", prompts)]
-        if _is_array(prompts) and prompts.ndim == 1 and _is_integer(prompts):
+        if is_array(prompts) and prompts.ndim == 1 and is_integer(prompts):
             return [("prompt", prompts)]
         many = as_list(
             prompts, "prompts", "a prompt or a list of prompts", max(max_chars, MOST_ITEMS)
         )
         if many and (_is_number(many[0]) or many[0] is None):
-            # One prompt of token ids; whatever is no id in it is refused by its place.
+            # One prompt of token ids; an item that is not an id is refused later, by its index.
             return [("prompt", many)]
         return [(f"prompts[{index}]", prompt) for index, prompt in enumerate(many)]
 
 
-def _is_array(value: Any) -> bool:
-    """True for an array of numpy or torch; neither is imported for it."""
-    return all(hasattr(value, name) for name in ("dtype", "ndim", "shape", "tolist"))
-
-
-def _is_integer(array: Any) -> bool:
-    return "int" in str(array.dtype)
-
-
 def _is_number(value: Any) -> bool:
-    """True for what looks like a token id, be it a wrong one; an array is none, but a scalar is."""
-    return isinstance(value, _Numbers) or (_is_array(value) and not value.ndim)
-
-
-def _split_conversations(messages: Any) -> tuple[list[tuple[str, Any]], bool]:
-    """Each conversation under its name, and whether there was a list of them."""
-    many = as_list(messages, "messages", f"{_CONVERSATION}, or a list of them", MOST_ITEMS)
-    if not many:
-        raise InvalidRequestError(f"messages is empty: expected {_CONVERSATION}")
-    with _reading(many[0], "messages[0]"):
-        if isinstance(many[0], Mapping):
-            return [("messages", many)], False
-    return [(f"messages[{index}]", each) for index, each in enumerate(many)], True
-
-
-def _conversation(given: Any, name: str, max_chars: int | None) -> list[Message]:
-    messages = as_list(given, name, _CONVERSATION, MOST_ITEMS)
-    if not messages:
-        raise InvalidRequestError(f"{name} is an empty conversation: give at least one message")
-    budget = _Budget(max_chars)
-    found = []
-    for index, each in enumerate(messages):
-        where = f"{name}[{index}]"
-        with _reading(each, where):
-            found.append(_message(each, where, budget))
-    return found
-
-
-def _message(message: Any, name: str, budget: _Budget) -> Message:
-    if not isinstance(message, Mapping):
-        raise InvalidRequestError(
-            f"{name}={shorten(message)}: expected a message, a mapping with 'role' and 'content'"
-        )
-    copy: dict[str, Any] = _plain(message, name, budget.spend, 0)
-    role, content = copy.get("role"), copy.get("content")
-    if not isinstance(role, str) or not role:
-        raise InvalidRequestError(
-            f"{name}['role']={shorten(role)}: expected a string such as 'user', 'assistant' or "
-            "'system'"
-        )
-    if "content" not in copy and "tool_calls" not in copy:
-        raise InvalidRequestError(f"{name} has no 'content': expected a string")
-    is_parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
-    if content is not None and not isinstance(content, str) and not is_parts:
-        raise InvalidRequestError(
-            f"{name}['content']={shorten(content)}: expected a string, a list of parts such as "
-            "{'type': 'text', 'text': '...'}, or None"
-        )
-    return copy
-
-
-class _Budget:
-    """Characters that a conversation may still have."""
-
-    def __init__(self, max_chars: int | None) -> None:
-        self._max_chars = max_chars
-        self._spent = 0
-
-    def spend(self, num_chars: int) -> None:
-        """Count characters. Raises InvalidRequestError when there are too many."""
-        self._spent += num_chars
-        if self._max_chars is not None and self._spent > self._max_chars:
-            raise InvalidRequestError(
-                f"the conversation has more than the {self._max_chars} characters that "
-                "admission.max_prompt_chars allows: shorten it, or raise that field"
-            )
-
-
-def _plain(value: Any, name: str, spend: Callable[[int], None], depth: int) -> Any:
-    """A copy of what JSON can hold: a template may read nothing else, and nothing changes later."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)):
-        return int.__pos__(value) if isinstance(value, int) else float.__pos__(value)
-    if isinstance(value, str):
-        plain = str.__str__(value)
-        spend(len(plain))
-        if not is_unicode(plain):
-            raise InvalidRequestError(
-                f"{name}={shorten(value)}: expected text without lone surrogates"
-            )
-        return plain
-    if depth == _MOST_DEPTH:
-        raise InvalidRequestError(f"{name} is nested more than {_MOST_DEPTH} levels deep")
-    try:
-        if isinstance(value, Mapping):
-            pairs = read_mapping(value, MOST_ITEMS)
-            spend(len(pairs))
-            return {
-                checked(f"a key of {name}", key, text(), InvalidRequestError): _plain(
-                    item, f"{name}[{shorten(key)}]", spend, depth + 1
-                )
-                for key, item in pairs
-            }
-        if isinstance(value, (list, tuple)):
-            items = read(value, MOST_ITEMS)
-            spend(len(items))
-            return [
-                _plain(item, f"{name}[{index}]", spend, depth + 1)
-                for index, item in enumerate(items)
-            ]
-    except TooLong as error:
-        raise InvalidRequestError(f"{name} {error}") from None
-    raise InvalidRequestError(
-        f"{name}={shorten(value)}: expected text, numbers, lists and mappings, as in JSON"
-    )
+    """True for a number of any type, also one that is no valid token id; a scalar array is one."""
+    return isinstance(value, _Numbers) or (is_array(value) and not value.ndim)

@@ -12,7 +12,8 @@ import torch
 
 from minserve.kernels.base import Ops
 from minserve.kernels.cpu.build import NativeUnavailable
-from minserve.kernels.cpu.native import DTYPES, native_ops
+from minserve.kernels.cpu.native import native_ops
+from minserve.kernels.cpu.native_library import DTYPES
 from minserve.kernels.reference.ops import TorchOps
 
 CPU = torch.device("cpu")

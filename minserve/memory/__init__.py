@@ -1,15 +1,17 @@
 """Memory management (Miao et al., section 4.2.3): who owns which page of the KV cache.
 
-`manager` gives pages to requests. Below it: `pool` (free, owned, cached), `tables` (who holds
-which), `prefix` with its two indexes (`index`, `radix`) and keys (`chain`), the lower tiers
-(`host`, `disk`) with the decision when they pay (`costs`), `layout` for memory without paging, and
-`cache`, where the numbers really are, with the order of its `transfers`.
+`manager` gives pages to requests. Below it: `pool` (free, owned and cached pages), `tables` (which
+request holds which pages), `reuse` (what of a request is computed already), `pins`, `use` (how full
+pages are), and `layout` for memory without paging. `prefix/` has the prefix cache, its two indexes
+(`index`, `radix`); `keys` is what they look pages up by. `tiers/` has the host and the disk
+below the device, swapped-out requests, and the decision when loading pays (`costs`). `storage/` has
+the keys and values themselves, and the order of copies between tiers.
 """
 
 from minserve.memory.assemble import build_manager
 from minserve.memory.events import MemoryEvents
 from minserve.memory.keys import TokenBlocks, root_key
-from minserve.memory.manager import KVManager, MemoryUse
+from minserve.memory.manager import KVManager
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.index import HashIndex, IndexNode, Match, PrefixIndex
 from minserve.memory.prefix.radix import RadixIndex
@@ -19,6 +21,7 @@ from minserve.memory.storage.transfers import TransferOrder
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.disk import DiskTier
 from minserve.memory.tiers.host import HostTier
+from minserve.memory.use import MemoryUse
 
 __all__ = [
     "BlockPool",

@@ -1,12 +1,11 @@
 """Pages to requests: admit, reserve before a step, commit after it, release at the end.
 
-Who is to be preempted is the scheduler's business; what pages contain is the store's.
+Which request is preempted is for the scheduler to decide; what pages contain is the store's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,31 +15,18 @@ from minserve.clock import Clock, WallClock
 from minserve.memory.events import NOTHING, MemoryEvents
 from minserve.memory.keys import TokenBlocks, root_key
 from minserve.memory.layout import Reservation
+from minserve.memory.pins import Pins
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.cache import Hit, PrefixCache
 from minserve.memory.prefix.index import PrefixIndex
+from minserve.memory.reuse import Reuse
 from minserve.memory.storage.store import NoStore, PageStore
 from minserve.memory.tables import BlockTable, BlockTables
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.host import HostTier
+from minserve.memory.tiers.swap import SwappedRequests
+from minserve.memory.use import MemoryUse, measure_use
 from minserve.request import Request
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """Pages and token slots at one moment; what several requests share is counted once."""
-
-    blocks_total: int
-    blocks_used: int
-    """Pages with an owner."""
-    blocks_cached: int
-    """Pages nobody owns, kept for a prefix hit."""
-    kv_tokens: int
-    """Tokens committed: their keys and values are valid."""
-    reserved_slots: int
-    """Slots of owned pages that their request may still fill."""
-    internal_slots: int
-    """Slots of owned pages beyond anything their request may reach."""
 
 
 class KVManager:
@@ -78,10 +64,11 @@ class KVManager:
             if index is not None
             else None
         )
-        self._token_blocks: dict[Request, TokenBlocks] = {}
-        self._swapped: dict[Request, tuple[list[int], int]] = {}
-        self._pins: dict[int, list[int]] = {}
-        self._num_pins = 0
+        self._reuse = Reuse(
+            self.pool, self._tables, self.prefix, self._store, self._clock, self._events, block_size
+        )
+        self._swapped = SwappedRequests(host)
+        self._pins = Pins(self.pool)
         self._noted: set[str] = set()
 
     @property
@@ -117,9 +104,8 @@ class KVManager:
 
     def computed_tokens(self, request: Request) -> int:
         """Tokens of a waiting request that `admit` is expected to find already computed."""
-        if request in self._swapped:
-            return self._swapped[request][1]
-        return self._find(request).num_tokens(self.block_size)
+        swapped = self._swapped.num_tokens(request)
+        return self._find(request).num_tokens(self.block_size) if swapped is None else swapped
 
     def needed_blocks(self, request: Request, num_tokens: int | None = None) -> int:
         """Pages that a waiting request would take out of the available ones for its first
@@ -132,7 +118,7 @@ class KVManager:
         return self.blocks_for(num_tokens or request.num_tokens) - shared
 
     def fits(self, request: Request, kept_back: int = 0, num_tokens: int | None = None) -> bool:
-        """May a waiting request be admitted, with `kept_back` pages left for others?"""
+        """May a waiting request be admitted, with `kept_back` pages left for other requests?"""
         needed = self.needed_blocks(request, num_tokens)
         if self._reservation is not None:
             return self.pool.find_hole(needed) is not None
@@ -140,8 +126,8 @@ class KVManager:
 
     def admit(self, request: Request) -> int:
         """Give the request a block table and what is already computed of it; returns how many
-        tokens that is. What it raises leaves the request as it was, without a table."""
-        self._tables.close(request)  # what an interrupted admission took
+        tokens that is. When it raises, the request is as before, without a table."""
+        self._tables.close(request)  # returns what an interrupted admission took
         table = self._tables.open(request)
         try:
             if self._reservation is not None:
@@ -149,79 +135,14 @@ class KVManager:
             elif request in self._swapped:
                 self._swap_in(request, table)
             else:
-                self._share(request, table, self._find(request))
+                self._reuse.take(request, table, self._find(request))
         except BaseException:
             self._tables.close(request)
             raise
         return table.tokens
 
     def _find(self, request: Request) -> Hit:
-        """What exists of a waiting request's tokens. One token is always left to compute: a hit
-        on the whole request would leave no query to draw the next token from."""
-        if request.params.prompt_logprobs is not None:
-            return Hit()  # every position's logits are wanted
-        limit = request.num_tokens - 1
-        if request in self._swapped:
-            limit = self._swapped[request][1]
-        hit = self.prefix.lookup(self._token_blocks_of(request), limit) if self.prefix else Hit()
-        leader = self._tables.get(request.leader)
-        if leader is None or request in self._swapped:
-            return hit
-        # Another sample of the same prompt: what it computed of the prompt is ours too.
-        tokens = min(leader.tokens, request.num_prompt_tokens - 1)
-        if tokens <= hit.num_tokens(self.block_size):
-            return hit
-        full, rest = divmod(tokens, self.block_size)
-        return Hit(leader.blocks[:full], leader.blocks[full] if rest else None, rest)
-
-    def _token_blocks_of(self, request: Request) -> TokenBlocks:
-        tokens = self._token_blocks.get(request)
-        if tokens is None:
-            root = root_key(request.cache_namespace)
-            tokens = TokenBlocks(root, request.token_ids, self.block_size)
-            self._token_blocks[request] = tokens
-        return tokens
-
-    def _share(self, request: Request, table: BlockTable, hit: Hit) -> None:
-        """Take the hit's pages: share full ones, copy a part of one, load what lies below."""
-        for block in hit.blocks:
-            self.pool.share(block)
-        self._tables.extend(table, hit.blocks)
-        table.tokens = len(hit.blocks) * self.block_size
-        source = hit.partial_block
-        if source is not None:
-            # Shared while room is made for the copy: otherwise that might evict it.
-            self.pool.share(source)
-            try:
-                if self.pool.num_available:
-                    self._tables.extend(table, self.pool.allocate(1))
-                    self._copy(source, table.blocks[-1])
-                    table.tokens += hit.partial_tokens
-            finally:
-                self.pool.release([source])
-        self._events.hit_tokens += table.tokens
-        if hit.keys:
-            self._load(request, table, hit)
-
-    def _load(self, request: Request, table: BlockTable, hit: Hit) -> None:
-        assert self.prefix is not None
-        start = self._clock.now()
-        self.prefix.touch(hit)
-        first = len(table.blocks)
-        blocks = self.pool.allocate(min(len(hit.keys), self.pool.num_available))
-        self._tables.extend(table, blocks)
-        loaded = self.prefix.load(hit, blocks)
-        self._tables.shrink(table, first + loaded)
-        table.tokens += loaded * self.block_size
-        self._enter(request, table, first, first + loaded)
-        self._events.loaded_tokens += loaded * self.block_size
-        self._events.transfer_s += self._clock.now() - start
-
-    def _copy(self, source: int, target: int) -> None:
-        start = self._clock.now()
-        self._store.copy([source], [target])
-        self._events.copied_blocks += 1
-        self._events.transfer_s += self._clock.now() - start
+        return self._reuse.find(request, self._swapped.num_tokens(request))
 
     def _admit_contiguous(self, request: Request, table: BlockTable) -> None:
         needed = self.needed_blocks(request)
@@ -257,8 +178,8 @@ class KVManager:
     def commit(self, request: Request, kept: int, ahead: int = 0) -> None:
         """Keep the first `kept` tokens of what was reserved and return surplus pages, but for
         those of the next `ahead` tokens, which are in flight. Pages that became full enter the
-        prefix index; where it already has their content, the request's block table is rewritten to
-        the page it has."""
+        prefix index; where it already has a page of the same content, the request's block table is
+        rewritten to that page."""
         table = self._tables[request]
         before, tokens = table.tokens, table.tokens + kept
         needed = -(-(tokens + ahead) // self.block_size)
@@ -270,18 +191,7 @@ class KVManager:
         if needed < len(table.blocks) and self._reservation is None:
             self._tables.shrink(table, needed)
         if self.prefix is not None:
-            self._enter(request, table, before // self.block_size, tokens // self.block_size)
-
-    def _enter(self, request: Request, table: BlockTable, first: int, stop: int) -> None:
-        """Put full pages `first` to `stop - 1` of a request into the prefix index."""
-        assert self.prefix is not None
-        blocks = table.blocks
-        for index in range(first, stop):
-            parent = blocks[index - 1] if index else None
-            mine = blocks[index]
-            canonical = self.prefix.enter(self._token_blocks_of(request), index, parent, mine)
-            if canonical != mine:
-                self._tables.replace(table, index, canonical)
+            self._reuse.enter(request, table, before // self.block_size, tokens // self.block_size)
 
     def forget(self, request: Request) -> None:
         """Return all pages but keep the block table: the request computes from its start again."""
@@ -292,10 +202,8 @@ class KVManager:
     def release(self, request: Request) -> None:
         """Return everything the request has, in every tier. One that has nothing is left alone."""
         self._tables.close(request)
-        self._token_blocks.pop(request, None)
-        slots, _ = self._swapped.pop(request, ((), 0))
-        if slots and self.host is not None:
-            self.host.release(slots)
+        self._reuse.forget(request)
+        self._swapped.drop(request)
 
     # -- swapping ----------------------------------------------------------------------------------
 
@@ -307,37 +215,30 @@ class KVManager:
         if self.host is None or not blocks:
             return False
         start = self._clock.now()
-        slots = self.host.swap_out(blocks)
+        saved = self._swapped.save(request, blocks, table.tokens)
         self._events.transfer_s += self._clock.now() - start
-        if slots is None:
-            return False
-        self._swapped[request] = (slots, table.tokens)
-        self._events.swapped_out_blocks += len(slots)
-        self._tables.close(request)
-        return True
+        if saved:
+            self._events.swapped_out_blocks += len(blocks)
+            self._tables.close(request)
+        return saved
 
     def _swap_in(self, request: Request, table: BlockTable) -> None:
         """Bring a swapped-out request back. Pages that the prefix cache still has on the device
         are shared; the others are loaded."""
-        slots, tokens = self._swapped[request]
-        assert self.host is not None
         start = self._clock.now()
         shared = self._find(request).blocks
         for block in shared:
             self.pool.share(block)
         self._tables.extend(table, shared)
-        loaded = self.pool.allocate(len(slots) - len(shared))
+        loaded = self.pool.allocate(self._swapped.num_slots(request) - len(shared))
         self._tables.extend(table, loaded)
-        self.host.load(slots[len(shared) :], loaded)
-        del self._swapped[request]
-        self.host.release(slots)
-        table.tokens = tokens
+        table.tokens = self._swapped.restore(request, len(shared), loaded)
         if self.prefix is not None:
-            self._enter(request, table, len(shared), tokens // self.block_size)
+            self._reuse.enter(request, table, len(shared), table.tokens // self.block_size)
         self._events.swapped_in_blocks += len(loaded)
         self._events.transfer_s += self._clock.now() - start
 
-    # -- the whole ---------------------------------------------------------------------------------
+    # -- pins --------------------------------------------------------------------------------------
 
     def pin(self, token_ids: Sequence[int], namespace: Sequence[str] = ()) -> tuple[int, int]:
         """Keep the computed full pages of a prefix on the device until `unpin`. Returns a handle
@@ -346,15 +247,11 @@ class KVManager:
             raise ValueError("pinning needs memory.prefix_cache='hash' or 'radix'; it is off")
         tokens = TokenBlocks(root_key(namespace), list(token_ids), self.block_size)
         blocks = self.prefix.lookup(tokens, len(token_ids)).blocks
-        for block in blocks:
-            self.pool.share(block)
-        self._num_pins += 1
-        self._pins[self._num_pins] = blocks
-        return self._num_pins, len(blocks) * self.block_size
+        return self._pins.add(blocks), len(blocks) * self.block_size
 
     def unpin(self, handle: int) -> None:
-        """Let pinned pages be evicted again. An unknown handle is a KeyError."""
-        self.pool.release(reversed(self._pins.pop(handle)))
+        """Let pinned pages be evicted again. Raises KeyError for an unknown handle."""
+        self._pins.remove(handle)
 
     def check_pin(self, handle: int) -> None:
         """Raise KeyError for a handle that is unknown, or unpinned already."""
@@ -363,27 +260,29 @@ class KVManager:
 
     def holds_pin(self, handle: int) -> bool:
         """True while the handle's pages are pinned."""
-        return bool(self._pins.get(handle))
+        return self._pins.holds(handle)
 
     @property
     def num_pinned(self) -> int:
-        """Pages that pins hold; one that two hold counts once."""
-        return len({block for blocks in self._pins.values() for block in blocks})
+        """Pages that pins hold; a page of two pins counts once."""
+        return self._pins.num_pages
+
+    # -- the whole ---------------------------------------------------------------------------------
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """A batch over these pages was started: what is moved meanwhile must not meet it."""
+        """Note that a batch over these pages was started: copies of pages must wait for it."""
         self._store.submitted(batch)
 
     def failed(self) -> None:
-        """A batch could not be started; what it began may still run."""
+        """Note that a batch could not be started; a part of it may still run."""
         self._store.failed()
 
     def collected(self) -> None:
-        """The oldest batch started has ended."""
+        """Note that the oldest batch started has ended."""
         self._store.collected()
 
     def take_notes(self) -> list[str]:
-        """Sentences about what went wrong below and was got over, each once."""
+        """Failures of the disk tier that the engine recovered from, as sentences; each once."""
         disk = self.host.disk if self.host is not None else None
         if disk is None or disk.failure is None or disk.failure in self._noted:
             return []
@@ -402,23 +301,7 @@ class KVManager:
 
     def use(self) -> MemoryUse:
         """Pages and tokens now."""
-        pool, size = self.pool, self.block_size
-        held_blocks, held_tokens = self._tables.totals()
-        for pinned in self._pins.values():
-            held_blocks += len(pinned)
-            held_tokens += len(pinned) * size
-        # A page that several hold is full, and was counted once for each of them.
-        shared_slots = (held_blocks - pool.num_owned) * size
-        kv_tokens = held_tokens - shared_slots
-        open_slots = pool.num_owned * size - kv_tokens
-        return MemoryUse(
-            blocks_total=pool.num_blocks,
-            blocks_used=pool.num_owned,
-            blocks_cached=pool.num_cached,
-            kv_tokens=kv_tokens,
-            reserved_slots=open_slots - self._tables.internal_slots,
-            internal_slots=self._tables.internal_slots,
-        )
+        return measure_use(self.pool, self._tables, self._pins, self.block_size)
 
     def stranded_slots(self, request: Request) -> int:
         """External fragmentation: free slots that a waiting request cannot use, because its pages
@@ -429,16 +312,16 @@ class KVManager:
 
     def requests(self) -> set[Request]:
         """The requests that hold pages, on the device or swapped out."""
-        return self._tables.requests() | self._swapped.keys()
+        return self._tables.requests() | self._swapped.requests()
 
     def reset(self) -> None:
-        """Every page is free and nothing is cached, pinned or swapped out, whatever was before: how
-        an engine goes on whose books no longer add up. No request may be live."""
+        """Free every page; nothing is cached, pinned or swapped out. After an error that left the
+        books inconsistent, the engine starts over with this. No request may be live."""
         self.pool.reset()
         self._tables.reset()
-        self._token_blocks.clear()
-        self._swapped.clear()
-        self._pins = {handle: [] for handle in self._pins}
+        self._reuse.reset()
+        self._swapped.reset()
+        self._pins.reset()
         if self.prefix is not None:
             self.prefix.reset()
         elif self.host is not None:
@@ -446,15 +329,15 @@ class KVManager:
         self._store.failed()
 
     def close(self) -> None:
-        """Delete what lower tiers keep on disk."""
+        """Delete the pages that the disk tier keeps in files."""
         if self.host is not None:
             self.host.close()
 
     def check(self) -> None:
         """Verify every invariant; raises IntegrityError with the first one that fails."""
-        self.pool.check([*self._tables.holders(), *self._pins.values()])
+        self.pool.check([*self._tables.holders(), *self._pins.holders()])
         self._tables.check()
         if self.prefix is not None:
             self.prefix.check()
         if self.host is not None:
-            self.host.check(slots for slots, _ in self._swapped.values())
+            self.host.check(self._swapped.holders())

@@ -34,8 +34,8 @@ _PLAIN_GREEDY = (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
     """Refuse parameters that name tokens the model does not have.
 
-    To be called when a request arrives: an id out of range would otherwise fail (on a GPU: abort
-    the process) in the middle of a batch of other people's requests.
+    Called when a request arrives: an id out of range would otherwise fail (on a GPU: abort the
+    process) in the middle of a batch that other requests share.
 
     Raises InvalidRequestError.
     """
@@ -72,27 +72,9 @@ def plan_sampling(
     if positions is None:
         positions = [len(request.token_ids) for request in requests]
     num = len(params)
-    edited: list[int] = []
-    masked: list[int] = []
-    reported: list[int] = []
-    shared = True  # one SamplingParams object for all, as in an offline run
-    for index, each in enumerate(params):
-        if each is not params[0]:
-            shared = False
-        ends = each.stop_token_ids or not each.ignore_eos
-        if each.logit_bias or (each.min_tokens and ends):
-            edited.append(index)
-        if each.logprobs is not None:
-            reported.append(index)
-        if requests[index].masks:
-            masked.append(index)
-
-    if num and shared:
-        rows = np.array([_ROW(params[0])]).repeat(num, axis=0)
-    else:
-        rows = np.array([_ROW(each) for each in params]).reshape(num, 7)
-    temperature = rows[:, 0]
-    sampled = temperature > 0.0
+    edited, masked, reported = _special_rows(requests, params)
+    rows = _numbers(params)
+    sampled = rows[:, 0] > 0.0
     num_greedy = num - int(np.count_nonzero(sampled))
     penalised = ((rows[:, 4] != 1.0) | (rows[:, 5:] != 0.0).any(axis=1)).nonzero()[0]
     if num_greedy == num and not (edited or reported or masked or len(penalised)):
@@ -123,6 +105,33 @@ def plan_sampling(
         mask_rows=mask_rows,
         mask_bits=mask_bits,
     )
+
+
+def _special_rows(
+    requests: Sequence[Request], params: Sequence[SamplingParams]
+) -> tuple[list[int], list[int], list[int]]:
+    """The rows with logit biases or bans, with masks, and with logprobs to report."""
+    edited: list[int] = []
+    masked: list[int] = []
+    reported: list[int] = []
+    for index, each in enumerate(params):
+        ends = each.stop_token_ids or not each.ignore_eos
+        if each.logit_bias or (each.min_tokens and ends):
+            edited.append(index)
+        if each.logprobs is not None:
+            reported.append(index)
+        if requests[index].masks:
+            masked.append(index)
+    return edited, masked, reported
+
+
+def _numbers(params: Sequence[SamplingParams]) -> npt.NDArray[np.float64]:
+    """`[num_requests, 7]`: the fields of `_ROW` of each request."""
+    first = params[0] if params else None
+    # One SamplingParams object for all, as in an offline run, is read once.
+    if first is not None and all(each is first for each in params):
+        return np.array([_ROW(first)]).repeat(len(params), axis=0)
+    return np.array([_ROW(each) for each in params]).reshape(len(params), 7)
 
 
 _NO_ROWS = torch.zeros(0, dtype=torch.int64)

@@ -155,7 +155,7 @@ def one_load(llm: AsyncLLM, seed: int, kind: str, expected: list[tuple[int, ...]
     again = [llm.add(p, one) for p, one in zip(NEXT, PARAMS[:3], strict=True)]
     assert [read(stream) for stream in again] == [(tokens, None) for tokens in expected], where
     llm._thread.ask(lambda: expect_clean(llm._engine), 30)
-    assert not llm._thread._open and not llm._thread._cursors, where
+    assert not llm._thread._inbox.mailboxes and not llm._thread._delivery.cursors, where
     assert llm.health().state == "idle", where
 
 

@@ -15,8 +15,9 @@ from engine.fakes import make_engine, oracle, run, tiny_spec
 from minserve import LLM, AsyncLLM
 from minserve.config import EngineConfig, resolve
 from minserve.engine.admission import check_request
-from minserve.frontend.thread import Mailbox
-from minserve.inputs.prompts import parse_conversations, parse_prompt, parse_prompts
+from minserve.frontend.thread.mailbox import Mailbox
+from minserve.inputs.conversations import parse_conversations
+from minserve.inputs.prompts import parse_prompt, parse_prompts
 from minserve.memory import IntegrityError
 from minserve.request import InvalidRequestError, Request, SamplingParams
 from minserve.sampling import make_masks, prepare_bad_words
@@ -448,9 +449,9 @@ def test_an_abort_before_the_engine_has_the_request_ends_it(served):
 
 
 def test_an_interrupt_between_the_last_chunk_and_the_end_still_ends_the_stream(served, monkeypatch):
-    thread = served._thread
-    end = thread._end_sample
-    monkeypatch.setattr(thread, "_end_sample", raising_once(end, KeyboardInterrupt()))
+    delivery = served._thread._delivery
+    end = delivery._end_sample
+    monkeypatch.setattr(delivery, "_end_sample", raising_once(end, KeyboardInterrupt()))
     chunks = result_of(lambda: list(served.add("a", GREEDY)))
     assert chunks[-1].finish_reason == "length"
 
@@ -466,7 +467,7 @@ def test_failures_outside_a_step_end_the_thread_only_in_a_row(served, monkeypatc
 
 
 def test_a_question_that_stands_in_line_when_the_thread_dies_is_answered(served, monkeypatch):
-    thread, post = served._thread, served._thread._post
+    thread, post = served._thread, served._thread._inbox.post
     inside, asked, go_on = threading.Event(), threading.Event(), threading.Event()
 
     def posts(*values):
@@ -481,7 +482,7 @@ def test_a_question_that_stands_in_line_when_the_thread_dies_is_answered(served,
     monkeypatch.setattr(served._engine, "step", exits)
     served.add("a", GREEDY)
     assert inside.wait(10)
-    monkeypatch.setattr(thread, "_post", posts)
+    monkeypatch.setattr(thread._inbox, "post", posts)
     asking, found = started(lambda: thread.ask(lambda: 1, 60))
     assert asked.wait(10)
     go_on.set()

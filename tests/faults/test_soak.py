@@ -141,7 +141,7 @@ def _expect_clean(llm: AsyncLLM) -> None:
     engine.memory.check()
     engine._scheduler.check()
     assert engine.memory.pool.num_owned == 0 and not engine._requests.texts and not engine._requests
-    assert not llm._thread._open and not llm._thread._cursors
+    assert not llm._thread._inbox.mailboxes and not llm._thread._delivery.cursors
 
 
 def test_a_few_hundred_requests_with_aborts_leave_nothing_behind():

@@ -377,19 +377,19 @@ def test_a_stream_collected_while_the_trace_is_read_does_not_stop_the_reader(llm
 
 
 def test_a_stream_collected_while_a_command_is_posted_does_not_stop_the_door(served, monkeypatch):
-    from minserve.frontend import thread as engine_thread
+    from minserve.frontend.thread import inbox
 
-    real, collected = engine_thread._Command, []
+    real, collected = inbox.Command, []
 
     def make(*values):
-        monkeypatch.setattr(engine_thread, "_Command", real)
+        monkeypatch.setattr(inbox, "Command", real)
         collected.append(gc.collect())  # as it may happen in any allocation
         return real(*values)
 
     gc.disable()
     try:
         in_a_cycle(iter(served.add("a", LONG)))
-        monkeypatch.setattr(engine_thread, "_Command", make)
+        monkeypatch.setattr(inbox, "Command", make)
         assert result_of(lambda: len(list(served.add("b", SHORT)))) == 6
         assert collected
     finally:

@@ -13,20 +13,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minserve.inputs.conversations import parse_conversations, parse_each_conversation
 from minserve.inputs.prompts import (
     PromptInput,
-    as_list,
     check_arrival,
     check_priority,
     check_prompt_text,
     check_request_id,
     check_salt,
-    parse_conversations,
     parse_each,
-    parse_each_conversation,
     parse_prompt,
     parse_prompts,
 )
+from minserve.inputs.reading import as_list
 from minserve.request import InvalidRequestError
 
 MOST = 100

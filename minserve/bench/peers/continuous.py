@@ -51,22 +51,10 @@ def serve_continuously(
     """Serve a workload greedily. Raises PeerUnavailableError where it stops or a request fails.
 
     `max_requests`: most requests in a batch; None: what it chooses. Without `flash` it stays with
-    torch's attention, even where it believes to find a faster one. Timed from the first request,
-    so that sizing and warming up cost it nothing.
+    torch's attention, also where it would choose another. Timed from the first request on: sizing
+    and warming up are not counted.
     """
-    hints_of = transformers.generation.continuous_batching.utils.WorkloadHints
-    config = transformers.GenerationConfig(
-        max_new_tokens=max(item.max_tokens for item in workload.items),
-        do_sample=False,
-        eos_token_id=-1,
-        pad_token_id=0,
-    )
-    hints = hints_of(
-        max_prompt_length=max(len(item.prompt_token_ids) for item in workload.items),
-        max_generated_length=config.max_new_tokens,
-        num_requests=len(workload.items),
-    )
-    tokens: dict[str, tuple[int, ...]] = {}
+    config, hints = _announced(transformers, workload)
     progress = [(0.0, 0)]
     with (
         # Its thread updates tensors made here, which inference mode would forbid.
@@ -88,19 +76,7 @@ def serve_continuously(
             manager.add_request(list(item.prompt_token_ids), max_new_tokens=item.max_tokens)
             for item in workload.items
         ]
-        while len(tokens) < len(names):
-            elapsed_s = clock.now() - start
-            if limit_s is not None and elapsed_s > progress[-1][0] + _EVERY_S:
-                progress.append((elapsed_s, _count(_so_far(manager) | tokens)))
-            if limit_s is not None and elapsed_s > limit_s:
-                break
-            result = manager.get_result(timeout=1 if limit_s is None else 0.05)
-            if result is not None and result.is_finished():
-                if result.error is not None:
-                    raise PeerUnavailableError(f"continuous batching failed: {result.error}")
-                tokens[result.request_id] = tuple(result.generated_tokens)
-            elif result is None and not manager.is_running():
-                raise PeerUnavailableError("continuous batching stopped before it was done")
+        tokens = _collect(manager, len(names), clock, start, limit_s, progress)
         seconds = clock.now() - start
         finished = len(tokens) == len(names)
         if not finished:
@@ -110,6 +86,49 @@ def serve_continuously(
     run = Run(seconds, ordered, workload.num_input_tokens)
     progress.append((seconds, run.num_output_tokens))
     return ContinuousRun(run, finished, tuple(progress), settings)
+
+
+def _collect(
+    manager: Any,
+    num_requests: int,
+    clock: Clock,
+    start_s: float,
+    limit_s: float | None,
+    progress: list[tuple[float, int]],
+) -> dict[str, tuple[int, ...]]:
+    """Tokens of each finished request, by its name, when all have finished or the time is over;
+    `progress` is extended."""
+    tokens: dict[str, tuple[int, ...]] = {}
+    while len(tokens) < num_requests:
+        elapsed_s = clock.now() - start_s
+        if limit_s is not None and elapsed_s > progress[-1][0] + _EVERY_S:
+            progress.append((elapsed_s, _count(_so_far(manager) | tokens)))
+        if limit_s is not None and elapsed_s > limit_s:
+            break
+        result = manager.get_result(timeout=1 if limit_s is None else 0.05)
+        if result is not None and result.is_finished():
+            if result.error is not None:
+                raise PeerUnavailableError(f"continuous batching failed: {result.error}")
+            tokens[result.request_id] = tuple(result.generated_tokens)
+        elif result is None and not manager.is_running():
+            raise PeerUnavailableError("continuous batching stopped before it was done")
+    return tokens
+
+
+def _announced(transformers: Any, workload: Workload) -> tuple[Any, Any]:
+    """How it generates, and the hints about the workload that it sizes its batches by."""
+    config = transformers.GenerationConfig(
+        max_new_tokens=max(item.max_tokens for item in workload.items),
+        do_sample=False,
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+    hints = transformers.generation.continuous_batching.utils.WorkloadHints(
+        max_prompt_length=max(len(item.prompt_token_ids) for item in workload.items),
+        max_generated_length=config.max_new_tokens,
+        num_requests=len(workload.items),
+    )
+    return config, hints
 
 
 def _count(tokens: Mapping[str, tuple[int, ...]]) -> int:
@@ -123,7 +142,8 @@ def _sized(
     max_requests: int | None,
     flash: bool,
 ) -> Any:
-    """Without pages and tokens it spends up to a minute sizing its cache from free memory."""
+    """Its configuration. Without a number of pages and tokens it takes up to a minute to size its
+    cache by free memory."""
     pages = sum(
         -(-(len(item.prompt_token_ids) + item.max_tokens) // PAGE) for item in workload.items
     )
@@ -133,7 +153,7 @@ def _sized(
         "page_size" if "page_size" in known else "block_size": PAGE,
         "num_blocks": pages + 2,
         "max_batch_tokens": max_batch_tokens,
-        # No two prompts agree, so there is nothing to look for.
+        # No two prompts are alike: looking for shared blocks would only cost time.
         "allow_block_sharing": False,
     }
     if not flash and "auto_switch_to_flash" in known:
@@ -154,7 +174,7 @@ def _chosen(manager: Any, model: Any) -> dict[str, Any]:
 
 
 def _so_far(manager: Any) -> dict[str, tuple[int, ...]]:
-    """Tokens of requests that still run; none where this version keeps them elsewhere."""
+    """Tokens of requests that still run; empty where this version keeps them elsewhere."""
     scheduler = getattr(getattr(manager, "batch_processor", None), "scheduler", None)
     active = dict(getattr(scheduler, "active_requests", None) or {})
     return {name: tuple(state.generated_tokens) for name, state in active.items()}

@@ -173,18 +173,35 @@ def _split(head_dim: int, itemsize: int = 2) -> Variant:
 def variants() -> list[Variant]:
     """Every kernel at the shapes of an 8B model in bfloat16; attention at several head sizes, and
     in float32 what is nearest to spilling and what `occupancy` has in its table."""
-    half = "bf16"
-    norm = {"x": half, "residual": half, "weight": half, "out": half}
-    pages = dict.fromkeys(("k", "v", "keys", "values"), half) | {"slots": "i64"}
-    turned = {"x": half, "cos_sin": half, "positions": "i64"}
-    turned_and_stored = (
-        dict.fromkeys(("heads", "keys", "values"), half)
-        | dict.fromkeys(("positions", "slots"), "i64")
-        | {"cos_sin": "fp32"}
-    )
-    heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64}
-    gated = {"gate_up": half, "out": half}
-    joined = {"parts": "fp32", "part_lse": "fp32", "out": half, "lse": "fp32"}
+    gated = {"gate_up": _HALF, "out": _HALF}
+    joined = {"parts": "fp32", "part_lse": "fp32", "out": _HALF, "lse": "fp32"}
+    return [
+        *_norms(),
+        Variant("silu and multiply", silu_and_mul_kernel, gated, {"BLOCK": BLOCK}),
+        *_rotations(),
+        Variant("merge", merge_kernel, joined, {"PARTS": PARTS, "DIM": 128, "LSE": False}, 1),
+        *(
+            Variant(
+                name,
+                sample_kernel,
+                {"logits": _HALF, "params": "fp64", "tokens": "i64", "thresholds": "fp32"},
+                {"TILE": TILE, "LANES": LANES, "PIVOTS": PIVOTS, "MIN_P": filters}
+                | {"TOP_K": filters, "TOP_P": filters},
+                WARPS,
+            )
+            for name, filters in (("sample", False), ("sample, all filters", True))
+        ),
+        *(variant for head_dim in (64, 128, 256) for variant in _attention(head_dim)),
+        _attention(256, 4)[0],
+        *(_split(head_dim, size) for size in (2, 4) for head_dim in (16, 32, 64, 128, 256)),
+    ]
+
+
+_HALF = "bf16"
+
+
+def _norms() -> list[Variant]:
+    norm = {"x": _HALF, "residual": _HALF, "weight": _HALF, "out": _HALF}
     wide = {"BLOCK": 4096}
     return [
         Variant(
@@ -202,7 +219,19 @@ def variants() -> list[Variant]:
             warps_for(4096),
         ),
         Variant("add, rms norm", add_rms_norm_kernel, norm, wide, warps_for(4096)),
-        Variant("silu and multiply", silu_and_mul_kernel, gated, {"BLOCK": BLOCK}),
+    ]
+
+
+def _rotations() -> list[Variant]:
+    pages = dict.fromkeys(("k", "v", "keys", "values"), _HALF) | {"slots": "i64"}
+    turned = {"x": _HALF, "cos_sin": _HALF, "positions": "i64"}
+    turned_and_stored = (
+        dict.fromkeys(("heads", "keys", "values"), _HALF)
+        | dict.fromkeys(("positions", "slots"), "i64")
+        | {"cos_sin": "fp32"}
+    )
+    heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64}
+    return [
         Variant("rotary", rotary_kernel, turned, {"HEADS": 32, "HALF": 64}),
         Variant("store keys and values", store_kv_kernel, pages, {"HEADS": 8, "DIM": 128}),
         Variant(
@@ -214,24 +243,9 @@ def variants() -> list[Variant]:
         Variant(
             "norms, rotary and store",
             rotary_store_kernel,
-            turned_and_stored | {"q_norm": half, "k_norm": half},
+            turned_and_stored | {"q_norm": _HALF, "k_norm": _HALF},
             heads | {"NORM": True},
         ),
-        Variant("merge", merge_kernel, joined, {"PARTS": PARTS, "DIM": 128, "LSE": False}, 1),
-        *(
-            Variant(
-                name,
-                sample_kernel,
-                {"logits": half, "params": "fp64", "tokens": "i64", "thresholds": "fp32"},
-                {"TILE": TILE, "LANES": LANES, "PIVOTS": PIVOTS, "MIN_P": filters}
-                | {"TOP_K": filters, "TOP_P": filters},
-                WARPS,
-            )
-            for name, filters in (("sample", False), ("sample, all filters", True))
-        ),
-        *(variant for head_dim in (64, 128, 256) for variant in _attention(head_dim)),
-        _attention(256, 4)[0],
-        *(_split(head_dim, size) for size in (2, 4) for head_dim in (16, 32, 64, 128, 256)),
     ]
 
 

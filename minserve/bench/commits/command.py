@@ -1,0 +1,151 @@
+"""`minserve bench commits`: how much CPU time two checkouts take for the same work.
+
+Both stay loaded in a process each, on one thread. A pair is one run of a case by each, one directly
+after the other; which goes first alternates. CPU time, not wall-clock time, so that other programs
+on the machine disturb it less; the ratio is taken within a pair. First, each case is run once by
+both and the tokens of every request are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minserve
+from minserve.bench.commits.child import Checkout, CheckoutError
+from minserve.bench.common import emit, print_table, versions
+from minserve.bench.interleave import Spread, interleave
+from minserve.config import ConfigError
+from minserve.hardware import describe_machine
+
+RESAMPLES = 10_000
+HERE = Path(minserve.__file__).parent.parent
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `minserve bench commits`."""
+    parser.add_argument("--old", type=Path, required=True, metavar="PATH", help="a checkout")
+    parser.add_argument(
+        "--new", type=Path, default=HERE, metavar="PATH", help="another (default: this one)"
+    )
+    parser.add_argument("--pairs", type=int, default=15, help="per case (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="some of the cases")
+    parser.add_argument(
+        "--work", type=float, default=1.0, help="share of each case's work (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--json", metavar="FILE", help="write the result there, not to stdout")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report."""
+    if args.pairs < 1:
+        raise ConfigError(f"--pairs {args.pairs}: expected at least 1")
+    for folder in (args.old, args.new):
+        if not (folder / "minserve" / "__init__.py").is_file():
+            raise ConfigError(
+                f"{folder} is no checkout of minserve: it has no minserve/__init__.py"
+            )
+    with contextlib.ExitStack() as stack:
+        sides = {}
+        for name, folder in (("old", args.old), ("new", args.new)):
+            sides[name] = Checkout(folder)
+            stack.callback(sides[name].close)
+        known = sides["new"].cases
+        for name in args.only or ():
+            if name not in known:
+                raise ConfigError(f"--only {name!r}: there are {', '.join(map(repr, known))}")
+        cases = [_compare(case, sides, args) for case in known if case in (args.only or known)]
+        result = {
+            "benchmark": "commits",
+            "pairs": args.pairs,
+            "work": args.work,
+            "seed": args.seed,
+            "threads": 1,
+            "checkouts": {
+                name: {"path": str(side.folder), "commit": side.commit}
+                for name, side in sides.items()
+            },
+            "versions": versions(),
+            "machine": describe_machine().to_dict(),
+            "cases": cases,
+        }
+    print_table(*_table(cases))
+    emit(result, args.json)
+    return 0
+
+
+def _compare(case: str, sides: dict[str, Checkout], args: argparse.Namespace) -> dict[str, Any]:
+    """One case: tokens first, then pairs."""
+    try:
+        first = {name: side.run(case, args.work, tokens=True) for name, side in sides.items()}
+        runs = interleave(
+            {name: partial(side.run, case, args.work) for name, side in sides.items()},
+            args.pairs,
+            progress=not args.no_progress,
+        )
+    except CheckoutError as error:
+        return {"case": case, "error": str(error)}
+    cpu_ms = {
+        name: [1e3 * one["cpu_s"] / one["units"] for one in of_side]
+        for name, of_side in runs.items()
+    }
+    ratios = [new / old for new, old in zip(cpu_ms["new"], cpu_ms["old"], strict=True)]
+    low, high = median_interval(ratios, args.seed)
+    return {
+        "case": case,
+        "unit": "token" if case.startswith("generate") else "step",
+        "difference": first_difference(first["old"]["tokens"], first["new"]["tokens"]),
+        "units": {name: one["units"] for name, one in first.items()},
+        "cpu_ms": {name: vars(Spread.of(values)) for name, values in cpu_ms.items()},
+        "ratio": {"median": float(np.median(ratios)), "low": low, "high": high, "values": ratios},
+    }
+
+
+def first_difference(old: list[list[int]], new: list[list[int]]) -> str | None:
+    """Where the tokens of two runs first differ, in words; None where they are equal."""
+    if len(old) != len(new):
+        return f"{len(old)} and {len(new)} requests"
+    for number, (before, after) in enumerate(zip(old, new, strict=True)):
+        if before != after:
+            pairs = enumerate(zip(before, after, strict=False))
+            same = min(len(before), len(after))
+            place = next((at for at, (a, b) in pairs if a != b), same)
+            return f"request {number} from token {place} on"
+    return None
+
+
+def median_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median (percentiles; Efron and Tibshirani, 1993)."""
+    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _table(cases: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    header = ["case", "CPU-ms per", "old", "new", "new/old", "95 % interval", "tokens"]
+    rows = []
+    for case in cases:
+        if "error" in case:
+            rows.append([case["case"], "", "", "", "", "", case["error"]])
+            continue
+        ratio, cpu_ms = case["ratio"], case["cpu_ms"]
+        rows.append(
+            [
+                case["case"],
+                case["unit"],
+                f"{cpu_ms['old']['median']:.4g}",
+                f"{cpu_ms['new']['median']:.4g}",
+                f"{ratio['median']:.3f}",
+                f"{ratio['low']:.3f} to {ratio['high']:.3f}",
+                "equal" if case["difference"] is None else f"DIFFER: {case['difference']}",
+            ]
+        )
+    return header, rows

@@ -1,0 +1,57 @@
+"""One streamed request of an `LLM`: reading it steps the shared engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+
+from minserve.frontend.outputs import StreamChunk
+from minserve.frontend.share import REENTERED, EngineShare
+from minserve.request import Request, SamplingParams
+
+
+class ChunkStream(Iterator[StreamChunk]):
+    """The chunks of one streamed request. Threads that read one stream take turns; leaving early,
+    or `close()`, aborts it."""
+
+    def __init__(
+        self, share: EngineShare, name: str, token_ids: list[int], params: SamplingParams
+    ) -> None:
+        self._share = share
+        self._chunks = _chunks(share, name, token_ids, params)
+        self._turn = threading.RLock()
+        self._running = False
+
+    def __next__(self) -> StreamChunk:
+        with self._turn:
+            if self._running:
+                raise RuntimeError(REENTERED)
+            self._running = True
+            try:
+                return next(self._chunks)
+            except BaseException:
+                self._share.tell()
+                raise
+            finally:
+                self._running = False
+
+    def close(self) -> None:
+        """Abort the request, if it has not ended. A second time is harmless."""
+        with self._turn:
+            self._chunks.close()
+        self._share.tell()
+
+
+def _chunks(
+    share: EngineShare, name: str, token_ids: list[int], params: SamplingParams
+) -> Generator[StreamChunk, None, None]:
+    requests: tuple[Request, ...] = ()
+    try:
+        reader = share.open(name, token_ids, params)
+        requests = tuple(reader.requests)
+        while chunks := share.next_chunks(reader):
+            yield from chunks
+    finally:
+        # The garbage collector may run this in the middle of a step, where the engine must not be
+        # called: `leave` only makes a note.
+        share.leave(name, requests)

@@ -1,0 +1,150 @@
+"""What other threads hand to the engine's thread: commands, and mailboxes to answer into.
+
+Every command is either run or refused, and every mailbox that was opened is closed in the end,
+also when the thread dies. Knows nothing about the engine.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from minserve.engine.recovery import EngineError
+from minserve.frontend.thread.mailbox import Mailbox
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something the engine's thread is to do."""
+
+    run: Callable[[], None]
+    refuse: Callable[[BaseException], None]
+    """Called with the error when `run` raised, or instead of it when the thread has ended."""
+
+
+class Inbox:
+    """A queue of commands and the set of open mailboxes. Calls may come from any thread."""
+
+    def __init__(self) -> None:
+        self.closed_by: str | None = None
+        """Why nothing more is taken; None while the inbox is open."""
+        self.mailboxes: dict[Mailbox, None] = {}
+        """Those that are not closed yet."""
+        # Reentrant: a signal handler or a finalizer may interrupt this very code and call it.
+        self._lock = threading.RLock()
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+
+    def open(self, request_id: str) -> Mailbox:
+        """A new mailbox. Raises RuntimeError when the inbox is closed."""
+        mailbox = Mailbox(request_id)
+        with self._lock:
+            self._check_open()
+            self.mailboxes[mailbox] = None
+        return mailbox
+
+    def named(self, request_id: str) -> list[Mailbox]:
+        """The open mailboxes of this name."""
+        with self._lock:
+            return [mailbox for mailbox in self.mailboxes if mailbox.request_id == request_id]
+
+    def close_mailbox(self, mailbox: Mailbox, item: BaseException | None) -> None:
+        """Put the last item: the error that ended the request, or None."""
+        mailbox.put(item)
+        with self._lock:
+            self.mailboxes.pop(mailbox, None)
+
+    def post(self, run: Callable[[], None], refuse: Callable[[BaseException], None]) -> None:
+        """Queue a command, or refuse it when the inbox is closed."""
+        with self._lock:
+            if self.closed_by is None:
+                self._commands.put(Command(run, refuse))
+                return
+        refuse(RuntimeError(self.closed_by))
+
+    def ask(
+        self,
+        what: Callable[[], Answer],
+        timeout_s: float,
+        undo: Callable[[Answer], None] = lambda answer: None,
+    ) -> Answer:
+        """Have the thread call `what`, and wait for its answer.
+
+        After `timeout_s` the command is cancelled; if it is running already, its answer goes to
+        `undo`, because no caller waits for it any more. Raises EngineError then, RuntimeError when
+        the inbox is closed, and what `what` raised.
+        """
+        answer: Future[Answer] = Future()
+        with self._lock:
+            self._check_open()
+
+        def run() -> None:
+            if not answer.cancelled():
+                found = what()
+                try:
+                    answer.set_result(found)
+                except InvalidStateError:
+                    undo(found)
+
+        def refuse(error: BaseException) -> None:
+            with suppress(InvalidStateError):
+                answer.set_exception(error)
+
+        self.post(run, refuse)
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            if not answer.cancel():
+                return answer.result()  # it came at the last moment
+            raise late(timeout_s) from None
+
+    def close(self, reason: str) -> None:
+        """Take nothing more, and tell the thread to end. A second time is harmless."""
+        with self._lock:
+            if self.closed_by is None:
+                self.closed_by = reason
+                self._commands.put(None)
+
+    def _check_open(self) -> None:
+        if self.closed_by is not None:
+            raise RuntimeError(self.closed_by)
+
+    # -- called by the engine's thread -------------------------------------------------------------
+
+    def next(self, wait: bool) -> Command | None:
+        """The next command; None when the thread is to end. Raises queue.Empty when there is none
+        and `wait` is false."""
+        return self._commands.get(block=wait)
+
+    def break_off(self, reason: str) -> None:
+        """Take nothing more because the thread is ending by an error, which is `reason`."""
+        with self._lock:
+            self.closed_by = reason
+
+    def empty(self) -> list[Mailbox]:
+        """Refuse the commands that are left, and hand over the mailboxes that are left open. The
+        inbox must be closed."""
+        while True:
+            try:
+                command = self._commands.get(block=False)
+            except queue.Empty:
+                break
+            if command is not None:
+                command.refuse(RuntimeError(self.closed_by))
+        with self._lock:
+            left = list(self.mailboxes)
+            self.mailboxes.clear()
+        return left
+
+
+def late(timeout_s: float) -> EngineError:
+    """What is raised when the engine's thread did not answer in time."""
+    return EngineError(
+        f"the engine gave no answer within {timeout_s} s; health() says what it does"
+    )

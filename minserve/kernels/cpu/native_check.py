@@ -1,0 +1,67 @@
+"""The compiled operators compared with torch's, once in a process, before they are used.
+
+With a compiler or a processor that miscompiles or miscomputes them, the engine then gets slower,
+not wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from minserve.kernels.base import Ops, PackedShape
+from minserve.kernels.cpu.build import NativeUnavailable
+from minserve.kernels.cpu.native_library import DTYPES
+from minserve.kernels.reference.attention import accumulation_dtype
+from minserve.kernels.reference.ops import TorchOps, pack
+
+BATCH, CONTEXTS = (1, 1, 19), (70, 3, 41)
+"""Query rows and context of three requests: two that decode, one that computes its prompt."""
+
+
+def check(native: Ops) -> None:
+    """Compare on a small ragged batch. Raises NativeUnavailable where the operators disagree."""
+    for dtype in DTYPES:
+        # The packing of `native` for both sides; torch's operators take any.
+        packing = native.packed_shape(dtype) or PackedShape(8)
+        mine, torchs = (_results(ops, dtype, packing) for ops in (native, TorchOps()))
+        error = (mine - torchs).abs().max().item()
+        if not error < {torch.float32: 1e-4, torch.float64: 1e-10}.get(dtype, 0.2):
+            raise NativeUnavailable(
+                f"the compiled operators differ from torch's by {error:.1e} in {dtype}: the "
+                "compiler or the processor is at fault; please report both"
+            )
+
+
+def _results(ops: Ops, dtype: torch.dtype, packing: PackedShape) -> Tensor:
+    """What these operators make of the batch, as one row of float64; the same at every call."""
+    random = _numbers()
+    tables = torch.arange(15, dtype=torch.int32).view(3, 5)
+    starts = torch.tensor([0, 1, 2, 21], dtype=torch.int32)
+    kv_lens = torch.tensor(CONTEXTS, dtype=torch.int32)
+    angles = random(21, 32).to(accumulation_dtype(dtype))
+    x, weight = random(21, 20 * 32).to(dtype), random(20 * 32).to(dtype)
+    keys, values = random(15, 2, 16, 32).to(dtype), random(15, 2, 16, 32).to(dtype)
+    heads = x.view(21, 20, 32)
+    ops.rotary_(heads[:, :10], torch.arange(21), angles)
+    planned = ops.plan_attention(tables, starts, kv_lens, BATCH, CONTEXTS)
+    attended, _ = planned(heads[:, :4], keys, values, 0.2, 30)
+    product = ops.packed_linear(x, pack(x, packing), len(x), x[0, : len(x)])
+    parts = (
+        ops.rms_norm(x, weight, 1e-6),
+        ops.silu_and_mul(x),
+        attended,
+        product / product.abs().max(),
+    )
+    return torch.cat([part.flatten().double() for part in parts])
+
+
+def _numbers() -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return random

@@ -1,0 +1,82 @@
+"""The compiled file as Python sees it: loaded, and each function declared with its types."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from minserve.kernels.base import PackedShape
+from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
+from minserve.kernels.cpu.native_attention import AttentionCall, Function
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+PerDtype = dict[torch.dtype, Function]
+"""The function of each number type that the file has."""
+
+
+class NativeLibrary:
+    """The functions of ops.cpp. Raises NativeUnavailable when the file cannot be compiled or
+    loaded."""
+
+    def __init__(self) -> None:
+        path = str(library_path())
+        try:
+            # During a call by the first, other Python threads run. Short calls use the second: a
+            # step makes hundreds of them, and giving up the interpreter and waiting to get it back
+            # would take longer than the call.
+            releasing, holding = ctypes.CDLL(path), ctypes.PyDLL(path)
+        except OSError as error:
+            raise NativeUnavailable(f"the compiled operators do not load: {error}") from error
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        number, count = ctypes.c_double, ctypes.c_int
+        self.open_team = _declare(releasing.open_team, count)
+        self.rms_norm = _per_dtype(holding, "rms_norm", *[pointer] * 4, *[size] * 5, number, count)
+        self.silu_and_mul = _per_dtype(holding, "silu_and_mul", *[pointer] * 2, *[size] * 3, count)
+        self.rotary = _per_dtype(holding, "rotary", *[pointer] * 3, *[size] * 4, count)
+        self.rotary_store = _per_dtype(
+            holding, "rotary_store", *[pointer] * 8, *[size] * 8, number, count
+        )
+        self.store_kv = _declare(holding.store_kv, *[pointer] * 5, *[size] * 8, count)
+        self.attention = _per_dtype(releasing, "attention", ctypes.POINTER(AttentionCall))
+        self.layers = _per_dtype(releasing, "layers", pointer)
+        product = (*[pointer] * 4, *[size] * 4, count)
+        self.few_rows_linear = _declare(holding.few_rows_linear_bfloat16, *product)
+        self.short_linear = _per_dtype(holding, "linear", *product)
+        self.long_linear = _per_dtype(releasing, "linear", *product)
+        gated = (*[pointer] * 3, *[size] * 4, count)
+        self.short_gated_linear = _per_dtype(holding, "gated_linear", *gated)
+        self.long_gated_linear = _per_dtype(releasing, "gated_linear", *gated)
+        self.packed_shapes = _packed_shapes(holding)
+
+
+def _per_dtype(library: ctypes.CDLL, name: str, *types: type[Any]) -> PerDtype:
+    return {
+        dtype: _declare(library[f"{name}_{str(dtype).removeprefix('torch.')}"], *types)
+        for dtype in DTYPES
+    }
+
+
+def _declare(function: Any, *types: type[Any]) -> Function:
+    function.argtypes, function.restype = types, None
+    declared: Function = function
+    return declared
+
+
+def _packed_shapes(library: ctypes.CDLL) -> dict[torch.dtype, PackedShape]:
+    """How weights are packed for the products of each number type that the file should do."""
+    panels = _per_dtype(library, "panel", *[ctypes.POINTER(ctypes.c_int64)] * 2)
+    shapes = {dtype: _packed_shape(panels[dtype]) for dtype in DTYPES}
+    pairs = shapes[torch.bfloat16].depth == 2
+    if processor_features() & ({"amx_bf16"} if pairs else {"amx_bf16", "avx512_bf16", "bf16"}):
+        # torch multiplies bfloat16 with instructions that the file does not use, several times
+        # faster.
+        del shapes[torch.bfloat16]
+    return shapes
+
+
+def _packed_shape(function: Function) -> PackedShape:
+    width, depth = ctypes.c_int64(), ctypes.c_int64()
+    function(ctypes.byref(width), ctypes.byref(depth))
+    return PackedShape(width.value, depth.value)

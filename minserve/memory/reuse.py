@@ -1,0 +1,130 @@
+"""What of a waiting request is computed already, and how its block table gets those pages.
+
+Finds it in the prefix cache and in other samples of the same prompt. Full pages are shared, a part
+of a page is copied, pages of lower tiers are loaded. A request's own full pages enter the cache.
+"""
+
+from __future__ import annotations
+
+from minserve.clock import Clock
+from minserve.memory.events import MemoryEvents
+from minserve.memory.keys import TokenBlocks, root_key
+from minserve.memory.pool import BlockPool
+from minserve.memory.prefix.cache import Hit, PrefixCache
+from minserve.memory.storage.store import PageStore
+from minserve.memory.tables import BlockTable, BlockTables
+from minserve.request import Request
+
+
+class Reuse:
+    """Finds, takes and enters computed pages. `prefix` is None without a prefix cache."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        tables: BlockTables,
+        prefix: PrefixCache | None,
+        store: PageStore,
+        clock: Clock,
+        events: MemoryEvents,
+        block_size: int,
+    ) -> None:
+        self._pool = pool
+        self._tables = tables
+        self._prefix = prefix
+        self._store = store
+        self._clock = clock
+        self._events = events
+        self._block_size = block_size
+        self._token_blocks: dict[Request, TokenBlocks] = {}
+
+    def find(self, request: Request, swapped_tokens: int | None) -> Hit:
+        """What exists of a waiting request's tokens; changes nothing.
+
+        `swapped_tokens`: how many it has in host slots; None where it is not swapped out. One token
+        is always left to compute: a hit on the whole request would leave no query row, and so no
+        logits to draw the next token from.
+        """
+        if request.params.prompt_logprobs is not None:
+            return Hit()  # the logits of every position are needed
+        limit = request.num_tokens - 1 if swapped_tokens is None else swapped_tokens
+        hit = self._prefix.lookup(self._blocks_of(request), limit) if self._prefix else Hit()
+        leader = self._tables.get(request.leader)
+        if leader is None or swapped_tokens is not None:
+            return hit
+        # Another sample of the same prompt: use the part of the prompt that it has computed.
+        tokens = min(leader.tokens, request.num_prompt_tokens - 1)
+        if tokens <= hit.num_tokens(self._block_size):
+            return hit
+        full, rest = divmod(tokens, self._block_size)
+        return Hit(leader.blocks[:full], leader.blocks[full] if rest else None, rest)
+
+    def take(self, request: Request, table: BlockTable, hit: Hit) -> None:
+        """Put the hit's pages into the block table: share full ones, copy a part of one, load those
+        of lower tiers."""
+        for block in hit.blocks:
+            self._pool.share(block)
+        self._tables.extend(table, hit.blocks)
+        table.tokens = len(hit.blocks) * self._block_size
+        source = hit.partial_block
+        if source is not None:
+            # Held during the copy: allocating a page for it might evict the source.
+            self._pool.share(source)
+            try:
+                if self._pool.num_available:
+                    self._tables.extend(table, self._pool.allocate(1))
+                    self._copy(source, table.blocks[-1])
+                    table.tokens += hit.partial_tokens
+            finally:
+                self._pool.release([source])
+        self._events.hit_tokens += table.tokens
+        if hit.keys:
+            self._load(request, table, hit)
+
+    def enter(self, request: Request, table: BlockTable, first: int, stop: int) -> None:
+        """Put full pages `first` to `stop - 1` of a request into the prefix index. Where it already
+        has a page of the same content, the block table is rewritten to that page."""
+        assert self._prefix is not None
+        blocks = table.blocks
+        for index in range(first, stop):
+            parent = blocks[index - 1] if index else None
+            mine = blocks[index]
+            canonical = self._prefix.enter(self._blocks_of(request), index, parent, mine)
+            if canonical != mine:
+                self._tables.replace(table, index, canonical)
+
+    def forget(self, request: Request) -> None:
+        """Drop what was remembered of a request that has ended."""
+        self._token_blocks.pop(request, None)
+
+    def reset(self) -> None:
+        """Drop what was remembered of every request."""
+        self._token_blocks.clear()
+
+    def _blocks_of(self, request: Request) -> TokenBlocks:
+        tokens = self._token_blocks.get(request)
+        if tokens is None:
+            root = root_key(request.cache_namespace)
+            tokens = TokenBlocks(root, request.token_ids, self._block_size)
+            self._token_blocks[request] = tokens
+        return tokens
+
+    def _load(self, request: Request, table: BlockTable, hit: Hit) -> None:
+        assert self._prefix is not None
+        start = self._clock.now()
+        self._prefix.touch(hit)
+        first = len(table.blocks)
+        blocks = self._pool.allocate(min(len(hit.keys), self._pool.num_available))
+        self._tables.extend(table, blocks)
+        loaded = self._prefix.load(hit, blocks)
+        self._tables.shrink(table, first + loaded)
+        table.tokens += loaded * self._block_size
+        self.enter(request, table, first, first + loaded)
+        self._events.loaded_tokens += loaded * self._block_size
+        self._events.transfer_s += self._clock.now() - start
+
+    def _copy(self, source: int, target: int) -> None:
+        start = self._clock.now()
+        self._store.copy([source], [target])
+        self._events.copied_blocks += 1
+        self._events.transfer_s += self._clock.now() - start

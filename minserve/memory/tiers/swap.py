@@ -1,0 +1,66 @@
+"""Swapped-out requests: which host slots keep their pages until they return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from minserve.memory.tiers.host import HostTier
+from minserve.request import Request
+
+
+class SwappedRequests:
+    """The host slots and the token count of each swapped-out request. Without a host tier there
+    are none."""
+
+    def __init__(self, host: HostTier | None) -> None:
+        self._host = host
+        self._swapped: dict[Request, tuple[list[int], int]] = {}
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._swapped
+
+    def requests(self) -> set[Request]:
+        """The requests that are swapped out."""
+        return set(self._swapped)
+
+    def num_tokens(self, request: Request) -> int | None:
+        """Tokens that the request's slots hold; None where it is not swapped out."""
+        found = self._swapped.get(request)
+        return found[1] if found is not None else None
+
+    def num_slots(self, request: Request) -> int:
+        """Slots of a swapped-out request: one for each of its pages."""
+        return len(self._swapped[request][0])
+
+    def save(self, request: Request, blocks: Sequence[int], num_tokens: int) -> bool:
+        """Copy a request's pages to the host; False, with nothing changed, where there is no
+        room."""
+        slots = self._host.swap_out(blocks) if self._host is not None else None
+        if slots is None:
+            return False
+        self._swapped[request] = (slots, num_tokens)
+        return True
+
+    def restore(self, request: Request, first: int, blocks: Sequence[int]) -> int:
+        """Copy a request's slots, from slot `first` on, into device pages, and free all of them;
+        returns how many tokens they hold."""
+        slots, num_tokens = self._swapped[request]
+        assert self._host is not None
+        self._host.load(slots[first:], blocks)
+        del self._swapped[request]
+        self._host.release(slots)
+        return num_tokens
+
+    def drop(self, request: Request) -> None:
+        """Free the slots of a request that will not return; one that has none is left alone."""
+        slots, _ = self._swapped.pop(request, ((), 0))
+        if slots and self._host is not None:
+            self._host.release(slots)
+
+    def holders(self) -> Iterator[list[int]]:
+        """The slots of each request."""
+        return (slots for slots, _ in self._swapped.values())
+
+    def reset(self) -> None:
+        """No request is swapped out; the host tier is told nothing."""
+        self._swapped.clear()
