@@ -57,7 +57,7 @@ def test_a_function_fits_a_screen(path: Path) -> None:
 
 @pytest.mark.parametrize("room", ROOMS, ids=name_of)
 def test_a_room_is_seen_at_a_glance(room: Path) -> None:
-    files = list(room.glob("*.py"))
+    files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
     if room == HOUSE:  # what stands at the top stands there on purpose, whatever its kind
         files = [path for path in room.iterdir() if path.is_file()]
     assert len(files) <= MOST_FILES or name_of(room) in EXCEPTIONS
@@ -72,4 +72,4 @@ def test_an_exception_names_something_that_is_too_large_and_why() -> None:
         elif path.endswith(".py"):
             assert len((HOUSE / path).read_text().splitlines()) > MOST_FILE_LINES, name
         else:
-            assert len(list((HOUSE / path).glob("*.py"))) > MOST_FILES, name
+            assert len(list((HOUSE / path).glob("*.py"))) > MOST_FILES + 1, name
