@@ -127,10 +127,9 @@ def _special_rows(
 
 def _numbers(params: Sequence[SamplingParams]) -> npt.NDArray[np.float64]:
     """`[num_requests, 7]`: the fields of `_ROW` of each request."""
-    first = params[0] if params else None
     # One SamplingParams object for all, as in an offline run, is read once.
-    if first is not None and all(each is first for each in params):
-        return np.array([_ROW(first)]).repeat(len(params), axis=0)
+    if len(set(map(id, params))) == 1:
+        return np.array([_ROW(params[0])]).repeat(len(params), axis=0)
     return np.array([_ROW(each) for each in params]).reshape(len(params), 7)
 
 
