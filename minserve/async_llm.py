@@ -65,7 +65,7 @@ class AsyncLLM:
         watchdog_s: float | None = 120.0,
     ) -> None:
         """As `LLM`; errors of loading are raised here. A step that takes longer than `watchdog_s`
-        is reported to the log `minserve`, with where it stands, and by `health()`."""
+        is reported to the log `minserve`, with its stack, and by `health()`."""
         settings = check_engine_arguments(config, clock, predictor)
         check_seconds("watchdog_s", watchdog_s, least=0.01)
         self._loaded: LoadedModel = load_model(model, settings, progress=progress)
@@ -78,7 +78,7 @@ class AsyncLLM:
         self._worker_lock = threading.Lock()
         self._thread = EngineThread(self._engine, watchdog_s)
         self._finalizer = weakref.finalize(self, EngineThread.stop, self._thread)
-        self._finalizer.atexit = False  # the thread's own module waits for it there
+        self._finalizer.atexit = False  # the thread's own module waits for the thread there
 
     @property
     def config(self) -> ResolvedConfig:
@@ -205,7 +205,7 @@ class AsyncLLM:
             self._thread.join(timeout_s)
 
     def _check_process(self) -> None:
-        """Raise RuntimeError in a process that was forked: no thread came along."""
+        """Raise RuntimeError in a forked process, which has no engine thread."""
         check_process(self._process, "AsyncLLM")
 
     def __enter__(self) -> AsyncLLM:

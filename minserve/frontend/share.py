@@ -1,9 +1,9 @@
-"""One engine that several callers move on in turns: who waits for tokens steps it for all.
+"""One engine shared by several callers: a caller that waits for tokens steps it for all of them.
 
-Held only while the engine is touched, never while a caller has the word. What belongs to one caller
-reaches no other: an error is raised by the caller whose request it ended. Callers may leave at any
-time, also by the garbage collector or a signal in the midst of a step of the same thread; then the
-engine is told as soon as it is free.
+The lock is held only while the engine is used, never while a caller's code runs. Callers do not see
+each other: an error is raised by the call whose request it ended. A caller may leave at any time,
+even when the garbage collector or a signal handler runs in the middle of a step of the same thread;
+its request then ends as soon as the engine is free.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_FAILURES = 5
 
 
 class Reader:
-    """A stream's side of the engine: its samples, and the chunks it has not asked for yet."""
+    """A stream's state in the engine: its samples, and the chunks that it has not taken yet."""
 
     def __init__(self, name: str, requests: Sequence[Request]) -> None:
         self.name = name
@@ -39,10 +39,11 @@ class Reader:
         self.cursors = {request: StreamCursor() for request in requests}
         self.chunks: deque[StreamChunk] = deque()
         self.failure: EngineError | None = None
-        """Why nothing more can be told of it."""
+        """Why no more chunks can be made; None while they can."""
 
     def take(self) -> list[StreamChunk]:
-        """The chunks that have come. Called while the engine is held: others deliver to it."""
+        """The chunks made since the last call. The engine must be held, because other threads add
+        chunks."""
         chunks = list(self.chunks)
         self.chunks.clear()
         return chunks
@@ -64,12 +65,12 @@ class EngineShare:
         self._holder: int | None = None
         self._readers: dict[Request, Reader] = {}
         self._departed: deque[tuple[str, Sequence[Request]]] = deque()
-        """Requests that are wanted no more."""
+        """Requests whose callers have left."""
         self._unpinned: deque[int] = deque()
         self._close_wanted = False
         self._num_failures = 0
         self.num_ended = 0
-        """Requests that have ended so far: where it stands still, none has ended since."""
+        """Requests that have ended so far; while the number is unchanged, none has ended."""
 
     @property
     def engine(self) -> Engine:
@@ -87,7 +88,7 @@ class EngineShare:
     @contextmanager
     def hold(self) -> Iterator[Engine]:
         """The engine, for this thread alone. Raises RuntimeError when it is closed, after a fork,
-        and where this very thread holds it already."""
+        and when this thread holds it already."""
         check_process(self._process, "LLM")
         if self._is_held_here:
             raise RuntimeError(REENTERED)
@@ -104,8 +105,8 @@ class EngineShare:
         return self._holder == threading.get_ident()
 
     def start_run(self, engine: Engine, *, alone: bool) -> None:
-        """A fresh trace, unless something runs already. `alone`: only streams may be under way, so
-        what else runs was left behind by an interrupted call, and ends."""
+        """Start a new trace, unless a request is already running. `alone`: apart from streams no
+        request should be live; one that is was left behind by an interrupted call, and is ended."""
         self._tell_departed(engine)
         if alone:
             orphans = [one for one in engine.live_requests() if one not in self._readers]
@@ -117,9 +118,9 @@ class EngineShare:
             engine.trace = self._fresh_trace()
 
     def advance(self) -> None:
-        """One step for everything that runs, and every reader its chunks."""
+        """Run one step for all requests, and deliver its chunks to the readers."""
         if self._engine is None:
-            return  # Closed by another thread: everything has ended.
+            return  # Another thread has closed it: all requests have ended.
         with self.hold() as engine:
             self._step(engine)
 
@@ -132,8 +133,8 @@ class EngineShare:
             return reader
 
     def next_chunks(self, reader: Reader) -> list[StreamChunk]:
-        """What the reader has not been given, after a step where there is nothing; empty at the
-        end. Raises what its request failed with, then."""
+        """The chunks that the reader has not taken yet; steps the engine until there are some.
+        Empty at the end, where it raises EngineError if the request failed."""
         while True:
             if self._engine is None:
                 chunks = reader.take()
@@ -142,7 +143,7 @@ class EngineShare:
                     if not reader.chunks and not reader.finished:
                         self._step(engine)
                     if reader.finished:
-                        # What an interrupted call of another thread did not deliver.
+                        # Deliver what an interrupted call of another thread did not.
                         self._deliver(engine, [r for r, c in reader.cursors.items() if not c.ended])
                     chunks = reader.take()
             if chunks:
@@ -154,7 +155,7 @@ class EngineShare:
                 return []
 
     def leave(self, name: str, requests: Sequence[Request]) -> None:
-        """Note that a caller wants its requests no more. Safe at any moment, in any thread."""
+        """Note that the caller of these requests has left. Safe at any moment, in any thread."""
         self._departed.append((name, requests))
 
     def unpin(self, handle: int) -> None:
@@ -163,19 +164,20 @@ class EngineShare:
         self.tell()
 
     def tell(self) -> None:
-        """Tell the engine who has left, unless this thread is in the midst of a step: then it is
-        told at the end of it."""
+        """End the requests whose callers have left; if this thread is in the middle of a step, at
+        the end of that step."""
         if self._engine is None or os.getpid() != self._process or self._is_held_here:
             return
         try:
             with self.hold():
                 pass
         except RuntimeError:
-            if self._engine is not None:  # or another thread has closed it meanwhile
+            if self._engine is not None:  # None: another thread has closed it since
                 raise
 
     def close(self) -> None:
-        """End everything. Called in the midst of a step of the same thread: at the end of it."""
+        """End all requests and free the engine; in the middle of a step of the same thread, at its
+        end."""
         self._close_wanted = True
         if os.getpid() != self._process:
             self._engine = None  # The engine, and its locks, are the parent's.
@@ -194,7 +196,7 @@ class EngineShare:
             self._unpinned.popleft()
         if self._close_wanted:
             self._engine = None
-            with suppress(Exception):  # of requests that have ended by it
+            with suppress(Exception):  # errors of requests that this ends
                 engine.close()
             self._deliver(engine, engine.take_updates())
 
@@ -206,13 +208,13 @@ class EngineShare:
                 self._readers.pop(request, None)
                 engine.forget(request)
             self._settle(engine)
-            # Only now: what an interrupt cuts short is done again.
+            # Removed only now, so that after an interrupt it is done again.
             self._departed.popleft()
 
     def _settle(self, engine: Engine) -> None:
-        """Wait for what is in flight where no request is left."""
+        """If no request is left, wait for the batch in flight."""
         if not engine.has_requests:
-            with suppress(Exception):  # nobody is left whom it concerns
+            with suppress(Exception):  # its requests have ended
                 engine.settle()
         self._deliver(engine, engine.take_updates())
 
@@ -223,7 +225,8 @@ class EngineShare:
                 engine.step()
                 self._num_failures = 0
             except BaseException as error:
-                # The engine has ended the requests it belongs to: their callers raise it.
+                # The engine has ended the requests that the error belongs to; their callers raise
+                # it.
                 if is_interrupt(error) or self._num_failures >= MOST_FAILURES:
                     raise
                 self._num_failures += 1

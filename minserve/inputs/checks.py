@@ -1,4 +1,4 @@
-"""Small typed checks of values that come from outside: what is accepted, in which range, as what.
+"""Small typed checks of values that come from outside: which types and ranges are accepted.
 
 A check takes a value and returns it in its plain Python type, or raises `Refused` with what it
 expected. `checked` turns that into one sentence with the name of the field. Sampling parameters,
@@ -26,7 +26,8 @@ MOST_NAME_CHARS = 1024
 
 
 class TooLong(ValueError):
-    """More items than are read. The message ends a sentence that begins with a name."""
+    """There are more items than are read. The message continues a sentence that begins with a
+    name."""
 
 
 class Refused(ValueError):
@@ -51,12 +52,12 @@ def checked(name: str, value: Any, check: Check, error: type[ValueError]) -> Any
 
 
 def read(value: Any, most: int) -> list[Any]:
-    """A copy of what has a length and is iterable: Python's numbers from an array of one dimension,
-    the rows of others. Raises TooLong for more than `most` items, or than the value's own length
-    says: a class of strangers may have an iterator without end."""
+    """A list of the items of anything with a length and an iterator. A one-dimensional array gives
+    Python's numbers, others their rows. Raises TooLong for more than `most` items, or more than the
+    value's own length: a caller's class may have an iterator without end."""
     try:
         length = len(value)
-    except OverflowError:  # range(10**30) has no length that Python can say
+    except OverflowError:  # len() fails for range(10**30)
         raise TooLong(f"has far too many items, and may have {most}") from None
     if length > most:
         raise TooLong(f"has {length} items, and may have {most}")
@@ -85,7 +86,7 @@ def shorten(value: Any, limit: int = 60) -> str:
     try:
         text = _shown(value, limit)
     except Exception:
-        text = f"a {type.__dict__['__name__'].__get__(type(value))}"  # its class may lie, too
+        text = f"a {type.__dict__['__name__'].__get__(type(value))}"  # `__class__` may be fake
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -1,8 +1,8 @@
 """`SamplingParams`: how a request's tokens are drawn and when they end.
 
-Every field is checked, brought to its plain Python type and copied when the object is made, so
-whatever reads it later (at every step) finds what the annotation says. Limits that depend on the
-model or the configuration are checked by `admission`.
+Every field is checked, converted to its plain Python type and copied when the object is made, so
+that later readers (at every step) find what the annotation says. Limits that depend on the model or
+the configuration are checked by `admission`.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class SamplingParams:
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     cache_salt: str = ""
-    """Requests share cached prefixes only with requests of the same salt: callers who must not
-    learn from timing what others asked get one each."""
+    """Requests share cached prefixes only with requests of the same salt. Give each tenant one
+    where timing must not reveal another tenant's prompts."""
     bad_words: Sequence[str] = ()
     """Words that are never generated: the last token that would complete one is banned, with and
     without a space before the word."""
@@ -128,10 +128,10 @@ class SamplingParams:
 
 
 def plain(params: Any) -> SamplingParams:
-    """The parameters as exactly a SamplingParams whose checks have run: itself, where it is one.
+    """A SamplingParams whose checks have run: the same object where it is one.
 
-    A subclass may have left the checks out or may compute its attributes, and `__new__` makes an
-    object without fields: those are read once and made anew. Raises InvalidRequestError.
+    A subclass may have skipped the checks or may compute its attributes, and `__new__` makes an
+    object without fields: from these a new object is made. Raises InvalidRequestError.
     """
     if not issubclass(type(params), SamplingParams):  # isinstance would ask the object itself
         raise InvalidRequestError(f"the parameters are {shorten(params)}: expected SamplingParams")
@@ -259,7 +259,8 @@ _CHECKS: dict[str, Check] = {
     "detokenize": flag,
 }
 
-# What most fields of most requests are: the very objects, so that nothing else passes for them.
+# The defaults, which most fields of most requests are: compared by identity, so that no other value
+# passes for them.
 _PLAIN_DEFAULTS = {
     item.name: item.default for item in fields(SamplingParams) if item.default is not MISSING
 }

@@ -1,4 +1,4 @@
-"""Memory management (Miao et al., section 4.2.3): who owns which page of the KV cache.
+"""Memory management (Miao et al., section 4.2.3): which request has which pages of the KV cache.
 
 `manager` gives pages to requests. Below it: `pool` (free, owned and cached pages), `tables` (which
 request holds which pages), `reuse` (what of a request is computed already), `pins`, `use` (how full

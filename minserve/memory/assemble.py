@@ -1,4 +1,5 @@
-"""From a configuration to its memory manager: the one place that knows which switch means what."""
+"""Builds the memory manager from a configuration: the one place that maps each switch to a
+class."""
 
 from __future__ import annotations
 
@@ -58,5 +59,5 @@ def _disk(config: ResolvedConfig) -> DiskTier | None:
     folder = disk_folder(config)
     try:
         return DiskTier(folder, config.config.memory.disk_bytes)
-    except OSError as error:  # `resolve` has looked, but disks change.
+    except OSError as error:  # `resolve` has checked it, but the disk may have changed since.
         raise disk_refused(folder, error.strerror or str(error)) from None

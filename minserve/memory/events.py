@@ -1,4 +1,4 @@
-"""What happened to pages since the last look: counters, for the step's trace."""
+"""What happened to pages since the last step: counters for its trace."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class MemoryEvents:
     loaded_tokens: int = 0
     """Tokens not computed because a host slot or a file held them."""
     copied_blocks: int = 0
-    """Pages copied because two requests agree on a part of them only."""
+    """Pages copied because two requests share only the first part of them."""
     evicted_blocks: int = 0
-    """Cached pages given to somebody else."""
+    """Cached pages that were evicted and given to another request."""
     swapped_out_blocks: int = 0
     """Pages of preempted requests saved to the host."""
     swapped_in_blocks: int = 0
@@ -44,4 +44,4 @@ class MemoryEvents:
 
 
 NOTHING = MemoryEvents()
-"""What most steps have to tell. Shared, and never changed."""
+"""The events of most steps: none. One shared object, never changed."""

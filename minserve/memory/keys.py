@@ -1,4 +1,4 @@
-"""A request's tokens cut into pages, each with a key that stands for everything up to its end.
+"""A request's tokens cut into pages, each with a key made of all tokens up to the page's end.
 
 Keys and values of a page depend on every token before it, so a page may be reused only where the
 whole prefix is the same. Hash chain as in vLLM; SHA-256, because two prefixes that collide would
@@ -16,8 +16,9 @@ Key = bytes
 
 
 def root_key(namespace: Sequence[str]) -> Key:
-    """The parent of first pages. Requests share pages only within one namespace: what besides
-    tokens decides keys and values (an adapter), or which requests may share at all (a salt)."""
+    """The parent of first pages. Requests share pages only within one namespace. It holds what
+    decides keys and values besides the tokens (an adapter) and which requests may share at all (a
+    salt)."""
     digest = hashlib.sha256()
     for part in namespace:
         data = part.encode()

@@ -1,8 +1,8 @@
 """How many pages a request is given, and when.
 
-Paged memory (PagedAttention) gives pages as tokens come. Contiguous memory, which came before it,
-gives a request neighbouring pages for all it may ever need when it is admitted; three guesses of
-that need are the baselines of Kwon et al. (arXiv 2309.06180, section 6.1).
+Paged memory (PagedAttention) gives a page when a token needs it. Contiguous memory, the older way,
+gives a request at admission neighbouring pages for all the tokens it may reach; three estimates of
+that number are the baselines of Kwon et al. (arXiv 2309.06180, section 6.1).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ Reservation = Callable[[Request], int]
 
 
 def reservation(kind: str, max_model_len: int) -> Reservation:
-    """`max_model_len`: whatever it asks for, the longest request there may be. `power_of_two`: its
-    prompt, and its output rounded up to a power of two. `oracle`: exactly what it may reach."""
+    """`max_model_len`: the longest request that can be sent, whatever this one asks for.
+    `power_of_two`: its prompt, and its output rounded up to a power of two. `oracle`: exactly what
+    it may reach."""
     if kind == "max_model_len":
         return lambda request: max_model_len
     if kind == "power_of_two":

@@ -126,7 +126,7 @@ class KVManager:
 
     def admit(self, request: Request) -> int:
         """Give the request a block table and what is already computed of it; returns how many
-        tokens that is. When it raises, the request is as before, without a table."""
+        tokens that is. If it raises, the request has no table, as before."""
         self._tables.close(request)  # returns what an interrupted admission took
         table = self._tables.open(request)
         try:

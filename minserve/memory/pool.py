@@ -1,7 +1,7 @@
 """Which pages are free, owned or cached, and how many owners each has.
 
-Pages are numbers here; what they store lives in `cache`, who has them in `manager`, what a cached
-one is good for in `index`.
+Pages are numbers here. `storage.cache` has their contents, `manager` the requests that hold them,
+and `prefix.index` the tokens by which a cached page is found.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class IntegrityError(RuntimeError):
 
 
 class BlockPool:
-    """`num_blocks` pages. Each is free (nobody's), owned (by one holder or by several that share
-    it), or cached: nobody's any more, but the prefix index can still give it to somebody.
+    """`num_blocks` pages. Each is free, owned (by one holder or by several that share it), or
+    cached: without an owner, but still in the prefix index, so that a request can take it.
 
     Cached pages are evicted, least recently used first, when free ones run out. Holders let go of
     their last page first, so a page is always evicted before the one it continues.
@@ -26,10 +26,10 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.reset()
         self.on_evict: Callable[[list[int]], None] | None = None
-        """Called with pages that leave the index, before anybody can write to them."""
+        """Called with pages that leave the index, before they can be written to."""
 
     def reset(self) -> None:
-        """Every page is free again; the index, if there is one, is told nothing."""
+        """Make every page free; does not change the index, if there is one."""
         # Last in, first out: a page just freed is the one most likely still in a processor cache.
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._owners = [0] * self.num_blocks
@@ -38,17 +38,18 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Pages nobody owns and nobody could find."""
+        """Pages without an owner that are not in the index."""
         return len(self._free)
 
     @property
     def num_cached(self) -> int:
-        """Pages nobody owns, kept for a request that begins the same way."""
+        """Pages without an owner, kept for a request that begins with the same tokens."""
         return len(self._cached)
 
     @property
     def num_available(self) -> int:
-        """Pages that `allocate` can give: free ones, and cached ones at the price of a hit."""
+        """Pages that `allocate` can give: free ones, and cached ones, which can then no longer be
+        found."""
         return len(self._free) + len(self._cached)
 
     @property
@@ -106,9 +107,10 @@ class BlockPool:
                     self._free.append(block)
 
     def mark_indexed(self, block: int) -> None:
-        """The index knows this owned page: when its last owner goes it is cached, not free."""
+        """Note that the index knows this owned page: when its last owner releases it, it is cached
+        and not free."""
         if not self._owners[block]:
-            raise IntegrityError(f"page {block} is nobody's and cannot enter the index")
+            raise IntegrityError(f"page {block} has no owner and cannot enter the index")
         self._indexed[block] = 1
 
     def indexed_blocks(self) -> set[int]:
@@ -116,11 +118,11 @@ class BlockPool:
         return {block for block, known in enumerate(self._indexed) if known}
 
     def cached_blocks(self) -> tuple[int, ...]:
-        """Pages nobody owns, kept for a hit: the next to be evicted first."""
+        """Pages without an owner, kept for a prefix hit; the next to be evicted comes first."""
         return tuple(self._cached)
 
     def owners(self, block: int) -> int:
-        """How many hold the page."""
+        """Number of holders of the page."""
         return self._owners[block]
 
     def drop_cached(self) -> int:
@@ -137,11 +139,11 @@ class BlockPool:
             if self.on_evict is not None:
                 self.on_evict(blocks)
         finally:
-            # Lower tiers may fail to keep a page; it is free all the same.
+            # Lower tiers may fail to keep a page; the page is freed in any case.
             self._free.extend(reversed(blocks))
 
     def free_blocks(self) -> list[int]:
-        """Pages nobody owns and nobody could find, in ascending order."""
+        """Pages without an owner that are not in the index, in ascending order."""
         return sorted(self._free)
 
     def find_hole(self, count: int) -> int | None:
@@ -155,8 +157,8 @@ class BlockPool:
         return None
 
     def check(self, holders: Iterable[Iterable[int]]) -> None:
-        """Verify that free, cached and owned pages add up and that each page's owners are exactly
-        those who hold it. Raises IntegrityError."""
+        """Verify that free, cached and owned pages add up, and that each page counts as many owners
+        as hold it. Raises IntegrityError."""
         seen = [0] * self.num_blocks
         for blocks in holders:
             for block in blocks:

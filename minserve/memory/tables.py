@@ -1,7 +1,7 @@
 """Block tables: which pages each admitted request holds, in order of position.
 
-Rows of one array, so that a batch's tables and slots are gathered, not built. Counts what is held;
-where pages come from, and what they contain, is decided elsewhere.
+They are rows of one array, so that a batch's tables and slots are gathered, not built. Knows
+nothing about where pages come from and what they contain.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BlockTables:
         self.reset()
 
     def reset(self) -> None:
-        """No request holds anything; the pool is told nothing."""
+        """Empty every table; does not change the pool."""
         self._free_rows = list(range(self.rows.shape[0] - 1, -1, -1))
         self._by_request: dict[Request, BlockTable] = {}
         self.internal_slots = 0
@@ -93,7 +93,7 @@ class BlockTables:
         self.internal_slots += self._overhang(table) - before
 
     def shrink(self, table: BlockTable, num_blocks: int) -> None:
-        """Return the pages behind the first `num_blocks`."""
+        """Return all pages after the first `num_blocks`."""
         before = self._overhang(table)
         # The last page first: it is the first to be evicted, before the pages it continues.
         self._pool.release(reversed(table.blocks[num_blocks:]))
@@ -111,7 +111,8 @@ class BlockTables:
         return max(0, len(table.blocks) * self._block_size - table.max_tokens)
 
     def totals(self) -> tuple[int, int]:
-        """Pages and tokens of all requests, shared ones counted for each that holds them."""
+        """Pages and tokens of all requests; a shared page counts once for each request that holds
+        it."""
         every = self._by_request.values()
         return sum([len(table.blocks) for table in every]), sum([table.tokens for table in every])
 

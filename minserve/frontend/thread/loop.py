@@ -24,7 +24,8 @@ from minserve.frontend.thread.watch import Health, Watch
 from minserve.request import InvalidRequestError, Request
 
 MOST_FAILURES = 3
-"""Turns in a row that may fail outside a step before the thread ends: it would fail for ever."""
+"""Turns in a row that may fail outside a step before the thread ends, because it would only go on
+failing."""
 CLOSED = "this AsyncLLM is closed; make a new one"
 
 

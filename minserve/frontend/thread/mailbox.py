@@ -1,6 +1,6 @@
-"""The way of one request's chunks from the engine's thread to its readers, in any thread.
+"""Carries one request's chunks from the engine's thread to its readers, in any thread.
 
-Knows nothing about engines and requests' states: the thread puts, readers take.
+Knows nothing about the engine: the thread puts chunks, readers take them.
 """
 
 from __future__ import annotations

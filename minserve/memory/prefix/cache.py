@@ -1,7 +1,7 @@
 """The prefix cache: what of a request is already computed, on the device or in a lower tier.
 
-Puts index, pool and host tier together. Looking changes nothing; `acquire` takes pages. Knows
-nothing about block tables or who asks.
+Combines index, pool and host tier. `lookup` changes nothing. Knows nothing about block tables and
+requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Hit:
     """A device page whose first `partial_tokens` are to be copied."""
     partial_tokens: int = 0
     keys: list[Key] = field(default_factory=list)
-    """Pages behind `blocks` that lower tiers hold; there is no partial page then."""
+    """Keys of the pages after `blocks` that lower tiers hold; there is no partial page then."""
     tiers: list[str] = field(default_factory=list)
     """Where each of `keys` lies: "host" or "disk"."""
 
@@ -85,18 +85,18 @@ class PrefixCache:
         there."""
         assert self._host is not None
         start, done = self._clock.now(), 0
-        # In runs that the host has slots for: what comes from the disk passes through them.
+        # In runs of as many pages as the host has slots: pages from the disk pass through these.
         while slots := self._host.fetch(hit.keys[done : len(blocks)]):
             self._host.load(slots, blocks[done : done + len(slots)])
             done += len(slots)
         if done:
-            # A run that crosses tiers is charged to the slower one, which dominates it.
+            # The time of a run over both tiers is counted for the disk, which takes most of it.
             tier = "disk" if "disk" in hit.tiers[:done] else "host"
             self._costs.loaded(tier, done, self._clock.now() - start)
         return done
 
     def touch(self, hit: Hit) -> None:
-        """Making room for these pages must not push them out of the host."""
+        """Mark the hit's host pages as just used: making room for them must not evict them."""
         if self._host is not None:
             self._host.touch(reversed(hit.keys))
 
@@ -115,7 +115,8 @@ class PrefixCache:
         self._events.evicted_blocks += len(blocks)
         if self._host is not None:
             start = self._clock.now()
-            # In order of eviction, last pages first: where room is short, they are what is lost.
+            # In order of eviction, last pages first: where there is not room for all, those are
+            # dropped.
             self._host.demote([self._keys.pop(block) for block in blocks], blocks)
             self._events.transfer_s += self._clock.now() - start
 
@@ -126,8 +127,7 @@ class PrefixCache:
             self._host.drop_cached()
 
     def reset(self) -> None:
-        """Forget everything in every tier, without a look at what is there; the pool is reset by
-        its owner."""
+        """Forget everything in every tier, whatever its state; the pool is reset by its owner."""
         self.index = type(self.index)()
         self._keys.clear()
         if self._host is not None:

@@ -1,9 +1,9 @@
 """The prefix index: which page already holds the keys and values of which prefix.
 
-Two answers of the literature behind one interface. `HashIndex` is vLLM's: a dictionary from chain
+Two indexes of the literature behind one interface. `HashIndex` is vLLM's: a dictionary from chain
 hash to page, whole pages only. `RadixIndex` (in `radix`) is SGLang's: a tree over tokens, which
 also sees that a prefix ends in the middle of a page. An index knows pages and tokens; owners and
-eviction order are the pool's business.
+eviction order are kept by the pool.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class PrefixIndex(Protocol):
 
     def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
         """Enter page `index` of `token_blocks`, which `block` holds and `parent` (a page of this
-        index) precedes. Returns the canonical page: another one where the same prefix is already
-        held, and the caller then rewrites its block table."""
+        index) precedes. Returns the canonical page. Where the index already has a page of the same
+        prefix, that page is returned, and the caller rewrites its block table to it."""
 
     def remove(self, block: int) -> None:
         """Forget a page that is being evicted."""
@@ -56,7 +56,7 @@ class PrefixIndex(Protocol):
         """Every page of the index."""
 
     def check(self) -> None:
-        """Verify that what is kept twice agrees. Raises IntegrityError."""
+        """Verify that redundant data agree. Raises IntegrityError."""
 
     def nodes(self) -> list[IndexNode]:
         """The tree, parents before children."""
@@ -105,7 +105,7 @@ class HashIndex:
             raise IntegrityError("the hash index finds other pages than it knows")
 
     def nodes(self) -> list[IndexNode]:
-        """A node per page: a dictionary knows no runs."""
+        """A node per page: a dictionary has no edges of several pages."""
         numbers = {key: number for number, (key, _, _) in enumerate(self._entries.values())}
         return [
             IndexNode(numbers[key], numbers.get(before), tokens, (block,))

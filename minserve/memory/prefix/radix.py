@@ -1,9 +1,10 @@
 """The prefix index as a radix tree: edges carry runs of tokens, and tokens are compared.
 
-RadixAttention (SGLang, Zheng et al., arXiv 2312.07104, section 3). Edges break at page boundaries,
-because a page has one owner of its content; inside a page the tree can still tell how far a prefix
-agrees, and such a hit is served by copying the page. What branches off a node is kept sorted: the
-pages that agree longest with a wanted one stand beside its place in that order.
+RadixAttention (SGLang, Zheng et al., arXiv 2312.07104, section 3). Edges are split at page
+boundaries only, because a page belongs to one edge. Inside a page the tree still finds how many
+tokens agree; such a hit is served by copying the page. The children of a node are sorted by their
+tokens, so the pages that agree longest with a wanted page are neighbours of its place in that
+order.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class _Node:
         del self.firsts[bisect_left(self.firsts, first)]
 
     def nearest(self, wanted: Page) -> tuple[Page, int] | None:
-        """The first page of a child that shares most leading tokens with `wanted`, the smallest
-        of those that share as many, and how many; None where none shares any."""
+        """The first page of the child that shares most leading tokens with `wanted`, and how many
+        it shares; of several such children the smallest. None where no child shares a token."""
         place = bisect_left(self.firsts, wanted)
         beside = self.firsts[max(0, place - 1) : place + 1]
         most = max((_common(page, wanted) for page in beside), default=0)
@@ -103,7 +104,7 @@ class RadixIndex:
             at = 0
         else:
             node = self._node_of[parent]
-            # Nearly always the last page of its edge.
+            # In nearly all calls this is the last page of its edge.
             at = len(node.blocks)
             if node.blocks[-1] != parent:
                 at = node.blocks.index(parent) + 1
@@ -198,7 +199,7 @@ class RadixIndex:
             raise IntegrityError("the radix tree has lost a page, or keeps one that is gone")
 
     def nodes(self) -> list[IndexNode]:
-        """The tree, parents before children; roots themselves carry nothing and are left out."""
+        """The tree, parents before children; roots hold no pages and are left out."""
         found: list[IndexNode] = []
         stack: list[tuple[_Node, int | None]] = [
             (child, None) for root in self._roots.values() for child in root.children.values()

@@ -1,6 +1,6 @@
 """The storage of the KV cache: one block of memory, cut into layers and pages, and host slots.
 
-Knows shapes and bytes; which page belongs to whom is the manager's business.
+Knows shapes and bytes; which request holds which page is for the manager to know.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class KVCache:
     def _host(
         self, num_slots: int, page: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Slots `[num_slots, *page]`; pinned where a GPU is to copy from them by itself."""
+        """Slots `[num_slots, *page]`; pinned where a GPU copies from them asynchronously."""
         self._host_bytes += num_slots * math.prod(page) * dtype.itemsize
         shape = (num_slots, *page)
         if device.type == "cuda":
@@ -87,15 +87,15 @@ class KVCache:
         return self._host_bytes
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy device pages onto others, in every layer, behind what is queued."""
+        """Copy device pages onto others, in every layer, after the work that is queued."""
         self._order.queued()
         for source, target in zip(sources, targets, strict=True):
             for pages, _ in self._groups:
                 pages[:, :, target].copy_(pages[:, :, source])
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        """Copy device pages into host slots; on a GPU on a side stream, beside the batch in flight
-        where that cannot matter (`TransferOrder`)."""
+        """Copy device pages into host slots; on a GPU in a side stream, in parallel with the batch
+        in flight where that is safe (`TransferOrder`)."""
         with self._transfers(self._order.save_waits()):
             for block, slot in zip(blocks, slots, strict=True):
                 for pages, host in self._groups:
@@ -117,7 +117,7 @@ class KVCache:
         return memoryview(content.numpy().data)
 
     def write_slot(self, slot: int, data: bytes) -> None:
-        """Fill a host slot with what `read_slot` gave."""
+        """Fill a host slot with bytes that `read_slot` returned."""
         if self._stream is not None:
             self._stream.synchronize()
         content, start = torch.frombuffer(bytearray(data), dtype=torch.uint8), 0
@@ -140,8 +140,8 @@ class KVCache:
 
     @contextlib.contextmanager
     def _transfers(self, wait: bool) -> Iterator[None]:
-        """The side stream; behind what is queued where it has to `wait`, and always before what
-        will be queued after. The host waits for neither."""
+        """The side stream. With `wait` its copies start after the work that is queued now; work
+        that is queued later always waits for the copies. The host does not wait."""
         if self._stream is None:
             yield
             return
@@ -156,15 +156,15 @@ class KVCache:
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised memory; on Linux, for a CPU, asked for in huge pages.
 
-    A block table scatters a request over the pool, and with pages of 4 KiB nearly every block then
-    misses the TLB, which is expensive in a virtual machine: decode attention over a pool larger
-    than the caches takes about a quarter longer.
+    A block table scatters a request over the pool. With memory pages of 4 KiB nearly every block
+    then misses the TLB, which is expensive in a virtual machine: decode attention over a pool
+    larger than the processor's caches takes about a quarter longer.
     """
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, size + _HUGE_PAGE)
-    # Only advice: a kernel that refuses it gives ordinary pages.
+    # Only advice: an operating system that refuses it gives ordinary pages.
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,8 +1,8 @@
-"""What the manager asks of whoever really holds the pages: copy, save, load.
+"""What the manager needs of the storage of pages: copy, save, load.
 
-Called in the order in which things happen, before the batch that relies on them is submitted; a
-store on a GPU queues them on streams of its own and returns at once. It is told of every batch, so
-that it knows what may run beside which (`transfers`).
+Calls come in the order in which they must take effect, before the batch that relies on them is
+submitted. A store on a GPU queues them on streams of its own and returns at once. It is told of
+every batch, so that it knows which copies may run in parallel with it (`transfers`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PageStore(Protocol):
         """A batch over these pages was started."""
 
     def failed(self) -> None:
-        """A batch could not be started; what it began may still run."""
+        """A batch could not be started; a part of it may still run."""
 
     def collected(self) -> None:
         """The oldest batch started has ended."""

@@ -1,15 +1,16 @@
-"""Which transfers between device and host must stand behind what the device has still to do.
+"""Which transfers between device and host must wait for work that the device has queued.
 
-Transfers run on a stream of their own, beside the batch in flight. What may meet there:
+Transfers run in a stream of their own, in parallel with the batch in flight. Where they touch the
+same pages:
 
-- A save reads pages whose tokens are committed, so the batches that wrote them are done. Only what
-  a copy on write has queued for a page may not be there yet.
-- A load writes pages that nobody owns. A batch in flight may still use them, for a request that
-  ended meanwhile; a queued copy may still read them; and a pass that failed half-way may still
-  write to them.
+- A save reads pages whose tokens are committed, so the batches that wrote them are done. Only a
+  queued copy-on-write may not have filled its page yet.
+- A load writes pages that were free. A batch in flight may still use them, for a request that has
+  ended since; a queued copy may still read them; and a pass that failed half-way may still write to
+  them.
 
 Batches are submitted and collected in order; one that is collected is done, and so is everything
-queued before it. What comes after a transfer waits for it in any case.
+queued before it. Work that is queued after a transfer always waits for it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class TransferOrder:
         self._loose = False
 
     def queued(self) -> None:
-        """Something that is no batch was queued: a copy between pages, or a part of a pass."""
+        """Note that something else than a batch was queued: a copy between pages, or a part of a
+        pass."""
         self._loose = True
 
     def submitted(self, batch: ForwardBatch) -> None:
@@ -42,17 +44,17 @@ class TransferOrder:
         self._loose = False
 
     def collected(self) -> None:
-        """The oldest batch is done. One that was never reported, because it was interrupted as it
-        was submitted, is left alone: `queued` has made transfers wait for it."""
+        """The oldest batch is done. Nothing happens for a batch that was never reported because its
+        submission was interrupted: `queued` has made transfers wait for it."""
         if self._in_flight:
             self._in_flight.popleft()
 
     def save_waits(self) -> bool:
-        """Must a save stand behind everything queued so far?"""
+        """Must a save wait for everything queued so far?"""
         return self._loose or any(loose for _, loose in self._in_flight)
 
     def load_waits(self, blocks: Sequence[int]) -> bool:
-        """Must a load into these pages stand behind everything queued so far?"""
+        """Must a load into these pages wait for everything queued so far?"""
         if self.save_waits():
             return True
         wanted = torch.tensor(blocks, dtype=torch.int32)

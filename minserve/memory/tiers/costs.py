@@ -10,7 +10,7 @@ from typing import Literal
 
 Resume = Literal["auto", "load", "recompute"]
 _WEIGHT = 0.2
-"""Of the newest measurement in the running mean."""
+"""Weight of the newest measurement in the running mean."""
 
 
 class ResumeCosts:
@@ -42,7 +42,7 @@ class ResumeCosts:
 
     def should_load(self, tiers: list[str], num_tokens: int) -> bool:
         """True where pages that lie in these tiers should be loaded rather than their tokens be
-        computed. What was never measured is tried."""
+        computed. A tier that was never measured is tried: True."""
         if self.mode != "auto":
             return self.mode == "load"
         load_s, compute_s = self.load_s(tiers), self.compute_s(num_tokens)

@@ -1,9 +1,9 @@
 """The slowest tier: pages as files, each with a checksum.
 
 A damaged or missing file is a miss, never a wrong answer; a disk that is full or broken ends the
-tier with a sentence, never a request. Files live in a directory of their own and go when the tier
-is closed, collected as garbage, or left behind at the end of the process. What a killed process
-left is removed by the next tier in the same place.
+use of this tier, with a sentence, and no request. Files are in a directory of their own, which is
+deleted when the tier is closed or collected as garbage, or when the process ends. What a killed
+process left is deleted by the next tier in the same place.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from minserve.memory.keys import Key
 _DIGEST_BYTES = 16
 _PREFIX = "minserve-kv-"
 _LOCK = "lock"
-"""Locked as long as the tier lives. The system frees a lock with its process, however that ends;
-a number of a process would be given to another one."""
+"""Locked while the tier is in use. The system frees a lock when its process ends, in whatever way;
+a process id in a file could belong to a newer process."""
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""A page file that became a link or a pipe is an error, not somebody else's file or a hang."""
+"""Flags with which opening a page file that has become a link or a pipe is an error: another file
+is never read, and the read never blocks."""
 
 
 class DiskTier:
     """Pages by key, at most `max_bytes` of them, the least recently used going first.
 
-    Raises nothing after construction: what fails is a miss, or a sentence in `failure`.
+    Raises nothing after construction: a failure is a miss, or a sentence in `failure`.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
         """Raises OSError where `folder` cannot be made or written."""
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-        except ValueError as error:  # A name that no file can have.
+        except ValueError as error:  # `folder` has a name that no file can have.
             raise OSError(errno.EINVAL, str(error)) from None
         remove_dead(folder)
         self._folder, lock = _locked_folder(folder)
@@ -95,7 +96,7 @@ class DiskTier:
         self._sizes.move_to_end(key)
         try:
             with open(self._path(key), "rb", opener=_open) as file:
-                # One byte more than expected: a file that grew is seen, and not read to its end.
+                # One byte more than expected: a file that grew is noticed, and not read to its end.
                 data = file.read(size + 1) or b""
         except OSError:
             data = b""
@@ -123,7 +124,7 @@ class DiskTier:
         try:
             self._path(key).unlink(missing_ok=True)
         except OSError as error:
-            # Its bytes may still be taken: going on would fill more of the disk than was allowed.
+            # The file's bytes may still be in use: writing more could exceed `max_bytes`.
             self._fail("deleting", error)
 
     def _fail(self, action: str, error: OSError) -> None:
@@ -145,13 +146,14 @@ def remove_dead(folder: str | Path) -> None:
         return
     for path in left:
         lock = FileLock(path / _LOCK, thread_local=False)
-        # Its owner lives (Timeout), or it is being removed by another process.
+        # Its process still runs (Timeout), or another process is deleting it.
         with suppress(OSError, RuntimeError), lock.acquire(blocking=False):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _may_be_dead(entry: os.DirEntry[str]) -> bool:
-    """A tier's directory, of this user. One without a lock may be younger than its lock."""
+    """True for a tier's directory of this user. One without a lock may be so new that its lock is
+    still to come."""
     if not entry.name.startswith(_PREFIX) or not entry.is_dir(follow_symlinks=False):
         return False
     if hasattr(os, "geteuid") and entry.stat(follow_symlinks=False).st_uid != os.geteuid():
@@ -172,8 +174,8 @@ def _locked_folder(folder: str | Path) -> tuple[Path, FileLock]:
             shutil.rmtree(path, ignore_errors=True)
             raise
         if lock.is_locked:
-            # `remove_dead` of another process may have been here between our making the lock and
-            # holding it; the lock made a missing directory again, for everyone to read.
+            # `remove_dead` of another process may have deleted the directory between creating the
+            # lock and holding it. The lock then made the directory anew, readable by all users.
             path.chmod(0o700)
             return path, lock
     raise OSError(errno.EBUSY, "a directory for pages cannot be locked")
@@ -181,7 +183,7 @@ def _locked_folder(folder: str | Path) -> tuple[Path, FileLock]:
 
 def _remove_own(path: Path, lock: FileLock, pid: int) -> None:
     if os.getpid() != pid:
-        return  # A copy of the process that made it: the pages are the other one's.
+        return  # A forked copy: the files belong to the process that made the tier.
     with suppress(OSError):
         lock.release()
     shutil.rmtree(path, ignore_errors=True)

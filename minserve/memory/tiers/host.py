@@ -1,9 +1,10 @@
 """The second tier: page slots in host memory, below it a disk.
 
 Two kinds of content share the slots. Pages of a swapped-out request belong to it until it returns;
-pages that the device's prefix cache evicted wait here for a request that begins the same way, least
-recently used going first, to the disk where there is one. CachedAttention (Gao et al., arXiv
-2403.19708), Pensieve (Yu and Li, arXiv 2312.05516), Mooncake (Qin et al., arXiv 2407.00079).
+pages that the device's prefix cache evicted stay here for a request that begins with the same
+tokens. The least recently used of these are evicted first, to the disk where there is one.
+CachedAttention (Gao et al., arXiv 2403.19708), Pensieve (Yu and Li, arXiv 2312.05516), Mooncake
+(Qin et al., arXiv 2407.00079).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class HostTier:
         self.reset()
 
     def reset(self) -> None:
-        """Every slot is free, and nothing is on disk."""
+        """Free every slot, and delete what is on disk."""
         self._free = list(range(self.num_slots - 1, -1, -1))
         self._cached: OrderedDict[Key, int] = OrderedDict()
         self._owned: set[int] = set()
@@ -71,7 +72,7 @@ class HostTier:
             self._free.append(slot)
 
     def demote(self, keys: Sequence[Key], blocks: Sequence[int]) -> None:
-        """Keep evicted device pages, the last ones where there is no room for all."""
+        """Keep evicted device pages; where there is no room for all, the last ones."""
         kept: dict[Key, int] = {}
         for key, block in zip(keys, blocks, strict=True):
             if key in self._cached:
@@ -85,15 +86,15 @@ class HostTier:
             self._cached[key] = slot
 
     def touch(self, keys: Iterable[Key]) -> None:
-        """These will be wanted at once: they are the last to go."""
+        """Mark pages as just used: they will be fetched next, and are evicted last."""
         for key in keys:
             if key in self._cached:
                 self._cached.move_to_end(key)
 
     def fetch(self, keys: Sequence[Key]) -> list[int]:
-        """Bring pages into host slots, from the disk where they are there; stops at the first
-        that is missing or damaged. The host keeps them, so that another eviction of the device
-        page need not save it again."""
+        """Host slots with these pages, read from disk where they are there; stops at the first that
+        is missing or damaged. The host keeps the pages, so that another eviction of the device page
+        need not save it again."""
         slots: list[int] = []
         for key in keys[: len(self._free) + len(self._cached)]:
             slot = self._cached.get(key)
@@ -125,7 +126,7 @@ class HostTier:
             self.disk.close()
 
     def _filled(self, blocks: Sequence[int]) -> list[int]:
-        """Slots with the content of device pages. Where that fails, no slot is taken."""
+        """Slots filled with device pages. If that fails, no slot is taken."""
         slots: list[int] = []
         try:
             for _ in blocks:

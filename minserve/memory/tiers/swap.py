@@ -62,5 +62,5 @@ class SwappedRequests:
         return (slots for slots, _ in self._swapped.values())
 
     def reset(self) -> None:
-        """No request is swapped out; the host tier is told nothing."""
+        """Forget every request; does not change the host tier."""
         self._swapped.clear()
