@@ -18,7 +18,7 @@ from minserve.batch import SamplingBatch
 
 SampleKernel = Callable[[Tensor, SamplingBatch], Tensor]
 """Logits `[num_samples, vocab]` of up to 32 bits, left unchanged, biases and penalties applied, and
-how to draw -> tokens, int64 `[num_samples]`, -1 where a row's logits are no numbers."""
+how to draw -> tokens, int64 `[num_samples]`, -1 where a row has logits that are not numbers."""
 
 
 class PlannedAttention(Protocol):
@@ -102,8 +102,8 @@ class LayerStack(Protocol):
         """Run layers `start` to `stop` over `h` `[rows, hidden]`, in place.
 
         `caches`: keys and values of every layer; `groups`: its cache group; `slots`, `planned`: of
-        every group. Returns the seconds spent in attention, or None, with nothing done, where this
-        batch is not one it takes.
+        every group. Returns the seconds spent in attention; None, with nothing done, for a batch
+        that it cannot take.
         """
         ...
 
@@ -124,8 +124,8 @@ class Ops(Protocol):
         ...
 
     def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """Of the packed weights that this implementation multiplies fastest in this number type
-        (`packed_linear`); None where it wants matrices as they are."""
+        """How to pack weights so that this implementation multiplies fastest in this number type
+        (`packed_linear`); None: no packing."""
         ...
 
     def packed_linear(
@@ -147,9 +147,9 @@ class Ops(Protocol):
         ...
 
     def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`rms_norm(x[rows])` of `x` `[num_rows, hidden]` and int64 `rows` `[n]`, in any order and
-        repeated where wanted -> `[n, hidden]`: the rows whose logits are needed, without a gathered
-        copy of them where the implementation can do without."""
+        """`rms_norm(x[rows])` of `x` `[num_rows, hidden]` and int64 `rows` `[n]`, in any order,
+        repeats allowed -> `[n, hidden]`: the rows whose logits are needed. An implementation may do
+        it without a gathered copy of them."""
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -188,7 +188,7 @@ class Ops(Protocol):
         k_norm: Tensor | None = None,
         eps: float = 0.0,
     ) -> None:
-        """From a fused projection to rotated queries and stored keys and values, in one go.
+        """From a fused projection to rotated queries and stored keys and values, in one call.
 
         `heads`: `[rows, num_heads + 2 * num_kv_heads, head_dim]`, queries, keys and values of each
         row; rows may be strided. With `q_norm` and `k_norm` (`[head_dim]` each, Qwen3), query and
@@ -207,27 +207,27 @@ class Ops(Protocol):
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """Causal attention of a ragged batch of queries over paged keys and values, with what
-        depends on the batch alone prepared once for all layers of a step.
+        """Causal attention of a ragged batch of queries over paged keys and values. What depends on
+        the batch alone is prepared once for all layers of a step.
 
-        Request r owns rows `query_starts[r]` to `query_starts[r + 1]` (int32
-        `[num_requests + 1]`), which are the last `query_lens[r]` of its `kv_lens[r]` tokens (int32
-        `[num_requests]`); `context_lens` is `kv_lens` on the host. `block_tables`: int32
-        `[num_requests, max_blocks]`. With a `tree`, int64 `[rows]` masks as in `kernels.tree`, the
-        rows of a request may be a speculative tree instead of a chain. What the result takes and
-        returns stands at `PlannedAttention`.
+        Request r owns rows `query_starts[r]` to `query_starts[r + 1]` (int32 `[num_requests + 1]`),
+        which are the last `query_lens[r]` of its `kv_lens[r]` tokens (int32 `[num_requests]`);
+        `context_lens` is `kv_lens` on the host. `block_tables`: int32 `[num_requests, max_blocks]`.
+        With a `tree`, int64 `[rows]` masks as in `kernels.tree`, the rows of a request may be a
+        speculative tree instead of a chain. For what the result takes and returns see
+        `PlannedAttention`.
         """
         ...
 
     def plan_decode(
         self, block_tables: Tensor, kv_lens: Tensor, longest: int
     ) -> PlannedAttention | None:
-        """`plan_attention` of one row per request, good for more than one step: pages and lengths
-        are read from the tensors whenever it is called, and no length may exceed `longest` tokens.
-        None where this implementation reads lengths on the host."""
+        """A plan over static buffers with one row per request, valid for more than one step (CUDA
+        graphs): pages and lengths are read from the tensors at every call, and no length may exceed
+        `longest` tokens. None where this implementation reads lengths on the host."""
         ...
 
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
-        """Whole layers as one call, bit for bit what the operators give one by one; None where
-        this implementation has no such thing for them."""
+        """Whole layers as one call, bit for bit what the operators compute one by one; None where
+        this implementation cannot run these layers so."""
         ...

@@ -1,8 +1,8 @@
-"""One call of every operator at a small shape, for whatever counts or times operators.
+"""One call of every operator at a small shape, for code that counts or times operators.
 
-Shapes whose rows fill the 32-byte sectors that memory moves, so that a count shows what an operator
-wastes and not what the shape does. Contexts are long enough that splitting them, as a GPU with
-eight multiprocessors would, is what a real launch does: two parts and more for each context.
+Rows of these shapes fill the 32-byte sectors that memory moves, so that a count shows what an
+operator wastes, not what the shape does. Contexts are so long that a GPU with eight multiprocessors
+would split each into two parts or more, as in a real launch.
 """
 
 from __future__ import annotations

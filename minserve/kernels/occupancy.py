@@ -1,7 +1,7 @@
 """How many programs a multiprocessor holds at once, and how many parts a decode is cut into.
 
-Pure functions of counts: nothing here asks a device. The multiprocessor's sizes are those of
-NVIDIA's CUDA C programming guide, table "Technical Specifications per Compute Capability".
+Pure functions of counts: no device is needed. The multiprocessor's sizes are those of NVIDIA's CUDA
+C programming guide, table "Technical Specifications per Compute Capability".
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 SPLIT_WARPS = 4
 """Warps of a program of the split decode."""
 LEAST_KEYS = 128
-"""Keys a part is worth a program for."""
+"""Least keys of a part: with fewer a program of its own does not pay."""
 GAIN = 1.125
 """More parts must save an eighth of the time: each part is written and read again by the merge."""
 WARP = 32
 REGISTER_UNIT = 256
-"""A warp's registers are handed out in such units."""
+"""A warp gets registers in multiples of this."""
 RESERVED_SHARED_BYTES = 1024
 """Shared memory that the system takes of each program."""
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What the programs on one multiprocessor share."""
+    """What all programs on one multiprocessor share."""
 
     registers: int
     shared_bytes: int
@@ -38,7 +38,7 @@ MULTIPROCESSORS = {
     89: Multiprocessor(65536, 100 << 10, 48, 24),
     90: Multiprocessor(65536, 228 << 10, 64, 32),
 }
-"""By compute capability times ten; one not listed is taken for the nearest below."""
+"""By compute capability times ten; for one that is not listed, the nearest below is used."""
 
 SPLIT_RESOURCES = {
     (16, 2): (78, 4864),
@@ -103,7 +103,8 @@ def num_splits(num_programs: int, longest: int, at_once: int, tile_keys: int) ->
     is: the time is modelled as waves times tiles per part, and the answer is the fewest parts whose
     time is within GAIN of the shortest. No part has fewer than LEAST_KEYS keys.
     """
-    # Beyond one wave, eight parts already bring the unfilled part of the last to an eighth.
+    # With more than one wave, eight parts already reduce the unfilled part of the last wave to an
+    # eighth.
     most = max(8, at_once // num_programs)
     most = max(1, min(most, longest // LEAST_KEYS))
     times = [

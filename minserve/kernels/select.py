@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 def select_ops(backend: str, device: torch.device, dtype: torch.dtype) -> Ops:
     """The operators of `KernelsConfig.backend`: "torch", "native", "triton" or "auto".
 
-    "auto" is native on a CPU where it compiles, Triton on a GPU that has what it needs, and
-    quietly torch everywhere else: `why_not_native` and `why_not_triton` have the reasons. Raises
+    "auto" is native on a CPU where it compiles, Triton on a GPU that has what it needs, and torch
+    everywhere else, without a warning: `why_not_native` and `why_not_triton` say why. Raises
     NativeUnavailable or TritonUnavailable, in a sentence, where the one asked for cannot run, and
     ValueError for any other name.
     """

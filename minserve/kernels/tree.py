@@ -1,4 +1,4 @@
-"""Tree masks: what a row sees of its request's other rows when they are no chain.
+"""Tree masks: which of its request's other rows a row sees when they do not form a chain.
 
 A speculator that proposes several continuations at once makes a tree (SpecInfer, Miao et al., arXiv
 2305.09781): the request's query rows are its nodes, a parent before its children, and a node may
@@ -7,8 +7,8 @@ request's row j of this batch, itself included. All keys before the request's fi
 seen by every row, and no row sees a later one whatever its bits say. `PLAIN` stands for a row of an
 ordinary chunk, so that prompts, decodes and trees share a batch.
 
-The rows of a tree take consecutive places behind their context, siblings too, so a key's place says
-nothing about its distance: masks with a sliding window are refused.
+The rows of a tree take consecutive places behind their context, siblings too, so a key's place does
+not give its distance: a sliding window together with a mask is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_tree(tree: Tensor | None, num_rows: int) -> None:
 
 
 def refuse_window(tree: Tensor | None, window: int | None) -> None:
-    """Raise ValueError where a tree meets a sliding window."""
+    """Raise ValueError for a tree together with a sliding window."""
     if tree is not None and window is not None:
         raise ValueError(
             f"a tree mask in a layer with a sliding window of {window} tokens: siblings lie side "

@@ -1,8 +1,8 @@
 """What a composition of torch operators costs a GPU: launches, and the bytes between them.
 
-Each torch operator that is no view is at least one launch, and hands its result to the next one
+Each torch operator that is not a view is at least one launch, and passes its result to the next
 through memory. Counted while they run, on any device; on torch's `meta` device nothing is computed,
-so a step of a model that fits nowhere can be counted. Knows nothing about time.
+so a step of a model of any size can be counted. Knows nothing about time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Launch:
     operator: str
     """The operator of `Ops` that it is part of; "" outside of them."""
     name: str
-    """What ran: torch's name of it."""
+    """Torch's name of the operator that ran."""
     moved: Bytes
     flops: int = 0
     """Of matrix products and attention; a multiply-add is two. Other arithmetic is not counted."""
@@ -60,7 +60,8 @@ def by_operator(launches: Iterable[Launch]) -> dict[str, Total]:
 
 _GATHERS = ("index_select", "index", "embedding", "gather")
 _SCATTERS = {"index_put_": 2, "index_copy_": 3}
-"""In-place operators that write some places -> which argument has what is written."""
+"""In-place operators that write some elements -> the index of the argument with their new
+values."""
 _OVERWRITES = ("copy_", "fill_", "zero_")
 _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 
@@ -68,8 +69,8 @@ _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_
 class LaunchCounter(TorchDispatchMode):
     """Counts torch's operators over tensors of `device`: `with LaunchCounter(device) as counter`.
 
-    Views, allocations and copies from another device are no launches. A gather reads what it
-    yields, not the whole table; a scatter writes what it is given. Under `inference_mode` an
+    Views, allocations and copies from another device are no launches. A gather counts the rows it
+    returns, not the whole table; a scatter counts the rows it writes. Under `inference_mode` an
     operator that torch composes of several, such as `linear`, counts once: a lower bound.
     """
 
@@ -81,7 +82,7 @@ class LaunchCounter(TorchDispatchMode):
 
     @contextmanager
     def inside(self, operator: str) -> Iterator[None]:
-        """Whatever runs inside is part of this operator of `Ops`."""
+        """Launches inside this block belong to this operator of `Ops`."""
         before, self._operator = self._operator, operator
         try:
             yield
@@ -99,7 +100,7 @@ class LaunchCounter(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """torch calls this in the place of the operator."""
+        """torch calls this instead of the operator."""
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[-1]
         given = list(_tensors([args, dict(kwargs or {})]))
@@ -129,7 +130,7 @@ def _written_arguments(func: Any) -> list[int]:
 
 
 def _only_views(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
-    """Whether nothing was computed: every result lies where an argument lies."""
+    """True where nothing was computed: every result shares memory with an argument."""
     if _written_arguments(func) or not made:
         return not made
     storages = {each.untyped_storage()._cdata for each in given}
@@ -165,7 +166,7 @@ def _flops(name: str, given: list[Tensor], made: list[Tensor]) -> int:
 
 
 class LabelledOps:
-    """Any `Ops`, with a counter told which operator is at work."""
+    """Wraps any `Ops`, and tells a counter which operator runs."""
 
     def __init__(self, ops: Ops, counter: LaunchCounter) -> None:
         self.name = ops.name

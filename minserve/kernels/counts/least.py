@@ -1,8 +1,8 @@
 """The least bytes an operator can move: every input that is needed read once, every output written
 once.
 
-Counted from shapes alone, so tensors may be on torch's `meta` device. Nothing that a kernel makes
-for itself (partial results, scores) is in here: that is what is held against it.
+Counted from shapes alone, so tensors may be on torch's `meta` device. Temporary data of a kernel
+(partial results, scores) are not counted, so that a comparison with this bound shows them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOTHING = Bytes(0, 0)
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes of a tensor's numbers, each counted once where it is expanded."""
+    """Bytes of a tensor's numbers; those of an expanded tensor count once."""
     count = tensor.itemsize
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= length if stride or not length else 1
@@ -87,7 +87,7 @@ def rotary_store(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
 ) -> Bytes:
-    """See `Ops.rotary_store_`: queries go back to where they were, keys and values to pages."""
+    """See `Ops.rotary_store_`: queries are written in place, keys and values to pages."""
     angles = heads.shape[0] * cos_sin.shape[1] * cos_sin.itemsize
     norms = sum(size(weight) for weight in (q_norm, k_norm) if weight is not None)
     read = size(heads) + size(positions) + size(slots) + angles + norms
@@ -126,8 +126,9 @@ def split_attention(
     itemsize: int,
 ) -> Bytes:
     """Decode attention whose context is cut into `splits` parts: what `attention` moves for
-    `requests` contexts of `context` tokens, lengths and tables left out, and in float32 the parts
-    and their log-sum-exps, written by one kernel and read by the other. One part is the result."""
+    `requests` contexts of `context` tokens, without lengths and tables, and the parts with their
+    log-sum-exps in float32, written by one kernel and read by the other. With one part there is
+    nothing to merge."""
     rows = requests * heads * head_dim * itemsize
     cached = 2 * requests * kv_heads * context * head_dim * itemsize
     parts = requests * heads * splits * (head_dim + 1) * 4 if splits > 1 else 0

@@ -1,6 +1,6 @@
-"""`Ops` that compute nothing: each is one launch, and moves the least it can.
+"""`Ops` that compute nothing: each counts one launch and the least bytes it can move.
 
-The bound that fused kernels are held against. Results have the right shape and no meaning, so run
+The bound that fused kernels are compared with. Results have the right shape and no meaning, so run
 them on torch's `meta` device.
 """
 
@@ -23,7 +23,7 @@ from minserve.kernels.counts.launches import LaunchCounter
 
 
 class LeastOps:
-    """See the module. Everything is written down in `counter`."""
+    """See the module. Everything is recorded in `counter`."""
 
     name = "least"
     sample_kernel: SampleKernel | None = None
@@ -52,7 +52,7 @@ class LeastOps:
         return self.linear(x, _unpacked(x, out_features), bias)
 
     def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
-        """See `Ops.packed_gated_linear`: nothing between product and gate is written."""
+        """See `Ops.packed_gated_linear`: the product is not written to memory."""
         moved = least.linear(x, _unpacked(x, 2 * inner))
         gated = moved._replace(written=moved.written // 2)
         self._record("packed_gated_linear", gated, 4 * x.shape[0] * inner * x.shape[1])
@@ -111,7 +111,8 @@ class LeastOps:
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`. A tree's rows are counted as a chain's: at most that much."""
+        """See `Ops.plan_attention`. A tree's rows are counted like a chain's, which is an upper
+        bound."""
 
         def attend(
             q: Tensor,

@@ -1,10 +1,10 @@
 """Compiles the C++ file with the system's compiler, once per machine.
 
-The library lies in the user's cache directory under a name made of everything that went into it:
-source, compiler, flags and the processor's features. A home directory shared between machines, an
-upgraded compiler or an edited source therefore never meet a stale library. Beside it lies its own
-digest: a library that was cut short or changed would end the process when it is loaded, or run
-other people's code. Knows nothing about tensors.
+The library is in the user's cache directory, under a name made of everything it depends on: source,
+compiler, flags and the processor's features. So a stale library is never loaded, also after an
+edit, a compiler upgrade, or in a home directory shared between machines. Beside it is its digest: a
+truncated or changed library would crash the process when it is loaded, or run foreign code. Knows
+nothing about tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HERE = Path(__file__).parent
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 120
 _LOCK_TIMEOUT_S = 180
-"""Another process builds meanwhile; one that hangs is not waited for."""
+"""Time to wait while another process builds; after that this process builds by itself."""
 
 
 class NativeUnavailable(RuntimeError):
@@ -51,9 +51,9 @@ class Built:
 def library_path() -> Path:
     """The compiled operators, built now if this machine has not built them before.
 
-    In a directory and a file that only this user can write, with the content that was built: what
-    is checked here is still there when it is loaded. A library that fails the check is built again,
-    and a cache that cannot be used replaced by a directory of this process; both with a warning.
+    Only this user can write the directory and the file, so the content that is checked here is the
+    content that is loaded. A library that fails the check is built again, and a cache that cannot
+    be used is replaced by a directory of this process; both with a warning.
 
     Raises NativeUnavailable when there is no compiler, or it fails, or nothing can be written.
     """
@@ -76,7 +76,7 @@ def library_path() -> Path:
 
 
 def _kept(directory: Path, command: list[str], inputs: str) -> Path:
-    """The library in this directory, built where it is not there or not whole. Raises OSError."""
+    """The library in this directory; built if it is missing or damaged. Raises OSError."""
     library = directory / f"ops-{inputs[:20]}.so"
     if _why_not(library, inputs) is None:
         return library
@@ -94,7 +94,8 @@ def _kept(directory: Path, command: list[str], inputs: str) -> Path:
             _run([*command, str(_HERE / SOURCES[-1]), "-o", str(fresh)])
             fresh.chmod(0o700)
             built = Built(inputs, _sha256(fresh))
-            # Its digest last: a process that ends in between leaves a library that is built again.
+            # The digest is written last: if the process ends in between, the library is built
+            # again.
             cache_dir.move(fresh, library)
         if not cache_dir.write(_beside(library), asdict(built), "the digest of the operators"):
             raise OSError("its digest cannot be written")
@@ -124,7 +125,7 @@ def _beside(library: Path) -> Path:
 
 @functools.cache
 def _process_directory() -> Path:
-    """A directory that goes with this process. Raises OSError."""
+    """A directory that is deleted at the end of this process. Raises OSError."""
     directory = tempfile.mkdtemp(prefix="minserve-ops-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return Path(directory)
@@ -153,7 +154,7 @@ def need_compiler() -> None:
 
 
 def _compiler() -> tuple[list[str], str]:
-    """The compiler's command and what it says its version is."""
+    """The compiler's command and the version that it prints."""
     chosen = os.environ.get("CXX")
     if chosen:
         command = shlex.split(chosen)
@@ -167,24 +168,26 @@ def _compiler() -> tuple[list[str], str]:
 
 
 def _flags(version: str) -> list[str]:
-    # torch's wheels for Linux bring libgomp; g++'s -fopenmp shares it, and its threads, through
-    # its name. clang would load a second runtime beside it, so it builds without threads.
+    # torch's wheels for Linux bring libgomp, and g++'s -fopenmp uses that copy and its threads,
+    # because the name is the same. clang would load a second OpenMP runtime, so it builds without
+    # threads.
     openmp = "-fopenmp-simd" if "clang" in version.lower() else "-fopenmp"
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     flags = ["-std=c++17", "-O3", native, openmp, "-fPIC", "-shared", "-fvisibility=hidden"]
     flags += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
     if platform.machine() in ("x86_64", "AMD64"):
-        # The source asks for full-width vectors; without this g++ converts bfloat16 by halves.
+        # The source uses vectors of full width; without this g++ converts bfloat16 in two halves.
         flags.append("-mprefer-vector-width=512")
         if openmp == "-fopenmp":
-            # For some processors g++ splits a multiply-add where a loop has few sums and not where
-            # it has many: rows would round differently with their number.
+            # For some processors g++ splits a multiply-add in loops with few sums, but not in those
+            # with many: a row's rounding would depend on the number of rows.
             flags.append("--param=avoid-fma-max-bits=0")
     return flags
 
 
 def processor_features() -> frozenset[str]:
-    """What -march=native depends on, in Linux's words; elsewhere only the processor's name."""
+    """What -march=native depends on: Linux's list of features; elsewhere only the processor's
+    name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

@@ -14,8 +14,8 @@ from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps
 
 ONE_THREAD_PRODUCTS = 1 << 17
-"""Multiplications up to which attention and `linear` stay on one thread: a second costs a few
-microseconds to set going."""
+"""Multiplications up to which attention and `linear` stay on one thread: starting a second costs a
+few microseconds."""
 
 Function = Callable[..., None]
 
@@ -35,7 +35,7 @@ class AttentionCall(ctypes.Structure):
 
 
 class NativePlannedAttention:
-    """One step's attention; what does not change between its layers is filled in once."""
+    """Attention of one step; arguments that are the same in all layers are filled in once."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class NativePlannedAttention:
         keys: Tensor,
         values: Tensor,
     ) -> bool:
-        """Fill in a layer's shape; False for one that is torch's to do."""
+        """Fill in a layer's shape; False for one that torch must compute."""
         strides = keys.stride()
         geometry = (dtype, q_shape, q_strides, keys.shape, strides, keys.dtype)
         if geometry == self._geometry:

@@ -1,8 +1,8 @@
-"""Whole decoder layers in one call of the compiled file: what a step costs beyond its arithmetic.
+"""Whole decoder layers in one call of the compiled file, which saves time around the arithmetic.
 
-A small model's operators take microseconds, and so does every call of one from Python: 60 calls a
-step are half of a single stream's time. Here Python fills in one structure a step. The results are
-bit for bit those of the operators called one by one, because it is they who are called.
+A small model's operators take microseconds, and so does each call from Python: the 60 calls of a
+step take half the time of a single stream. Here Python fills in one structure per step. The C++
+code calls the same operators, so results are bit for bit the same.
 """
 
 from __future__ import annotations

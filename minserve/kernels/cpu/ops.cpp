@@ -250,7 +250,7 @@ template <class T> struct Attention {
         }
         if (split) partials.resize(first_unit.back() * partial_size);
         // Heads that one thread takes one after the other: they lie side by side in each page. Few
-        // enough for everybody to have work.
+        // enough that every thread has work.
         i64 together = std::min(c.num_kv_heads, most_together), units = first_unit.back();
         while (together > 1 && (c.num_kv_heads % together || units < 4 * c.threads * together))
             --together;
@@ -357,7 +357,7 @@ template <class T> struct Attention {
                 widen(keys + places[j], k + j * D, D);
                 widen(values + places[j], v + j * D, D);
             }
-            // Whole blocks are faster; what scratch holds past n gives scores nobody reads.
+            // Whole blocks are faster; what scratch holds past n gives scores that are not read.
             i64 whole = (n + block_rows<W> - 1) / block_rows<W> * block_rows<W>;
             multiply<W>(scores, k, D, 1, q, whole, D, false);
             mask(u, scores, 1, R, key, n);

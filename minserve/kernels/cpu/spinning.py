@@ -1,15 +1,16 @@
-"""How long threads that wait for each other spin: long on free cores, hardly at all on taken ones.
+"""How long threads that wait for each other spin: long while cores are free, hardly at all while
+other programs use them.
 
-Spinning saves a wake-up where the thread waited for runs, and costs a turn of the system's
-scheduler where that thread has lost its core. Which it is, Linux tells: it counts for every thread
-how long it was ready to run and had no core. GNU's OpenMP library reads its spin count only once,
-but spins 100 turns instead whenever the process has more OpenMP threads than cores (its manual,
-GOMP_SPINCOUNT). So where cores are taken a spare team of two sleeping threads is opened, and where
-they are free again it is closed. The operators, torch's as well as ours, keep their number of
-threads, so results stay as they are.
+Spinning saves a wake-up while the thread that is waited for runs; if that thread has lost its core,
+spinning delays it. Linux counts for each thread how long it was ready to run without a core, which
+tells the two cases apart. GNU's OpenMP library reads its spin count only once, but spins 100 turns
+instead whenever the process has more OpenMP threads than cores (its manual, GOMP_SPINCOUNT). So a
+spare team of two sleeping threads is opened while cores are taken, and closed when they are free
+again.
 
-Where Linux does not tell, or the user chose a wait policy, nothing is done. One governor serves the
-process: cores and OpenMP's threads belong to it, not to an engine.
+The operators, torch's and ours, keep their number of threads, so results do not change. On a system
+without these counters, or if the user has chosen a wait policy, nothing is done. One governor
+serves the process: cores and OpenMP's threads belong to it, not to an engine.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from minserve.clock import WallClock
 from minserve.process.openmp import user_chose
 
 INTERVAL_S = 0.2
-"""Between two looks, each of about 0.2 ms."""
+"""Time between two looks at the counters; a look takes about 0.2 ms."""
 LEAST_S = 0.02
-"""Less running and waiting than this in an interval says nothing: the engine was idle."""
+"""An interval with less running and waiting than this is ignored: the engine was idle."""
 TAKEN, FREE = 0.15, 0.05
 """Share of the time ready to run that was spent waiting for a core: from TAKEN on spinning stops,
 below FREE, in two looks, it starts again. A busy neighbour on two cores makes it about 0.25; alone
@@ -37,8 +38,8 @@ NEVER = float("inf")
 
 
 def ready_times() -> tuple[float, float]:
-    """Seconds that this process's threads ran, and that they were ready and had no core. Raises
-    OSError or ValueError where the system does not tell."""
+    """Seconds that this process's threads ran, and seconds that they were ready without a core.
+    Raises OSError or ValueError on a system without these counters."""
     ran = waited = 0
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # It has just ended.
@@ -50,13 +51,13 @@ def ready_times() -> tuple[float, float]:
 
 
 class Switch(Protocol):
-    """Makes waiting threads spin less, and as before."""
+    """Switches between short and normal spinning of waiting threads."""
 
     def on(self) -> None:
         """Spin hardly at all. Raises RuntimeError where no thread can be started."""
 
     def off(self) -> None:
-        """Spin as long as the library was told."""
+        """Spin as long as the library's settings say."""
 
 
 class SpareTeam:
@@ -79,13 +80,13 @@ class SpareTeam:
             self._closed.set()
 
     def _hold(self, closed: threading.Event) -> None:
-        # Two are one too many for the cores, where torch has a thread for each.
+        # With two more, threads outnumber the cores, because torch has one for each core.
         self._open_team(2)
         closed.wait()
 
 
 class SpinGovernor:
-    """Looks now and then whether this process's threads had the cores they were ready for."""
+    """Checks from time to time whether this process's threads got a core when they were ready."""
 
     def __init__(
         self,
@@ -96,15 +97,15 @@ class SpinGovernor:
     ) -> None:
         self._switch, self._times, self._clock = switch, times, clock or WallClock().now
         self._last: tuple[float, float] | None = None
-        self._free = 0  # looks in a row that found free cores
+        self._free = 0  # consecutive looks that found free cores
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._next_s = NEVER if user_chose(os.environ) else self._clock()
         self.short = False
-        """Whether threads spin hardly at all."""
+        """True while threads spin hardly at all."""
 
     def step(self) -> None:
-        """Called once a step, by any thread; costs a clock's reading where no look is due."""
+        """Called once a step, by any thread; reads the clock, and only looks when a look is due."""
         if self._clock() >= self._next_s and self._lock.acquire(blocking=False):
             try:
                 self._look()
@@ -123,7 +124,7 @@ class SpinGovernor:
         before, self._last = self._last or now, now
         self._next_s = self._clock() + INTERVAL_S
         ran, waited = now[0] - before[0], now[1] - before[1]
-        # Negative: a thread that ended has taken its times along.
+        # Negative: a thread has ended, and its times are no longer counted.
         if min(ran, waited) < 0 or ran + waited < LEAST_S:
             return
         share = waited / (ran + waited)
@@ -132,7 +133,7 @@ class SpinGovernor:
             try:
                 self._switch.on()
             except RuntimeError:
-                self._next_s = NEVER  # A step is worth more than its speed.
+                self._next_s = NEVER  # A step must not fail because it cannot be made faster.
                 return
             self.short = True
         elif self.short and self._free >= LOOKS:

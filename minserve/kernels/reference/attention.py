@@ -42,7 +42,7 @@ class _Geometry(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """Rows of one request that are attended together, and the pages they read."""
+    """Rows of one request that are computed together, and the pages they read."""
 
     request: int
     row: int
@@ -168,10 +168,11 @@ class _Bucket:
         self.pages = pages[:, None, :]
         self.heads = torch.arange(geometry.num_kv_heads, device=device)[:, None]
         # The pages as rows of `[blocks * kv_heads]`: one index_select then yields contiguous
-        # `[size, kv_heads, keys, head_dim]`, without which batched products crawl on a CPU.
+        # `[size, kv_heads, keys, head_dim]`, without which batched products are very slow on a CPU.
         self.page_rows = (self.pages * geometry.num_kv_heads + self.heads).flatten()
 
-        # Whatever an earlier owner left past the end of a request, a NaN included, is zeroed.
+        # Slots past the request's end may hold anything from an earlier request, also NaN: zero
+        # them.
         key = first_page * geometry.block_size + torch.arange(self.num_keys)
         past = (key >= kv_len)[:, None, :].expand(-1, geometry.num_kv_heads, -1)
         self.tail = past.flatten().nonzero().flatten().to(device)

@@ -1,6 +1,7 @@
 """Decode attention in plain torch that knows no length on the host, so that one plan serves many
-steps, and its operators could be captured in a graph: always over as many pages as the longest
-context may have, whatever lies beyond a request's own masked. More work than `reference_attention`.
+steps, and its operators could be captured in a graph: it always covers as many pages as the longest
+context may have, and masks keys beyond a request's own length. More work than
+`reference_attention`.
 """
 
 from __future__ import annotations

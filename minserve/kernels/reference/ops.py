@@ -56,7 +56,7 @@ class TorchOps:
         return F.linear(x, weight, bias)
 
     def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """See `Ops.packed_shape`: torch packs for itself."""
+        """See `Ops.packed_shape`: torch packs weights internally."""
         return None
 
     def packed_linear(
@@ -154,8 +154,8 @@ def unfused_rotary_store_(
     k_norm: Tensor | None,
     eps: float,
 ) -> None:
-    """`Ops.rotary_store_` as two to six operators, one after the other: what fusion is measured
-    against. Queries and keys are adjacent heads, so one rotation turns both."""
+    """`Ops.rotary_store_` as two to six separate operators: the baseline that the fused kernel is
+    compared with. Queries and keys are adjacent heads, so one call rotates both."""
     num_kv_heads = keys.shape[1]
     rotated = heads.shape[1] - num_kv_heads
     num_heads = rotated - num_kv_heads

@@ -25,9 +25,9 @@ DEFAULTS = Tuning()
 
 
 class TritonOps:
-    """See the package. `num_processors` decides how decode attention is split; None asks the
-    device that tensors are on. `tuning` says how attention is launched. With `split` False every
-    context of a decode stays whole."""
+    """See the package. `num_processors` decides how decode attention is split; None: that of the
+    tensors' device. `tuning` says how attention is launched. With `split=False` no context of a
+    decode is split."""
 
     name = "triton"
 
@@ -50,7 +50,7 @@ class TritonOps:
         return F.linear(x, weight, bias)
 
     def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """See `Ops.packed_shape`: the vendor library takes matrices as they are."""
+        """See `Ops.packed_shape`: None, because the vendor library needs no packing."""
         return None
 
     def packed_linear(
@@ -119,7 +119,7 @@ class TritonOps:
     ) -> PlannedAttention:
         """See `Ops.plan_attention`: split over the context where every request has one row.
 
-        A row alone is no tree, whatever its mask.
+        A single row is never a tree, whatever its mask.
         """
         check_tree(tree, sum(query_lens))
         if max(query_lens) == 1:
@@ -127,13 +127,14 @@ class TritonOps:
         return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree, self.tuning)
 
     def plan_decode(self, block_tables: Tensor, kv_lens: Tensor, longest: int) -> PlannedAttention:
-        """See `Ops.plan_decode`: what the host knows of lengths is how many parts are worth it."""
+        """See `Ops.plan_decode`: `longest` is what the host knows of lengths: it decides the number
+        of parts."""
         processors = self.num_processors or _processors(block_tables.device)
         return SplitAttention(block_tables, kv_lens, longest, processors, self.tuning, self.split)
 
 
 class RaggedAttention:
-    """Attention of one step's prefill chunks and decodes; tiles are worked out once per shape."""
+    """Attention of one step's prefill chunks and decodes; tiles are computed once per shape."""
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class RaggedAttention:
             counts = -(-self._query_lens // tokens)
             requests = np.repeat(np.arange(len(counts)), counts)
             first = np.cumsum(counts) - counts
-            # Each begins where Triton expects an address to: at a multiple of 16 bytes.
+            # Each begins at a multiple of 16 bytes, as Triton expects of addresses.
             both = np.zeros((2, -(-len(requests) // 4) * 4), dtype=np.int32)
             both[0, : len(requests)] = requests
             both[1, : len(requests)] = (np.arange(len(requests)) - first[requests]) * tokens

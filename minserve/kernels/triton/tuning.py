@@ -1,7 +1,7 @@
 """How attention is launched: tiles, warps and stages, for each shape of heads.
 
 Without tuning these are the defaults of `occupancy`, chosen by counting; `autotune` finds others by
-timing. Knows nothing about either's reasons.
+timing. Knows nothing about how these choose.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which tiles attention is fastest with on this device: tried once, kept on disk.
 
-Outside the kernels, so that they stay plain functions that the interpreter runs: candidates are
-compiled and those that spill or do not fit are dropped, the rest is timed on one decode and one
-prefill. What is found holds for one device, one Triton and one text of the kernels: any of them
-changed, it is looked for again. Results of a tile differ from another's by rounding only.
+Candidates are compiled, those that spill or do not fit are dropped, and the others are timed on one
+decode and one prefill. Separate from the kernels, which stay plain functions that the interpreter
+runs. The result is valid for one device, one version of Triton and one source text of the kernels;
+when one of them changes, it is searched again. Results of different tiles differ by rounding only.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 """The most that one program may have, by capability times ten (CUDA C programming guide)."""
 
 Timer = Callable[[Callable[[], object]], float]
-"""Seconds of a call."""
+"""Seconds that a call takes."""
 Compiler = Callable[[Variant, int], Resources]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What candidates are timed on."""
+    """The shapes that candidates are timed on."""
 
     requests: int = 32
     context: int = 2048
@@ -139,7 +139,7 @@ def head_shapes(spec: ModelSpec, dtype: torch.dtype) -> dict[Heads, int]:
 
 
 def is_tuned(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `tune_model` would find everything on disk, and take no time."""
+    """True if `tune_model` would find everything on disk, and so take no time."""
     shapes = head_shapes(spec, dtype).items()
     capability = capability_of(device)
     return all(
@@ -158,7 +158,7 @@ def tune_model(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Tun
             ragged |= found.ragged
             split |= found.split
     if device.type == "cuda":
-        # What the trials took is the page pool's to have.
+        # Free the memory of the trials for the page pool.
         torch.cuda.empty_cache()
     return Tuning(ragged, split)
 
@@ -175,10 +175,11 @@ def _resident(heads: Heads, capability: int, compiler: Compiler) -> Iterator[Til
 
 
 def _fits(compiler: Compiler, variant: Variant, capability: int) -> Resources | None:
-    """What it needs, if nothing spills and its shared memory is there."""
+    """The resources it needs, if nothing spills and the device has that much shared memory; else
+    None."""
     try:
         needed = compiler(variant, capability)
-    except RuntimeError:  # Triton's compiler gives up on some tiles.
+    except RuntimeError:  # Triton's compiler fails for some tiles.
         return None
     known = [each for each in SHARED_BYTES if each <= capability]
     most = SHARED_BYTES[max(known, default=80)]

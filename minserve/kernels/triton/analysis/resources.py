@@ -73,7 +73,7 @@ def compile_for(variant: Variant, capability: int) -> Resources:
             signature[name] = "*" + variant.pointers[name]
         else:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
-        # What a launch would find: aligned pointers, strides and sizes that 16 divides.
+        # As in a real launch: aligned pointers, strides and sizes that 16 divides.
         if name in variant.pointers or name.endswith(("_stride", "_dim", "_size")):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(
@@ -115,7 +115,7 @@ def _size(head_dim: int, itemsize: int) -> str:
 
 
 def ragged_variant(heads: Heads, tile: Tile) -> Variant:
-    """Attention over chunks, launched so."""
+    """Attention over chunks, launched with this tile."""
     rows = max(tile.rows, triton.next_power_of_2(heads.group))
     return Variant(
         f"ragged attention, {heads}, {tile}",
@@ -133,7 +133,7 @@ def ragged_variant(heads: Heads, tile: Tile) -> Variant:
 
 
 def split_variant(heads: Heads, tile: Tile) -> Variant:
-    """Decode attention, launched so."""
+    """Decode attention, launched with this tile."""
     rows = max(16, triton.next_power_of_2(heads.group))
     return Variant(
         f"split attention, {heads}, {tile}",

@@ -2,8 +2,8 @@
 
 Two counts. *Requested* bytes are those of every lane that is not masked off: what the kernel asks
 the first cache for. *Memory* bytes are the 32-byte sectors a launch touches, each once per tensor
-and direction: what memory moves where the caches keep whatever a launch reads again, such as the
-weight of a norm. Between two launches nothing is assumed to be kept.
+and direction: what memory moves if the caches keep everything that a launch reads again, such as
+the weight of a norm. No data are assumed to stay in a cache between two launches.
 
 `TRITON_INTERPRET=1` must be set before Triton is imported; `python -m minserve.kernels.triton.
 traffic` sees to that and prints every kernel's count at a small shape.
@@ -32,7 +32,7 @@ from minserve.kernels.counts.least import NOTHING, Bytes
 from minserve.kernels.reference.ops import TorchOps
 
 SECTOR_BYTES = 32
-"""What NVIDIA's caches move at least."""
+"""The smallest unit that NVIDIA's caches move."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _sum(parts: Iterator[Bytes]) -> Bytes:
 
 @dataclass
 class Traffic:
-    """What was launched while somebody watched, in order."""
+    """Launches inside a `watch` block, in order."""
 
     launches: list[Launch] = field(default_factory=list)
 
@@ -135,7 +135,7 @@ class _Watcher:
         if not found:
             return [0] * len(self._names)
         sectors = np.unique(np.concatenate(found))
-        # A tensor begins on a sector of its own: allocators align to more than that.
+        # A tensor begins at a sector boundary: allocators align to more than a sector.
         firsts = self._starts // np.uint64(SECTOR_BYTES)
         owner = np.searchsorted(firsts, sectors, side="right") - 1
         counts = np.bincount(owner, minlength=len(self._names))
@@ -144,7 +144,7 @@ class _Watcher:
 
 @contextmanager
 def watch() -> Iterator[Traffic]:
-    """Count whatever kernels are launched inside. Not for two threads at once.
+    """Count the kernels that are launched inside the block. Not for two threads at once.
 
     Raises RuntimeError where kernels are compiled instead of interpreted.
     """
@@ -185,7 +185,9 @@ def watch() -> Iterator[Traffic]:
         arguments = inspect.getcallargs(self.fn, *args, **known)
         current.append(_Watcher(arguments))
         try:
-            with _disable_current_modes():  # The interpreter's own tensors are nobody's operators.
+            with (
+                _disable_current_modes()
+            ):  # Operators on the interpreter's own tensors are not counted.
                 result = launch(self, *args, **named)
         finally:
             watcher = current.pop()
