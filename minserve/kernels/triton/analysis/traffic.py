@@ -185,9 +185,8 @@ def watch() -> Iterator[Traffic]:
         arguments = inspect.getcallargs(self.fn, *args, **known)
         current.append(_Watcher(arguments))
         try:
-            with (
-                _disable_current_modes()
-            ):  # Operators on the interpreter's own tensors are not counted.
+            # Operators on the interpreter's own tensors are not counted.
+            with _disable_current_modes():
                 result = launch(self, *args, **named)
         finally:
             watcher = current.pop()
