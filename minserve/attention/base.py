@@ -1,7 +1,7 @@
 """Attention as `plan(batch)` once per step, then `store_rotated` and `attend` once per layer.
 
-Everything that depends on the batch alone (masks, splits, padded tables) is worked out in `plan`.
-A backend sees pages as tensors; who owns which page is not its business.
+Everything that depends on the batch alone (masks, splits, padded tables) is computed in `plan`. A
+backend sees pages as tensors, and knows nothing about which request holds them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class AttentionPlan(Protocol):
         ...
 
     def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Attend over the layer's pages, the keys and values of these rows being there already.
+        """Attend over the layer's pages, where the keys and values of these rows are stored
+        already.
 
         `q`: `[num_tokens, num_heads, head_dim]`, rows may be strided. Returns the output, shaped
         like `q` and contiguous, and the log-sum-exp `[num_tokens, num_heads]` when asked for: with
@@ -70,9 +71,9 @@ class AttentionBackend(Protocol):
         ...
 
     def plan_decode(self, batch: ForwardBatch) -> AttentionPlan:
-        """Prepare attention for every batch that comes to stand in these tensors, of one row per
-        request: `context_lens` are upper bounds, lengths and pages are read when it runs. Raises
-        ValueError where the operators cannot."""
+        """A reusable plan over static buffers (CUDA graphs), with one row per request:
+        `context_lens` are upper bounds; lengths and pages are read when it runs. Raises ValueError
+        where the operators cannot."""
         ...
 
 

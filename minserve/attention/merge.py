@@ -1,8 +1,8 @@
 """Joining attention over disjoint sets of keys by log-sum-exp.
 
 Split-KV decoding, ring attention (Liu et al., arXiv 2310.01889) and shared-prefix attention
-(Juravsky et al., arXiv 2402.05099) all compute parts of one softmax in different places; with each
-part's log-sum-exp the whole is exact.
+(Juravsky et al., arXiv 2402.05099) all compute parts of one softmax separately; with each part's
+log-sum-exp the merged result is exact.
 """
 
 from __future__ import annotations

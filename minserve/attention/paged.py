@@ -1,7 +1,7 @@
 """Attention over paged caches, on any implementation of the operators.
 
-Knows which pages belong to which layer and what each layer's mixer asks for; the arithmetic is
-`Ops.plan_attention`'s, and who owns a page is the memory room's.
+Knows which pages belong to which layer and what each layer's mixer needs. The arithmetic is in
+`Ops.plan_attention`; which request holds a page is known in the memory room.
 """
 
 from __future__ import annotations

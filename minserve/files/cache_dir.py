@@ -1,8 +1,9 @@
 """Where this user's caches are, and how their files are read and written.
 
-A cache is a convenience: a file that is damaged, from another version or another user's, and a
-directory that cannot be written, cost a repetition and a sentence, never an exception. What is read
-lies in a directory that only this user can write. Knows nothing about what is kept.
+A cache is a convenience. A file that is damaged, from another version or another user's, or a
+directory that cannot be written, costs the time to compute again and a warning, never an exception.
+Files are read only from a directory that only this user can write. Knows nothing about what is
+kept.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class CacheWarning(UserWarning):
-    """Something that is kept between runs cannot be used, and is made again."""
+    """Warning: something that is kept between runs cannot be used, and is made again."""
 
 
 class UnsafeError(OSError):
-    """Something that others could have written. A sentence."""
+    """A file or directory that other users could have written. The message is a sentence."""
 
 
 def cache_directory() -> Path:
@@ -63,19 +64,19 @@ def user_cache_directory() -> Path:
 def secure(directory: Path) -> None:
     """Make a directory that only this user can write, or check that it is one.
 
-    The user's own `minserve` directory is closed to others where an earlier version, or a generous
-    umask, left it open; one chosen by name is the user's to close. Raises UnsafeError, or another
+    The default `minserve` directory is closed to other users if an earlier version or the umask
+    left it open; a directory that the user chose is only checked. Raises UnsafeError, or another
     OSError where it cannot be made.
     """
     if not directory.is_dir():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = os.stat(directory)
     own = directory == user_cache_directory() and _is_ours(status)
-    # Where a link leads may be open for a reason.
+    # The target of a link may be open to others on purpose.
     if own and _is_open(status) and not directory.is_symlink():
         os.chmod(directory, 0o700)
         status = os.stat(directory)
-    # A link is as good as its owner: another user could turn it elsewhere at any time.
+    # The owner of a link can change its target at any time.
     for found in (os.lstat(directory), status):
         if not _is_ours(found):
             raise UnsafeError(f"{directory} belongs to another user")
@@ -86,7 +87,7 @@ def secure(directory: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise UnsafeError for a file that is no regular one, or that others own or can write, and
+    """Raise UnsafeError for a file that is not regular, or that other users own or can write, and
     OSError where there is none."""
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -120,7 +121,7 @@ def read(path: Path, parse: Callable[[Any], T], what: str) -> T | None:
 
 
 def write(path: Path, content: Any, what: str) -> bool:
-    """Keep JSON, whole or not at all; False, with a sentence, where that cannot be done."""
+    """Write JSON, complete or not at all; False, with a warning, where that fails."""
     try:
         secure(path.parent)
         replace(path, json.dumps(content, indent=1, allow_nan=False).encode())
@@ -131,7 +132,7 @@ def write(path: Path, content: Any, what: str) -> bool:
 
 
 def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file that others see whole or not at all. Raises OSError."""
+    """Write a file so that other processes see it complete or not at all. Raises OSError."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -172,7 +173,7 @@ def _said(error: Exception) -> str:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Owned by this user, or by root, who may do anything anyway."""
+    """True for a file of this user, or of root, which can write any file anyway."""
     return _user() in (None, status.st_uid) or status.st_uid == 0
 
 

@@ -1,8 +1,8 @@
 """The one reader of files that the engine did not write: regular files, capped, in strict JSON.
 
-Models, tokenizers, caches and progress records come from other people, other versions and full
-disks. Nothing here waits on a pipe, reads more than it was allowed to, or lets a value through that
-Python would choke on later. Knows nothing about what a file is for.
+Models, tokenizers, caches and progress records may come from other programs and versions, or be cut
+off by a full disk. Nothing here waits for a pipe, reads more than it was allowed to, or returns a
+value that makes Python fail later. Knows nothing about what a file is for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 MAX_BYTES = 4 << 20
 """Default cap: a hundred times the largest configuration file we know."""
 MAX_DEPTH = 64
-"""Objects and lists inside each other. Deeper ones exhaust the stack of whatever walks them."""
+"""Objects and lists inside each other. Deeper ones exhaust the stack of code that walks them."""
 MAX_DIGITS = 40
 """Digits of one integer: those of 128 bits, and one sign. Python refuses to print 4,300."""
 
@@ -44,8 +44,8 @@ def read_json(
     """The value in a JSON file; `what` names its purpose in errors ("a progress record").
 
     Stricter than Python's parser where the difference could hurt later: no NaN or infinite number,
-    no integer of more than `MAX_DIGITS`, no key twice in one object, no half of a character, at
-    most `max_depth` levels. Raises FileError, and nothing else, for any file at all.
+    no integer of more than `MAX_DIGITS`, no key twice in one object, no lone surrogate, at most
+    `max_depth` levels. Raises FileError, and nothing else, for any file at all.
     """
     content = read_bytes(path, max_bytes=max_bytes, what=what)
     return parse_json(content, path, max_depth=max_depth, what=what)
@@ -147,7 +147,7 @@ def _os_reason(error: OSError) -> str:
 
 
 def shorten(text: str, longest: int = 60) -> str:
-    """A value for an error message: cut in the middle of nowhere, and saying so."""
+    """A value for an error message: shortened, and marked as such."""
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
 
 

@@ -1,7 +1,7 @@
 """Plain JSON values to data classes, every field checked for its type.
 
-For files that the engine once wrote and something else may have changed since. Knows the types that
-such data classes have: numbers, strings, truth values, tuples, unions and data classes of them.
+For files that the engine wrote and that may have been changed since. Knows the types that such data
+classes have: numbers, strings, truth values, tuples, unions and data classes of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def build(cls: type[T], data: Any, what: str = "") -> T:
     """`cls` from what `dataclasses.asdict` and JSON made of it; no field missing, none unknown.
 
-    An int passes as a float, nothing else as something else. Raises ValueError, in a sentence that
+    An int is taken for a float; no other type for another. Raises ValueError, in a sentence that
     names the field, for a wrong type, and for numbers that are not finite.
     """
     value: T = _value(cls, data, what or cls.__name__)
@@ -49,7 +49,7 @@ def _value(kind: Any, data: Any, where: str) -> Any:
         return data
     if origin in (typing.Union, types.UnionType):
         return _union(arguments, data, where)
-    # True is an int to Python, and no number to a reader.
+    # In Python True is an int, but in a file it is not a number.
     if kind is float and type(data) in (int, float):
         if not math.isfinite(number := _float(data)):
             raise ValueError(f"{where} is {shorten(str(data))}, expected a finite number")

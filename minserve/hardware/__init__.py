@@ -1,4 +1,4 @@
-"""What machines can do and what steps ask of them.
+"""What machines can do, and what work a step is.
 
 `work` counts a step's FLOPs and bytes from shapes, `devices` is a table of GPUs with sources,
 `machine` says what this one is, `ceilings` measures it, `roofline` puts work over limits. Knows

@@ -1,4 +1,4 @@
-"""What this machine reaches at best: bandwidth by working set, products by number format.
+"""The best rates that this machine reaches: bandwidth by working set, products by number format.
 
 Measured once and kept on disk for the same processor, torch and number of threads, so that every
 figure can be shown against the limit of the machine it was measured on. A ceiling is the fastest
@@ -28,11 +28,12 @@ from minserve.hardware.measure import Rate, best_rate, synchronize
 
 VERSION = 3
 MOST = 1e18
-"""Of FLOP/s, and of bytes: more than any machine of one processor."""
+"""Bound on FLOP/s and on bytes in a file: more than any machine has."""
 
 _MIB = 1 << 20
 _QUIET_SHARE = 0.6
-"""Allocating between measurements takes one thread only, so that 1 is never reached."""
+"""Share of CPU time from which a machine counts as quiet. Allocation between measurements uses one
+thread only, so 1 is never reached."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class Ceilings:
     torch_version: str
     date: str
     quick: bool
-    """Fewer sizes and fewer rounds: good to some ten percent on a quiet machine."""
+    """Fewer sizes and fewer rounds: accurate to about ten percent on a quiet machine."""
     cpu_share: float | None
-    """CPU time this process got meanwhile, over time and threads: near 1 on a quiet machine, whose
-    threads compute or wait actively. None for a GPU, and where the system does not tell."""
+    """CPU time this process got during the measurement, over time and threads: near 1 on a quiet
+    machine, whose threads compute or wait actively. None for a GPU, and where the system does not
+    tell."""
     bandwidth: tuple[BandwidthPoint, ...]
     """By ascending working set."""
     matmul: tuple[ProductPoint, ...]
@@ -78,8 +80,8 @@ class Ceilings:
 
     @property
     def disturbed(self) -> bool:
-        """True when something else ran: this process did not get its cores, or a quarter of the
-        points had a median below half of their best."""
+        """True if other programs disturbed the measurement: this process did not get its cores, or
+        a quarter of the points had a median below half of their best."""
         if self.cpu_share is not None and self.cpu_share < _QUIET_SHARE:
             return True
         rates = self._rates()
@@ -92,7 +94,8 @@ class Ceilings:
     def bytes_per_s(self, working_set_bytes: float) -> float:
         """Read bandwidth for data of this size that is read again and again.
 
-        Between measured sizes on a line over the logarithm of the size; beyond them the nearest.
+        Between measured sizes it is interpolated over the logarithm of the size; beyond them it is
+        that of the nearest.
         """
         points = self.bandwidth
         if working_set_bytes <= points[0].working_set_bytes:
@@ -219,7 +222,7 @@ def machine_ceilings(
     """This machine's ceilings: from disk where the same machine was measured before, else now.
 
     A thorough measurement on disk also answers a quick request. A disturbed measurement is not
-    written to the disk, and like one that cannot be written it lasts as long as the process.
+    written to disk; like one that cannot be written, it is kept until the process ends.
     """
     kept = None if refresh else kept_ceilings(device, dtypes, quick=quick)
     if kept is not None:
@@ -234,8 +237,8 @@ def machine_ceilings(
 
 
 _this_process: dict[Path, Ceilings] = {}
-"""What was measured and is not on disk. A machine is one thing, however many engines it runs, and
-measuring it takes seconds."""
+"""What was measured and is not on disk. State of the process: the machine is the same for all
+engines, and measuring it takes seconds."""
 
 
 def kept_ceilings(

@@ -1,4 +1,4 @@
-"""The current GPU: where launches and captures go when nothing else says so."""
+"""The current GPU: where launches and captures go unless another is named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """While it is entered, this GPU is the current one: Triton launches its kernels there, wherever
+    """Inside the block this GPU is the current one: Triton launches its kernels there, wherever
     their tensors are, and a capture waits for no other."""
     if device.type == "cpu" or device.index is None:
         return nullcontext()

@@ -23,7 +23,8 @@ class DeviceSpec:
     """As printed: decimal gigabytes."""
     memory_bytes_per_s: float | None
     dense_flops: Mapping[str, float]
-    """Number format -> FLOP/s. float32 is without tensor cores; tf32 is what they make of it."""
+    """Number format -> FLOP/s. float32 is without tensor cores; tf32 is their format for float32
+    inputs."""
     interconnect: str
     interconnect_bytes_per_s: float | None
     """Both directions together, as vendors print it."""

@@ -1,4 +1,4 @@
-"""Timing candidates against each other: interleaved rounds, best one named, with its spread.
+"""Timing candidates against each other: interleaved rounds, the best one, with its spread.
 
 Knows nothing about what the candidates do.
 """
@@ -48,7 +48,8 @@ def best_rate(
         # The first call pays for allocation and code generation.
         _time(call, 1, device, clock)
         once = _time(call, 1, device, clock)
-        # Long enough to drown the clock and a device's synchronization, short enough for rounds.
+        # So long that reading the clock and synchronizing the device do not matter, and short
+        # enough for rounds.
         repeats[name] = max(1, int(min(2e-3, share / 5) / max(once, 1e-7)))
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     end = clock.now() + budget_s
@@ -76,6 +77,6 @@ def _time(call: Callable[[], object], repeats: int, device: torch.device, clock:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told; nothing to wait for on a CPU."""
+    """Wait until the device has finished what was queued; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

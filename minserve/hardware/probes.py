@@ -16,8 +16,8 @@ Candidates = dict[str, Callable[[], object]]
 
 
 def _values(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    # Ordinary numbers: zeros and denormals have speeds of their own, and on a GPU constant data
-    # draws less power and clocks higher than real data does.
+    # Ordinary numbers: zeros and denormals run at other speeds, and on a GPU constant data takes
+    # less power and so allows higher clocks than real data.
     if device.type == "cpu":
         return torch.full(shape, 0.5, dtype=dtype)
     return torch.rand(*shape, device=device).to(dtype)

@@ -1,7 +1,7 @@
 """The roofline: the least time a step could take on a device (Williams et al., CACM 2009).
 
-A bound, not a prediction: arithmetic and memory traffic overlap perfectly, nothing is launched,
-and everything runs at the device's best rate.
+A bound, not a prediction: it assumes that arithmetic and memory traffic overlap perfectly, that
+launches take no time, and that everything runs at the device's best rate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class RooflineEstimate:
     weights_bytes_per_s: float
     """Bandwidth taken for weights and KV cache."""
     source: str
-    """Whose limits these are, and whether measured or from a data sheet."""
+    """The device whose limits these are, and whether they were measured or are from a data
+    sheet."""
 
     @property
     def bound_s(self) -> float:

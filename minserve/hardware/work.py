@@ -1,6 +1,6 @@
 """Arithmetic and memory traffic of a step, counted from shapes alone.
 
-Definitions are `StepWork`'s. Knows nothing about time, devices or how operators are written.
+Definitions are in `StepWork`. Knows nothing about time, devices or how operators are written.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def _seen(
     query_lens: Sequence[int], context_lens: Sequence[int], window: int | None
 ) -> tuple[int, int]:
     """(tokens seen summed over rows, tokens cached before the step that any row sees)."""
-    # Nearly all requests decode one row, which sees its whole context or window; the few chunks
-    # are then put right one by one. Three times faster than a formula for every request.
+    # Nearly all requests decode one row, which sees its whole context or window; the few chunks are
+    # then corrected one by one. This is three times faster than a formula for all requests.
     if window is None:
         seen = sum(context_lens)
     else:

@@ -1,8 +1,8 @@
 """`Linear` owns a weight format: how a matrix is read, stored, cut for tensor parallelism, applied.
 
 Projections that read the same input are one `Linear` with several parts (q|k|v, gate|up): one
-matrix product instead of three. Nobody outside a format asks what it is; quantized formats are
-further classes with the same four methods. Knows nothing about files.
+matrix product instead of three. Code outside a format never asks which format it is; quantized
+formats are further classes with the same four methods. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LinearWeight(Protocol):
 
     @property
     def packed(self) -> Tensor | None:
-        """The matrix as `Ops.packed_linear` takes it, where it is stored in no other way."""
+        """The matrix as `Ops.packed_linear` takes it; None where it is stored in another way."""
         ...
 
     @property
@@ -105,7 +105,7 @@ class WeightFormat(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
         ...
 
     def load(
@@ -196,7 +196,7 @@ class DenseFormat:
         dtype: torch.dtype,
         device: torch.device,
     ) -> DenseWeight:
-        """Fill a preallocated matrix part by part: no second copy of a fused one ever exists."""
+        """Fill a preallocated matrix part by part: a fused matrix never exists twice in memory."""
         weight = empty_matrix(shape.out_features, shape.in_features, dtype, device)
         bias = torch.empty(shape.out_features, dtype=dtype, device=device) if shape.bias else None
         start = 0

@@ -1,7 +1,7 @@
 """The attention mixer: project, normalise heads (Qwen3), rotate, attend over pages, project back.
 
-Queries, keys and values stay in the one fused projection: nothing is copied before the attention
-plan, in one operator, turns them and stores keys and values. Knows nothing about pages itself.
+Queries, keys and values stay in the one fused projection: nothing is copied before one operator of
+the attention plan rotates them and stores keys and values. Knows nothing about pages itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467): a weight and an epsilon.
 
-Accumulation is the operators' business (at least float32); the weight is kept in the model's dtype.
+The operators accumulate in at least float32; the weight is kept in the model's dtype.
 """
 
 from __future__ import annotations

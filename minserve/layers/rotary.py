@@ -11,12 +11,12 @@ Scalings: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aw
 
 **Dynamic NTK.** transformers derives the base from the length of the sequence at each step, and
 keeps keys rotated with older bases in its cache: its result depends on how a text was cut into
-steps. A paged engine that shares, chunks and recomputes pages cannot have that. Here a table for at
-most the original length is unscaled, which is exactly what transformers computes there; a table for
-anything longer uses the one base of `factor` times the original length for every position, which is
-what vLLM does. Such an engine differs from transformers on short texts, and no engine reproduces
-transformers' stepwise bases on long ones: limit `max_model_len` to the original length when exact
-agreement matters.
+steps. A paged engine that shares, chunks and recomputes pages cannot depend on that. Here a table
+for at most the original length is unscaled, which is exactly what transformers computes there; a
+table for anything longer uses the one base of `factor` times the original length for every
+position, which is what vLLM does. Such an engine differs from transformers on short texts, and no
+engine reproduces transformers' stepwise bases on long ones: limit `max_model_len` to the original
+length when exact agreement matters.
 """
 
 from __future__ import annotations

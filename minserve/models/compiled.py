@@ -1,4 +1,4 @@
-"""The decoder with what lies between two attentions compiled by torch.compile.
+"""The decoder with everything between two attentions compiled by torch.compile.
 
 A layer is two graphs: up to its attention, and from there on. Attention itself, which is planned
 per batch over pages, stays outside, so a graph sees nothing but rows and weights; layers of one
@@ -24,8 +24,8 @@ from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
 MOST_GRAPHS = 64
-"""Graphs of one function that a process may keep. Torch's own limit, which is the process's too, is
-8: soon reached where several models, number formats and kinds of step live in one process."""
+"""Graphs of one function that a process may keep. Torch's own limit, also one per process, is 8:
+too few for several models, number formats and kinds of step."""
 
 
 def before_attention(
@@ -71,8 +71,8 @@ class CompiledDecoder(Decoder):
         super().__init__(spec, weights, ops, max_position)
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MOST_GRAPHS)
-        # Nothing is dynamic but what `rows_vary` marks: otherwise a second model in the process
-        # would get graphs for weights of any size.
+        # Only what `rows_vary` marks is dynamic: otherwise a second model in the process would get
+        # graphs for weights of any size.
         self._before = torch.compile(before_attention, fullgraph=True, dynamic=False)
         self._after = torch.compile(after_attention, fullgraph=True, dynamic=False)
         self._clock = clock

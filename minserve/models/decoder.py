@@ -24,7 +24,7 @@ from minserve.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Compilations:
-    """What a decoder compiled in some stretch of time."""
+    """What a decoder compiled since the last look."""
 
     seconds: float = 0.0
     num_graphs: int = 0
@@ -154,7 +154,7 @@ class Decoder:
         return weights.head.apply(ops, x)
 
     def take_compilations(self) -> Compilations:
-        """What was compiled since the last call: nothing, operators run as they are."""
+        """What was compiled since the last call: nothing, because operators run uncompiled."""
         return Compilations()
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan) -> Tensor:

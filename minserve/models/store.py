@@ -1,7 +1,7 @@
 """Two engines on the same model hold one copy of its weights, for as long as either lives.
 
-Only weak references are kept: the store never prolongs the life of a weight, so it needs no limit,
-no eviction and no clean-up.
+Only weak references are kept: the store alone keeps no weight in memory, so it needs no limit, no
+eviction and no clean-up.
 """
 
 from __future__ import annotations

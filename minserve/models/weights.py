@@ -95,7 +95,7 @@ class TensorReader(Protocol):
 
 @dataclass(frozen=True)
 class _Projection:
-    """A `TensorSource` under one prefix, as a weight format wants it."""
+    """A `TensorSource` under one prefix, as a weight format reads it."""
 
     reader: TensorReader
     prefix: str
@@ -114,8 +114,7 @@ def build_weights(
 ) -> DecoderWeights:
     """Read every tensor the spec calls for, one at a time, into `dtype` on `device`.
 
-    `packed`: pack matrices in that shape (`Ops.packed_shape`); None leaves them as they
-    are.
+    `packed`: pack matrices in that shape (`Ops.packed_shape`); None: no packing.
     """
     dense: DenseFormat | PackedFormat = DenseFormat()
     if packed is not None:
@@ -138,7 +137,7 @@ def build_weights(
     tied = spec.tie_embeddings
     # A tied table may be stored under either name.
     only_head = tied and not reader.has("model.embed_tokens.weight") and reader.has(_HEAD)
-    # A table that is only looked up stays as it is: its rows lie side by side.
+    # A table that is only looked up is not packed, so that each of its rows is contiguous.
     embedding = table(
         "lm_head" if only_head else "model.embed_tokens", dense if tied else DenseFormat()
     )
@@ -200,6 +199,6 @@ class _RandomTensors:
 def random_weights(
     spec: ModelSpec, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
 ) -> DecoderWeights:
-    """Weights of the right shapes and no meaning: for benchmarks of speed, never of quality."""
+    """Random weights of the right shapes: for benchmarks of speed, never of quality."""
     where = torch.device(device)
     return build_weights(spec, _RandomTensors(dtype, where, seed), dtype, where)

@@ -1,8 +1,8 @@
 """The end of the process waits for steps under way.
 
-A daemon thread that is inside torch when the interpreter goes takes the process down with it, and
-its exit code is lost. So at exit no new step begins, and those that run come to their end. Process
-state, like the exit itself.
+A daemon thread that is inside torch while the interpreter shuts down crashes the process, and the
+exit code is lost. So at exit no new step begins, and running steps are waited for. This is state of
+the process, like the exit itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import atexit
 import threading
 
 TIMEOUT_S = 10.0
-"""A step that takes longer is left behind."""
+"""A step that takes longer is not waited for."""
 
 
 class ExitGate:
@@ -24,7 +24,8 @@ class ExitGate:
 
     def __enter__(self) -> None:
         with self._changed:
-            # The main thread comes here at exit only from another exit handler, and may go on.
+            # At exit the main thread is here only if another exit handler steps an engine, which it
+            # may.
             if self._closed and threading.current_thread() is not threading.main_thread():
                 raise SystemExit
             self._inside += 1

@@ -29,7 +29,7 @@ CHOICES = (VARIABLE, "OMP_WAIT_POLICY")
 
 
 def user_chose(environment: Mapping[str, str]) -> bool:
-    """Whether a wait policy was set, by another than us."""
+    """True if a wait policy is set that minserve did not set."""
     ours = {VARIABLE: str(SPIN_COUNT)}
     return any(environment.get(name, ours.get(name)) != ours.get(name) for name in CHOICES)
 
@@ -41,7 +41,8 @@ def set_spin_count(environment: MutableMapping[str, str]) -> None:
 
 
 def settle() -> str:
-    """Bound spinning in this process where that still helps; returns a sentence for `info`."""
+    """Bound spinning in this process while that is still possible; returns a sentence for `minserve
+    info`."""
     if user_chose(os.environ):
         chosen = [f"{name}={os.environ[name]}" for name in CHOICES if name in os.environ]
         return f"waiting threads follow {' and '.join(chosen)}"

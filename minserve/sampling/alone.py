@@ -1,4 +1,5 @@
-"""What to do where a batch cannot be sampled: each row alone, so that one row's failure is its own.
+"""After a batch could not be sampled: each row alone, so that one row's failure ends only its own
+request.
 
 Only after the batch has failed, so speed does not matter. Knows nothing about requests.
 """
@@ -18,8 +19,8 @@ from minserve.sampling.sampler import INVALID_TOKEN, SampledTokens, Sampler
 def sample_alone(
     sampler: Sampler, logits: Tensor, batch: SamplingBatch
 ) -> tuple[SampledTokens, dict[int, Exception]]:
-    """As `Sampler.sample`, row by row: `[num_samples, vocab]` -> tokens, and what rows failed with.
-    Those have INVALID_TOKEN."""
+    """As `Sampler.sample`, row by row: `[num_samples, vocab]` -> tokens, and the errors of rows
+    that failed. Their token is INVALID_TOKEN."""
     tokens = torch.full((batch.num_samples,), INVALID_TOKEN, device=logits.device)
     parts: list[Logprobs] = []
     errors: dict[int, Exception] = {}
@@ -46,7 +47,7 @@ def sample_alone(
 
 
 def sampling_of(batch: SamplingBatch, row: int) -> SamplingBatch:
-    """One row of a batch as a batch; it reports as many alternatives as the whole batch."""
+    """One row of a batch as a batch; it reports as many alternatives as the whole batch does."""
     history = batch.history[:, batch.history[0] == row].clone()
     biased = batch.bias_tokens[0] == row
     bias_tokens = batch.bias_tokens[:, biased].clone()
@@ -66,7 +67,7 @@ def sampling_of(batch: SamplingBatch, row: int) -> SamplingBatch:
 
 
 def _empty(num_top: int, logits: Tensor) -> Logprobs:
-    """The report of a row that has none."""
+    """The report of a row without logprobs."""
     none = logits.new_full((1,), float("nan"), dtype=torch.float32)
     ids = torch.zeros(1, num_top, dtype=torch.int64, device=logits.device)
     return Logprobs(none, ids.new_zeros(1), ids, none.expand(1, num_top))

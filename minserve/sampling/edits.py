@@ -68,7 +68,7 @@ def mask_tokens(scores: Tensor, rows: Tensor, bits: Tensor) -> None:
 
 
 def _within(rows: Tensor, batch: SamplingBatch, start: int, stop: int) -> slice:
-    """Where the ascending `rows` lie in `start` to `stop`."""
+    """The slice of the ascending `rows` that lies in `start` to `stop`."""
     if start == 0 and stop == batch.num_samples:
         return slice(None)
     bounds = torch.searchsorted(rows, torch.tensor([start, stop], device=rows.device)).tolist()

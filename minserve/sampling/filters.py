@@ -83,7 +83,8 @@ def thresholds(
         running = weights.cumsum(dim=-1)
         whole = running[:, -1]
         if not complete:
-            # Where there is a top-k, all it leaves is in view unless its edge is the last in view.
+            # With a top-k, all that it keeps is among these scores, unless its threshold equals the
+            # last of them.
             in_view = values[:, -1] < threshold
             whole = whole if mass is None else torch.where(in_view, whole, mass)
             known = in_view | (filters.top_p >= 1.0)

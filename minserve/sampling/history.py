@@ -1,7 +1,7 @@
 """Which tokens a request has seen, and how often it generated each: what penalties need.
 
-Counting a thousand tokens anew for every draw would cost more than the draw. The counts of a
-request are remembered for as long as the request lives, and only its new tokens are added.
+Counting a thousand tokens again for each draw would take longer than the draw. So the counts of a
+request are kept as long as the request, and only its new tokens are added.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TokenCounts:
         return self._tokens[:num], self._counts[:num]
 
 
-# A memo keyed by identity, not state: dropping it changes nothing but the time taken.
+# A cache keyed by identity, not state: dropping it changes only the time taken.
 _MEMO: WeakKeyDictionary[Request, TokenCounts] = WeakKeyDictionary()
 
 

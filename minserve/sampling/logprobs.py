@@ -4,7 +4,7 @@ Taken from the logits as they come from the model: no temperature, penalty, bias
 same functions serve drawn tokens and the tokens of a prompt.
 
 Alternatives are ordered by logit, and equal logits (frequent in bfloat16) by token id: a row's
-first k are the same whatever number its neighbours ask for.
+first k are the same whatever number other rows ask for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Logprobs:
     """Log probabilities at `num_rows` positions; float32, or float64 from float64 logits."""
 
     logprobs: Tensor
-    """`[num_rows]`: of the token that stands there."""
+    """`[num_rows]`: of the token at that position."""
     ranks: Tensor
     """int64 `[num_rows]`: 1 for the likeliest token; equals share the better rank."""
     top_token_ids: Tensor
@@ -64,7 +64,7 @@ def to_token_logprobs(
     values, ranks = logprobs.logprobs.tolist(), logprobs.ranks.tolist()
     records = []
     for row, (token, num) in enumerate(zip(token_ids, nums, strict=True)):
-        # Only what the row asked for becomes Python objects: a neighbour may ask for all tokens.
+        # Only what the row asked for becomes Python objects: another row may ask for all tokens.
         ids = logprobs.top_token_ids[row, :num].tolist()
         top = zip(ids, logprobs.top_logprobs[row, :num].tolist(), strict=True)
         records.append(TokenLogprobs(token, values[row], ranks[row], tuple(top)))
@@ -95,8 +95,8 @@ def _block(
 def _largest_on_cpu(logits: Tensor, count: int) -> Tensor:
     """Ids of each row's `count` largest logits, equals by id: `[n, vocab]` -> int64 `[n, count]`.
 
-    Torch's topk orders equals as it likes, which matters only where there are some: the one behind
-    the last that belongs is looked at too.
+    Torch's topk returns equal logits in any order. To see whether there are equals at the edge, one
+    more logit is looked at.
     """
     if count < logits.shape[1]:
         values, ids = logits.topk(count + 1, dim=-1)
@@ -106,8 +106,8 @@ def _largest_on_cpu(logits: Tensor, count: int) -> Tensor:
 
 
 def _largest_with_equals(logits: Tensor, count: int) -> Tensor:
-    """The same by a selection of bare values, which finds the smallest one that belongs; only what
-    reaches it is sorted."""
+    """The same by selecting values without indices: this finds the smallest one that belongs, and
+    only logits that reach it are sorted."""
     values = logits.numpy()
     edges = np.partition(values, values.shape[1] - count, axis=-1)[:, -count]
     reach = values >= edges[:, None]

@@ -1,8 +1,8 @@
 """Which tokens a request may draw: one hook for lists, bad words, grammars and verifiers.
 
 A `LogitsMask` answers for one position of one request, on the host; `plan_sampling` asks it and
-`edit_logits` applies the answer behind biases and penalties, so that a banned token stays banned.
-Reported log probabilities are those of the model, as always. Knows text only to encode bad words.
+`edit_logits` applies the answer after biases and penalties, so that a banned token stays banned.
+Reported log probabilities are those of the model, as always. Handles text only to encode bad words.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NO_BANS = TokenMask()
 
 
 class Encoder(Protocol):
-    """What is asked of a tokenizer."""
+    """What masks need of a tokenizer."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -76,7 +76,7 @@ class BadWords:
         """See `LogitsMask.at`."""
         first, tokens = request.num_prompt_tokens, request.token_ids
         if not self._longer or position <= first:
-            return self._single  # asked also for a position whose tokens before are in flight
+            return self._single  # also called for a position whose preceding tokens are in flight
         found = self._longer.get(tokens[position - 1])
         if found is None:
             return self._single

@@ -62,11 +62,11 @@ def plan_sampling(
     """How to draw the next token of each request, in this order; tensors on the CPU.
 
     `eos_token_ids`: the model's, banned (like the request's own stop ids) until `min_tokens` are
-    generated; not under `ignore_eos`, where they end nothing. `positions`: the place in prompt
-    plus output of each token being drawn, `num_tokens` unless the caller has tokens in flight.
-    A request may occur several times at different positions. Token ids must be in range: see
+    generated; not under `ignore_eos`, where they end nothing. `positions`: the place in prompt plus
+    output of each token being drawn, `num_tokens` unless the caller has tokens in flight. A request
+    may occur several times at different positions. Token ids must be in range: see
     `check_token_ids`. A row is planned from its request and position alone: where this raises,
-    planning the requests one by one finds the one to blame.
+    planning the requests one by one finds the request that causes it.
     """
     params = [request.params for request in requests]
     if positions is None:
@@ -179,7 +179,7 @@ def _masks(requests: Sequence[Request], positions: Sequence[int], masked: list[i
             answer = mask.at(request, positions[row])
             banned.update(answer.banned)
             if answer.allowed is not None:
-                # What lies beyond the shorter one is not allowed.
+                # Tokens beyond the end of the shorter mask are not allowed.
                 length = len(answer.allowed) if allowed is None else len(allowed)
                 both = answer.allowed[:length]
                 allowed = both if allowed is None else both & allowed[: len(both)]

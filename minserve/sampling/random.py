@@ -1,4 +1,4 @@
-"""Random numbers that are a function of where they are used, not of when they are asked for.
+"""Random numbers that depend on where they are used, not on when.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds
 of multiply and exclusive-or turn a 128-bit counter and a 64-bit key into 128 random bits. The
@@ -27,7 +27,7 @@ _KEY_STEPS = np.arange(_ROUNDS, dtype=np.uint32)[:, None, None] * np.array(
 _FEW = 10  # below this many, plain integers are faster than numpy
 
 DRAW_STREAM = 0
-"""The stream of the ordinary draw; speculative verification takes others."""
+"""The stream of the ordinary draw; speculative verification uses others."""
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -72,8 +72,8 @@ def uniforms(
     """One number in [0, 1) with 53 random bits for each (seed, sample index, position, stream).
 
     `seeds` are 64-bit integers, the others whole numbers below 2**32; all of length `[n]`.
-    Different streams are independent: whoever needs more than one number at a position (a
-    verifier: one to accept, one to redraw) takes a stream for each.
+    Different streams are independent: code that needs several numbers at a position (a verifier:
+    one to accept, one to redraw) uses a stream for each.
     """
     if len(positions) < _FEW:
         named = zip(seeds, sample_indices, positions, strict=True)

@@ -76,8 +76,8 @@ def invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
 
     `weights`: `[n, width]`, none negative; `uniforms`: float64 `[n]` in [0, 1) -> int64 `[n]`. The
     answer is the first index whose cumulative weight exceeds uniform x total, in index order, with
-    running totals in float64. An index of weight 0 is never drawn. A row that has no weights (all
-    0, or NaN among them) gives some index in range.
+    running totals in float64. An index of weight 0 is never drawn. For a row without usable weights
+    (all 0, or a NaN among them) it is some index in range.
     """
     # First the chunk. A double below 1 times the total is below the total, even when rounded.
     sums = in_chunks(weights).sum(dim=-1).double()

@@ -1,4 +1,4 @@
-"""Logits to tokens: the stages of sampling in their order, each where its cost is least.
+"""Logits to tokens: the stages of sampling in their order.
 
 For each row: biases and bans, penalties, temperature, top-k, top-p, min-p, one draw; temperature 0
 takes the likeliest token instead. Log probabilities are reported from the logits as the model gave
@@ -31,8 +31,8 @@ from minserve.sampling.rows import (
 )
 
 INVALID_TOKEN = -1
-"""Stands for a token where the logits allowed none: a NaN or an infinity among them, or every
-token banned. The engine fails that one request; to keep tokens on a device, clamp before use."""
+"""In place of a token where none could be drawn: a NaN or an infinity among them, or every token
+banned. The engine fails that one request; to keep tokens on a device, clamp before use."""
 
 _MIN_TEMPERATURE = 1e-30  # float32 holds it; colder than this is greedy but for exact ties
 _BLOCK = 1 << 20  # logits per block on a CPU: a block's temporaries stay in the caches
@@ -63,8 +63,7 @@ class Sampler:
         """Draw from `logits` `[num_samples, vocab]`, of any float type and left unchanged.
 
         The arithmetic is float32 (float64 for float64 logits), running totals are float64. On the
-        same device as the batch; without a kernel, where top-k or top-p is in use, a GPU is waited
-        for.
+        same device as the batch; without a kernel, top-k and top-p wait for the GPU.
         """
         with torch.inference_mode():
             tokens = self._tokens(logits, batch)
@@ -118,7 +117,7 @@ def _sample_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -
             rows = params[0].nonzero()[:, 0]
             params = params[:, rows]
             tokens[rows] = _draw(_scores(logits[rows], best[rows], params[0]), batch, params)
-        else:  # picking rows would wait for the device: draw for all, keep what is wanted
+        else:  # picking rows would wait for the device: draw for all
             sampled = params[0] > 0
             params = torch.where(sampled, params, 1.0)
             drawn = _draw(_scores(logits, best, params[0]), batch, params)
@@ -201,7 +200,7 @@ def _filtered(scores: Tensor, filters: Filters) -> Tensor:
 def _sort_for_thresholds(
     threshold: Tensor, known: Tensor, scores: Tensor, filters: Filters
 ) -> None:
-    """Put right, in place, the thresholds that a row's largest scores were too few to tell."""
+    """Correct, in place, the thresholds for which a row's largest scores were too few."""
     if not bool(known.all()):
         rows = (~known).nonzero()[:, 0]
         values = largest_values(scores[rows], scores.shape[1])

@@ -66,7 +66,7 @@ def render_chat(
         ) from None
     except TemplateError as error:
         raise ChatTemplateError(f"The model's chat template refused: {_short(error)}") from error
-    except Exception as error:  # a program of a stranger may raise anything
+    except Exception as error:  # a template may raise anything
         raise ChatTemplateError(
             "The model's chat template failed on these messages: "
             f"{type(error).__name__}: {_short(error)}"
@@ -81,7 +81,7 @@ def _short(error: Exception) -> str:
 @lru_cache(maxsize=16)
 def _compile(template: str) -> Template:
     """A template ready to render. Raises ChatTemplateError when it is not valid jinja2."""
-    # Imported here: the command line starts without it.
+    # Imported here, so that the command line starts faster.
     import jinja2
 
     from minserve.tokenizer.template_sandbox import TemplateEnvironment
@@ -115,7 +115,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """jinja2's own filter escapes HTML, which no model was trained on."""
+    """Replaces jinja2's own filter, which escapes HTML; no model was trained on that."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -1,7 +1,7 @@
 """Tokenizers in older formats, converted by transformers, which never runs the model's own code.
 
-transformers opens what it likes in a directory, so every file there is looked at first: regular,
-of a size that a tokenizer can have, and JSON that can be read.
+transformers may open any file of the directory, so all are checked first: each must be a regular
+file of plausible size, and JSON must be valid.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def convert(path: Path) -> tuple[Backend, dict[str, str]]:
         )
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # whatever a converter may raise, Rust's panics among it
+    except BaseException as error:  # a converter may raise anything, including Rust's panics
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise TokenizerError(
             f"{path} has no tokenizer.json, and transformers could not convert its tokenizer "

@@ -1,6 +1,6 @@
 """Token ids to text while they arrive: whole characters only, and each piece of text once.
 
-A token is not a piece of text: it may end in the middle of a character, and what it looks like may
+A token is not always a piece of text: it may end in the middle of a character, and its text may
 depend on its neighbours. The promise of both classes here: whatever the tokens, all pushes and the
 final flush together are exactly the text of all tokens decoded at once; and a push costs the same
 however long the text already is.
@@ -34,8 +34,8 @@ class ByteDetokenizer:
     """For byte-level vocabularies (GPT-2, Llama 3, Qwen): a token is a sequence of bytes.
 
     Text is the UTF-8 decoding of all bytes, so a byte decoder that keeps an incomplete character
-    for the next call is all there is to it. `piece(token_id)` gives a token's bytes, empty for
-    tokens that are left out of the text.
+    for the next call is enough. `piece(token_id)` gives a token's bytes, empty for tokens that are
+    left out of the text.
     """
 
     def __init__(self, piece: Callable[[int], bytes]) -> None:

@@ -40,7 +40,7 @@ class TokenizerFiles:
     chat_templates: dict[str, str] = field(default_factory=dict)
     """By name; the usual one is "default"."""
     notes: tuple[str, ...] = ()
-    """Where the files contradict each other, in sentences: which one is followed."""
+    """Sentences that say, where files contradict each other, which one is used."""
 
 
 def read_tokenizer(path: Path) -> TokenizerFiles | None:
@@ -59,7 +59,7 @@ def read_tokenizer(path: Path) -> TokenizerFiles | None:
 
 def _read_fast(path: Path) -> TokenizerFiles:
     settings = Settings.read(path)
-    # Refusals of these small files come before the work on the large one.
+    # Errors in these small files are found before the work on the large one.
     special, templates = settings.special_tokens(), settings.chat_templates()
     file = path / "tokenizer.json"
     backend, is_byte_level = _parse(file)
@@ -72,7 +72,7 @@ def _read_fast(path: Path) -> TokenizerFiles:
         elif settings.tokenizer_class() == "GPT2Tokenizer":
             notes = _gpt2_notes(backend)
         _add_tokens(backend, settings)
-        # An error in a decoder or a template would otherwise wait for the first request.
+        # Otherwise an error in a decoder or a template would show only at the first request.
         backend.decode(backend.encode("a 1", add_special_tokens=True).ids[:64])
     except (KeyboardInterrupt, SystemExit, TokenizerError):
         raise
@@ -93,7 +93,7 @@ def _parse(file: Path) -> tuple[Backend, bool]:
         return Backend.from_buffer(encoded), b'"ByteLevel"' in encoded
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # bare Exception, or a Rust panic, which is no Exception
+    except BaseException as error:  # plain Exception, or a Rust panic, which is a BaseException
         raise _unusable(file, error) from None
 
 
@@ -109,8 +109,8 @@ def _without_training_settings(backend: Backend) -> None:
 
 
 def _gpt2_notes(backend: Backend) -> tuple[str, ...]:
-    """transformers 5 rebuilds this class around the vocabulary with GPT-2's one way to split text;
-    the model was trained with what its tokenizer.json says, which is followed here."""
+    """transformers 5 rebuilds this class from the vocabulary and splits text as GPT-2 does. The
+    model was trained with the splitting in its tokenizer.json, which is used here."""
     if backend.pre_tokenizer is None:
         return ()
     kind = json.loads(backend.pre_tokenizer.__getstate__()).get("type")

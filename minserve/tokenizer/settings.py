@@ -34,7 +34,7 @@ class TokenizerError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """`tokenizer_config.json`, with what `special_tokens_map.json` has to add."""
+    """`tokenizer_config.json`, completed by `special_tokens_map.json`."""
 
     path: Path
     values: dict[str, Any]
@@ -45,7 +45,7 @@ class Settings:
         path = directory / "tokenizer_config.json"
         values = read_object(path)
         if "added_tokens_decoder" not in values:
-            # Newer files repeat the map, and may contradict it.
+            # Newer configuration files repeat the map's content, and may contradict it.
             values.update(read_object(directory / "special_tokens_map.json"))
         return cls(path, values)
 
@@ -63,8 +63,8 @@ class Settings:
         return value
 
     def tokenizer_class(self) -> str:
-        """The class in transformers, without "Fast"; "" when the file does not say. A name to
-        compare with: no code is ever looked up by it."""
+        """The class in transformers, without "Fast"; "" when the file does not say. It is only
+        compared with known names; no code is imported by it."""
         value = self.values.get("tokenizer_class")
         if value is not None and not isinstance(value, str):
             raise self._error("tokenizer_class", value, "a name")

@@ -1,9 +1,9 @@
 """Stop strings over text that arrives in pieces: found wherever the pieces are cut.
 
-The rule: of all occurrences of all stop strings, the one that starts earliest ends the text (of
-two that start together, the shorter). It is a rule about the text, so how the text was split into
-tokens changes nothing. Its price: while an occurrence is found but a longer stop string that
-started earlier could still be completed, the decision waits for the next piece.
+The rule: of all occurrences of all stop strings, the one that starts earliest ends the text (of two
+that start together, the shorter). It is a rule about the text, so how the text was split into
+tokens changes nothing. Its cost: while a longer stop string that started earlier could still be
+completed, an occurrence that was found has to wait for the next piece.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ class StopChecker:
         return self._release(min(start, possible))
 
     def finish(self) -> str:
-        """No more text comes: decide with what is there, and pass on the rest."""
+        """There is no more text: decide with what was held back, and pass on the rest."""
         if self.matched is not None:
             return ""
         start, stop = self._first()
         return self._release(len(self._held)) if stop is None else self._cut(start, stop)
 
     def _first(self) -> tuple[int, str | None]:
-        """Start and text of the occurrence that wins among those complete; or the end, None."""
+        """Start and text of the complete occurrence that counts by the rule; without one, the
+        text's length and None."""
         best: tuple[int, str | None] = (len(self._held), None)
         for stop in self._stops:
             start = self._held.find(stop, max(0, self._floor - len(stop) + 1))
@@ -63,7 +64,8 @@ class StopChecker:
         return best
 
     def _possible_start(self) -> int:
-        """Where the longest tail begins that is the beginning of a stop string; or the end."""
+        """Where the longest tail that is a prefix of a stop string begins; without one, the text's
+        length."""
         held = self._held
         earliest = len(held)
         for stop in self._stops:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class TextStream:
     """Turns tokens into text that can be shown at once: it is never taken back.
 
-    Whoever neither streams nor has stop strings needs none: `Tokenizer.decode` at the end gives
+    Without streaming and without stop strings none is needed: `Tokenizer.decode` at the end gives
     the same text. A token that ends the text by its id (end of sequence, `stop_token_ids`) is not
     pushed unless it is to be part of the text.
     """

@@ -1,8 +1,7 @@
 """What a chat template may spend: computing time, and characters that its operations produce.
 
-Every loop round, call, filter and operator that can make something large out of something small is
-charged before it runs, so the budget holds in memory as well as in time. Knows nothing about
-jinja2.
+Each loop round, call, filter and operator whose result can be larger than its input is charged
+before it runs, so the budget bounds memory as well as time. Knows nothing about jinja2.
 """
 
 from __future__ import annotations
@@ -15,16 +14,17 @@ from typing import Any
 from minserve.clock import thread_cpu_s
 
 MAX_SECONDS = 1.0
-"""Of computing time, so that a busy machine refuses nothing. A usual chat takes a millisecond."""
+"""Seconds of computing time, not of the clock, so that a busy machine refuses no template. A usual
+chat takes a millisecond."""
 MAX_CHARS = 100_000_000
 """Produced in all, intermediate results included. A usual chat makes ten times its own length."""
 MAX_WEIGHT = 4_000_000
 """Characters of one nested value written out. Lists that hold one list twice double per level."""
 _ITEM_CHARS = 8
-"""What an item of a list counts as: its reference."""
+"""Characters that an item of a list counts as, for its reference."""
 _STEPS_PER_LOOK = 32
 _MAX_BITS = 4096
-"""Of an integer; Python refuses to write much longer ones out."""
+"""Digits of an integer; Python refuses to convert much longer ones to text."""
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{|\d{5,}")
 """A width of five digits or more, or one that is an argument."""
 _CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
@@ -35,7 +35,7 @@ class TemplateLimit(Exception):
 
 
 class Budget:
-    """What one rendering has left."""
+    """The budget that one rendering has left."""
 
     __slots__ = ("chars", "deadline", "until_look")
 
@@ -50,7 +50,8 @@ class Budget:
         self.chars -= 1 + chars
         if self.chars < 0:
             raise TemplateLimit(f"it produces more than {MAX_CHARS:,} characters on its way")
-        # Looking at the clock costs as much as the rest: large steps look, and some small ones.
+        # Reading the clock takes as long as the rest: it is read for large amounts, and for some
+        # small ones.
         self.until_look -= 1 + chars // 64
         if self.until_look < 0:
             self.until_look = _STEPS_PER_LOOK
@@ -72,8 +73,8 @@ class spending:
 
 
 def charge(chars: int) -> None:
-    """Spend from the current budget. Constants folded while a template is compiled have one too
-    large to matter, and none of a size that could."""
+    """Spend from the current budget. While a template is compiled there is none, and only the size
+    of constants that are folded is limited."""
     budget = _current.get()
     if budget is not None:
         budget.charge(chars)
@@ -120,7 +121,7 @@ def charge_nested(value: Any) -> tuple[int, int]:
 
 
 def charge_binary(operator: str, left: Any, right: Any) -> None:
-    """Pay for `+`, `*`, `**` and `%` by what they will make."""
+    """Pay for `+`, `*`, `**` and `%` by the size of their result."""
     if operator == "+":
         charge_result(left)
         charge_result(right)
@@ -150,7 +151,7 @@ def check_format(template: str | bytes) -> None:
 
 
 def charge_method(method: Any, args: tuple[Any, ...]) -> None:
-    """Pay for a method of a string before it makes more than it is given."""
+    """Pay, before it runs, for a method of a string that may return more than it is given."""
     text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
     if not isinstance(text, (str, bytes)):
         if name == "to_bytes":

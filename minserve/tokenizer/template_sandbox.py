@@ -1,9 +1,9 @@
 """jinja2's sandbox for chat templates, with a budget.
 
-The sandbox keeps a template from reaching anything but its arguments. It does not keep it from
-taking for ever or filling the memory, so loops, calls, filters, operators and what is written all
-pay from `template_budget`. jinja2 compiles a template to Python, where a loop or a concatenation
-meets no hook: those are rewritten into filters before. Imported only when a chat is rendered.
+The sandbox keeps a template from reaching anything but its arguments. It does not bound time and
+memory, so loops, calls, filters, operators and output are all paid for from `template_budget`.
+jinja2 compiles a template to Python without hooks for loops and concatenations: these are rewritten
+into filters first. Imported only when a chat is rendered.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _COMPARING_TESTS = (
 
 
 class _GenerationBlocks(Extension):
-    """`{% generation %}` marks what training learns; here it does nothing."""
+    """`{% generation %}` marks the text that training learns; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 reads it from the class
 
@@ -86,12 +86,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """An operator, paid for before it runs."""
+        """Run an operator, paid for first."""
         charge_binary(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call, paid for by what it may make before it runs, and by what it made."""
+        """Run a call, paid for by what it may produce, and afterwards by its result."""
         if isinstance(__obj, Macro):
             charge(__self.static_chars)
         else:
@@ -103,7 +103,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return charge_result(super().call(__context, __obj, *args, **kwargs))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """An item; finding it may hash, and so visit, a nested tuple."""
+        """Look up an item, paid for first: hashing a nested tuple visits all of it."""
         if isinstance(argument, tuple):
             charge_nested(argument)
         return super().getitem(obj, argument)
@@ -125,7 +125,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Rewriter(NodeTransformer):
-    """Puts a filter where jinja2's generated code would meet no hook."""
+    """Inserts filters where jinja2's generated code has no hook."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -191,7 +191,7 @@ def _compared(value: Any) -> Any:
 def _written(value: Any) -> Any:
     """Pays for a value that is about to become text."""
     if isinstance(value, Namespace):
-        # Its text shows all that it holds, which no template needs.
+        # Its text would show everything that it holds, which no template needs.
         raise TemplateLimit("it writes a namespace as text")
     charge_nested(value)
     return value
@@ -215,7 +215,7 @@ def _paid_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def paid(*args: Any, **kwargs: Any) -> Any:
         value = args[at] if len(args) > at else None
         if name == "join" and isinstance(value, Iterator):
-            # What comes from `map` has no length before it is there.
+            # The result of `map` has no length before it is complete.
             value = list(_each(value, 0))
             args = (*args[:at], value, *args[at + 1 :])
         weight, depth = (0, 0) if name in _SHALLOW else _written_weight(value)
@@ -269,7 +269,7 @@ def _pay_per_char(value: Any, args: list[Any], weight: int, depth: int) -> None:
 
 
 def _pay_indents(value: Any, args: list[Any], weight: int, depth: int) -> None:
-    # At most one line per item, a step further in per level.
+    # At most one line per item, with one more indent per level.
     charge(weight // 8 * (depth * (_integers(args) + _texts(args)) + 1))
 
 

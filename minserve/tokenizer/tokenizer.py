@@ -26,7 +26,7 @@ class Tokenizer:
     """Encodes as transformers' AutoTokenizer does for the same directory; safe to share.
 
     `special_tokens`: contents by role (`bos_token`, ...). `chat_templates`: jinja2 sources by name.
-    `notes`: where the files contradict each other, which one is followed.
+    `notes`: where the files contradict each other, which one is used.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Tokenizer:
     @property
     def eos_token_id(self) -> int | None:
         """Id of the token that ends a text, if there is one. A model's generation_config.json may
-        name several: those count."""
+        name several, which are used instead."""
         return self._role("eos_token")
 
     def _role(self, name: str) -> int | None:
@@ -84,8 +84,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `add_special_tokens`: with what the model expects around it (BOS).
 
-        Raises InvalidRequestError for text that is not valid Unicode, or that the tokenizer's
-        regular expression gives up on.
+        Raises InvalidRequestError for text that is not valid Unicode, or on which the tokenizer's
+        regular expression fails.
         """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -96,7 +96,7 @@ class Tokenizer:
             ) from error
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a Rust panic is no Exception
+        except BaseException as error:  # a Rust panic is a BaseException
             raise InvalidRequestError(
                 "The prompt cannot be tokenized: the model's tokenizer failed on it "
                 f"({shorten(str(error) or type(error).__name__, 300)}). Give a shorter prompt, or "

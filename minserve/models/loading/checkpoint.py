@@ -37,7 +37,7 @@ def stored_dtype(directory: Path) -> str | None:
     try:
         header = read_header(checkpoint_files(directory)[0])
     except ModelError:
-        # Whatever is wrong with the weights is said when they are loaded.
+        # Errors in the weights are reported when they are loaded.
         return None
     return next((_STORED_DTYPES.get(tensor.dtype) for tensor in header.values()), None)
 
@@ -73,7 +73,7 @@ class CheckpointHeaders:
         return self.stored_name(name) in self.tensors
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor without memory, once its header has been found to be as expected."""
+        """A tensor without memory, after its header was compared with what is expected."""
         stored = self.stored_name(name)
         tensor = self.tensors.get(stored)
         if tensor is None:
@@ -96,9 +96,10 @@ class CheckpointHeaders:
         return torch.empty(shape, dtype=getattr(torch, _STORED_DTYPES[tensor.dtype]), device="meta")
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise ModelError unless these are the tensors of a spec, each of its shape, and no other.
+        """Raise ModelError unless these are the tensors of a spec, each of its shape, and no
+        others.
 
-        Goes through the motions of loading on the meta device, where nothing is allocated.
+        Runs the loading code on the meta device, where nothing is allocated.
         """
         build_weights(spec, self, torch.float32, torch.device("meta"))
         if spec.tie_embeddings and self.has(_HEAD) and self.has(_TABLE):

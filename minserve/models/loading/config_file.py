@@ -1,4 +1,4 @@
-"""A `config.json` that explains itself: typed reads whose errors name file, key, value and remedy.
+"""Typed reads of a `config.json`, with errors that name file, key, value and remedy.
 
 Read as JSON, never through transformers, which takes seconds to import. Knows nothing about models.
 """
@@ -91,7 +91,7 @@ class ConfigFile:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, "a number", "correct the file")
-        # The reader of JSON lets no NaN or infinity through.
+        # The JSON reader refuses NaN and infinity.
         if not (above < value and at_least <= value <= at_most):
             low = f"above {above:g}" if above > at_least else f"at least {at_least:g}"
             raise self.error(key, f"a number {low} and at most {at_most:g}", "correct the file")

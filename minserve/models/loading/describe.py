@@ -1,4 +1,5 @@
-"""What a model directory says about its model: the spec, and how its makers sample from it.
+"""What a model directory says about its model: the spec, and the sampling parameters that its
+authors recommend.
 
 Read from `config.json` and `generation_config.json`, without touching the weights.
 """

@@ -1,4 +1,4 @@
-"""What goes wrong with a model before the first token, said to the person who asked for it."""
+"""The error of a model that cannot be served, in a sentence for its user."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A family says what its modelling code in transformers hard-wires (which projections have a bias,
 whether heads are normalised, which layers have a window) and what its configuration class assumes
-for keys a file leaves out. A feature that this decoder does not have is refused by name; nothing in
-a file is skipped that would change a logit. Knows nothing about weights.
+for keys a file leaves out. A feature that this decoder does not have is refused by name; no key of
+a file that would change a logit is ignored. Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_LAYERS = 10_000
 _MOST_HEADS = 1 << 16
 _LARGEST_HEAD = 1 << 14
 _SMALLEST_EPS = 1e-20
-"""The square root of a smaller one, inverted, leaves float32 on a row of zeros."""
+"""With a smaller epsilon, 1 / sqrt(epsilon) of a row of zeros overflows float32."""
 Windows = Callable[[ConfigFile, int], list[int | None]]
 """Sliding window of each of so many layers, in tokens; None attends to everything."""
 
@@ -163,7 +163,8 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
 
 
 def _out_of_vocabulary(ends: tuple[int, ...], vocab_size: int) -> tuple[str, ...]:
-    """Files name end tokens that were never added to the model; it cannot generate them."""
+    """Drops end tokens outside the vocabulary: some files name tokens that were never added to the
+    model, which it cannot generate."""
     outside = [token for token in ends if token >= vocab_size]
     if not outside:
         return ()

@@ -1,7 +1,7 @@
 """Headers of safetensors files, read and checked before any tensor is: names, formats, shapes.
 
 A file is eight bytes of length, a JSON header and the tensors' bytes, without a hole or an overlap.
-Nothing a header says is believed before it agrees with itself and with the size of its file. Knows
+Nothing in a header is used before it was found consistent in itself and with the file's size. Knows
 nothing about models.
 """
 
@@ -28,7 +28,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What one tensor claims to be."""
+    """What the header says about one tensor."""
 
     path: Path
     dtype: str
@@ -92,7 +92,7 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorHeader, int, int]:
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether this is a list of so few and such small sizes that their product is a number."""
+    """True for a list of sizes whose number and product are within bounds."""
     return (
         isinstance(value, list)
         and len(value) <= 8

@@ -1,4 +1,4 @@
-"""From what a user writes to a model directory.
+"""Finds the directory of a model that a user names.
 
 A name is an existing directory or a Hugging Face hub name "org/name"; zoo names are resolved above
 this room, by `minserve.llm`. Knows nothing about what is in the directory.
@@ -46,7 +46,7 @@ def resolve_model_dir(model: str | Path) -> Path:
 
 def check_model_name(model: str | Path) -> None:
     """Raises ModelError for a name that the file system cannot even look for: longer than any path,
-    in a directory that may not be entered, a user's who does not exist."""
+    in a directory that may not be entered, or under the home of a user that does not exist."""
     try:
         Path(model).expanduser().stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -23,7 +23,7 @@ _LARGEST = 1e6
 
 
 def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
-    """The rotary spec, the longest position it is claimed to reach, in tokens, and notes.
+    """The rotary spec, the longest position in tokens that the file claims, and notes.
 
     The claim is `max_position_embeddings`, which some scalings leave at the length before scaling:
     "linear" and "dynamic" multiply it by their factor, "yarn" its original length, as vLLM does.
@@ -43,7 +43,7 @@ def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
     longest = config.integer("max_position_embeddings")
     spec = _spec(rope, cast(RopeKind, kind), longest)
     original = spec.original_max_position or longest
-    # A factor below 1 squeezes positions, and takes none away.
+    # A factor below 1 scales positions, and does not reduce their number.
     stretched = int(max(spec.factor, 1.0) * original)
     if kind in ("linear", "dynamic"):
         longest = stretched
@@ -67,7 +67,7 @@ def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
 def check_rotary_table(spec: ModelSpec, max_position: int) -> None:
     """Raise ModelError when the table of cosines and sines for so many positions is too large.
 
-    A file may claim any length, and an engine believes it where its user names none.
+    A file may claim any length, which the engine uses if its user gives none.
     """
     widest = max((layer.mixer.head_dim for layer in spec.layers), default=0)
     table_bytes = max_position * widest * 4
@@ -82,11 +82,11 @@ def check_rotary_table(spec: ModelSpec, max_position: int) -> None:
 def _merged(config: ConfigFile) -> tuple[dict[str, Any], list[str]]:
     """One dict of rotary parameters, whichever way the file spells them, and notes on conflicts."""
     parts = {key: _part(config, key) for key in ("rope_scaling", "rope_parameters")}
-    # In transformers the old key, where it says anything, stands in for the new one as a whole.
+    # In transformers the old key, where it has a value, replaces the new one as a whole.
     part = parts["rope_scaling"] or parts["rope_parameters"]
     theta = config.get("rope_theta")
     values = {"rope_theta": 10_000.0 if theta is None else theta, **part}
-    # Its place outside goes before the one inside, for the scalings that read it.
+    # For the scalings that read it, the value outside takes precedence over the one inside.
     outside = config.get("original_max_position_embeddings")
     if outside is not None:
         values["original_max_position_embeddings"] = outside
