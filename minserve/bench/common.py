@@ -1,4 +1,4 @@
-"""What both benchmarks share: arguments, the model, the sides, and the report's frame."""
+"""What the benchmarks share: arguments, the model, the sides, and the report's frame."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace, **limits: int) -> EngineConfig:
-    """The engine's configuration: `limits` (dotted names with __) where `--set` says nothing.
+    """The engine's configuration; `limits` (dotted names with __) apply where `--set` gives no
+    value.
 
-    Raises ConfigError for a field or value that is none.
+    Raises ConfigError for an unknown field or a wrong value.
     """
     values: dict[str, Any] = {"dtype": args.dtype, "device": args.device}
     values |= {name.replace("__", "."): value for name, value in limits.items()}
@@ -111,7 +112,7 @@ def _parse(path: str, text: str, kind: type, optional: bool) -> Any:
 
 @dataclass
 class Race:
-    """A model on disk, and who serves it. Closing ends every side that was opened."""
+    """A model on disk, and the sides that serve it. Closing ends every side that was opened."""
 
     args: argparse.Namespace
     model: Path
@@ -190,7 +191,7 @@ def frame(race: Race, name: str, **more: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide a result."""
+    """Versions of the packages that decide a result."""
     found = {}
     for package in ("minserve", "torch", "transformers", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

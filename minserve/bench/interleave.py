@@ -1,7 +1,8 @@
 """A against B in one run: warm-ups, then rounds in which every side runs once.
 
-Machines drift (clocks, neighbours, caches), so sides are compared within a round and the ratio is
-reported with its spread; the order turns round every time, so that nobody always runs first.
+A machine's speed drifts (clocks, other programs, caches), so sides are compared within a round and
+the ratio is reported with its spread. The order is reversed every round, so that no side always
+runs first.
 """
 
 from __future__ import annotations

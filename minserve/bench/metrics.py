@@ -1,8 +1,8 @@
 """Results in the field names of `vllm bench serve`, `throughput` and `latency`.
 
-So that the tools that read vLLM's result files read ours: times in milliseconds where the name
-says so, seconds otherwise, throughputs per second of the whole benchmark. Percentiles interpolate
-linearly, as numpy's do.
+Tools that read vLLM's result files can read ours: times in milliseconds where the name says so,
+seconds otherwise, throughputs per second of the whole benchmark. Percentiles interpolate linearly,
+as numpy's do.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Slo:
     e2el_s: float | None = None
 
     def met_by(self, metrics: RequestMetrics) -> bool:
-        """A request of one output token has no TPOT and meets any; one that ended without a token
-        meets none."""
+        """True if a request met it. A request of one output token has no TPOT and meets any limit
+        on it; a request that ended without a token meets none."""
         if metrics.ttft_s is None or metrics.e2e_s is None:
             return False
         pairs = (
@@ -66,11 +66,11 @@ class Run:
     """Generated tokens, by request."""
     num_input_tokens: int
     metrics: tuple[RequestMetrics, ...] = ()
-    """By request, where the side can tell; a static batch cannot."""
+    """By request; empty where the side cannot tell, as with a static batch."""
     itl_s: tuple[float, ...] = field(default=(), repr=False)
     """Times between deliveries, where they were recorded."""
     num_failed: int = 0
-    """Requests that ended with an error or were aborted; they are in none of the above."""
+    """Requests that ended with an error or were aborted; they are not in the fields above."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -84,7 +84,7 @@ class Run:
 
 
 def pooled(runs: Sequence[Run]) -> Run:
-    """Runs one after the other as one long run."""
+    """Several runs joined into one long run."""
     return Run(
         duration_s=sum(run.duration_s for run in runs),
         token_ids=tuple(tokens for run in runs for tokens in run.token_ids),

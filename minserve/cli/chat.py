@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
             try:
                 answer = _answer(llm, llm.chat_prompt(messages), params)
             except InvalidRequestError as error:
-                # Too long a conversation, most often: the turn is taken back, nothing is lost.
+                # Usually the conversation is too long: the last turn is removed, the others are
+                # kept.
                 messages.pop()
                 print(f"minserve: {error}; /reset starts over", file=sys.stderr)
                 continue

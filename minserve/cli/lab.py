@@ -1,7 +1,7 @@
 """`minserve lab doctor`: can the chapters run here, and what would make them run better?
 
-Looks, and changes nothing but caches. Advice is in sentences; the exit code is 1 where a chapter
-would fail. Knows package names and versions only: the engine never imports the lab.
+Changes nothing but caches. Gives advice in sentences; the exit code is 1 if a chapter would fail.
+Knows package names and versions only: the engine never imports the lab.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ KNOWN_BAD = {
 
 ENOUGH_BYTES = 2 * 10**9
 LEAST_BYTES = 12 * 10**8
-"""A chapter's peak memory: a promise of the chapters."""
+"""Most memory that a chapter takes, as the chapters promise."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     state: State
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> list[Finding]:
-    """All findings, in the order in which one would mend them."""
+    """All findings, in the order in which to fix them."""
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _python, _packages, _model, _memory, _threads, _ceilings, _operators, _browser, _place,
     )  # fmt: skip

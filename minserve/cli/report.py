@@ -19,7 +19,7 @@ def ceilings_of(llm: LLM) -> Ceilings:
 
 def roofline_figure(llm: LLM) -> str | None:
     """Least time the last run's counted work could take here, over the time it took: in words,
-    because a machine that was busy while its limits were measured has none to compare with."""
+    because a machine that was busy while its limits were measured has no limits to compare with."""
     steps = llm.trace.steps
     busy_s = sum(step.duration_s for step in steps)
     if not busy_s:

@@ -1,4 +1,5 @@
-"""The command line's ends: stdin, stdout and files it was told to write, and what can ail them."""
+"""The command line's input and output: stdin, stdout and files it was told to write, and their
+errors."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ _OF_STREAMS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class UsageError(ValueError):
-    """The command was asked for what cannot be done. A sentence."""
+    """The command was asked for something that cannot be done. The message is a sentence."""
 
 
 class OutputError(RuntimeError):
-    """A result that could not be written. A sentence."""
+    """A result that could not be written. The message is a sentence."""
 
 
 def read_stdin() -> str:
@@ -52,28 +53,28 @@ def check_stdout() -> None:
 
 
 def stdout_failure(error: Exception) -> str | None:
-    """What ails stdout in a sentence, where `error` is of that kind; None where it is not."""
+    """What is wrong with stdout, as a sentence, if `error` is an error of stdout; else None."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     if isinstance(error, UnicodeEncodeError) and encoding.lower() not in ("utf-8", "utf8"):
         return (
             f"stdout takes only {encoding}, and the text has other characters: set "
             "PYTHONIOENCODING=utf-8"
         )
-    # Errors of files carry their names; those of a stream that is open do not.
+    # Errors of files have a file name; those of an open stream do not.
     if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
         return f"the output cannot be written: {_reason(error)}"
     return None
 
 
 def silence_stdout() -> None:
-    """What is left in the buffer is dropped, so that the interpreter does not complain at exit."""
-    with suppress(OSError, ValueError, AttributeError):  # stdout may be no file, or none
+    """Drop what is left in the buffer, so that the interpreter prints no error at exit."""
+    with suppress(OSError, ValueError, AttributeError):  # stdout may be None, or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Can a file be written here? To be asked before what fills it is computed. Raises UsageError
-    that names the file; changes nothing."""
+    """Check that a file can be written here, before its content is computed. Raises UsageError that
+    names the file; changes nothing."""
     with _file_errors(path, flag, UsageError):
         if path.is_dir():
             raise OSError(errno.EISDIR, "it is a directory")
@@ -83,7 +84,7 @@ def check_writable(path: Path, flag: str) -> None:
             raise OSError(errno.ENOTDIR, f"{path.parent} is no directory")
         if path.exists() and not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, "permission denied")
-        # Only an attempt knows of quotas, read-only mounts and the longest name.
+        # Only an attempt shows quotas, read-only mounts and names that are too long.
         trial = path.with_name(path.name + ".tmp")  # the name under which traces are written
         with suppress(FileExistsError):
             os.close(os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -92,7 +93,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextmanager
 def writing(path: Path, flag: str) -> Iterator[None]:
-    """What fails while the file is written is an OutputError that names it."""
+    """Turns an error while the file is written into an OutputError that names it."""
     with _file_errors(path, flag, OutputError):
         yield
 

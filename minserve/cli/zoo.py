@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """List or score."""
     if args.action == "evaluate":
         from minserve.zoo.evaluation.evaluate import main
 

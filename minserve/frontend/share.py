@@ -23,7 +23,7 @@ from minserve.trace import RunTrace
 
 CLOSED = "this LLM is closed; make a new one"
 REENTERED = (
-    "this LLM was called by a signal handler or a finalizer in the midst of a step of the same "
+    "this LLM was called by a signal handler or a finalizer in the middle of a step of the same "
     "thread: set a flag there, and call it when the step has ended (close() and unpin() are safe)"
 )
 MOST_FAILURES = 5

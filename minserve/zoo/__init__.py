@@ -1,4 +1,4 @@
-"""Small models that are really trained, and how they were made.
+"""Small trained models, and how they were made.
 
 Knows where the shipped model directories are; importing it loads nothing heavy. The parts:
 

@@ -1,13 +1,13 @@
 """How long will the answer be? A ridge regression on the hidden state of a prompt's last token.
 
-What a model computes for the last token of a prompt decides the first token of the answer, and so
-knows something of the rest (TRAIL, Shahout et al., arXiv 2410.01035, reads lengths off it). Here a
-linear map of the stream after `layer` layers, with the prompt's length, gives the logarithm of the
-number of output tokens. `lengths_train` makes the map; `LengthProbe` is a `LengthPredictor` for
-`EngineParts(predictor=...)`.
+What a model computes for the last token of a prompt decides the first token of the answer, so it
+contains information about the rest (TRAIL, Shahout et al., arXiv 2410.01035, predicts lengths from
+it). Here a linear map of the stream after `layer` layers, with the prompt's length, gives the
+logarithm of the number of output tokens. `lengths_train` makes the map; `LengthProbe` is a
+`LengthPredictor` for `EngineParts(predictor=...)`.
 
-The probe runs the first `layer` layers over the prompt once more when the request arrives, which
-is not free: `forward_tokens` counts what it computed.
+The probe runs the first `layer` layers over the prompt a second time when the request arrives,
+which takes time: `forward_tokens` counts what it computed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from minserve.request import Request, SamplingParams
 from minserve.scheduling import StepPlan
 
 FILE = "length_probe.json"
-"""Beside the model's weights."""
+"""The file beside the model's weights."""
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,9 @@ def fit(features: Tensor, lengths: Tensor, ridge: float) -> tuple[Tensor, Tensor
 
 
 def quality(predicted: Tensor, actual: Tensor) -> dict[str, float]:
-    """Of logarithms: spread of the error, share of variance explained, and of pairs of different
-    length the share put in the right order (0.5 is guessing; ties of the prediction count half)."""
+    """Of logarithms: spread of the error, share of variance explained, and share of pairs of
+    different length that are put in the right order (0.5 is guessing; ties of the prediction count
+    half)."""
     error = predicted - actual
     first, second = torch.triu_indices(len(actual), len(actual), 1)
     differ = actual[first] != actual[second]
@@ -96,9 +97,9 @@ def _log(written: Sequence[Written]) -> Tensor:
 
 
 def evaluate(fitted: LengthMap, features: Tensor, written: Sequence[Written]) -> dict[str, Any]:
-    """The probe, the prompt's length alone (shorter prompt, shorter answer) and one number for
-    all, on the same continuations. What a second draw of the same prompts tells is the yardstick:
-    a prompt does not decide its answer's length where tokens are sampled."""
+    """The probe, the prompt's length alone (shorter prompt, shorter answer) and one number for all,
+    on the same continuations. A second draw of the same prompts gives the best possible result:
+    with sampling a prompt does not determine its answer's length."""
     actual = _log(written)
     mean, scale = torch.tensor(fitted.mean), torch.tensor(fitted.scale)
     weights = torch.tensor(fitted.weights, dtype=torch.float64)
@@ -112,7 +113,7 @@ def evaluate(fitted: LengthMap, features: Tensor, written: Sequence[Written]) ->
 
 
 def spread(written: Sequence[Written]) -> dict[str, float]:
-    """What lengths look like."""
+    """Statistics of lengths."""
     ordered = sorted(w.num_tokens for w in written)
     return {
         "prompts": len(ordered),

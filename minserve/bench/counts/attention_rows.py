@@ -1,6 +1,7 @@
 """One row of a model's attention, as it was computed: scores against every key, and the values.
 
-For looking at, not for speed: the prompt is run whole, and what one layer is asked is kept.
+For figures, not for speed: the prompt is computed in one step, and the inputs of one layer's
+attention are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class AttentionRow:
     values: Tensor
     """float32 `[context, head_dim]`."""
     output: Tensor
-    """float32 `[head_dim]`, as the engine's attention gave it."""
+    """float32 `[head_dim]`, as the engine's attention returned it."""
 
 
 class _Watched(TorchOps):
@@ -98,7 +99,7 @@ def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, l
     found = {}
     for layer, (q, out) in enumerate(ops.rows):
         mixer = spec.layers[layer].mixer
-        # The pages are in a row: token-major again, they are the prompt's keys and values.
+        # The pages are consecutive: in token-major order they are the prompt's keys and values.
         k, v = (cache.transpose(1, 2).flatten(0, 1)[: len(token_ids)] for cache in caches[layer])
         group = mixer.num_heads // mixer.num_kv_heads
         found[layer] = [

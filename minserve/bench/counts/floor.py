@@ -1,7 +1,7 @@
 """The floor: the least time a traced run's counted work could have taken on this machine.
 
-Every step's FLOPs and bytes over the measured ceilings, summed. How far a run is from it is the
-room that better kernels, less overhead and a better schedule together could win at this batching.
+Every step's FLOPs and bytes over the measured ceilings, summed. The difference to it is what better
+kernels, less overhead and a better schedule together could save at this batching.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Floor:
     bytes: int
     limits: str
     disturbed: bool
-    """The ceilings were measured while something else ran."""
+    """True if other programs ran while the ceilings were measured."""
 
     @property
     def times_floor(self) -> float:

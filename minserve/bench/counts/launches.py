@@ -1,7 +1,7 @@
 """One step of a model, launch by launch: as torch composes it, and with every operator fused.
 
-Counted on torch's `meta` device, so that any shape takes a moment and no weights. What a launch
-costs is given, not measured: the times here are modelled.
+Counted on torch's `meta` device, so that any shape takes a moment and needs no weights. The time of
+a launch is an argument, not measured: the times here are modelled.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ it, attention one operator; every operator of `Ops` one launch that moves the le
 
 
 class _Shapes:
-    """A `TensorReader` of weights that nobody filled in."""
+    """A `TensorReader` of weights without content."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -86,7 +86,7 @@ def run_step(
     context_lens: Sequence[int],
     counter: LaunchCounter,
 ) -> None:
-    """One forward pass over zeros on the weights' device, watched by `counter`."""
+    """One forward pass over zeros on the weights' device, counted by `counter`."""
     batch, blocks = make_batch(spec, query_lens, context_lens, weights.device)
     caches = []
     for layer in spec.layers:
@@ -106,7 +106,7 @@ def run_step(
 def make_batch(
     spec: ModelSpec, query_lens: Sequence[int], context_lens: Sequence[int], device: torch.device
 ) -> tuple[ForwardBatch, int]:
-    """A batch of these lengths over pages in a row, and how many pages it needs."""
+    """A batch of these lengths over consecutive pages, and how many pages it needs."""
     counts = [-(-context // PAGE) for context in context_lens]
     first = [sum(counts[:request]) for request in range(len(counts))]
     tables = torch.zeros(len(counts), max(counts), dtype=torch.int32)
@@ -141,8 +141,9 @@ def modelled_s(
 ) -> float:
     """Least seconds of a step on a device whose host takes `launch_s` to start each launch.
 
-    Launches follow each other, each bound by its bytes or its products, and the host works ahead:
-    whichever of the two takes longer. Raises ValueError where the data sheet is silent.
+    Launches run one after the other, each bound by its bytes or its products, while the host starts
+    the next ones; the result is the longer of the two. Raises ValueError where the data sheet has
+    no figure.
     """
     if device.memory_bytes_per_s is None:
         raise ValueError(f"{device.name}: no sourced figure for the memory bandwidth")

@@ -1,10 +1,10 @@
-"""How much of a step is spent outside operators: the price of Python, planning and bookkeeping.
+"""How much of a step is spent outside operators: the time of Python code, planning and bookkeeping.
 
-Measured without a profiler, whose own cost per operator would be counted as operator time. The
-same batch of decoding requests runs twice: plainly, which gives the stages' times, and with every
-call into the engine's `Ops` timed, which gives the time inside operators. Outside are scheduling,
-preparing and committing, and what of the forward pass is not inside a call of `Ops`: gathering
-embeddings, views and planning attention, so the share is an upper bound. Drawing the tokens counts
+Measured without a profiler, whose own cost per operator would be counted as operator time. The same
+batch of decoding requests runs twice: plainly, which gives the stages' times, and with every call
+into the engine's `Ops` timed, which gives the time inside operators. Outside are scheduling,
+preparing and committing, and every part of the forward pass that is not a call of `Ops`: gathering
+embeddings, views and planning attention. So the share is an upper bound. Drawing the tokens counts
 as operators in `share` (it is an argmax), and as outside in `share_with_sampling`.
 """
 
@@ -58,7 +58,7 @@ class OutsideOperators:
 
 
 class TimedOps:
-    """Any `Ops` with the time spent inside its calls added up in `elapsed_s`.
+    """Wraps any `Ops`, and adds up the time inside its calls in `elapsed_s`.
 
     Stands in for the wrapped object: methods are looked up once and timed from outside, so calls
     that an operator makes to its siblings are not counted twice.
@@ -90,7 +90,7 @@ class TimedOps:
 
 @contextmanager
 def timed_operators() -> Iterator[list[TimedOps]]:
-    """Engines built inside this context use timed operators, which are listed in what it yields."""
+    """Engines built inside this context use timed operators; it yields the list of them."""
     made: list[TimedOps] = []
     plain: Callable[..., Any] = vars(build)["select_ops"]
 

@@ -1,10 +1,10 @@
 """What cutting decode attention's contexts into parts gains and costs, part by part.
 
-Programs and bytes are counted, by the same formulas that the interpreter's counts are held against;
-seconds are modelled for a device: attention is bound by memory, a processor without a program moves
+Programs and bytes are counted, by the formulas that tests compare with the interpreter's counts.
+Seconds are modelled for a device: attention is bound by memory, a processor without a program moves
 nothing, and one with a program at most its share of the bandwidth. (A lone processor can move more
-than its share, so a real GPU gains less from the first parts.) Launches, one for one part and
-two for more, are left out.
+than its share, so a real GPU gains less from the first parts.) Launches, one for one part and two
+for more, are left out.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Splitting:
         merging = self.requests * mixer.num_heads
         written = partial if parts > 1 else bare.written
         first = (bare.read + written) / (bandwidth * min(1.0, programs / processors))
-        second = 0.0  # One part is the result: there is nothing to join.
+        second = 0.0  # One part is the result: there is nothing to merge.
         if parts > 1:
             second = (partial + bare.written) / (bandwidth * min(1.0, merging / processors))
         return SplitCost(parts, programs, bare.total, 2 * partial, first + second)
@@ -83,7 +83,7 @@ class Splitting:
 
 
 def limits(device: DeviceSpec) -> tuple[float, int]:
-    """Bytes per second, and processors. Raises ValueError where the data sheet is silent."""
+    """Bytes per second, and processors. Raises ValueError where the data sheet has no figure."""
     if device.memory_bytes_per_s is None or device.processors is None:
         able = ", ".join(n for n, d in DEVICES.items() if d.processors and d.memory_bytes_per_s)
         raise ValueError(

@@ -15,5 +15,5 @@ if __name__ == "__main__":
     try:
         sys.exit(command.run(parser.parse_args()))
     except KeyboardInterrupt:
-        # What is recorded stays; the same command goes on from there.
+        # Finished parts are kept; the same command continues from there.
         sys.exit(130)

@@ -1,8 +1,8 @@
-"""`minserve bench gpu`: runs the parts, each in a process of its own, and keeps what they leave.
+"""`minserve bench gpu`: runs the parts and keeps their files.
 
-A process each, so that memory is really free in between and a fault of the device ends one part
-only. A part whose file is complete and of the same code, card and settings is not run again: a
-killed run continues where it was.
+Each part has a process of its own, so that its memory is free afterwards and an error of the device
+ends one part only. A part whose file is complete and of the same code, card and settings is not run
+again: a killed run continues where it was.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Say in a sentence what cannot be done. Raises ConfigError."""
+    """Raise ConfigError for arguments that cannot work."""
     unknown = [name for name in args.parts if name not in PARTS]
     if unknown:
         raise ConfigError(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
@@ -109,8 +109,8 @@ def run_parts(
     clock: Clock,
     start: Callable[[Part, Path, argparse.Namespace, float], int],
 ) -> list[str]:
-    """Run what is not there yet; returns the names of parts that failed. `start` runs one part and
-    returns its exit code, OUT_OF_TIME where it had to be ended."""
+    """Run the parts that have no file yet; returns the names of parts that failed. `start` runs one
+    part and returns its exit code, OUT_OF_TIME where it had to be ended."""
     whole = Budget(TOTAL_S, clock)
     failed = []
     for part in parts:
@@ -120,10 +120,10 @@ def run_parts(
             _say(f"{part.name}: recorded already")
             continue
         _say(f"{part.name}: {part.title}, at most {part.limit_s:.0f} s")
-        # Never what an older run left, should this one not get so far as to write.
+        # Delete the file of an older run, in case this run ends before it writes one.
         Record(path, wanted).save()
         left_s = min(part.limit_s + GRACE_S, whole.left_s)
-        # Less is not enough for a process to start and measure anything.
+        # In less time a process cannot start and measure anything.
         code = OUT_OF_TIME if left_s < 2 * GRACE_S else start(part, folder, args, left_s)
         if code != 0:
             failed.append(part.name)
@@ -133,7 +133,7 @@ def run_parts(
 
 
 def _close(path: Path, wanted: dict[str, Any], code: int) -> None:
-    """A process that ended without a word: what it had measured stays, marked as failed."""
+    """For a process that ended without a message: keep what it had measured, marked as failed."""
     data = load(path) or {}
     if data.get("status") == "failed":
         return
@@ -152,7 +152,7 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
     command += ["--limit", str(max(0.0, limit_s - GRACE_S))]
     command += ["--commit", args.commit] if args.commit else []
     command += ["--dry-run"] if args.dry_run else []
-    # A checkout need not be installed, and nothing may ask the network.
+    # The checkout need not be installed, and nothing may use the network.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
@@ -198,8 +198,8 @@ def caches(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What makes a process end when the suite is killed, so that it does not disturb the next one;
-    None where the system has no such thing."""
+    """A function that makes a process end when the suite is killed, so that it does not disturb the
+    next run; None on systems without such a call."""
     if sys.platform != "linux":
         return None
     library, parent_death_signal = ctypes.CDLL(None), 1
@@ -235,7 +235,7 @@ def _frame(part: Part, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _device(args: argparse.Namespace) -> torch.device:
-    """Which device, numbered: torch does not switch to one that is not."""
+    """The device with its number: torch does not switch to one without."""
     if args.dry_run:
         return torch.device("cpu")
     return torch.device("cuda", torch.device(args.device).index or 0)

@@ -1,4 +1,4 @@
-"""Engines for the suite: real shapes with random weights made on the device, watched by events.
+"""Engines for the suite: real shapes with random weights made on the device, timed by events.
 
 For speed, never for quality: lengths are fixed, whatever the weights say.
 """
@@ -61,7 +61,7 @@ def random_model(setting: Setting, shape: Shape, config: EngineConfig) -> Loaded
 
 
 class WatchedRunner:
-    """A runner whose every pass lies between two events of the device."""
+    """A runner that records an event of the device before and after each pass."""
 
     def __init__(self, inner: Runner, device: torch.device, clock: Clock) -> None:
         self._inner, self._device, self._clock = inner, device, clock
@@ -97,8 +97,8 @@ class StepTimes:
     period_s: float
     """From one pass's first kernel to the next one's."""
     busy_s: float
-    """From a pass's first kernel to its last; gaps inside it, where the host launches too slowly,
-    are in here."""
+    """From a pass's first kernel to its last; this includes gaps inside it, where the host launches
+    too slowly."""
     idle_s: float
     """Period minus busy: nothing of a pass is on the device."""
 
@@ -129,7 +129,7 @@ class Bench:
         self.engine: Engine = build_engine(loaded, setting.clock, ops=ops, watch=watch)
 
     def play(self, traffic: Traffic) -> tuple[RunTrace, DriveResult, StepTimes | None]:
-        """Serve all of it: the trace, what became of the requests, and the device's own times."""
+        """Serve all of it: the trace, the outcome of the requests, and the device's own times."""
         engine, runner = self.engine, self.runner
         assert runner is not None, "build_engine watched its runner"
         engine.trace = new_trace(self._loaded.name, engine.config)
@@ -148,7 +148,7 @@ class Bench:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The engine's configuration, without what is at its default."""
+        """The engine's configuration, without fields at their default."""
         return changed(self.engine.config.config.to_dict())
 
 

@@ -1,9 +1,8 @@
 """The parts of the suite: what each shows, and the seconds it may take on an H100 or H200.
 
-Limits come from rooflines: bytes or FLOPs of a run over the data sheet, times what a first
-implementation loses, plus ten seconds for a process to start. Those that run where none is named
-add up to less than nine minutes, and a part over its limit stops repeating rather than being cut
-off.
+Limits come from rooflines: bytes or FLOPs of a run over the data sheet's rates, times a factor for
+a first implementation, plus ten seconds for a process to start. The parts that run by default add
+up to less than nine minutes. A part over its limit stops repeating, and is not cut off.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import Any
 from minserve.bench.gpu.setting import CEILINGS, Setting
 
 TOTAL_S = 535.0
-"""Of all parts together, processes and all."""
+"""Seconds of all parts together, process starts included."""
 GRACE_S = 8.0
-"""Beyond its limit a part that does not come back is ended."""
+"""Seconds after its limit at which a part that still runs is killed."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Part:
 
     @property
     def run(self) -> Callable[[Setting], None]:
-        """The module of that name does it; imported only where it runs."""
+        """Its module, which is imported only when it runs."""
         module: Any = importlib.import_module(f"minserve.bench.gpu.suite.{self.name}")
         function: Callable[[Setting], None] = module.run
         return function
@@ -53,4 +52,5 @@ PARTS: dict[str, Part] = {
 }
 
 DEFAULT = tuple(name for name in PARTS if name != "tune")
-"""What runs where nothing is named. Tuning compiles for minutes, once per card: by itself."""
+"""The parts that run by default. Tuning compiles for minutes, once per card, and runs only when
+named."""

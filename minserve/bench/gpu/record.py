@@ -1,5 +1,5 @@
-"""What a part of `make gpu` leaves: one small JSON file, whole at every moment, rewritten after
-every row, so that a killed run loses nothing it had measured.
+"""The file of a part of `make gpu`: small JSON, rewritten after every row and complete at any
+moment, so that a killed run loses nothing it had measured.
 
 A percentage is never a bare number: `share` keeps what it is a share of. Knows nothing about what
 is measured.
@@ -34,14 +34,14 @@ _READ = {
     "notes": list, "not_run": list,
 }  # fmt: skip
 """What a file needs to be of use."""
-# A path of two components and more, from the root: errors of other people's code name them.
+# An absolute path of two or more components: error messages of libraries contain them.
 _PATH = re.compile(r"(?<![\w.])(?:/[\w.@+~-]+)+/([\w.@+~-]+)")
 
 
 def share(numerator: float, denominator: float, of: str, unit: str) -> dict[str, Any]:
     """A percentage that says of what: "62 % of the copy bandwidth measured in this run".
 
-    Raises ValueError for a denominator that is none.
+    Raises ValueError for a denominator that is not positive.
     """
     if denominator <= 0 or not of:
         raise ValueError(f"share(of={of!r}, denominator={denominator}): expected a named limit")
@@ -74,7 +74,7 @@ class Record:
         self.save()
 
     def note(self, sentence: str) -> None:
-        """Something a reader of the rows should know."""
+        """Add a sentence that a reader of the rows should know."""
         self.data["notes"].append(sentence)
         self.save()
 
@@ -84,7 +84,7 @@ class Record:
         self.save()
 
     def finish(self, seconds: float, error: str | None = None) -> None:
-        """Done, or failed with an error."""
+        """Mark the part as done, or as failed with an error."""
         self.data["status"] = "done" if error is None else "failed"
         self.data["seconds"] = seconds
         if error is not None:
@@ -92,7 +92,7 @@ class Record:
         self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, complete or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".tmp")
         text = json.dumps(_cleaned(self.data), indent=1, allow_nan=False)
@@ -118,7 +118,7 @@ def frame(
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """The card and its driver; in a dry run the processor that stood in for it."""
+    """The card and its driver; in a dry run the processor instead."""
     machine = describe_machine()
     if device.type != "cuda":
         return {"name": machine.processor(device), "type": device.type}
@@ -146,7 +146,7 @@ def versions() -> dict[str, str]:
 
 def checkout_commit() -> str | None:
     """The commit that this code is of, "+" where a file of the package differs from it; None
-    outside of a checkout. What a run records is no part of the code."""
+    outside of a checkout. Recorded files do not count as code."""
     package = Path(minserve.__file__).parent
 
     def git(*words: str) -> str:
@@ -164,7 +164,7 @@ def checkout_commit() -> str | None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A part's file; None where there is none, or none that this version reads."""
+    """A part's file; None where there is none that this version can read."""
     try:
         data = read_json(path, max_bytes=_MAX_BYTES, what="a part's record")
     except FileError:
@@ -175,7 +175,7 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def may_stay(data: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> bool:
-    """Whether a file is of the same code, card and settings as a run now, and complete."""
+    """True for a complete file of the same code, card and settings as a run now."""
     if data is None or data.get("status") != "done":
         return False
     return all(data.get(name) == fresh[name] for name in _SAME)
@@ -192,5 +192,5 @@ def _cleaned(value: Any) -> Any:
 
 
 def without_paths(text: str) -> str:
-    """Results are shared: where somebody's disk is mounted is nobody's business."""
+    """Replaces paths: results are published, and a machine's paths are private."""
     return _PATH.sub(r"\1", text)

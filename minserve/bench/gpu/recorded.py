@@ -1,6 +1,6 @@
 """Reading back what was recorded on a GPU: for chapters, panels and the virtual clock.
 
-Where nothing was recorded there is no stand-in: the answer is "not yet recorded".
+Nothing replaces a missing recording: the answer is "not yet recorded".
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from minserve.trace import RunTrace, TraceFormatError
 
 
 class NotRecordedError(LookupError):
-    """Nobody has run this on a GPU yet. The message says what would record it."""
+    """This was not run on a GPU yet. The message says what would record it."""
 
 
 class DamagedRecordingError(ValueError):
-    """There is a file, and it is no recording. The message says what is wrong and what to do."""
+    """There is a file, but it is not a recording. The message says what is wrong and what to do."""
 
 
 def folder_of(labs: str | Path) -> Path:
@@ -82,7 +82,7 @@ def step_cost(folder: Path, shape: str) -> FittedCost:
 
 
 def _damaged(path: Path, what: object, part: str) -> str:
-    # A system's error names the whole path, which is nobody's business.
+    # The system's message contains the whole path, which is private.
     said = what.strerror if isinstance(what, OSError) else what
     return (
         f"{path.name} cannot be used: {said}. `make gpu PARTS={part} ARGS=--fresh` on a machine "

@@ -1,4 +1,4 @@
-"""The tables of what is recorded, and for what is not, a sentence that says so."""
+"""The tables of recorded parts, and a sentence for each part that is not recorded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _denominators(rows: Any) -> list[str]:
         if isinstance(value, Mapping):
             if "share" in value:
                 text = f"{value['of']}: {value['denominator']:.4g} {value['unit']}"
-                # A floor is another one for each run; its words are the same.
+                # Floors differ from run to run, but their description is the same.
                 found[value["of"] if value["unit"] == "s" else text] = None
             for each in value.values():
                 look(each)

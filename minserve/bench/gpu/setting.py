@@ -1,4 +1,4 @@
-"""What a part of the suite is given: the device, its time, its file, what earlier parts found."""
+"""What a part of the suite gets: the device, its time, its file, results of earlier parts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _Result = TypeVar("_Result")
 CEILINGS = "ceilings"
 """The part that measures what the device reaches."""
 FASTEST: dict[str, Any] = {"kernels.cuda_graphs": True, "scheduling.async_scheduling": True}
-"""The switches of a GPU. Tuned tiles come on top where they were found before: `is_tuned`."""
+"""The switches for a GPU. Tuned tiles are added where they were found before: `is_tuned`."""
 
 
 @dataclass
 class Setting:
-    """One part's surroundings."""
+    """What one part runs with."""
 
     device: torch.device
     dry_run: bool
@@ -49,13 +49,13 @@ class Setting:
         return toy if self.dry_run else real
 
     def ceilings(self) -> Ceilings:
-        """What the device reached in this run; measured now where that part was not run on this
-        very device and software, and said so."""
+        """The device's ceilings from this run; measured now, with a note, if the part `ceilings`
+        was not run on this device and software."""
         found = load(self.folder / f"{CEILINGS}.json")
         mine = self.record.data
         same = found is not None and all(found[k] == mine[k] for k in ("device", "versions"))
         if found is not None and same and found["status"] == "done":
-            with suppress(ValueError, KeyError, IndexError, TypeError):  # Damaged: measured anew.
+            with suppress(ValueError, KeyError, IndexError, TypeError):  # Damaged: measure again.
                 return Ceilings.from_dict(found["rows"][0]["ceilings"])
         self.record.note("ceilings measured here: the part `ceilings` was not run before")
         return measure(self)
@@ -65,7 +65,7 @@ class Setting:
         results: list[_Result] = []
         longest = 0.0
         for number in range(rounds):
-            # A round that would not end in time is not begun.
+            # Do not begin a round that would not end in time.
             if results and self.budget.left_s < longest:
                 self.record.note(f"{what}: {number} of {rounds} rounds, the part's time was over")
                 break
@@ -90,7 +90,7 @@ class Setting:
         return results
 
     def time_for(self, what: str, seconds: float) -> bool:
-        """Whether so many seconds are left; where not, `what` is written down as not run."""
+        """True if so many seconds are left; otherwise `what` is recorded as not run."""
         if self.dry_run or self.budget.left_s >= seconds:
             return True
         self.record.skip(f"{what}: {self.budget.left_s:.0f} s were left of the part's time")
@@ -142,7 +142,8 @@ def data_sheet(device: torch.device) -> Any:
 
 
 def is_tuned(setting: Setting, spec: ModelSpec) -> bool:
-    """Whether the part `tune` found this model's tiles on this card, now or another day."""
+    """True if the part `tune` has found this model's tiles on this card, in this run or an earlier
+    one."""
     if setting.device.type != "cuda":
         return False
     from minserve.kernels.triton.analysis import autotune
@@ -151,7 +152,7 @@ def is_tuned(setting: Setting, spec: ModelSpec) -> bool:
 
 
 def fastest(setting: Setting, config: EngineConfig, spec: ModelSpec) -> EngineConfig:
-    """`config` with every switch of a GPU on; in a dry run on a CPU, as far as it has them."""
+    """`config` with every switch for a GPU on; in a dry run those that a CPU has."""
     values = FASTEST | {"device": str(setting.device)}
     if setting.dry_run:
         return config.with_values(values | {"kernels.backend": "torch"})
@@ -159,7 +160,7 @@ def fastest(setting: Setting, config: EngineConfig, spec: ModelSpec) -> EngineCo
 
 
 def free(device: torch.device) -> None:
-    """Give back what nobody holds any more, so that the next model finds room."""
+    """Free memory that is no longer used, so that there is room for the next model."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,9 +1,9 @@
-"""How long a call takes on the device, the host's share left out.
+"""How long a call takes on the device, without the host's time.
 
-A CUDA graph of many calls, each on buffers of its own, is replayed between two events: nothing is
-launched in between, and what one call left in the L2 cache is gone before its buffers come round
-again. A call that cannot be captured is queued behind a pause instead, so that the host has run
-ahead when the device begins. In a dry run a clock does.
+A CUDA graph of many calls, each on its own buffers, is replayed between two events: no time is
+spent on launches, and a call's buffers have left the L2 cache before they are used again. A call
+that cannot be captured is queued behind a pause, so that all calls are queued when the device
+begins. A dry run uses a clock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_COPIES = 256
 _L2_TIMES = 4
 """Buffers together are this many times the L2 cache."""
 _PAUSE_CYCLES = 20_000_000
-"""About ten milliseconds, in which the host queues every call of a round."""
+"""About ten milliseconds of the device, in which the host queues every call of a round."""
 
 
 class Budget:
@@ -63,7 +63,7 @@ class Event(Protocol):
     """A moment on the device."""
 
     def record(self) -> None:
-        """Let it be when everything queued so far is done."""
+        """Record it: it happens when everything queued so far is done."""
         ...
 
     def elapsed_time(self, end_event: Any) -> float:
@@ -72,7 +72,7 @@ class Event(Protocol):
 
 
 class ClockEvent:
-    """An event where there is no device: it is now."""
+    """An event where there is no device: it happens when it is recorded."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -121,7 +121,7 @@ def race(
     how: dict[str, str] = {}
     for name, calls in sides.items():
         for call in calls:
-            call()  # Compiles, and makes what a capture must find ready.
+            call()  # Compiles, and allocates what a capture needs.
         if device.type != "cuda":
             rounds_of[name], how[name] = _clocked(calls, clock), "clock"
             continue
@@ -156,8 +156,8 @@ def _captured(calls: Sequence[Call], device: torch.device) -> Callable[[], float
             for call in calls:
                 kept.append(call())
     except RuntimeError:
-        # A capture that fails raises again as it ends, and then leaves its own stream the current
-        # one: all that follows would run there.
+        # A failed capture raises again when it ends, and leaves its own stream as the current one,
+        # in which all later work would run.
         torch.cuda.set_stream(before)
         torch.cuda.synchronize(device)
         return None

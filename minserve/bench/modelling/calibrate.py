@@ -1,9 +1,9 @@
-"""`minserve bench calibrate`: teach the virtual clock this machine, and ask how honest it is.
+"""`minserve bench calibrate`: fit the virtual clock to this machine, and measure its error.
 
-Records runs of the real engine, fits what a step costs, and keeps that as a small file. With
-`--check`, traffic of another shape is played as well, here and on the virtual clock, and the
-latencies are laid side by side. The machine has to be quiet for both. Even then a shared one
-changes its speed within seconds, by more than is promised: both kinds of traffic take turns.
+Records runs of the real engine, fits what a step costs, and writes that to a small file. With
+`--check`, traffic of another shape is also served, here and on the virtual clock, and the latencies
+are compared. The machine has to be quiet for both. Even then the speed of a shared machine changes
+within seconds by more than the promised error, so both kinds of traffic take turns.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def fit_steps(loaded: LoadedModel, steps: Sequence[StepTrace]) -> FittedCost:
 
 
 def _calibration(vocab_size: int, seed: int) -> list[Traffic]:
-    """From one request alone to all places busy, short contexts and long ones."""
+    """From one request alone to a full batch, short contexts and long ones."""
     vocab = min(vocab_size, 4000)
     alone = at_once([[5] * 600, [7] * 30], [fixed_length(60), fixed_length(60)])
     mixed = conversations.independent(
@@ -143,7 +143,7 @@ def _calibration(vocab_size: int, seed: int) -> list[Traffic]:
 
 
 def held_out(vocab_size: int, seed: int) -> Traffic:
-    """Bursts of log-normal lengths: neither arrivals nor lengths of the calibration."""
+    """Bursts of log-normal lengths: other arrivals and other lengths than in the calibration."""
     jobs = conversations.independent(
         length_draws.lognormal(100, 0.8, at_most=700),
         length_draws.lognormal(40, 0.7, at_most=250),
@@ -168,7 +168,7 @@ class Checked:
 
     @property
     def kept(self) -> bool:
-        """Within the promise."""
+        """True if the error is within the promised one."""
         return abs(self.error) <= self.promise
 
 

@@ -1,12 +1,12 @@
-"""What a step costs on a machine that was watched: a least-squares fit over recorded steps.
+"""What a step costs on a machine that was measured: a least-squares fit over recorded steps.
 
-A roofline knows the least a step can take; a machine that is at hand can simply be asked. The fit
-is linear in what the engine counts (attention arithmetic, cached bytes read, requests), and in the
-number of rows it is piecewise linear, because products change their nature between one row and
-hundreds.
+A roofline gives only the least time of a step; on an available machine the real time can be
+measured. The fit is linear in the engine's counts (attention arithmetic, cached bytes read,
+requests). In the number of rows it is piecewise linear, because products are bound by memory at one
+row and by arithmetic at hundreds.
 
-Outliers do not bend the fit, but what a machine now and then adds to a step is part of its time:
-the whole is scaled so that all steps together take as long as they did, the worst of them cut.
+Outliers hardly affect the fit, but occasional delays are part of a machine's time: the result is
+scaled so that all steps together take as long as measured, with the longest steps cut.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from minserve.files.json_types import build
 from minserve.trace import StepTrace, StepWork
 
 KNOTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Rows at which the price of one more row may change."""
+"""Rows at which the cost of one more row may change."""
 _GAP_SHARE = 0.25
 """A step that begins this soon after the last one (in durations) follows it without a pause."""
 _WORST = 2.0
-"""Times its fitted cost: what a single step counts for at most when the whole is scaled."""
+"""At most this many times its fitted cost is a step's measured time counted when the result is
+scaled."""
 _LONGEST_S = 1e5
-"""A step of more than a day was not measured."""
+"""A step of more than a day is not a measurement."""
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was watched."""
+    """The machine and model that were measured."""
 
     name: str
     model: str
@@ -57,7 +58,7 @@ class FittedCost:
     """Seconds: per step, per row beyond each knot, per attention FLOP, per cached byte read, per
     cached byte of the average request, per request."""
     floor_s: float
-    """No step is shorter: the shortest that was seen."""
+    """The shortest step that was measured; no modelled step is shorter."""
     num_steps: int
     median_error: float
     """Of the steps it was fitted to: median of |fitted - seen| / seen."""
@@ -80,7 +81,7 @@ class FittedCost:
     @classmethod
     def from_dict(cls, data: Any) -> FittedCost:
         """From the value in the file. Raises ValueError, in a sentence, for anything else, and for
-        numbers that no fit gives."""
+        numbers that no fit can give."""
         if not isinstance(data, dict) or data.get("version") != VERSION:
             raise ValueError("a calibration of another version: run `minserve bench calibrate`")
         fields = {name: data[name] for name in data if name != "version"}
@@ -95,7 +96,7 @@ class FittedCost:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, complete or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         cache_dir.replace(path, self.to_json().encode(), mode=0o644)
@@ -104,8 +105,8 @@ class FittedCost:
 def fit(steps: Iterable[StepTrace], device: Machine, dtype: str) -> FittedCost:
     """Fit recorded steps, in order. Raises ValueError for fewer than 100.
 
-    A step's time is from its start to the next one's start where that follows at once: what happens
-    between steps is part of what a step costs.
+    A step's time is from its start to the next one's start where that follows at once: time between
+    such steps is part of a step's cost.
     """
     recorded = list(steps)
     if len(recorded) < 100:
@@ -131,8 +132,8 @@ def fit(steps: Iterable[StepTrace], device: Machine, dtype: str) -> FittedCost:
 def _robust(
     matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64], rounds: int = 10
 ) -> npt.NDArray[np.float64]:
-    """Least squares in which outliers weigh less (Huber): a neighbour of the machine now and then
-    makes a step ten times as long, and that is not its price."""
+    """Least squares in which outliers have less weight (Huber): another program now and then makes
+    a step ten times as long, which is not the step's cost."""
     scale = np.abs(matrix).max(axis=0)
     scale[scale == 0] = 1.0
     scaled = matrix / scale
@@ -140,7 +141,7 @@ def _robust(
     found = np.zeros(matrix.shape[1])
     for _ in range(rounds):
         root = np.sqrt(weights)
-        # A whisper of ridge: columns that were never seen get no price.
+        # A very small ridge term: columns that are always zero get the coefficient 0.
         padded = np.vstack([scaled * root[:, None], 1e-6 * np.eye(scaled.shape[1])])
         wanted = np.concatenate([target * root, np.zeros(scaled.shape[1])])
         found = np.linalg.lstsq(padded, wanted, rcond=None)[0]

@@ -18,7 +18,7 @@ from typing import Any
 
 def main(name: str, arguments: list[str]) -> int:
     """Serve commands until stdin ends or says quit."""
-    # Libraries print to file descriptor 1 as they like: keep it for answers alone.
+    # Libraries may print to file descriptor 1: keep it for answers alone.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module = importlib.import_module(f"{name}_peer")

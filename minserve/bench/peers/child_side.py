@@ -19,7 +19,7 @@ from minserve.bench.workloads.workload import WorkItem, Workload
 
 _HERE = Path(__file__).parent
 LABELS = {"openvino": "OpenVINO", "llama": "llama.cpp"}
-"""Of the peers there are: `NAME_peer.py` in this folder."""
+"""Name -> label of each peer: `NAME_peer.py` in this folder."""
 
 
 def convert_to_gguf(python: str | Path, model: str | Path, target: str | Path) -> Path:
@@ -55,7 +55,7 @@ class ChildSide:
         command = [str(python), str(script), peer, "--gguf", str(gguf), "--threads", str(threads)]
         if hints != "default":
             command += ["--hints", hints]
-        # A file, because nobody empties a pipe while the child works.
+        # A file, because a full pipe that is not read would block the child.
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         try:
             self._process = subprocess.Popen(

@@ -68,7 +68,7 @@ class EngineSide:
 
 
 def _check_length(item: WorkItem, output: Output) -> None:
-    """A shorter answer would look like a faster engine."""
+    """A shorter answer would make the engine look faster."""
     if len(output.token_ids) != item.max_tokens:
         raise RuntimeError(
             f"{output.request_id} ended with {output.finish_reason!r} after "

@@ -17,7 +17,7 @@ TIE = 1e-4
 
 @dataclass(frozen=True)
 class Difference:
-    """Where one request's tokens part."""
+    """Where one request's tokens first differ."""
 
     request: int
     position: int

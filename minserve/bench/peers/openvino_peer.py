@@ -69,8 +69,8 @@ class Peer:
     def stream(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
         """One request alone; times are between the streamer's calls, one per token."""
         if self.single is None:
-            # Left to itself, this pipeline keeps the prompt's pages from the round before: its
-            # first token would come without a prefill.
+            # By default this pipeline keeps the prompt's pages from the previous round: the first
+            # token would then need no prefill.
             scheduler = self.genai.SchedulerConfig()
             scheduler.cache_size = self.args.cache_gb
             scheduler.enable_prefix_caching = False

@@ -1,4 +1,4 @@
-"""What a race needs of whoever runs in it: our engine, and each peer."""
+"""The interface of a side in a race: our engine, or a peer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stream:
 
 
 class Side(Protocol):
-    """Someone who serves a workload. Sides take turns: none computes while another runs."""
+    """An engine that serves a workload. Sides take turns: none computes while another runs."""
 
     name: str
 
@@ -48,5 +48,5 @@ class Side(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back memory and processes."""
+        """Free memory and end processes."""
         ...

@@ -56,9 +56,9 @@ def tokenizer_of(directory: Path, vocab_size: int) -> tuple[list[str], list[str]
 
 
 def placeholder_tokenizer(vocab_size: int) -> tuple[list[str], list[str], set[str]]:
-    """A byte-level BPE that means nothing: two control tokens, the bytes, then pairs of them.
+    """A byte-level BPE without meaning: two control tokens, the bytes, then pairs of them.
 
-    Peers build a tokenizer before they serve token ids, and refuse a vocabulary that is none.
+    Peers build a tokenizer before they serve token ids, and refuse a missing vocabulary.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     # GPT-2's alphabet: bytes without a printable character of their own are moved up.
@@ -74,7 +74,7 @@ def placeholder_tokenizer(vocab_size: int) -> tuple[list[str], list[str], set[st
 
 
 def interleave_halves(weight: Any, heads: int) -> Any:
-    """Rows of a query or key projection as GGUF's Llama wants them: rotary pairs side by side."""
+    """Rows of a query or key projection in the order of GGUF's Llama: rotary pairs side by side."""
     rows, *rest = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, *rest).swapaxes(1, 2).reshape(weight.shape)
 

@@ -1,8 +1,8 @@
 """transformers as a peer: `generate` over static batches, and its continuous batching.
 
-The engine it is compared with is timed the same way: from the call to the last token, model
-loaded and warm. Static batches are made of requests of similar output length, which is the kindest
-order for them. Knows nothing about our engine.
+The engine it is compared with is timed the same way: from the call to the last token, model loaded
+and warm. Static batches are made of requests of similar output length, the order in which static
+batches are fastest. Knows nothing about our engine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TransformersSide:
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        # Its own warnings about sampling defaults would drown the table.
+        # Its warnings about sampling defaults would hide the table.
         logging.getLogger("transformers").setLevel(logging.ERROR)
         self._transformers = transformers
         self._device = torch.device(device)
@@ -135,7 +135,7 @@ class TransformersSide:
 
 
 class _StopWatch:
-    """A streamer that only looks at the clock."""
+    """A streamer that only records the time."""
 
     def __init__(self, clock: WallClock) -> None:
         self._clock = clock

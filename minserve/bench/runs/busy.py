@@ -2,7 +2,8 @@
 
 Each side is a process of its own, because OpenMP reads its wait policy when it is loaded. Sides
 take turns within a round, alone and beside neighbours: processes that do nothing but use a core. An
-unmeasured second comes before each pair of measurements, so that what follows the load has done so.
+unmeasured second comes before each pair of measurements, so that a side that adapts to the load has
+done so.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from minserve.hardware import describe_machine
 from minserve.process.openmp import CHOICES, SPIN_COUNT, VARIABLE
 
 GNU_SPIN_COUNT = 300_000
-"""What GNU's OpenMP library does where nothing is set."""
+"""Turns that GNU's OpenMP library spins by default."""
 BEFORE, OURS = "long spin", "minserve"
-# Leaves with the process that started it, however that one ends.
+# Ends when the process that started it ends, in whatever way.
 _NEIGHBOUR = """
 import os
 parent = os.getppid()
@@ -38,8 +39,8 @@ while os.getppid() == parent:
 
 
 def sides(cores: int) -> dict[str, tuple[dict[str, str], int]]:
-    """Name -> (environment, `kernels.num_threads`). Only ours lets the spinning follow the load: it
-    leaves alone what is set, also to numbers next to its own."""
+    """Name -> (environment, `kernels.num_threads`). Only ours adapts spinning to the load: minserve
+    does not change a variable that is set, not even to nearly its own number."""
     return {
         BEFORE: ({VARIABLE: str(GNU_SPIN_COUNT)}, cores),
         "bounded spin": ({VARIABLE: str(SPIN_COUNT + 1)}, cores),

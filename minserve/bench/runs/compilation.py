@@ -1,4 +1,4 @@
-"""What compiling costs, and how many tokens it takes to earn that back.
+"""What compiling costs, and after how many tokens that time is saved again.
 
 The cold side is a process of its own with an empty cache directory; then this process compiles
 again and finds torch's cache on disk. What is timed per step is `forward_s` of decode steps: from
@@ -35,7 +35,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "compiled": {"kernels.compile": True},
     "native": {"kernels.backend": "native"},
 }
-"""Side -> its switches. Native operators are beside the point, and what a CPU runs by default."""
+"""Side -> its switches. Native operators are for comparison: a CPU runs them by default."""
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only compile, with torch's cache as it is, and say what it took",
     )
-    # What the report says of a race.
+    # Defaults of fields that the report's frame reads.
     parser.set_defaults(device="cpu", seed=0)
 
 
@@ -110,7 +110,7 @@ def _in_a_new_process(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compile(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
-    """Meet every kind of step once: what that compiled."""
+    """Run every kind of step once; returns what that compiled."""
     seconds, graphs, cached = 0.0, 0, 0
     for rows in sorted({1, *args.rows}):
         _decode(llm, rows, 2)

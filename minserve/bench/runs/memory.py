@@ -5,12 +5,12 @@ batches and shares of memory are counted. The reservations are those of Kwon et 
 2309.06180, section 6.1).
 
 There are two static rungs, and gains are told over both. The first computes rectangles: prompts
-padded to the batch's longest, and a row for everybody until the last has ended. That is what
+padded to the batch's longest, and a row for every request until the last has ended. That is what
 requests were served with before Orca (Yu et al., OSDI 2022, section 3.1, of FasterTransformer; Kwon
-et al., section 2.3, of padded inputs and outputs), and still a kind version: idle rows attend to
-themselves alone, and nobody reserves for the longest request there may be. The second leaves out
-every row that is nobody's, as nothing served then did: what is gained over it is owed to scheduling
-and memory, and not to packing.
+et al., section 2.3, of padded inputs and outputs), and this version is faster than it was: idle
+rows attend to themselves alone, and no request reserves for the longest request there may be. The
+second leaves out every row without a token, which no engine did then: the gain over it comes from
+scheduling and memory, not from packing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LADDER = EngineConfig(dtype="float32").with_values(
         "scheduling.max_num_batched_tokens": 512,
     }
 )
-"""What all rungs share. Contiguous memory is counted in pages too: they only must be neighbours."""
+"""What all rungs share. Contiguous memory is counted in pages too, which must be neighbours."""
 
 RECTANGLES = "static, rectangles, power of two"
 PACKED = "static, packed, power of two"
@@ -159,7 +159,7 @@ def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
         help="number format of every rung (default: %(default)s)",
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
-    # What the report says of a race.
+    # Defaults of fields that the report's frame reads.
     parser.set_defaults(device="cpu", seed=0)
 
 

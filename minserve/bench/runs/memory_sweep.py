@@ -1,8 +1,8 @@
-"""Where the ladder's gain goes as answers become alike: its ends on the real engine, over traces
-whose lengths spread less and less.
+"""Where the ladder's gain goes as answers become alike: its first and last rungs on the real
+engine, over traces whose lengths spread less and less.
 
-The ends are both static rungs, rectangles and packed, and the paged one (`bench.memory`). Each
-spread is a trace of `bench.heavy_tail` with the same total of tokens, in the same bytes.
+These are both static rungs, rectangles and packed, and the paged one (`bench.memory`). Each spread
+is a trace of `bench.heavy_tail` with the same total of tokens, in the same bytes.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def _spread(text: str) -> float:
 
 
 def pays_from(gains: Mapping[float, float]) -> tuple[float, float] | None:
-    """Spreads between which the gain passes `WORTH` for good; None where it does so nowhere."""
+    """The two spreads between which the gain rises above `WORTH` and stays there; None where it
+    never does."""
     ordered = sorted(gains)
     below = [spread for spread in ordered if gains[spread] < WORTH]
     above = [spread for spread in ordered if not below or spread > below[-1]]

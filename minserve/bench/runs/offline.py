@@ -127,7 +127,7 @@ def _figures(
 ) -> dict[str, Any]:
     rates = {name: [run.output_throughput for run in each] for name, each in runs.items()}
     ours = runs[engine.name]
-    # A whole round stands for the median, so that its figures belong together.
+    # The figures are those of the median round, so that they belong together.
     middle = sorted(ours, key=lambda run: run.output_throughput)[len(ours) // 2]
     result: dict[str, Any] = serve_result(middle) | throughput_result(middle)
     result["sides"], result["ratios"], rows = [], {}, []

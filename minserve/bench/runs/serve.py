@@ -1,4 +1,4 @@
-"""Open loop: requests come when they come, on this machine or on the clock of a modelled one.
+"""Open loop: requests arrive at given times, on this machine or on the clock of a modelled one.
 
 `minserve bench serve` plays drawn or recorded traffic against the engine in this process (no HTTP
 in between) and reports what `vllm bench serve` reports. With `--modelled` the same scheduler and
@@ -163,7 +163,7 @@ def traffic_from(args: argparse.Namespace, most: int) -> Traffic:
 
 @contextlib.contextmanager
 def _modelled(args: argparse.Namespace) -> Iterator[Race]:
-    """A shape needs no weights where nothing is computed."""
+    """On modelled time nothing is computed, so a shape needs no weights."""
     if args.model:
         model = find_model(args.model)
         yield Race(args, model, model.name, False)
@@ -172,7 +172,7 @@ def _modelled(args: argparse.Namespace) -> Iterator[Race]:
 
 
 def _real(race: Race, config: EngineConfig) -> Engine:
-    # Times between tokens are read from the detail.
+    # Times between tokens are read from the trace's detail.
     return build_engine(load_model(race.model, config.with_values({"trace.per_request": True})))
 
 

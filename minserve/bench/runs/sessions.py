@@ -1,8 +1,9 @@
-"""Idle conversations: many held in a small pool and what lies below it, and what coming back costs.
+"""Idle conversations: many are kept in a small pool and the tiers below it, and returning has a
+cost.
 
-Every session says something, is idle while all others have their turn, and comes back with its
-whole history and a new question. CachedAttention (Gao et al., arXiv 2403.19708), Pensieve (Yu and
-Li, arXiv 2312.05516), Mooncake (Qin et al., arXiv 2407.00079).
+Each session sends a prompt, is idle while all others have their turn, and returns with its whole
+history and a new question. CachedAttention (Gao et al., arXiv 2403.19708), Pensieve (Yu and Li,
+arXiv 2312.05516), Mooncake (Qin et al., arXiv 2407.00079).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ IDLE = EngineConfig(dtype="float32").with_values(
     {
         "memory.prefix_cache": "radix",
         "memory.resume": "load",
-        # One at a time, so that a session's first token waits for nobody else's work.
+        # One at a time, so that a session's first token does not wait for other sessions.
         "scheduling.max_num_seqs": 1,
         "scheduling.max_num_batched_tokens": 512,
     }
@@ -64,7 +65,7 @@ def tier_of(engine: Engine, token_ids: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class SessionsRun:
-    """What became of a crowd of sessions."""
+    """Results of many sessions."""
 
     trace: RunTrace
     where: tuple[str, ...]
@@ -74,7 +75,7 @@ class SessionsRun:
     resume_s: tuple[float, ...]
     """From a returning session's first step to its first token, loading included."""
     cached_tokens: tuple[int, ...]
-    """Of each returning prompt: found, in whatever tier."""
+    """Tokens of each returning prompt that were found, in any tier."""
     disk_bytes: int
     """Kept on disk while all were idle."""
 
@@ -88,7 +89,7 @@ class SessionsRun:
 def run_sessions(
     loaded: LoadedModel, num_sessions: int, history: int, question: int = 8, answer: int = 2
 ) -> SessionsRun:
-    """Play everybody's first turn, then everybody's second, on a fresh engine.
+    """Run the first turn of all sessions, then the second of all, on a fresh engine.
 
     `history` is the tokens of the first prompt and its answer together.
     """
@@ -98,14 +99,15 @@ def run_sessions(
         prompts = [random_tokens(history - answer, f"session {n}") for n in range(num_sessions)]
         first = drive(engine, at_once(prompts, [params] * num_sessions)).requests
         histories = [one.token_ids for one in first]
-        # The newest token of an answer was drawn and never computed.
+        # The last token of an answer was drawn but not computed.
         where = tuple(tier_of(engine, tokens[:-1]) for tokens in histories)
         disk = engine.memory.host.disk if engine.memory.host is not None else None
         disk_bytes = disk.used_bytes if disk is not None else 0
         prompts = [
             tokens + random_tokens(question, f"question {n}") for n, tokens in enumerate(histories)
         ]
-        # Nobody comes back in the order in which all went: that is the worst case of LRU.
+        # Sessions return in random order: the order in which they went idle is the worst case of
+        # LRU.
         order = list(range(num_sessions))
         random.Random("who comes back when").shuffle(order)
         back = at_once([prompts[n] for n in order], [params] * num_sessions)
@@ -126,8 +128,8 @@ def run_sessions(
 
 
 def returning(history: int, pool_tokens: int, question: int = 8) -> Traffic:
-    """A session, two others who each need the whole pool, and the session again: for a run with one
-    place in the batch. The first of the others pushes the session's pages off the device; the
+    """A session, two others that each need the whole pool, and the session again: for a run with
+    one place in the batch. The first of the others pushes the session's pages off the device; the
     second pushes the first one's after them, and the session's out of a host no larger than the
     device."""
     own = random_tokens(history, "history")
@@ -160,7 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         metavar="TOKENS", help="histories to resume one by one")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5, help="of each length (default: 5)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
-    # What the report says of a race.
+    # Defaults of fields that the report's frame reads.
     parser.set_defaults(dtype="float32", device="cpu", seed=0)
 
 

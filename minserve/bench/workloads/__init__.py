@@ -1,1 +1,2 @@
-"""What is asked of an engine: prompts, lengths, arrivals, recorded traces, and model shapes."""
+"""What benchmarks send to an engine: prompts, lengths, arrivals, recorded traces, and model
+shapes."""

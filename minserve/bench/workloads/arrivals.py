@@ -27,7 +27,7 @@ def gamma_arrivals(burstiness: float) -> Arrivals:
         raise ValueError(f"gamma_arrivals(burstiness={burstiness}): expected a positive number")
 
     def gaps(count: int, draw: random.Random) -> list[float]:
-        if burstiness == 1.0:  # The same distribution, and the stream of draws of old workloads.
+        if burstiness == 1.0:  # The same distribution, with the draws that earlier workloads had.
             return [0.0] + [draw.expovariate(1.0) for _ in range(count - 1)]
         return [0.0] + [draw.gammavariate(burstiness, 1 / burstiness) for _ in range(count - 1)]
 

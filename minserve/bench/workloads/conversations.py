@@ -1,7 +1,7 @@
 """What prompts have in common: nothing, a system prompt, examples, the turns before, a tree.
 
 Prompts are lists of random token ids. Two prompts share a prefix exactly where the shape says so,
-which is what prefix caches live from; the arrivals are added by `traffic`.
+which is what a prefix cache can use; `traffic` adds the arrivals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Jobs = Callable[[int, random.Random], list[Job]]
 
 
 class _Writer:
-    """Random token ids of a vocabulary; 0 and 1 are left out, checkpoints use them otherwise."""
+    """Random token ids of a vocabulary, without 0 and 1, which checkpoints use for special
+    tokens."""
 
     def __init__(self, vocab_size: int) -> None:
         if vocab_size < 4:
@@ -40,7 +41,7 @@ class _Writer:
 
 
 def independent(prompts: Lengths, outputs: Lengths, vocab_size: int = 4000) -> Jobs:
-    """Every prompt stands alone."""
+    """No two prompts share a prefix."""
     writer = _Writer(vocab_size)
 
     def jobs(count: int, draw: random.Random) -> list[Job]:
@@ -92,7 +93,7 @@ def multi_turn(
 ) -> Jobs:
     """Conversations of `turns` questions, `at_once` of them interleaved. A prompt is everything
     said before and a new question; the answers in it are of the length that was asked for (their
-    tokens are drawn, for an open-loop client does not wait for the real ones)."""
+    tokens are drawn, because an open-loop client does not wait for the real ones)."""
     writer = _Writer(vocab_size)
 
     def jobs(count: int, draw: random.Random) -> list[Job]:

@@ -1,6 +1,6 @@
-"""Play traffic against an engine: requests arrive by the engine's clock, whatever it is doing.
+"""Send traffic to an engine: requests arrive by the engine's clock, whether it is busy or not.
 
-Works on the wall clock and on a virtual one alike. Stops between two steps when told to.
+Works on the wall clock and on a virtual one. Stops between two steps when told to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minserve.virtual.engine import VirtualEngine
 
 @dataclass(frozen=True)
 class DriveResult:
-    """What became of the traffic. The engine's trace has the rest."""
+    """The outcome of the traffic. The engine's trace has the rest."""
 
     requests: tuple[Request, ...]
     """In order of arrival; those that never arrived before a stop are missing."""
@@ -36,12 +36,13 @@ def drive(
     max_wait_s: float = 0.1,
     fast: bool = False,
 ) -> DriveResult:
-    """Run all of `traffic`; `rate_per_s` is asked again for every gap, so it may change meanwhile.
+    """Run all of `traffic`; `rate_per_s` is called for every gap, so the rate may change during the
+    run.
 
     An idle engine waits for the next arrival, at most `max_wait_s` at a time, so that a stop or a
-    new rate is heard. After a stop what runs is aborted. `fast` lets an engine on modelled time
-    pass over steps in which nothing is decided: they are in its trace, and `on_step` is not called
-    for them.
+    new rate takes effect. A stop aborts all live requests. `fast` lets an engine on modelled time
+    skip steps in which nothing is decided: they are in its trace, and `on_step` is not called for
+    them.
     """
     start_s = engine.clock.now()
     rate = rate_per_s or (lambda: traffic.rate_per_s or float("inf"))

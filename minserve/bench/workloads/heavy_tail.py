@@ -1,9 +1,9 @@
 """A trace whose lengths vary as real ones do: many short answers, a few very long ones.
 
-`python -m minserve.bench.workloads.heavy_tail` writes the committed one,
-`traces/heavy_tail.jsonl`: all requests wait at the start, prompts and answers are log-normal, and
-an answer is cut where callers usually cut it, at a `max_tokens`. At spread 0 all answers are equal,
-with the same total.
+`python -m minserve.bench.workloads.heavy_tail` writes the committed one, `traces/heavy_tail.jsonl`:
+all requests wait at the start, prompts and answers are log-normal, and an answer ends at the latest
+at a `max_tokens`, as callers usually set one. At spread 0 all answers are equal, with the same
+total.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def uniform(low: int, high: int) -> Lengths:
 
 
 def exponential(mean: float, at_most: int = NO_LIMIT) -> Lengths:
-    """No typical length: a request that has run for long is as far from its end as a new one."""
+    """Memoryless: a request that has run for long is expected to run as long again as a new one."""
     _check("exponential", mean)
     return lambda draw: _within(draw.expovariate(1 / mean), at_most)
 
@@ -51,8 +51,8 @@ def lognormal(mean: float, sigma: float = 1.0, at_most: int = NO_LIMIT) -> Lengt
 
 
 def pareto(mean: float, alpha: float = 1.5, at_most: int = NO_LIMIT) -> Lengths:
-    """Heavy-tailed: most are short, and a few carry much of the work. `alpha` above 1; the nearer
-    to 1, the heavier."""
+    """Heavy-tailed: most are short, and a few long ones make up much of the work. `alpha` above 1;
+    the nearer to 1, the heavier."""
     _check("pareto", mean)
     if alpha <= 1:
         raise ValueError(f"pareto(alpha={alpha}): expected more than 1, or there is no mean")

@@ -34,7 +34,7 @@ class Shape:
     source: str = ""
 
     def spec(self) -> ModelSpec:
-        """As the engine sees it."""
+        """The shape as the engine's `ModelSpec`."""
         attention = AttentionSpec(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
@@ -55,7 +55,7 @@ class Shape:
         )
 
     def hf_config(self) -> Any:
-        """As transformers sees it: a `PretrainedConfig`."""
+        """The shape as transformers' `PretrainedConfig`."""
         from transformers import AutoConfig
 
         return AutoConfig.for_model(
@@ -111,7 +111,7 @@ def write_checkpoint(shape: Shape, directory: str | Path, seed: int = 0) -> Path
     with torch.no_grad():
         for weight in network.parameters():
             rounded = weight.bfloat16().float()
-            # Below float16's smallest normal number its digits run out.
+            # Below float16's smallest normal number precision is lost.
             weight.copy_(torch.where(rounded.abs() < 2.0**-14, 0.0, rounded))
     network.generation_config = type(network.generation_config)()
     logging.disable_progress_bar()

@@ -33,7 +33,7 @@ class Traffic:
     name: str
     requests: tuple[TimedRequest, ...]
     rate_per_s: float | None
-    """Mean requests per second; None: all are there at the start."""
+    """Mean requests per second; None: all arrive at the start."""
     seed: int
 
 
@@ -102,7 +102,7 @@ def traffic(
 def at_once(
     prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], name: str = "all at once"
 ) -> Traffic:
-    """Everything waits when the run begins."""
+    """All requests arrive at the start."""
     return Traffic(name, _zip([0.0] * len(prompts), prompts, params), None, 0)
 
 

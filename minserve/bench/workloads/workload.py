@@ -1,4 +1,4 @@
-"""What a benchmark asks for: prompts as token ids, and how many tokens each request generates.
+"""What a benchmark sends: prompts as token ids, and how many tokens each request generates.
 
 Knows nothing about engines, peers or time.
 """
@@ -50,7 +50,7 @@ class Workload:
         return Workload(f"{self.name}, first {count}", self.items[:count], self.seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """For reports: what was asked, without the token ids."""
+        """For reports: the workload without its token ids."""
         return {
             "name": self.name,
             "seed": self.seed,

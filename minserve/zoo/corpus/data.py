@@ -20,7 +20,7 @@ from minserve.zoo.corpus.tokenizer import END_OF_TEXT_ID
 Tokens = npt.NDArray[np.uint16]
 
 #: Share of the training windows that each mix gives, while the rate is high and in the decay.
-#: What is judged is standard library code, so the end of the run leans towards it.
+#: Evaluation is on standard library code, so the end of the run has more of it.
 SHARES = {"stdlib": 0.60, "stdlib_tests": 0.10, "general": 0.20, "science": 0.07, "ml": 0.03}
 DECAY_SHARES = {"stdlib": 0.68, "stdlib_tests": 0.08, "general": 0.17, "science": 0.05, "ml": 0.02}
 
@@ -65,7 +65,7 @@ def prepare(folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
         parts: list[Tokens] = []
         for encoding in bpe.encode_batch_fast(texts, add_special_tokens=False):
             parts.append(np.array([END_OF_TEXT_ID, *encoding.ids], dtype=np.uint16))
-        # Neighbours in the file list are neighbours in the stream only by chance.
+        # Shuffled, so that files next to each other in the list are not so in the stream.
         order = np.random.default_rng(0).permutation(len(parts))
         stream = np.concatenate([parts[i] for i in order])
         np.save(folder / f"{mix}.npy", stream)

@@ -1,7 +1,7 @@
-"""How much of the held-out source still stands, word for word, in the training source.
+"""How much of the held-out source occurs, word for word, in the training source.
 
-Knows runs of 13 tokens and how to find them among tens of millions; knows nothing about why a
-run is there: licence headers, idioms and doctest output are shared by honest strangers.
+Knows runs of 13 tokens and how to find them among tens of millions; knows nothing about the reason:
+licence headers, idioms and doctest output occur in unrelated files.
 """
 
 from __future__ import annotations

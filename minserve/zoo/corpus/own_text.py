@@ -1,8 +1,7 @@
 """Text that a trained model writes itself, as one more stream to train a draft on.
 
-A draft is asked about the text that its base writes, not about the text that people wrote: it
-learns best where it will be used. Knows prompts, temperatures and loops; the engine does the
-writing.
+A draft predicts the text that its base writes, not the text that people wrote, so it is best
+trained on the former. Knows prompts, temperatures and loops; the engine does the writing.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def prepare_own_text(
 ) -> Tokens:
     """The stream of `parts` part files; those that are missing are written first.
 
-    They lie in `run_folder` under the weights' digest: another model writes anew.
+    They lie in `run_folder` under the weights' digest: another model writes its own.
     """
     folder = run_folder / "own" / digest(model)
     folder.mkdir(parents=True, exist_ok=True)

@@ -236,7 +236,7 @@ def _source_files(root: Path) -> Iterator[Path]:
 
 
 def _candidates() -> Iterator[tuple[str, str, str, Path]]:
-    """(mix, package, name, path) of every file that might be used, best first: of two
+    """(mix, package, name, path) of every file that may be used, the preferred first: of two
     duplicates the earlier is kept."""
     root = standard_library()
     for path in _source_files(root):

@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def training_sample(texts: Sequence[tuple[str, str]]) -> list[str]:
-    """What the merges are learnt from: the whole standard library, a share of the rest."""
+    """The text that merges are learnt from: the whole standard library, a share of the rest."""
     share = {"stdlib": 1, "stdlib_tests": 8, "general": 3, "science": 8, "ml": 16}
     seen = dict.fromkeys(share, 0)
     sample = []

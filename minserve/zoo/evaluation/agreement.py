@@ -1,8 +1,7 @@
-"""How well a draft foresees its base: agreement, and what speculation would accept.
+"""How well a draft predicts its base: agreement, and what speculation would accept.
 
 Both are judged where a draft is used: along text that the base itself writes after prompts it was
-never trained on. Knows probabilities and rounds of proposals; knows nothing about who computed
-them.
+never trained on. Knows probabilities and rounds of proposals; knows nothing about the models.
 
 Everything is read off one teacher-forced pass of both models over the finished text. For greedy
 decoding that is exact because a round ends at the first token the base would not have written.
@@ -30,7 +29,8 @@ class Agreement:
 
     tokens: int = 0
     agreed: float = 0.0
-    """Tokens both like best; when sampling, the sum of what the two distributions share."""
+    """Tokens that are the most likely of both; when sampling, the sum of what the two distributions
+    share."""
     proposed: int = 0
     accepted: int = 0
 
@@ -54,7 +54,7 @@ class Agreement:
 
 
 def loops(tokens: Sequence[int]) -> bool:
-    """Whether more than 30 % of the runs of four tokens of a continuation are repetitions."""
+    """True if more than 30 % of a continuation's runs of four tokens are repetitions."""
     return repeated_share(tokens) > LOOP_SHARE
 
 

@@ -1,7 +1,7 @@
 """The numbers of a model card, written from the model's `evaluation.json`.
 
-Knows the tables and the markers between which they stand in a card; the prose around them is
-written by hand and left alone.
+Knows the tables and the markers around them in a card; the text outside is written by hand and not
+changed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def signatures_line(report: Report) -> str:
 
 
 def examples(report: Report) -> str:
-    """The continuations for the eye; ‖ marks where the model begins."""
+    """The continuations as text; ‖ marks where the model begins."""
     shown = [
         f"Parses: {'yes' if each['parses'] else 'no'}\n"
         f"````python\n{each['signature']}‖{each['text']}\n````"

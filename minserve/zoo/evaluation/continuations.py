@@ -30,7 +30,7 @@ class Continuation:
 def signatures(modules: Iterable[str]) -> list[str]:
     """Every function signature of the held-out `modules`, at the left margin, in source order.
 
-    It ends with its colon; what follows, the line break included, is for the model to write.
+    It ends with its colon; the model writes what follows, the line break included.
     """
     from minserve.zoo.corpus.source import held_out_path
 

@@ -61,7 +61,7 @@ def total(scores: Iterable[Score]) -> Score:
 
 def extra_texts(folder: Path, limit: int = 24) -> list[str]:
     """Up to `limit` Python files under `folder`, chosen by a fixed seed, of ordinary size and
-    not generated: source that this model was not trained on, which the caller vouches for."""
+    not generated: source that this model was not trained on, which the caller has to make sure."""
     from minserve.zoo.corpus.source import clean
 
     paths = sorted(p for p in folder.rglob("*.py") if 1000 < p.stat().st_size < 100_000)
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = [
         f"{report['model']}: bits per byte, BOS in front of each window, Python {report['python']}",
         f"{'':34}{'256':>8}{'1,000':>8}",
@@ -150,7 +150,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def render_pair(pair: dict[str, Any]) -> str:
-    """A draft's figures beside its base, for people."""
+    """A draft's figures beside its base, as text."""
     settings = pair["settings"]
     lines = [
         f"with {pair['base']} as its base, on {settings['prompts']} held-out prompts of "
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         action="append",
         metavar="THREADS",
-        help="time one token of draft and base with so many threads; wants a quiet machine",
+        help="time one token of draft and base with so many threads; needs a quiet machine",
     )
     parser.add_argument("--tokens", type=Path, help="training tokens, for the 13-gram overlap")
     parser.add_argument(

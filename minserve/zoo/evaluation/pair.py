@@ -1,7 +1,7 @@
 """Scores a draft against its base on held-out prompts.
 
-Knows the prompts, the decoding settings and which continuations do not count; what is counted is
-`agreement`'s. The engine writes, transformers judges.
+Knows the prompts, the decoding settings and which continuations do not count; what is counted is in
+`agreement`. The engine writes, transformers judges.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains `zoo/draft`: first on text, then to give the probabilities that `zoo/base` gives.
 
-Knows the draft's shape, when the teacher comes in and what the draft is then shown: text, and what
+Knows the draft's shape, when training by the teacher begins and on which text: the corpus, and what
 the teacher itself wrote. The loop, the optimizers and the checkpoint are those of `train`.
 """
 
@@ -121,7 +121,8 @@ class Distiller(Trainer):
         )
 
     def score(self, model_folder: Path) -> dict[str, float]:
-        """Bits per byte and, once taught, how often the two like the same token best."""
+        """Bits per byte and, once the teacher is used, how often both have the same most likely
+        token."""
         scores = super().score(model_folder)
         if self._teacher is not None:
             scores["held_out_agreement"] = round(self._text_agreement(model_folder), 4)

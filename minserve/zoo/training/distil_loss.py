@@ -67,10 +67,10 @@ def distil_loss(
 ) -> Tensor:
     """Mean cross-entropy in nats of the student under a mixture of teacher and text.
 
-    What is wanted of each row is `(1 - hard_share) * teacher + hard_share * label`. `hidden`
-    [rows, hidden_size] and `weight` [vocab, hidden_size] are the student's, `teacher_hidden` and
-    `teacher_weight` the teacher's with its own width, `labels` [rows] the text. Nothing flows back
-    to the teacher.
+    The target of each row is `(1 - hard_share) * teacher + hard_share * label`. `hidden` [rows,
+    hidden_size] and `weight` [vocab, hidden_size] are the student's, `teacher_hidden` and
+    `teacher_weight` the teacher's with its own width, `labels` [rows] the text. The teacher gets no
+    gradient.
     """
     loss: Tensor = _DistilLoss.apply(  # type: ignore[no-untyped-call]
         hidden, weight, labels, teacher_hidden, teacher_weight, hard_share, chunk

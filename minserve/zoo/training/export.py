@@ -95,7 +95,7 @@ def export(net: Net, tokenizer_folder: Path, folder: Path, curve: list[dict[str,
     state = {k: v.to(torch.bfloat16).contiguous() for k, v in net.hf_state_dict().items()}
     temporary = folder / "model.safetensors.tmp"
     save_file(state, temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)  # safetensors writes for its owner only
+    temporary.chmod(0o644)  # safetensors makes files readable by their owner only
     os.replace(temporary, folder / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (tokenizer_folder / name).resolve() != (folder / name).resolve():

@@ -27,8 +27,8 @@ def run(
 ) -> None:
     """Train until the budget is spent, resuming from the checkpoint in `run_folder` if any.
 
-    The state in which the decay began is kept as `before_decay.pt`: a longer run continues well
-    from there (copy it over `checkpoint.pt`), and badly from the end, where the rate was zero.
+    The state in which the decay began is kept as `before_decay.pt`: to train longer, continue from
+    there (copy it over `checkpoint.pt`), not from the end, where the rate is zero.
     """
     checkpoint = run_folder / "checkpoint.pt"
     run_folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What a teacher thought of the windows it was shown, kept on disk to be learnt from again.
+"""A teacher's hidden states over windows, kept on disk to be learnt from again.
 
-A small student needs to see a window several times, and asking the teacher costs more than the
+A small student needs to see a window several times, and a pass of the teacher takes longer than the
 student's own step. Knows batches, steps and files; knows nothing about networks.
 """
 

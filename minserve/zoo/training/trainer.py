@@ -82,8 +82,8 @@ class Trainer:
         return DECAY_SHARES if progress >= self.config.decay_from else SHARES
 
     def batch(self, progress: float) -> tuple[Tensor, ...]:
-        """What the next step learns from: inputs and targets [rows, length], and whatever else
-        `loss` wants, row by row."""
+        """What the next step learns from: inputs and targets [rows, length], and what else `loss`
+        takes, row by row."""
         config = self.config
         length = config.long_length if progress >= config.long_from else config.short_length
         shares = self.shares(progress)

@@ -1,4 +1,4 @@
-"""Attention over pages: ours beside what torch offers over contiguous keys and values."""
+"""Attention over pages: ours beside torch's operators over contiguous keys and values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AttentionCases(Buffers):
         return found + [self.prefill(*each) for each in self.sizes.prefills]
 
     def decode(self, requests: int, context: int) -> Case:
-        """One row per request over pages in no order, against contiguous keys and values."""
+        """One row per request over shuffled pages, against contiguous keys and values."""
         sizes = self.sizes
         group = sizes.heads // sizes.kv_heads
 
@@ -101,12 +101,12 @@ class AttentionCases(Buffers):
         return least.attention(q, pages, query_lens, context_lens).total
 
     def _flex(self) -> Callable[..., object]:
-        """Compiled, as it is meant to be used; as it is on a CPU, where compiling takes long."""
+        """Compiled, as it is meant to be used; uncompiled on a CPU, where compiling takes long."""
         from torch.nn.attention.flex_attention import flex_attention
 
         if self.device.type != "cuda":
             return flex_attention
-        # Static: its kernel for this very shape, as ours has one.
+        # Static: a kernel for exactly this shape, as ours is.
         compiled: Callable[..., object] = torch.compile(flex_attention, dynamic=False)
         return compiled
 
@@ -117,5 +117,5 @@ class AttentionCases(Buffers):
 
 
 def _sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Causal, as flex attention wants to be told."""
+    """A causal mask, in the form that flex attention takes."""
     return query >= key

@@ -1,7 +1,7 @@
 """What the chapters' comparisons run, as data: base configuration, switch, workload, names.
 
-The same as in the notebooks, which need packages that a GPU machine may not have; a test holds the
-two together.
+The same as in the notebooks, which need packages that a GPU machine may not have; a test compares
+the two.
 """
 
 from __future__ import annotations

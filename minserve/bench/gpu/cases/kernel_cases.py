@@ -1,7 +1,8 @@
-"""What a timed call is: an operator at a model's shape, its least bytes, and who does it.
+"""What a timed call is: an operator at a model's shape, its least bytes, and the implementations
+compared.
 
-A case makes fresh buffers every time it is asked, so that a timing can go round many of them. Bytes
-and FLOPs are counted from shapes by `kernels.least` and by the pairs attention sees.
+A case can make any number of fresh buffers, so that a timing can cycle through them. Bytes and
+FLOPs are counted from shapes by `kernels.least` and by the pairs attention sees.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Sizes:
     prefills: tuple[tuple[int, int], ...]
     """(requests, tokens of each), whole prompts."""
     flex: frozenset[tuple[int, int]]
-    """Those of them at which flex attention is compiled too: it takes seconds each."""
+    """Those at which flex attention is compiled too, which takes seconds each."""
 
 
 REAL = Sizes(
@@ -68,7 +69,7 @@ class Case:
     make: Callable[[], Mapping[str, Call]]
     """Fresh buffers -> the call of each side on them."""
     uncapturable: frozenset[str] = frozenset()
-    """Sides that wait for the host."""
+    """Sides that make the device wait for the host."""
 
 
 class Buffers:
@@ -82,5 +83,5 @@ class Buffers:
         return torch.randn(shape, device=self.device).to(self.dtype)
 
     def meta(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor to count with: it has no memory."""
+        """A tensor without memory, for counting."""
         return torch.empty(shape, dtype=dtype or self.dtype, device="meta")

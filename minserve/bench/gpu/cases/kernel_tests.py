@@ -1,7 +1,7 @@
 """`pytest -m gpu`, in several processes at once: most of its time is compilation, on the host.
 
 Only the files that have such tests are collected, because the others need packages that a GPU
-machine may not have. What is not done in the time is counted as such.
+machine may not have. Tests that do not finish in time are counted as such.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minserve.clock import Clock
 
 ROOT = Path(minserve.__file__).resolve().parent.parent
 EXAMPLES = 12
-"""Drawn cases of each property: every shape that is new is a compilation."""
+"""Drawn cases of each property: each new shape has to be compiled."""
 _MOST_PROCESSES = 8
 _OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.M)
 _ID = re.compile(r"^\S+::.+$", re.M)
@@ -68,7 +68,7 @@ def run_tests(setting: Setting) -> dict[str, Any]:
 
 
 def _command(*words: str) -> list[str]:
-    # Whatever pytest is there will do; the pinned one is for development.
+    # Any installed version of pytest will do; the pinned one is for development.
     quiet = ["-o", "minversion=7.0", "-p", "no:cacheprovider", "-m", "gpu"]
     return [sys.executable, "-m", "pytest", *quiet, *words]
 
@@ -120,7 +120,7 @@ def _run(
 
 
 def parse(text: str) -> dict[str, tuple[str, str]]:
-    """What `pytest -v --tb=line` said of each test, however far it came."""
+    """Results of each test in the output of `pytest -v --tb=line`, which may be cut off."""
     lines = "; ".join(re.findall(r"^(?:E|/|\S+\.py:\d+:).*$", text, re.M))
     return {
         name: (outcome, lines if outcome in ("FAILED", "ERROR") else "")

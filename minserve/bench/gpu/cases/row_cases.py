@@ -1,4 +1,4 @@
-"""Operators over rows, and sampling: ours beside what torch offers for the same."""
+"""Operators over rows, and sampling: ours beside torch's operators for the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TORCH = TorchOps()
 
 
 class RowCases(Buffers):
-    """What a layer does to its rows outside of attention, and what becomes of its logits."""
+    """Operators of a layer outside of attention, and sampling from logits."""
 
     def cases(self) -> list[Case]:
         """For a prefill chunk and for a decode step."""
@@ -71,7 +71,7 @@ class RowCases(Buffers):
         def make() -> Mapping[str, Call]:
             x, residual, weight = (self.normal(rows, width), self.normal(rows, width),
                                    self.normal(width))  # fmt: skip
-            # What is added again and again must not grow beyond the format.
+            # Small: it is added at every repetition, and the sum must not overflow.
             x *= 1e-4
             return {
                 OURS: partial(self.ops.add_rms_norm, x, residual, weight, 1e-5),
@@ -93,7 +93,7 @@ class RowCases(Buffers):
         return heads, torch.randint(0, 4096, (rows,), device=self.device), table
 
     def _pages(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values, and a free slot for every row, in no order."""
+        """Keys, values, and a free slot for each row, in random order."""
         sizes = self.sizes
         blocks = -(-rows // PAGE)
         keys, values = (self.normal(blocks, sizes.kv_heads, PAGE, sizes.head_dim)
@@ -134,7 +134,7 @@ class RowCases(Buffers):
         return Case("store keys and values", f"{rows} rows, {kv} heads", moved, 0, make)
 
     def rotary_store(self, rows: int) -> Case:
-        """Both in one go, from the fused projection."""
+        """Both in one call, from the fused projection."""
         sizes = self.sizes
 
         def make() -> Mapping[str, Call]:

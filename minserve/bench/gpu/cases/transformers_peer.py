@@ -1,8 +1,8 @@
 """transformers on the same card: the same shape with random weights, several settings, a time each.
 
-A run that its time cuts off is judged by its fastest few seconds, which favours it: neither the
-prompts before nor the tail, in which few requests are left, are in them. Weights are its own and
-random, so tokens are not compared; the same model in both is what the parity tests are for.
+A run that is cut off by its time limit counts with its fastest few seconds. That favours it,
+because these contain neither the prompts nor the end, where few requests are left. Weights are its
+own and random, so tokens are not compared; the same model in both is what the parity tests are for.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fastest_window(progress: Progress, window_s: float = WINDOW_S) -> float:
 
 @dataclass(frozen=True)
 class PeerRun:
-    """What a peer did in its time."""
+    """What a peer computed within its time limit."""
 
     output_tokens: int
     seconds: float
@@ -82,7 +82,7 @@ class TransformersPeer:
         try:
             found = self._serve(workload, limit_s, max_requests, flash=True)
         except Exception as error:
-            # With the package `kernels`, it may try to fetch a kernel where there is no network.
+            # With the package `kernels` it may try to download a kernel, also without a network.
             found = self._serve(workload, limit_s, max_requests, flash=False)
             found.settings["without_flash"] = f"after {type(error).__name__}: {error}"[:200]
         run = found.run
@@ -125,7 +125,8 @@ class TransformersPeer:
             times = self._generate(items, start_s + limit_s)
             done = progress[-1][1]
             for step, at_s in enumerate(times, 1):
-                # Rows go on until the longest is done; what is beyond their length is dropped.
+                # All rows run until the longest is done; tokens beyond a row's own length are
+                # dropped.
                 done += sum(item.max_tokens >= step for item in items)
                 progress.append((at_s - start_s, done))
             finished &= len(times) >= items[0].max_tokens
@@ -137,7 +138,7 @@ class TransformersPeer:
         return PeerRun(progress[-1][1], progress[-1][0], finished, tuple(progress), settings)
 
     def _generate(self, items: list[WorkItem], deadline_s: float) -> list[float]:
-        """One batch; when each step of it was done."""
+        """Run one batch; returns when each of its steps ended."""
         longest = max(len(item.prompt_token_ids) for item in items)
         ids = torch.zeros(len(items), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)

@@ -1,5 +1,5 @@
-"""What the device reaches: bandwidth by working set, and matrix products. All other parts are held
-against this."""
+"""What the device reaches: bandwidth by working set, and matrix products. All other parts are
+compared with this."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the chapters compare, run on this device: figures of every round, and a trace of each side
-that a panel can draw, dotted, beside what the reader's machine measures."""
+"""What the chapters compare, run on this device: figures of every round, and a trace of each side,
+which a panel draws dotted beside the measurements of the reader's machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 def _figure(name: str, part: str) -> Callable[[RunTrace], float | None]:
-    """One number of a run's summary; None where the run says nothing about it."""
+    """One number of a run's summary; None where the run has no such number."""
 
     def read(trace: RunTrace) -> float | None:
         found: Distribution | None = getattr(trace.summary(), name)
@@ -43,7 +43,7 @@ _COUNTED = ("steps", "preemptions", "padded_rows", "peak_kv_bytes_allocated", "p
 
 
 def run(setting: Setting) -> None:
-    """A row per chapter, and two traces beside it."""
+    """A row per chapter, and two trace files."""
     for chapter in CHAPTERS:
         if setting.time_for(f"chapter {chapter.chapter}", 5.0):
             setting.record.add(_measure(setting, chapter))
@@ -109,7 +109,7 @@ def _figures(traces: list[RunTrace]) -> dict[str, Any]:
 
 
 def _keep(trace: RunTrace, path: Path, where: Mapping[str, Any]) -> None:
-    """A small file: everything but which pages were whose."""
+    """A small file: everything except which request held which pages."""
     versions = {**trace.header.versions} | {"commit": where["commit"] or "unknown"}
     header = dataclasses.replace(trace.header, provenance="recorded", versions=versions)
     small = RunTrace(trace.max_steps, trace.max_requests, header)
@@ -119,6 +119,6 @@ def _keep(trace: RunTrace, path: Path, where: Mapping[str, Any]) -> None:
 
 
 def _without_pages(step: StepTrace) -> StepTrace:
-    # Whose tokens a step computed stays: the gaps between them are a chapter's figure.
+    # Tokens per request and step are kept: a chapter draws the gaps between them.
     requests = tuple(dataclasses.replace(part, blocks=()) for part in step.requests)
     return dataclasses.replace(step, requests=requests, cached_block_ids=())

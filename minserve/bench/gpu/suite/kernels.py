@@ -1,7 +1,7 @@
 """The kernels: do they pass their tests here, and how near do they come to the device's limits and
-to the best that torch has for the same?
+to torch's best operators for the same?
 
-Bandwidth is least bytes over time, so that what a kernel moves beyond them counts against it.
+Bandwidth is least bytes over time, so a kernel that moves more bytes shows a lower one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minserve.kernels.select import why_not_triton
 
 ROUNDS = 7
 _TESTS_S = 40.0
-"""Kept for the tests, which come last: they compile as long as they are let."""
+"""Seconds kept for the tests, which run last and use all the time they get, for compiling."""
 
 
 def run(setting: Setting) -> None:
@@ -56,7 +56,7 @@ def run(setting: Setting) -> None:
 
 
 def all_cases(ops: Ops, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """The most telling first, should time run out."""
+    """The most important first, in case time runs out."""
     attention = AttentionCases(ops, sizes, device, dtype).cases()
     return attention + RowCases(ops, sizes, device, dtype).cases()
 

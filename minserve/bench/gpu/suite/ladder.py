@@ -1,7 +1,8 @@
-"""The ladder: what each optimization adds, from torch operators to overlap, on a batch and alone.
+"""The ladder: what each optimization adds, from torch operators to overlap, for a batch and for one
+request alone.
 
-Rungs take turns within a round and each is compared with the one before it in the same round. The
-batch is the nano-vllm workload with fewer and shorter requests.
+Each rung runs once in a round, and is compared with the rung before it in the same round. The batch
+is the nano-vllm workload with fewer and shorter requests.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Rung:
     name: str
     switches: Mapping[str, Any] = field(default_factory=dict)
     whole_contexts: bool = False
-    """Decode attention takes every context whole."""
+    """Decode attention does not split contexts."""
 
 
 RUNGS = (
@@ -47,8 +48,8 @@ RUNGS = (
 
 
 def configs(setting: Setting) -> dict[str, tuple[EngineConfig, bool]]:
-    """Rung -> its configuration, and whether contexts stay whole. Tuned tiles are a rung where they
-    were found before; looking for them takes minutes."""
+    """Rung -> its configuration, and whether contexts are not split. Tuned tiles are a rung where
+    they were found before, because the search takes minutes."""
     values: dict[str, Any] = {
         "device": str(setting.device),
         "scheduling.max_num_seqs": setting.pick(64, 4),
@@ -63,7 +64,8 @@ def configs(setting: Setting) -> dict[str, tuple[EngineConfig, bool]]:
             continue
         values |= rung.switches
         if setting.dry_run:
-            # The kernels' own part interprets them; here the order of the rungs is what runs.
+            # In a dry run the part `kernels` interprets the kernels; here only the order of the
+            # rungs is tried.
             values |= {"kernels.backend": "torch"}
         found[rung.name] = (EngineConfig().with_values(values), rung.whole_contexts)
     return found

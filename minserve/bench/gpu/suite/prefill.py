@@ -1,6 +1,6 @@
 """Prefill of one prompt in one step, 8B shape: FLOP/s against the matrix rate (MFU).
 
-Counted FLOPs: every product, and attention's scores and sums over what each token sees.
+Counted FLOPs: every product, and attention's scores and sums over the keys that each token sees.
 """
 
 from __future__ import annotations

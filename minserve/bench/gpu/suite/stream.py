@@ -1,7 +1,7 @@
 """One request alone, real shapes with random weights: tokens per second against the bandwidth.
 
-A decode step reads every weight once, so bytes over time is how near it stands to the memory's
-limit (MBU). Llama-2-7B as gpt-fast measures it: five tokens in, 200 out.
+A decode step reads every weight once, so bytes over time, as a share of the bandwidth, says how
+near it is to the memory's limit (MBU). Llama-2-7B as gpt-fast measures it: five tokens in, 200 out.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _once(bench: Bench, traffic: Any) -> tuple[float, float, float, StepTimes | 
 
 
 def step_bytes(trace: RunTrace) -> float:
-    """Weights and cached keys and values of the middle decode step. What passes between operators
-    stays in the caches at one row, and is not counted."""
+    """Weights and cached keys and values of the middle decode step. Activations of one row stay in
+    the caches, and are not counted."""
     decodes = [step.work for step in trace.steps if step.num_decode_tokens]
     return median(work.weight_bytes + work.kv_read_bytes + work.kv_write_bytes for work in decodes)

@@ -32,7 +32,7 @@ KV_BYTES = {AMPLE: 32 * 10**9, TIGHT: 8 * 10**9}
 TOY_KV_BYTES = {AMPLE: 1 << 24, TIGHT: 5 * 8192}
 _Served = tuple[RunTrace, StepTimes | None]
 _CONTINUOUS_S, _STATIC_S = 18.0, 12.0
-"""Of every setting of a peer that is tried."""
+"""Seconds for each setting of a peer that is tried."""
 
 
 def workload_of(setting: Setting) -> Workload:
@@ -95,7 +95,7 @@ def _serve(setting: Setting, budget: str, rounds: int) -> list[_Served]:
 
 
 def _warm_up(traffic: Traffic) -> Traffic:
-    """The first requests and few tokens: compiles and tunes."""
+    """The first requests, with few tokens each: compiles and tunes."""
     few = traffic.requests[:4]
     return at_once([one.prompt_token_ids for one in few], [fixed_length(4, TEMPERATURE)] * len(few))
 
@@ -112,7 +112,7 @@ def _rate(trace: RunTrace) -> float:
 def _row(
     setting: Setting, budget: str, workload: Workload, runs: list[_Served], ceilings: Ceilings
 ) -> dict[str, Any]:
-    """One budget: every run of it, the last one against its own floor."""
+    """The row of one budget: all its runs, the last one compared with its own floor."""
     trace, times = runs[-1]
     totals = trace.totals
     if totals.sampled_tokens != workload.num_output_tokens:
@@ -136,7 +136,7 @@ def _row(
         "recomputed_tokens": totals.recomputed_tokens,
         "floor_s": floor.floor_s,
         "memory_floor_s": floor.memory_s,
-        # The time the counted work takes at least, over the time it took.
+        # The least time of the counted work, over the time it took.
         "roofline": share(floor.floor_s, serving_s(trace), of, "s"),
         "settings": changed(trace.header.config),
     }
@@ -177,7 +177,7 @@ def _peers(setting: Setting, shape: Shape, workload: Workload) -> list[dict[str,
 def _best(
     setting: Setting, mode: str, choices: Mapping[str, Callable[[], PeerRun]]
 ) -> dict[str, Any]:
-    """Every choice in turn; the fastest is the peer's figure. Raises RuntimeError for none."""
+    """Runs each setting once; the fastest is the peer's figure. Raises RuntimeError if none ran."""
     tried: dict[str, PeerRun] = {}
     said: list[dict[str, Any]] = []
     for name, serve in choices.items():

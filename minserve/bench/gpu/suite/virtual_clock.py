@@ -1,9 +1,9 @@
-"""The virtual clock is taught this device, and asked about runs that it was not taught.
+"""The virtual clock is calibrated on this device, and compared with runs that it was not fitted to.
 
-For each shape the real engine serves traffic of every kind, the cost of a step is fitted and kept
-as a file that `build_virtual_engine` takes. Then the same scheduler and pages run on modelled time:
-held-out traffic, the nano-vllm workload as the part `throughput` recorded it, and one request alone
-as the part `stream` did.
+For each shape the real engine serves traffic of every kind; the cost of a step is fitted and
+written to a file that `build_virtual_engine` takes. Then the same scheduler and pages run on
+modelled time: held-out traffic, the nano-vllm workload as the part `throughput` recorded it, and
+one request alone as the part `stream` did.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def _teach(setting: Setting, name: str) -> None:
         bench.play(at_once([[5] * 20] * 2, [fixed_length(4)] * 2))  # Compiles and captures.
         steps: list[StepTrace] = []
         for played in _lessons(setting, vocab):
-            # What is compiled or captured once is no price of a step.
+            # Compiling and capturing happen once, and are not part of a step's cost.
             steps += [one for one in bench.play(played)[0].steps if not one.stages.compile_s]
         cost = fit(steps, _machine(setting, name), setting.dtype)
         cost.save(cost_path(setting.folder, name))
         unseen = _held_out(setting, vocab)
-        bench.play(unseen)  # Compiles and captures what the lessons did not meet.
+        bench.play(unseen)  # Compiles and captures what the fitted runs did not need.
         trace, result, _ = bench.play(unseen)
         here = serve_result(run_of(bench.engine, result))
     setting.record.note(
@@ -99,7 +99,7 @@ def _add(setting: Setting, checked: Checked) -> None:
 def _recorded_runs(
     setting: Setting, name: str, spec: ModelSpec, cost: FittedCost
 ) -> Iterator[Checked]:
-    """What other parts recorded in this run for this shape."""
+    """Results of other parts in this run for this shape."""
     if name == throughput.SHAPE:
         for row in _rows(setting, "throughput"):
             if "budget" not in row:
@@ -143,7 +143,8 @@ def _config(setting: Setting, spec: ModelSpec) -> EngineConfig:
 
 
 def _on_cpu(config: EngineConfig) -> EngineConfig:
-    """The same scheduling and memory on modelled time: how a device runs a step is in its cost."""
+    """The same scheduling and memory on modelled time: the device's way to run a step is in its
+    cost."""
     off = dict.fromkeys([*FASTEST, "kernels.autotune"], False)
     return config.with_values(off | {"device": "cpu"})
 
@@ -159,7 +160,7 @@ def _machine(setting: Setting, name: str) -> Machine:
 
 
 def _lessons(setting: Setting, vocab: int) -> Iterator[Traffic]:
-    """From one request alone to all places busy, short contexts and long ones."""
+    """From one request alone to a full batch, short contexts and long ones."""
     if setting.dry_run:
         yield at_once([[5] * 30, [7] * 9] * 3, [fixed_length(40), fixed_length(60)] * 3)
         yield at_once([[5] * 12], [fixed_length(60)])
@@ -177,7 +178,7 @@ def _lessons(setting: Setting, vocab: int) -> Iterator[Traffic]:
 
 
 def _held_out(setting: Setting, vocab: int) -> Traffic:
-    """Bursts of log-normal lengths: neither arrivals nor lengths of the lessons."""
+    """Bursts of log-normal lengths: other arrivals and other lengths than in the fitted runs."""
     mean_in, mean_out = setting.pick((300, 80), (12, 6))
     jobs = conversations.independent(
         length_draws.lognormal(mean_in, 0.8, at_most=setting.pick(1500, 60)),

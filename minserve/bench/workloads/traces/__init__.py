@@ -1,8 +1,8 @@
 """Recorded traffic: Mooncake's JSON lines as the canonical form, and readers of three others.
 
-A trace says when requests came, how long prompts and answers were and, where it tells, which
-prompts share prefixes. It never has the text: prompts are made of random tokens that share exactly
-what the trace says is shared.
+A trace says when requests arrived, how long prompts and answers were and, in some formats, which
+prompts share prefixes. It has no text: prompts are random tokens that share exactly the prefixes
+that the trace says.
 """
 
 from minserve.bench.workloads.traces.formats import (

@@ -1,8 +1,8 @@
 """Readers of other public traces, each to the rows that `mooncake` writes.
 
 Azure's LLM inference traces (Patel et al., arXiv 2311.18677) and BurstGPT (Wang et al., arXiv
-2401.17644) are CSV with lengths; ShareGPT is JSON with text and no times. None of them says what
-prompts share, but for the turns of a conversation.
+2401.17644) are CSV with lengths; ShareGPT is JSON with text and no times. None of them says which
+prompts share prefixes, except for the turns of a conversation.
 """
 
 from __future__ import annotations

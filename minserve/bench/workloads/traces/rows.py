@@ -15,7 +15,7 @@ BLOCK_TOKENS = 512
 
 
 class TraceError(ValueError):
-    """A file that is not the trace it should be. Names file, line and field."""
+    """A file that is not a valid trace. The message names file, line and field."""
 
     def __init__(self, path: Path, line: int, field: str, problem: str) -> None:
         where = f"{path.name}, line {line}" + (f", field {field!r}" if field else "")
