@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from minserve.kernels.base import PanelShape
+from minserve.kernels.base import PackedShape
 from minserve.kernels.reference.ops import TorchOps
 from minserve.layers import DenseFormat, Linear, LinearShape, PackedFormat, WeightFormat
 
@@ -23,7 +23,7 @@ class Drawn:
 
 FORMATS: list[WeightFormat] = [
     DenseFormat(),
-    *(PackedFormat(PanelShape(*sizes)) for sizes in ((4, 1), (4, 2), (16, 1))),
+    *(PackedFormat(PackedShape(*sizes)) for sizes in ((4, 1), (4, 2), (16, 1))),
 ]
 IDS = ["dense", "packed 4", "packed 4 x 2", "packed 16"]
 
@@ -39,7 +39,7 @@ def fused(bias: bool, weight_format: WeightFormat = FORMATS[0]) -> Linear:
 @pytest.mark.parametrize("width", [1, 3, 8, 16, 20])
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_a_packed_weight_is_the_matrix_it_was_made_from(width: int, depth: int) -> None:
-    dense, packed = fused(True), fused(True, PackedFormat(PanelShape(width, depth)))
+    dense, packed = fused(True), fused(True, PackedFormat(PackedShape(width, depth)))
     x = torch.randn(5, 12, dtype=torch.float64)
     torch.testing.assert_close(packed.apply(OPS, x), dense.apply(OPS, x))
     chosen, weights = torch.tensor([15, 0, 7, 7]), (dense.weight, packed.weight)

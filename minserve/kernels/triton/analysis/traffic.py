@@ -185,8 +185,7 @@ def watch() -> Iterator[Traffic]:
         arguments = inspect.getcallargs(self.fn, *args, **known)
         current.append(_Watcher(arguments))
         try:
-            # Operators on the interpreter's own tensors are not counted.
-            with _disable_current_modes():
+            with _disable_current_modes():  # The interpreter's own operators do not count.
                 result = launch(self, *args, **named)
         finally:
             watcher = current.pop()
