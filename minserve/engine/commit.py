@@ -45,7 +45,7 @@ class Committer:
         self._recovery = recovery
         self._keep_cache = config.config.memory.kv_cache
         self._detailed = config.config.trace.per_request
-        self._pages = self._detailed and config.config.trace.pages
+        self._keeps_blocks = self._detailed and config.config.trace.pages
         self._eos = frozenset(config.model.eos_token_ids)
 
     def commit(self, flight: Flight, result: StepResult, now: float) -> CommitCounts:
@@ -77,7 +77,7 @@ class Committer:
                 recomputed = min(stop, known) - start
                 counts.num_recomputed += recomputed
             if self._detailed:
-                blocks = self._memory.blocks_of(request) if self._pages else ()
+                blocks = self._memory.blocks_of(request) if self._keeps_blocks else ()
                 spans.append(_Span(request, start, count, recomputed, blocks))
             if stop > known:
                 request.num_ever_computed = stop

@@ -66,23 +66,23 @@ def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:
     memory = engine.memory
     if memory.prefix is None:
         raise pin_refused()
-    pages = len(token_ids) // memory.block_size
-    if not pages:
+    blocks = len(token_ids) // memory.block_size
+    if not blocks:
         raise InvalidRequestError(
             f"pin(): {len(token_ids)} tokens do not fill a page of {memory.block_size}, and pages "
             "are pinned whole: pin a longer prefix, or use a smaller memory.block_size"
         )
     most = int(memory.pool.num_blocks * MAX_PINNED_SHARE)
-    if memory.num_pinned + pages > most:
+    if memory.num_pinned + blocks > most:
         raise InvalidRequestError(
-            f"pin(): {pages} pages beside the {memory.num_pinned} pinned already are more than "
+            f"pin(): {blocks} pages beside the {memory.num_pinned} pinned already are more than "
             f"{most}, half of the pool of {memory.pool.num_blocks}, whose rest requests need: "
             "unpin something, pin less, or raise memory.kv_bytes"
         )
-    left = memory.pool.num_blocks - memory.num_pinned - pages
+    left = memory.pool.num_blocks - memory.num_pinned - blocks
     if memory.blocks_for(engine.longest_live_tokens) > left:
         raise InvalidRequestError(
-            f"pin(): {pages} pages would leave {left}, fewer than a request that is being served "
+            f"pin(): {blocks} pages would leave {left}, fewer than a request that is being served "
             f"may need ({memory.blocks_for(engine.longest_live_tokens)}): pin before it is sent or "
             "after it has ended, or raise memory.kv_bytes"
         )

@@ -151,8 +151,8 @@ class BatchBuilder:
         else:
             owners = np.repeat(np.arange(len(requests)), query_lens)
             positions = np.arange(len(tokens)) + (starts_array - query_starts[:-1])[owners]
-        pages, offsets = np.divmod(positions, block_size)
-        slots = tables[owners, pages] * np.int64(block_size) + offsets
+        blocks, offsets = np.divmod(positions, block_size)
+        slots = tables[owners, blocks] * np.int64(block_size) + offsets
         group = GroupTables(torch.from_numpy(slots), torch.from_numpy(tables))
         batch = ForwardBatch(
             token_ids=torch.tensor(tokens, dtype=torch.int64),

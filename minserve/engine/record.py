@@ -30,7 +30,7 @@ class Recorder:
         self._clock = clock
         self.trace = trace
         """Another one may take its place between two steps."""
-        self._keeps_pages = config.config.trace.per_request and config.config.trace.pages
+        self._keeps_blocks = config.config.trace.per_request and config.config.trace.pages
         self.token_bytes = config.model.kv_bytes_per_token(config.itemsize)
         self.block_bytes = config.block_bytes
         self.num_aborted = 0
@@ -69,7 +69,7 @@ class Recorder:
             kv_bytes_used=use.kv_tokens * self.token_bytes,
             blocks=self._step_blocks(use, events),
             requests=tuple(counts.details),
-            cached_block_ids=self._memory.pool.cached_blocks() if self._keeps_pages else (),
+            cached_block_ids=self._memory.pool.cached_blocks() if self._keeps_blocks else (),
             num_padded_rows=flight.built.batch.num_tokens - flight.num_tokens,
             num_discarded_tokens=counts.num_discarded,
             num_compiled_graphs=result.num_compiled_graphs,

@@ -72,7 +72,7 @@ def pad(
     positions = torch.cat([torch.arange(rows) for rows in lens])
     slots = scratch_block * block_size + positions % block_size
     ends = batch.num_tokens + added.cumsum(0, dtype=torch.int32)
-    pages = -(-max(lens) // block_size)
+    blocks = -(-max(lens) // block_size)
     return replace(
         batch,
         token_ids=torch.cat((batch.token_ids, torch.zeros_like(positions))),
@@ -82,7 +82,7 @@ def pad(
         groups=tuple(
             GroupTables(
                 torch.cat((group.slots, slots)),
-                _tables(group.block_tables, len(lens), pages, scratch_block),
+                _tables(group.block_tables, len(lens), blocks, scratch_block),
             )
             for group in batch.groups
         ),
@@ -91,9 +91,9 @@ def pad(
     )
 
 
-def _tables(real: Tensor, num_added: int, pages: int, scratch_block: int) -> Tensor:
+def _tables(real: Tensor, num_added: int, blocks: int, scratch_block: int) -> Tensor:
     """The block tables, wide enough for the padding, whose every page is the scratch page."""
-    tables = real.new_zeros(len(real) + num_added, max(real.shape[1], pages))
+    tables = real.new_zeros(len(real) + num_added, max(real.shape[1], blocks))
     tables[: len(real), : real.shape[1]] = real
     tables[len(real) :] = scratch_block
     return tables

@@ -52,8 +52,8 @@ def cases(
     positions, slots = whole([3, 70, 9, 44], torch.int64), whole([5, 40, 41, 99], torch.int64)
     some = whole([3, 0, 2, 1], torch.int64)
     angles = torch.rand(128, HEAD_DIM, generator=generator).to(device)
-    tables, num_pages = _block_tables(generator)
-    cached = [normal(num_pages, KV_HEADS, PAGE, HEAD_DIM) for _ in range(2)]
+    tables, num_blocks = _block_tables(generator)
+    cached = [normal(num_blocks, KV_HEADS, PAGE, HEAD_DIM) for _ in range(2)]
     decode, chunk = (1,) * len(CONTEXTS), (48, 16)
     return [
         Case("rms norm", lambda ops: ops.rms_norm(x, weight, 1e-5), least.rms_norm(x, weight)),
@@ -97,12 +97,12 @@ def cases(
 def _block_tables(generator: torch.Generator) -> tuple[Tensor, int]:
     """Block tables of CONTEXTS over shuffled pages, int32 `[requests, pages]`; and how many pages
     there are."""
-    pages = [-(-context // PAGE) for context in CONTEXTS]
-    order = torch.randperm(sum(pages), generator=generator).to(torch.int32)
-    tables = torch.zeros(len(pages), max(pages), dtype=torch.int32)
-    for request, count in enumerate(pages):
-        tables[request, :count] = order[sum(pages[:request]) :][:count]
-    return tables, sum(pages)
+    blocks = [-(-context // PAGE) for context in CONTEXTS]
+    order = torch.randperm(sum(blocks), generator=generator).to(torch.int32)
+    tables = torch.zeros(len(blocks), max(blocks), dtype=torch.int32)
+    for request, count in enumerate(blocks):
+        tables[request, :count] = order[sum(blocks[:request]) :][:count]
+    return tables, sum(blocks)
 
 
 def _attention(

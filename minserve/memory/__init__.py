@@ -16,7 +16,7 @@ from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.index import HashIndex, IndexNode, Match, PrefixIndex
 from minserve.memory.prefix.radix import RadixIndex
 from minserve.memory.storage.cache import KVCache
-from minserve.memory.storage.store import NoStore, PageStore
+from minserve.memory.storage.store import BlockStore, NoStore
 from minserve.memory.storage.transfers import TransferOrder
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.disk import DiskTier
@@ -25,6 +25,7 @@ from minserve.memory.use import MemoryUse
 
 __all__ = [
     "BlockPool",
+    "BlockStore",
     "DiskTier",
     "HashIndex",
     "HostTier",
@@ -36,7 +37,6 @@ __all__ = [
     "MemoryEvents",
     "MemoryUse",
     "NoStore",
-    "PageStore",
     "PrefixIndex",
     "RadixIndex",
     "ResumeCosts",

@@ -12,7 +12,7 @@ from minserve.memory.layout import reservation
 from minserve.memory.manager import KVManager
 from minserve.memory.prefix.index import HashIndex, PrefixIndex
 from minserve.memory.prefix.radix import RadixIndex
-from minserve.memory.storage.store import NoStore, PageStore
+from minserve.memory.storage.store import BlockStore, NoStore
 from minserve.memory.tiers.costs import Resume, ResumeCosts
 from minserve.memory.tiers.disk import DiskTier
 from minserve.memory.tiers.host import HostTier
@@ -22,7 +22,7 @@ INDEXES: dict[str, type[HashIndex] | type[RadixIndex]] = {"hash": HashIndex, "ra
 
 
 def build_manager(
-    config: ResolvedConfig, num_blocks: int, clock: Clock, store: PageStore | None = None
+    config: ResolvedConfig, num_blocks: int, clock: Clock, store: BlockStore | None = None
 ) -> KVManager:
     """The manager of `num_blocks` pages; without a `store` pages are only counted.
 

@@ -20,7 +20,7 @@ from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.cache import Hit, PrefixCache
 from minserve.memory.prefix.index import PrefixIndex
 from minserve.memory.reuse import Reuse
-from minserve.memory.storage.store import NoStore, PageStore
+from minserve.memory.storage.store import BlockStore, NoStore
 from minserve.memory.tables import BlockTable, BlockTables
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.host import HostTier
@@ -46,7 +46,7 @@ class KVManager:
         reservation: Reservation | None = None,
         index: PrefixIndex | None = None,
         host: HostTier | None = None,
-        store: PageStore | None = None,
+        store: BlockStore | None = None,
         costs: ResumeCosts | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -265,7 +265,7 @@ class KVManager:
     @property
     def num_pinned(self) -> int:
         """Pages that pins hold; a page of two pins counts once."""
-        return self._pins.num_pages
+        return self._pins.num_blocks
 
     # -- the whole ---------------------------------------------------------------------------------
 

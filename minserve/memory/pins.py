@@ -44,7 +44,7 @@ class Pins:
         return sum(map(len, self._blocks.values()))
 
     @property
-    def num_pages(self) -> int:
+    def num_blocks(self) -> int:
         """Pages that pins hold; a page of two pins counts once."""
         return len({block for blocks in self._blocks.values() for block in blocks})
 

@@ -11,7 +11,7 @@ from minserve.memory.events import MemoryEvents
 from minserve.memory.keys import TokenBlocks, root_key
 from minserve.memory.pool import BlockPool
 from minserve.memory.prefix.cache import Hit, PrefixCache
-from minserve.memory.storage.store import PageStore
+from minserve.memory.storage.store import BlockStore
 from minserve.memory.tables import BlockTable, BlockTables
 from minserve.request import Request
 
@@ -24,7 +24,7 @@ class Reuse:
         pool: BlockPool,
         tables: BlockTables,
         prefix: PrefixCache | None,
-        store: PageStore,
+        store: BlockStore,
         clock: Clock,
         events: MemoryEvents,
         block_size: int,

@@ -28,11 +28,11 @@ class MemoryShares:
         """Sums over these steps."""
         used = future = internal = external = pool = 0
         for step in steps:
-            pages = step.blocks
+            blocks = step.blocks
             used += step.kv_bytes_used
-            future += pages.future_bytes
-            internal += pages.internal_bytes
-            external += pages.external_bytes
+            future += blocks.future_bytes
+            internal += blocks.internal_bytes
+            external += blocks.external_bytes
             pool += step.kv_bytes_reserved
         return cls(used, future, internal, external, pool - used - future - internal - external)
 

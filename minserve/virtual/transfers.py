@@ -59,7 +59,7 @@ class Direction:
 
 
 class VirtualStore:
-    """A `PageStore` of pages without content whose transfers take modelled time."""
+    """A `BlockStore` of pages without content whose transfers take modelled time."""
 
     def __init__(
         self,

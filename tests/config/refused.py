@@ -129,7 +129,7 @@ REFUSED = [
     ),
     *[
         Case(
-            scheduling.swap_needs_pages,
+            scheduling.swap_needs_blocks,
             SWAP | switch | {"memory.host_bytes": 1 << 20},
             ("scheduling.preemption='swap'", f"{path.partition('.')[2]}={value!r}", "use preem"),
         )
@@ -244,12 +244,12 @@ REFUSED = [
         ("memory.disk_bytes=1048576", "set memory.host_bytes and memory.prefix_cache"),
     ),
     Case(
-        memory.host_holds_a_page,
+        memory.host_holds_a_block,
         TIERS | {"memory.host_bytes": 100},
         ("memory.host_bytes=100 holds no page", f"{PAGE_BYTES} bytes", "raise it, or say 0"),
     ),
     Case(
-        memory.pool_holds_a_page,
+        memory.pool_holds_a_block,
         {"memory.kv_bytes": 100},
         ("memory.kv_bytes=100 holds no page", "memory.block_size=16", "lower block_size"),
     ),

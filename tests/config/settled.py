@@ -47,7 +47,7 @@ SETTLED = [
         {"kernels.backend": "torch"},
     ),
     Case(
-        kernels.padding_takes_a_page,
+        kernels.padding_takes_a_block,
         {"kernels.padding": "longest"},
         ("kernels.padding='longest': a page beside memory.kv_bytes",),
     ),
@@ -66,7 +66,7 @@ SETTLED = [
     Case(kernels.graphs_on_a_cpu, ON_GPU | GRAPHS, ("a page beside memory.kv_bytes",), gpu=(9, 0)),
     *[
         Case(
-            memory.samples_share_pages,
+            memory.samples_share_blocks,
             switch,
             (f"memory.copy_on_write: off, because {path}={value!r}",),
             {"memory.copy_on_write": False},

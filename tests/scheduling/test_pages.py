@@ -50,7 +50,7 @@ def test_pages_that_a_prompt_will_still_ask_for_are_not_given_to_others():
     driven.step()
     assert driven.memory.missing_blocks(first, 24) == 4
     view = driven.scheduler._admission_view()
-    assert view.promised_blocks == 4 and view.needed_blocks == 5 and not view.has_pages
+    assert view.promised_blocks == 4 and view.needed_blocks == 5 and not view.has_blocks
     assert driven.memory.fits(second)
     driven.run()
     assert not any(plan.preempted for plan in driven.plans)

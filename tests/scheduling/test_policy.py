@@ -35,7 +35,7 @@ def serve(engine, lengths=(2, 12, 2, 2)):
 
 class OneAtATime(ContinuousBatching):
     def admits(self, view):
-        return not view.running and view.has_pages
+        return not view.running and view.has_blocks
 
 
 class Careless(ContinuousBatching):
@@ -87,7 +87,7 @@ def test_a_static_batch_knows_which_of_its_places_are_idle():
 
     def admits(running, waiting):
         return policy.admits(
-            SimpleNamespace(running=running, waiting=waiting, max_num_seqs=8, has_pages=True)
+            SimpleNamespace(running=running, waiting=waiting, max_num_seqs=8, has_blocks=True)
         )
 
     assert admits([], [one, two, three]) and admits([one], [two, three])

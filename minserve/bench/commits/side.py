@@ -59,10 +59,10 @@ def virtual_case(**values: Any) -> Case:
 
     spec = find("load_model", "loading", "build")("zoo/draft", config_with(), progress=False)
     spec = spec.config.model
-    page_bytes = 16 * spec.kv_bytes_per_token(2)
+    block_bytes = 16 * spec.kv_bytes_per_token(2)
     for name in ("memory__kv_bytes", "memory__host_bytes"):  # given in pages
         if name in values:
-            values[name] *= page_bytes
+            values[name] *= block_bytes
     limits = {"scheduling__max_num_seqs": 64, "scheduling__max_num_batched_tokens": 512}
     config = config_with(memory__block_size=16, **(limits | values))
     device = find("DEVICES", "hardware")["A100 80GB SXM"]

@@ -144,14 +144,14 @@ def _sized(
 ) -> Any:
     """Its configuration. Without a number of pages and tokens it takes up to a minute to size its
     cache by free memory."""
-    pages = sum(
+    blocks = sum(
         -(-(len(item.prompt_token_ids) + item.max_tokens) // PAGE) for item in workload.items
     )
     known = {item.name for item in fields(transformers.ContinuousBatchingConfig)}
     values: dict[str, Any] = {
         # transformers 5.17 calls it `block_size`.
         "page_size" if "page_size" in known else "block_size": PAGE,
-        "num_blocks": pages + 2,
+        "num_blocks": blocks + 2,
         "max_batch_tokens": max_batch_tokens,
         # No two prompts are alike: looking for shared blocks would only cost time.
         "allow_block_sharing": False,

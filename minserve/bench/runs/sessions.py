@@ -55,10 +55,10 @@ def tier_of(engine: Engine, token_ids: Sequence[int]) -> str:
     prefix, size = engine.memory.prefix, engine.memory.block_size
     if prefix is None:
         return "gone"
-    pages = len(token_ids) // size
+    blocks = len(token_ids) // size
     token_blocks = TokenBlocks(root_key(()), list(token_ids), size)
-    hit = prefix.lookup(token_blocks, pages * size)
-    if len(hit.blocks) + len(hit.keys) < pages:
+    hit = prefix.lookup(token_blocks, blocks * size)
+    if len(hit.blocks) + len(hit.keys) < blocks:
         return "gone"
     return next((tier for tier in ("disk", "host") if tier in hit.tiers), "device")
 
@@ -173,15 +173,15 @@ def run(args: argparse.Namespace) -> int:
         {"kernels.num_threads": args.threads, "memory.disk_path": args.disk_path}
     )
     loaded = load_model(args.model, config, progress=not args.no_progress)
-    page = loaded.config.block_bytes
+    block = loaded.config.block_bytes
     size = config.memory.block_size
-    pages = -(-(args.history + 16) // size)
+    blocks = -(-(args.history + 16) // size)
     tiers = {
-        "memory.kv_bytes": (args.device_sessions + 1) * pages * page,
+        "memory.kv_bytes": (args.device_sessions + 1) * blocks * block,
         "scheduling.max_model_len": args.history + 16,
     }
-    host = {"memory.host_bytes": args.host_sessions * pages * page}
-    disk = {"memory.disk_bytes": 2 * args.sessions * pages * page}
+    host = {"memory.host_bytes": args.host_sessions * blocks * block}
+    disk = {"memory.disk_bytes": 2 * args.sessions * blocks * block}
     sides = {
         "device": config.with_values(tiers),
         "device, host": config.with_values(tiers | host),
@@ -194,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
         runs[name] = run_sessions(model, args.sessions, args.history)
     race = Race(args, find_model(args.model), args.model, False)
     result = frame(
-        race, "sessions", num_sessions=args.sessions, history=args.history, page_bytes=page
+        race, "sessions", num_sessions=args.sessions, history=args.history, block_bytes=block
     )
     result |= _figures(runs)
     result["by_length"] = _by_length(args, config)
@@ -246,12 +246,12 @@ def _by_length(args: argparse.Namespace, config: EngineConfig) -> list[dict[str,
     found, rows = [], []
     for length in args.lengths:
         size = config.memory.block_size
-        pages = -(-(length + 16) // size)
-        pool = pages * size
-        page = load_model(args.model, config, progress=False).config.block_bytes
+        blocks = -(-(length + 16) // size)
+        pool = blocks * size
+        block = load_model(args.model, config, progress=False).config.block_bytes
         shared = {
-            "memory.kv_bytes": pages * page,
-            "memory.host_bytes": 3 * pages * page,
+            "memory.kv_bytes": blocks * block,
+            "memory.host_bytes": 3 * blocks * block,
             "scheduling.max_model_len": pool,
             "scheduling.max_num_batched_tokens": 2048,
         }
@@ -260,7 +260,7 @@ def _by_length(args: argparse.Namespace, config: EngineConfig) -> list[dict[str,
             "host": shared,
             # See returning().
             "disk": shared
-            | {"memory.host_bytes": pages * page, "memory.disk_bytes": 8 * pages * page},
+            | {"memory.host_bytes": blocks * block, "memory.disk_bytes": 8 * blocks * block},
         }
         models = {
             name: load_model(args.model, config.with_values(values), progress=False)

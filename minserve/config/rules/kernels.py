@@ -46,7 +46,7 @@ def batch_padding_needs_static(question: Question) -> None:
         )
 
 
-def padding_takes_a_page(question: Question) -> Answer | None:
+def padding_takes_a_block(question: Question) -> Answer | None:
     """Say where the keys and values of padding are."""
     padding = question.config.kernels.padding
     if padding == "none":
@@ -138,17 +138,17 @@ def graphs_on_a_cpu(question: Question) -> Answer | None:
     kernels = question.config.kernels
     if not kernels.cuda_graphs:
         return None
-    page = "kernels.cuda_graphs: a page beside memory.kv_bytes takes the padding"
+    block = "kernels.cuda_graphs: a page beside memory.kv_bytes takes the padding"
     if question.device.type == "cuda":
-        return Answer(notes=(page,))
+        return Answer(notes=(block,))
     cpu = (
         "kernels.cuda_graphs: a CPU captures nothing; decode steps are padded and run from static "
         "buffers as on a GPU, which shows what a graph holds and saves no time"
     )
     if kernels.backend != "auto":
-        return Answer(notes=(page, cpu))
+        return Answer(notes=(block, cpu))
     torch_ = "kernels.backend: torch, because kernels.cuda_graphs=True needs its attention"
-    return Answer({"kernels.backend": "torch"}, (page, cpu, torch_))
+    return Answer({"kernels.backend": "torch"}, (block, cpu, torch_))
 
 
 def tuning_times_a_gpu(question: Question) -> None:
@@ -205,7 +205,7 @@ RULES: tuple[Rule, ...] = (
     native_runs_on_cpu,
     compile_takes_torch,
     batch_padding_needs_static,
-    padding_takes_a_page,
+    padding_takes_a_block,
     triton_needs_matrix_units,
     graphs_or_compile,
     graphs_have_their_padding,

@@ -60,7 +60,7 @@ def disk_lies_below_host(question: Question) -> None:
         )
 
 
-def samples_share_pages(question: Question) -> Answer | None:
+def samples_share_blocks(question: Question) -> Answer | None:
     """Switch sharing off where there is nothing to share between samples of a prompt."""
     memory = question.config.memory
     if not memory.copy_on_write:
@@ -88,7 +88,7 @@ def pool_by_default(question: Question) -> Answer | None:
     )
 
 
-def host_holds_a_page(question: Question) -> None:
+def host_holds_a_block(question: Question) -> None:
     """Refuse a host tier smaller than a page."""
     host_bytes, block_bytes = question.config.memory.host_bytes, question.resolved.block_bytes
     if 0 < host_bytes < block_bytes:
@@ -98,7 +98,7 @@ def host_holds_a_page(question: Question) -> None:
         )
 
 
-def pool_holds_a_page(question: Question) -> None:
+def pool_holds_a_block(question: Question) -> None:
     """Refuse a pool smaller than a page."""
     memory, block_bytes = question.config.memory, question.resolved.block_bytes
     if memory.kv_bytes is not None and memory.kv_bytes < block_bytes:
@@ -185,9 +185,9 @@ RULES: tuple[Rule, ...] = (
     managing_needs_cache,
     host_memory_has_a_use,
     disk_lies_below_host,
-    samples_share_pages,
+    samples_share_blocks,
     pool_by_default,
-    host_holds_a_page,
-    pool_holds_a_page,
+    host_holds_a_block,
+    pool_holds_a_block,
     disk_can_be_written,
 )

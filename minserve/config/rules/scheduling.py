@@ -162,7 +162,7 @@ def swap_needs_host_memory(question: Question) -> None:
         )
 
 
-def swap_needs_pages(question: Question) -> None:
+def swap_needs_blocks(question: Question) -> None:
     """Refuse swapping where requests hold no pages that could be moved one by one."""
     memory = question.config.memory
     paged = memory.kv_cache and memory.layout == "paged"
@@ -193,5 +193,5 @@ RULES: tuple[Rule, ...] = (
     starvation_limit_by_default,
     overlap_needs_cache,
     swap_needs_host_memory,
-    swap_needs_pages,
+    swap_needs_blocks,
 )

@@ -105,13 +105,13 @@ def attention(
     """See `Ops.plan_attention`: the keys and values that any row of a request sees, once, the
     block table's entries for them, two lengths per request, queries and output."""
     _, num_kv_heads, block_size, head_dim = keys.shape
-    seen = pages = 0
+    seen = blocks = 0
     for rows, context in zip(query_lens, context_lens, strict=True):
         first = 0 if window is None else max(0, context - rows - window + 1)
         seen += context - first
-        pages += -(-context // block_size) - first // block_size
+        blocks += -(-context // block_size) - first // block_size
     cached = 2 * seen * num_kv_heads * head_dim * keys.itemsize
-    lengths = 4 * (pages + 2 * len(query_lens) + 1)
+    lengths = 4 * (blocks + 2 * len(query_lens) + 1)
     written = size(q) + (4 * q.shape[0] * q.shape[1] if need_lse else 0)
     return Bytes(size(q) + cached + lengths, written)
 

@@ -50,10 +50,10 @@ class _Segment(NamedTuple):
     num_rows: int
     kv_len: int
     """Keys the last row sees, itself included, counted from the request's first token."""
-    first_page: int
+    first_block: int
     first_query: int
     """Place of the request's first query row among its keys."""
-    num_pages: int
+    num_blocks: int
 
     @property
     def row_class(self) -> int:
@@ -72,17 +72,17 @@ def _segments(
             position = context_len - query_len + start
             kv_len = position + num_rows
             oldest = 0 if geometry.window is None else max(0, position - geometry.window + 1)
-            first_page = oldest // geometry.block_size
-            num_pages = -(-kv_len // geometry.block_size) - first_page
+            first_block = oldest // geometry.block_size
+            num_blocks = -(-kv_len // geometry.block_size) - first_block
             segments.append(
                 _Segment(
                     request,
                     row + start,
                     num_rows,
                     kv_len,
-                    first_page,
+                    first_block,
                     context_len - query_len,
-                    num_pages,
+                    num_blocks,
                 )
             )
         row += query_len
@@ -96,15 +96,15 @@ def _most_keys(row_class: int, group_size: int) -> int:
 
 def _group(segments: list[_Segment], geometry: _Geometry) -> list[list[_Segment]]:
     """Group segments whose rows and keys differ at most twofold, within the memory bounds."""
-    longest_first = sorted(segments, key=lambda s: (s.row_class, -s.num_pages, s.row))
+    longest_first = sorted(segments, key=lambda s: (s.row_class, -s.num_blocks, s.row))
     groups: list[list[_Segment]] = []
     for segment in longest_first:
         if groups:
             head = groups[-1][0]
-            keys = (len(groups[-1]) + 1) * head.num_pages * geometry.block_size
+            keys = (len(groups[-1]) + 1) * head.num_blocks * geometry.block_size
             if (
                 segment.row_class == head.row_class
-                and 2 * segment.num_pages >= head.num_pages
+                and 2 * segment.num_blocks >= head.num_blocks
                 and keys <= _most_keys(head.row_class, geometry.group_size)
             ):
                 groups[-1].append(segment)
@@ -117,18 +117,18 @@ def _group(segments: list[_Segment], geometry: _Geometry) -> list[list[_Segment]
 def _key_slices(group: list[_Segment], geometry: _Geometry) -> list[list[_Segment]]:
     """The same rows over fewer keys at a time, when one segment alone exceeds the bounds."""
     head = group[0]
-    most_pages = _most_keys(head.row_class, geometry.group_size) // geometry.block_size
-    most_pages = max(1, most_pages)
-    if len(group) > 1 or head.num_pages <= most_pages:
+    most_blocks = _most_keys(head.row_class, geometry.group_size) // geometry.block_size
+    most_blocks = max(1, most_blocks)
+    if len(group) > 1 or head.num_blocks <= most_blocks:
         return [group]
     return [
         [
             head._replace(
-                first_page=head.first_page + start,
-                num_pages=min(most_pages, head.num_pages - start),
+                first_block=head.first_block + start,
+                num_blocks=min(most_blocks, head.num_blocks - start),
             )
         ]
-        for start in range(0, head.num_pages, most_pages)
+        for start in range(0, head.num_blocks, most_blocks)
     ]
 
 
@@ -147,10 +147,10 @@ class _Bucket:
         self.geometry = geometry
         self.size = len(segments)
         self.num_rows = max(segment.num_rows for segment in segments)
-        num_pages = max(segment.num_pages for segment in segments)
-        self.num_keys = num_pages * geometry.block_size
+        num_blocks = max(segment.num_blocks for segment in segments)
+        self.num_keys = num_blocks * geometry.block_size
         table = torch.tensor(segments, dtype=torch.int64)
-        request, row, length, kv_len, first_page, first_query = (
+        request, row, length, kv_len, first_block, first_query = (
             column[:, None] for column in table.T[:6]
         )
 
@@ -163,17 +163,17 @@ class _Bucket:
         self.targets = None if whole else rows[real].to(device)
         self.real = None if bool(real.all()) else real.nonzero().flatten().to(device)
 
-        page = (first_page + torch.arange(num_pages)).clamp_(max=block_tables.shape[1] - 1)
-        pages = block_tables[request.to(device), page.to(device)].long()
-        self.pages = pages[:, None, :]
+        block = (first_block + torch.arange(num_blocks)).clamp_(max=block_tables.shape[1] - 1)
+        blocks = block_tables[request.to(device), block.to(device)].long()
+        self.blocks = blocks[:, None, :]
         self.heads = torch.arange(geometry.num_kv_heads, device=device)[:, None]
         # The pages as rows of `[blocks * kv_heads]`: one index_select then yields contiguous
         # `[size, kv_heads, keys, head_dim]`, without which batched products are very slow on a CPU.
-        self.page_rows = (self.pages * geometry.num_kv_heads + self.heads).flatten()
+        self.block_rows = (self.blocks * geometry.num_kv_heads + self.heads).flatten()
 
         # Slots past the request's end may hold anything from an earlier request, also NaN: zero
         # them.
-        key = first_page * geometry.block_size + torch.arange(self.num_keys)
+        key = first_block * geometry.block_size + torch.arange(self.num_keys)
         past = (key >= kv_len)[:, None, :].expand(-1, geometry.num_kv_heads, -1)
         self.tail = past.flatten().nonzero().flatten().to(device)
         self.positions = (kv_len - length + repeat)[:, :, None].to(device)
@@ -204,9 +204,9 @@ class _Bucket:
         """The bucket's keys or values: contiguous `[size, num_kv_heads, num_keys, head_dim]`."""
         num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
         if cache.stride(0) == num_kv_heads * cache.stride(1):
-            found = cache.flatten(0, 1).index_select(0, self.page_rows)
+            found = cache.flatten(0, 1).index_select(0, self.block_rows)
         else:
-            found = cache[self.pages, self.heads]
+            found = cache[self.blocks, self.heads]
         found = found.view(-1, head_dim)
         if self.tail.numel():
             found.index_fill_(0, self.tail, 0)

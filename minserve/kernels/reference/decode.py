@@ -36,8 +36,8 @@ class TorchDecode:
         """See `PlannedAttention`."""
         requests, num_heads, head_dim = q.shape
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
-        pages = self._tables[:, : -(-self._longest // block_size)].long()
-        place = torch.arange(pages.shape[1] * block_size, device=q.device)
+        blocks = self._tables[:, : -(-self._longest // block_size)].long()
+        place = torch.arange(blocks.shape[1] * block_size, device=q.device)
         length = self._kv_lens[:, None]
         hidden = place >= length
         if window is not None:
@@ -45,7 +45,7 @@ class TorchDecode:
         shape = (requests, num_kv_heads, place.shape[0], head_dim)
         # Pages that are not the request's may hold anything, and 0 times NaN is NaN.
         k, v = (
-            cache[pages].transpose(1, 2).reshape(shape).masked_fill_(hidden[:, None, :, None], 0.0)
+            cache[blocks].transpose(1, 2).reshape(shape).masked_fill_(hidden[:, None, :, None], 0.0)
             for cache in (keys, values)
         )
         mask = torch.zeros(hidden.shape, dtype=accumulation_dtype(q.dtype), device=q.device)

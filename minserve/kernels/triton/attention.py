@@ -12,14 +12,14 @@ import triton.language as tl
 
 
 @triton.jit
-def load_tile(pages, table, positions, inside, head_offset, block_stride, block_size, head_dim,
+def load_tile(blocks, table, positions, inside, head_offset, block_stride, block_size, head_dim,
               column, DIM: tl.constexpr):  # fmt: skip
     """Rows `[positions, DIM]` of a request's keys or values; zero outside, because what lies there
     was never written and may be NaN."""
-    page = tl.load(table + positions // block_size, inside, other=0).to(tl.int64)
-    start = page * block_stride + head_offset + (positions % block_size) * head_dim
+    block = tl.load(table + positions // block_size, inside, other=0).to(tl.int64)
+    start = block * block_stride + head_offset + (positions % block_size) * head_dim
     mask = inside[:, None] & (column < head_dim)[None, :]
-    return tl.load(pages + start[:, None] + column[None, :], mask, other=0.0)
+    return tl.load(blocks + start[:, None] + column[None, :], mask, other=0.0)
 
 
 @triton.jit

@@ -58,8 +58,8 @@ def rotary_store_kernel(
         place, inside, cos, sin, k_norm, column, half, head_dim, eps, NORM
     )  # fmt: skip
     slot = tl.load(slots + row)
-    page, offset = slot // block_size, slot % block_size
-    target = page * block_stride + head * head_stride + offset * head_dim + column
+    block, offset = slot // block_size, slot % block_size
+    target = block * block_stride + head * head_stride + offset * head_dim + column
     tl.store(keys + target, first.to(keys.dtype.element_ty), inside)
     tl.store(keys + target + half, second.to(keys.dtype.element_ty), inside)
     place += num_kv_heads * head_dim

@@ -31,8 +31,8 @@ def store_kv_kernel(
     column = tl.arange(0, DIM)[None, :]
     inside = (head < num_heads) & (column < head_dim)
     source = head * head_dim + column
-    page, offset = slot // block_size, slot % block_size
-    target = page * block_stride + head * head_stride + offset * head_dim + column
+    block, offset = slot // block_size, slot % block_size
+    target = block * block_stride + head * head_stride + offset * head_dim + column
     tl.store(keys + target, tl.load(k + row * k_row_stride + source, inside), inside)
     tl.store(values + target, tl.load(v + row * v_row_stride + source, inside), inside)
 

@@ -16,41 +16,42 @@ from minserve.memory.keys import Key, TokenBlocks
 from minserve.memory.pool import IntegrityError
 from minserve.memory.prefix.index import IndexNode, Match
 
-Page = tuple[int, ...]
+BlockTokens = tuple[int, ...]
 """The tokens of one page."""
 
 
 class _Node:
     """An edge and the node at its end: pages in a row that nothing branches off from."""
 
-    __slots__ = ("blocks", "children", "firsts", "key", "pages", "parent")
+    __slots__ = ("blocks", "children", "firsts", "key", "parent", "runs")
 
     def __init__(self, parent: _Node | None, key: Key = b"") -> None:
         self.parent = parent
         self.key = key
         """Of a root: its namespace."""
-        self.pages: list[Page] = []
+        self.runs: list[BlockTokens] = []
+        """Tokens of each page of the edge; `blocks` are the pages' ids."""
         self.blocks: list[int] = []
-        self.children: dict[Page, _Node] = {}
-        self.firsts: list[Page] = []
+        self.children: dict[BlockTokens, _Node] = {}
+        self.firsts: list[BlockTokens] = []
         """The keys of `children`, sorted."""
 
-    def attach(self, child: _Node, first: Page) -> None:
+    def attach(self, child: _Node, first: BlockTokens) -> None:
         """Let a child branch off that begins with `first`."""
         self.children[first] = child
         insort(self.firsts, first)
 
-    def detach(self, first: Page) -> None:
+    def detach(self, first: BlockTokens) -> None:
         """Cut the child off that begins with `first`."""
         del self.children[first]
         del self.firsts[bisect_left(self.firsts, first)]
 
-    def nearest(self, wanted: Page) -> tuple[Page, int] | None:
+    def nearest(self, wanted: BlockTokens) -> tuple[BlockTokens, int] | None:
         """The first page of the child that shares most leading tokens with `wanted`, and how many
         it shares; of several such children the smallest. None where no child shares a token."""
         place = bisect_left(self.firsts, wanted)
         beside = self.firsts[max(0, place - 1) : place + 1]
-        most = max((_common(page, wanted) for page in beside), default=0)
+        most = max((_common(first, wanted) for first in beside), default=0)
         if not most:
             return None
         return self.firsts[bisect_left(self.firsts, wanted[:most])], most
@@ -72,33 +73,33 @@ class RadixIndex:
         num_full, at = max_tokens // token_blocks.block_size, 0
         while len(blocks) < num_full:
             wanted = token_blocks.tokens(len(blocks))
-            if at == len(node.pages):
+            if at == len(node.runs):
                 child = node.children.get(wanted)
                 if child is None:
                     break
                 node, at = child, 0
-            elif node.pages[at] != wanted:
+            elif node.runs[at] != wanted:
                 break
             blocks.append(node.blocks[at])
             at += 1
         left = max_tokens - len(blocks) * token_blocks.block_size
         return self._partial(node, at, token_blocks.tokens(len(blocks))[:left], blocks)
 
-    def _partial(self, node: _Node, at: int, wanted: Page, blocks: list[int]) -> Match:
-        """The page after `node.pages[:at]` that shares most tokens with `wanted`; of several, the
+    def _partial(self, node: _Node, at: int, wanted: BlockTokens, blocks: list[int]) -> Match:
+        """The page after `node.runs[:at]` that shares most tokens with `wanted`; of several, the
         smallest."""
-        if at < len(node.pages):
-            shared = _common(node.pages[at], wanted)
+        if at < len(node.runs):
+            shared = _common(node.runs[at], wanted)
             return Match(blocks, node.blocks[at], shared) if shared else Match(blocks)
         nearest = node.nearest(wanted)
         if nearest is None:
             return Match(blocks)
-        page, shared = nearest
-        return Match(blocks, node.children[page].blocks[0], shared)
+        first, shared = nearest
+        return Match(blocks, node.children[first].blocks[0], shared)
 
     def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
         """Enter a page behind `parent`, or return the one that is already there."""
-        page = token_blocks.tokens(index)
+        tokens = token_blocks.tokens(index)
         if parent is None:
             node = self._roots.get(token_blocks.root) or self._grow_root(token_blocks.root)
             at = 0
@@ -108,18 +109,18 @@ class RadixIndex:
             at = len(node.blocks)
             if node.blocks[-1] != parent:
                 at = node.blocks.index(parent) + 1
-        if at < len(node.pages):
-            if node.pages[at] == page:
+        if at < len(node.runs):
+            if node.runs[at] == tokens:
                 return node.blocks[at]
             self._split(node, at)
-        known = node.children.get(page)
+        known = node.children.get(tokens)
         if known is not None:
             return known.blocks[0]
         if node.children or node.parent is None:
             branch = _Node(node)
-            node.attach(branch, page)
+            node.attach(branch, tokens)
             node = branch
-        node.pages.append(page)
+        node.runs.append(tokens)
         node.blocks.append(block)
         self._node_of[block] = node
         return block
@@ -131,14 +132,14 @@ class RadixIndex:
     def _split(self, node: _Node, at: int) -> None:
         """Cut an edge in two: `node` keeps its first `at` pages, a new child has the others."""
         tail = _Node(node)
-        tail.pages, tail.blocks = node.pages[at:], node.blocks[at:]
+        tail.runs, tail.blocks = node.runs[at:], node.blocks[at:]
         tail.children, tail.firsts = node.children, node.firsts
         for child in tail.children.values():
             child.parent = tail
         for block in tail.blocks:
             self._node_of[block] = tail
-        del node.pages[at:], node.blocks[at:]
-        node.children, node.firsts = {tail.pages[0]: tail}, [tail.pages[0]]
+        del node.runs[at:], node.blocks[at:]
+        node.children, node.firsts = {tail.runs[0]: tail}, [tail.runs[0]]
 
     def remove(self, block: int) -> None:
         """Forget a page, which must be the last of a leaf."""
@@ -147,8 +148,8 @@ class RadixIndex:
             raise IntegrityError(f"page {block} is not in the index")
         if node.children or node.blocks[-1] != block:
             raise IntegrityError(f"page {block} is evicted before the pages that continue it")
-        first = node.pages[0]
-        node.pages.pop()
+        first = node.runs[0]
+        node.runs.pop()
         node.blocks.pop()
         del self._node_of[block]
         parent = node.parent
@@ -164,7 +165,7 @@ class RadixIndex:
     def _join(self, node: _Node) -> None:
         """Undo a split: an edge and its only continuation become one edge again."""
         (child,) = node.children.values()
-        node.pages += child.pages
+        node.runs += child.runs
         node.blocks += child.blocks
         node.children, node.firsts = child.children, child.firsts
         for block in child.blocks:
@@ -181,17 +182,17 @@ class RadixIndex:
         reason. Raises IntegrityError."""
         seen: dict[int, _Node] = {}
         for key, root in self._roots.items():
-            if root.key != key or root.parent is not None or root.pages or not root.children:
+            if root.key != key or root.parent is not None or root.runs or not root.children:
                 raise IntegrityError("a root of the radix tree is not what it should be")
             stack = [root]
             while stack:
                 node = stack.pop()
-                if node is not root and (not node.pages or len(node.children) == 1):
+                if node is not root and (not node.runs or len(node.children) == 1):
                     raise IntegrityError("an edge of the radix tree is empty, or cut in two")
-                if len(node.pages) != len(node.blocks) or node.firsts != sorted(node.children):
+                if len(node.runs) != len(node.blocks) or node.firsts != sorted(node.children):
                     raise IntegrityError("a node of the radix tree contradicts itself")
                 for first, child in node.children.items():
-                    if child.parent is not node or not child.pages or child.pages[0] != first:
+                    if child.parent is not node or not child.runs or child.runs[0] != first:
                         raise IntegrityError("a branch of the radix tree is not where it belongs")
                     stack.append(child)
                 seen.update(dict.fromkeys(node.blocks, node))
@@ -207,13 +208,13 @@ class RadixIndex:
         while stack:
             node, parent = stack.pop()
             number = len(found)
-            tokens = tuple(token for page in node.pages for token in page)
+            tokens = tuple(token for run in node.runs for token in run)
             found.append(IndexNode(number, parent, tokens, tuple(node.blocks)))
             stack.extend((child, number) for child in node.children.values())
         return found
 
 
-def _common(a: Page, b: Page) -> int:
+def _common(a: BlockTokens, b: BlockTokens) -> int:
     """Leading tokens that two runs share."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:

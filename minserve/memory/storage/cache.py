@@ -26,7 +26,7 @@ class KVCache:
     `layers[i]` is `(keys, values)`, each `[num_blocks, num_kv_heads, block_size, head_dim]`: inside
     a page a head's tokens are adjacent, so attention reads them in one run. A page id addresses
     every layer at once, because all caches are kept for the whole sequence. A host slot holds one
-    page of all layers in one run of memory. This is the `PageStore` of a real engine.
+    page of all layers in one run of memory. This is the `BlockStore` of a real engine.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class KVCache:
             )
             # Not zeroed: on a CPU untouched pages then cost no memory, and attention never reads a
             # slot that was not written.
-            pages = _empty(shape, dtype, device)
+            pool = _empty(shape, dtype, device)
             # One page of this group: [layers, 2, kv_heads, block_size, head_dim].
-            page = (shape[0], 2, *shape[3:])
-            self._groups.append((pages, self._host(num_host_slots, page, dtype, device)))
+            block = (shape[0], 2, *shape[3:])
+            self._groups.append((pool, self._host(num_host_slots, block, dtype, device)))
             for index, layer in enumerate(group.layers):
-                storage[layer] = (pages[index, 0], pages[index, 1])
+                storage[layer] = (pool[index, 0], pool[index, 1])
         self.layers = tuple(storage[layer] for layer in range(spec.num_layers))
         self._order = TransferOrder()
         self._stream: torch.cuda.Stream | None = None
@@ -67,11 +67,11 @@ class KVCache:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def _host(
-        self, num_slots: int, page: tuple[int, ...], dtype: torch.dtype, device: torch.device
+        self, num_slots: int, block: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Slots `[num_slots, *page]`; pinned where a GPU copies from them asynchronously."""
-        self._host_bytes += num_slots * math.prod(page) * dtype.itemsize
-        shape = (num_slots, *page)
+        """Slots `[num_slots, *block]`; pinned where a GPU copies from them asynchronously."""
+        self._host_bytes += num_slots * math.prod(block) * dtype.itemsize
+        shape = (num_slots, *block)
         if device.type == "cuda":
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         return _empty(shape, dtype, torch.device("cpu"))
@@ -90,23 +90,23 @@ class KVCache:
         """Copy device pages onto others, in every layer, after the work that is queued."""
         self._order.queued()
         for source, target in zip(sources, targets, strict=True):
-            for pages, _ in self._groups:
-                pages[:, :, target].copy_(pages[:, :, source])
+            for pool, _ in self._groups:
+                pool[:, :, target].copy_(pool[:, :, source])
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy device pages into host slots; on a GPU in a side stream, in parallel with the batch
         in flight where that is safe (`TransferOrder`)."""
         with self._transfers(self._order.save_waits()):
             for block, slot in zip(blocks, slots, strict=True):
-                for pages, host in self._groups:
-                    host[slot].copy_(pages[:, :, block], non_blocking=True)
+                for pool, host in self._groups:
+                    host[slot].copy_(pool[:, :, block], non_blocking=True)
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
         """Copy host slots into device pages; on a GPU as `save` does."""
         with self._transfers(self._order.load_waits(blocks)):
             for slot, block in zip(slots, blocks, strict=True):
-                for pages, host in self._groups:
-                    pages[:, :, block].copy_(host[slot], non_blocking=True)
+                for pool, host in self._groups:
+                    pool[:, :, block].copy_(host[slot], non_blocking=True)
 
     def read_slot(self, slot: int) -> memoryview:
         """The bytes of a host slot, group after group."""
@@ -127,15 +127,15 @@ class KVCache:
             start += target.numel()
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """See `PageStore.submitted`."""
+        """See `BlockStore.submitted`."""
         self._order.submitted(batch)
 
     def failed(self) -> None:
-        """See `PageStore.failed`."""
+        """See `BlockStore.failed`."""
         self._order.queued()
 
     def collected(self) -> None:
-        """See `PageStore.collected`."""
+        """See `BlockStore.collected`."""
         self._order.collected()
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Protocol
 from minserve.batch import ForwardBatch
 
 
-class PageStore(Protocol):
+class BlockStore(Protocol):
     """Storage of pages on the device and of page slots in host memory."""
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:

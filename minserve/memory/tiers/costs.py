@@ -21,9 +21,9 @@ class ResumeCosts:
         self._load_s: dict[str, float] = {}
         self._token_s: float | None = None
 
-    def loaded(self, tier: str, num_pages: int, seconds: float) -> None:
+    def loaded(self, tier: str, num_blocks: int, seconds: float) -> None:
         """Note that pages came from a tier ("host" or "disk")."""
-        each = seconds / num_pages
+        each = seconds / num_blocks
         self._load_s[tier] = _mean(self._load_s.get(tier), each)
 
     def computed(self, num_tokens: int, seconds: float) -> None:

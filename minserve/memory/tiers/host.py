@@ -14,14 +14,14 @@ from collections.abc import Iterable, Sequence
 
 from minserve.memory.keys import Key
 from minserve.memory.pool import IntegrityError
-from minserve.memory.storage.store import PageStore
+from minserve.memory.storage.store import BlockStore
 from minserve.memory.tiers.disk import DiskTier
 
 
 class HostTier:
     """`num_slots` page slots; each is free, a request's, or a cached page under its key."""
 
-    def __init__(self, num_slots: int, store: PageStore, disk: DiskTier | None = None) -> None:
+    def __init__(self, num_slots: int, store: BlockStore, disk: DiskTier | None = None) -> None:
         self.num_slots = num_slots
         self.disk = disk
         self._store = store

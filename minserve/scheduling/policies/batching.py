@@ -51,7 +51,7 @@ class AdmissionView:
         return sum(max(0, blocks) for blocks in missing)
 
     @property
-    def has_pages(self) -> bool:
+    def has_blocks(self) -> bool:
         """True where the first in line fits beside what is promised; while no request runs, no
         page is kept back."""
         kept_back = self.promised_blocks + self.watermark_blocks if self.running else 0
@@ -88,7 +88,7 @@ class ContinuousBatching(BatchingPolicy):
 
     def admits(self, view: AdmissionView) -> bool:
         """May the first waiting request join now? Asked only where there is a free place."""
-        return view.has_pages
+        return view.has_blocks
 
 
 class StaticBatching(BatchingPolicy):
@@ -108,7 +108,7 @@ class StaticBatching(BatchingPolicy):
         if not view.running:
             self._open_places = min(self._alike(view), view.max_num_seqs)
             self._batch.clear()
-        if self._open_places and not view.has_pages:
+        if self._open_places and not view.has_blocks:
             self._open_places = 0
         joins = self._open_places > 0
         self._open_places -= joins

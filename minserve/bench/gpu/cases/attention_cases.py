@@ -73,11 +73,11 @@ class AttentionCases(Buffers):
     ) -> Mapping[str, Call]:
         """Ours, and for decodes ours with every context whole."""
         sizes, requests = self.sizes, len(query_lens)
-        pages = -(-context_lens[0] // PAGE)
-        keys, values = (self.normal(requests * pages, sizes.kv_heads, PAGE, sizes.head_dim)
+        blocks = -(-context_lens[0] // PAGE)
+        keys, values = (self.normal(requests * blocks, sizes.kv_heads, PAGE, sizes.head_dim)
                         for _ in range(2))  # fmt: skip
-        order = torch.randperm(requests * pages, device=self.device).to(torch.int32)
-        tables = order.view(requests, pages)
+        order = torch.randperm(requests * blocks, device=self.device).to(torch.int32)
+        tables = order.view(requests, blocks)
         starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32).to(self.device)
         lens = torch.tensor(context_lens, dtype=torch.int32, device=self.device)
         q = self.normal(sum(query_lens), sizes.heads, sizes.head_dim)
@@ -97,8 +97,8 @@ class AttentionCases(Buffers):
     def _attention_bytes(self, query_lens: tuple[int, ...], context_lens: tuple[int, ...]) -> int:
         sizes = self.sizes
         q = self.meta(sum(query_lens), sizes.heads, sizes.head_dim)
-        pages = self.meta(1, sizes.kv_heads, PAGE, sizes.head_dim)
-        return least.attention(q, pages, query_lens, context_lens).total
+        blocks = self.meta(1, sizes.kv_heads, PAGE, sizes.head_dim)
+        return least.attention(q, blocks, query_lens, context_lens).total
 
     def _flex(self) -> Callable[..., object]:
         """Compiled, as it is meant to be used; uncompiled on a CPU, where compiling takes long."""

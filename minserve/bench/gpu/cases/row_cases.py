@@ -92,7 +92,7 @@ class RowCases(Buffers):
         table = torch.cat((angles.cos(), angles.sin()), -1).to(self.dtype)
         return heads, torch.randint(0, 4096, (rows,), device=self.device), table
 
-    def _pages(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _blocks(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values, and a free slot for each row, in random order."""
         sizes = self.sizes
         blocks = -(-rows // PAGE)
@@ -123,7 +123,7 @@ class RowCases(Buffers):
 
         def make() -> Mapping[str, Call]:
             k, v = self.normal(rows, kv, dim), self.normal(rows, kv, dim)
-            keys, values, slots = self._pages(rows)
+            keys, values, slots = self._blocks(rows)
             return {
                 OURS: partial(self.ops.store_kv, k, v, keys, values, slots),
                 "torch operators": partial(TORCH.store_kv, k, v, keys, values, slots),
@@ -139,7 +139,7 @@ class RowCases(Buffers):
 
         def make() -> Mapping[str, Call]:
             heads, positions, table = self._heads(rows)
-            args = heads, positions, table, *self._pages(rows)
+            args = heads, positions, table, *self._blocks(rows)
             return {
                 OURS: partial(self.ops.rotary_store_, *args),
                 "torch operators": partial(TORCH.rotary_store_, *args),

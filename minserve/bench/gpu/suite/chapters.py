@@ -113,12 +113,12 @@ def _keep(trace: RunTrace, path: Path, where: Mapping[str, Any]) -> None:
     versions = {**trace.header.versions} | {"commit": where["commit"] or "unknown"}
     header = dataclasses.replace(trace.header, provenance="recorded", versions=versions)
     small = RunTrace(trace.max_steps, trace.max_requests, header)
-    steps = [_without_pages(step) for step in trace.steps]
+    steps = [_without_blocks(step) for step in trace.steps]
     small.restore(trace.totals, steps, trace.requests)
     small.to_json(path)
 
 
-def _without_pages(step: StepTrace) -> StepTrace:
+def _without_blocks(step: StepTrace) -> StepTrace:
     # Tokens per request and step are kept: a chapter draws the gaps between them.
     requests = tuple(dataclasses.replace(part, blocks=()) for part in step.requests)
     return dataclasses.replace(step, requests=requests, cached_block_ids=())

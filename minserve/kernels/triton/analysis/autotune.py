@@ -202,14 +202,14 @@ class _Trial:
         device: torch.device,
         work: Workload,
     ) -> None:
-        pages = -(-work.context // work.block_size)
+        blocks = -(-work.context // work.block_size)
         self._scale = heads.dim**-0.5
         self._work = work
-        shape = (work.requests * pages, num_kv_heads, work.block_size, heads.dim)
+        shape = (work.requests * blocks, num_kv_heads, work.block_size, heads.dim)
         self._keys = torch.randn(shape, dtype=dtype, device=device)
         self._values = torch.randn_like(self._keys)
         order = torch.randperm(shape[0], device=device).to(torch.int32)
-        self._tables = order.view(work.requests, pages)
+        self._tables = order.view(work.requests, blocks)
         num_heads = num_kv_heads * heads.group
         rows = max(work.requests, work.context)
         self._q = torch.randn(rows, num_heads, heads.dim, dtype=dtype, device=device)

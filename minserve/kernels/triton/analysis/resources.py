@@ -223,7 +223,7 @@ def _norms() -> list[Variant]:
 
 
 def _rotations() -> list[Variant]:
-    pages = dict.fromkeys(("k", "v", "keys", "values"), _HALF) | {"slots": "i64"}
+    blocks = dict.fromkeys(("k", "v", "keys", "values"), _HALF) | {"slots": "i64"}
     turned = {"x": _HALF, "cos_sin": _HALF, "positions": "i64"}
     turned_and_stored = (
         dict.fromkeys(("heads", "keys", "values"), _HALF)
@@ -233,7 +233,7 @@ def _rotations() -> list[Variant]:
     heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64}
     return [
         Variant("rotary", rotary_kernel, turned, {"HEADS": 32, "HALF": 64}),
-        Variant("store keys and values", store_kv_kernel, pages, {"HEADS": 8, "DIM": 128}),
+        Variant("store keys and values", store_kv_kernel, blocks, {"HEADS": 8, "DIM": 128}),
         Variant(
             "rotary and store",
             rotary_store_kernel,
