@@ -136,14 +136,14 @@ class StagedLink:
         offsets: dict[int, tuple[Tensor, int]] = {}
         size = 0
 
-        def plan(tensor: Tensor) -> Tensor:
+        def assign(tensor: Tensor) -> Tensor:
             nonlocal size
             if id(tensor) not in offsets:
                 offsets[id(tensor)] = (tensor, size)
                 size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
             return tensor
 
-        map_tensors(batch, plan)
+        map_tensors(batch, assign)
         buffer = self._take(size)
         for tensor, start in offsets.values():
             _view(buffer.bytes, start, tensor).copy_(tensor)

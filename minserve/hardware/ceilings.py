@@ -103,8 +103,8 @@ class Ceilings:
         for low, high in itertools.pairwise(points):
             if working_set_bytes <= high.working_set_bytes:
                 span = math.log(high.working_set_bytes / low.working_set_bytes)
-                place = math.log(working_set_bytes / low.working_set_bytes) / span
-                return low.read.per_s + place * (high.read.per_s - low.read.per_s)
+                fraction = math.log(working_set_bytes / low.working_set_bytes) / span
+                return low.read.per_s + fraction * (high.read.per_s - low.read.per_s)
         return points[-1].read.per_s
 
     def flops_per_s(self, dtype: str) -> float:

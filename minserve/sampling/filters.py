@@ -98,8 +98,8 @@ def thresholds(
 
 def threshold_top_k(values: Tensor, top_k: Tensor) -> Tensor:
     """The k-th largest score per row, -inf where top-k is off: `[n, m]`, `[n]` -> `[n]`."""
-    place = (top_k.long() - 1).clamp_(min=0, max=values.shape[1] - 1)
-    kth = values.gather(1, place[:, None])[:, 0]
+    index = (top_k.long() - 1).clamp_(min=0, max=values.shape[1] - 1)
+    kth = values.gather(1, index[:, None])[:, 0]
     return kth.masked_fill_(top_k == 0, float("-inf"))
 
 
@@ -109,8 +109,8 @@ def threshold_top_p(values: Tensor, running: Tensor, top_p: Tensor, whole: Tenso
 
     `running`: the mass of each score and those before it; `whole`: of all there are.
     """
-    place = torch.searchsorted(running, (top_p * whole)[:, None])
-    score = values.gather(1, place.clamp_(max=values.shape[1] - 1))[:, 0]
+    index = torch.searchsorted(running, (top_p * whole)[:, None])
+    score = values.gather(1, index.clamp_(max=values.shape[1] - 1))[:, 0]
     return score.masked_fill_(top_p >= 1.0, float("-inf"))
 
 

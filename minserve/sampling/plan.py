@@ -191,8 +191,8 @@ def _masks(requests: Sequence[Request], positions: Sequence[int], masked: list[i
     if not rows:
         return _NO_ROWS, _NO_MASKS[1], bans
     packed = np.zeros((len(rows), max(map(len, bits))), dtype=np.uint8)
-    for place, each in enumerate(bits):
-        packed[place, : len(each)] = each
+    for row, each in enumerate(bits):
+        packed[row, : len(each)] = each
     return torch.tensor(rows, dtype=torch.int64), torch.from_numpy(packed), bans
 
 

@@ -89,5 +89,5 @@ def invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     share = targets.sub_(totals.gather(1, chunk)).div_(sums.gather(1, chunk)).add_(1.0)
     inside = take_chunks(weights, chunk).double().cumsum(dim=-1)
     targets = share.clamp_(min=0.0, max=_BELOW_ONE).mul_(inside[:, -1:])
-    place = torch.searchsorted(inside, targets, right=True).clamp_(max=CHUNK - 1)
-    return chunk.mul_(CHUNK).add_(place)[:, 0]
+    offset = torch.searchsorted(inside, targets, right=True).clamp_(max=CHUNK - 1)
+    return chunk.mul_(CHUNK).add_(offset)[:, 0]

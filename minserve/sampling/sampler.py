@@ -171,8 +171,8 @@ def _draw(scores: Tensor, batch: SamplingBatch, params: Tensor) -> Tensor:
     threshold, known = thresholds(values, filters, mass)
     settled = threshold > values[:, -1]
     settled = settled if known is None else settled & known
-    place = invert_cdf(keep(part, part.exp(), threshold), uniforms)[:, None]
-    tokens = chunks.gather(1, place // CHUNK).mul_(CHUNK).add_(place % CHUNK)[:, 0]
+    index = invert_cdf(keep(part, part.exp(), threshold), uniforms)[:, None]
+    tokens = chunks.gather(1, index // CHUNK).mul_(CHUNK).add_(index % CHUNK)[:, 0]
     if not bool(settled.all()):
         rows = (~settled).nonzero()[:, 0]
         whole, threshold = scores[rows], threshold[rows]

@@ -1,6 +1,6 @@
-"""The scheduler's books: each live request stands in exactly one place, with the status of it.
+"""Verifies the scheduler's books: each live request is in exactly one queue, with its status.
 
-Read only. Asked after something went wrong, so every sentence names the request and the place.
+Read only. Asked after something went wrong, so every sentence names the request and the queue.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ def check_books(
     if len(running) > max_num_seqs:
         raise IntegrityError(f"{len(running)} requests run in {max_num_seqs} places")
     followers = list(samples.followers()) if samples is not None else []
-    place_of: dict[Request, str] = {}
-    for place, requests, allowed in (
+    state_of: dict[Request, str] = {}
+    for state, requests, allowed in (
         ("running", running, {Status.RUNNING}),
         ("waiting", waiting, {Status.WAITING, Status.PREEMPTED}),
         ("waiting for its first sample", followers, {Status.WAITING}),
     ):
         for request in requests:
             name = f"{request.request_id}/{request.sample_index}"
-            if request in place_of:
-                raise IntegrityError(f"request {name} is {place_of[request]} and {place}")
-            place_of[request] = place
+            if request in state_of:
+                raise IntegrityError(f"request {name} is {state_of[request]} and {state}")
+            state_of[request] = state
             if request.finished:
-                raise IntegrityError(f"request {name} is finished and still {place}")
+                raise IntegrityError(f"request {name} is finished and still {state}")
             if request.status not in allowed:
-                raise IntegrityError(f"request {name} is {place}, status {request.status.value}")
-            if place != "running" and memory.blocks_of(request):
-                raise IntegrityError(f"request {name} is {place} and holds pages")
+                raise IntegrityError(f"request {name} is {state}, status {request.status.value}")
+            if state != "running" and memory.blocks_of(request):
+                raise IntegrityError(f"request {name} is {state} and holds pages")
     if samples is not None:
-        _check_leaders(samples, place_of)
-    if waiting.known() != place_of.keys():
+        _check_leaders(samples, state_of)
+    if waiting.known() != state_of.keys():
         raise IntegrityError("the queue knows other requests than those that run and wait")
 
 
-def _check_leaders(samples: SampleGroups, place_of: dict[Request, str]) -> None:
+def _check_leaders(samples: SampleGroups, state_of: dict[Request, str]) -> None:
     """A sample whose leader is gone would never be queued; one that just ended is replaced at the
     next step."""
     samples.check()
     for leader in samples.leaders():
-        if leader not in place_of and not leader.finished:
+        if leader not in state_of and not leader.finished:
             raise IntegrityError(
                 f"samples of request {leader.request_id} wait for one that is nowhere"
             )

@@ -125,9 +125,9 @@ class WaitingQueue(Sequence[Request]):
         return True
 
     def _take(self, request: Request) -> None:
-        place = self._where[request]
-        index = bisect_left(self._line, place)
-        if index < len(self._line) and self._line[index] is place:
+        item = self._where[request]
+        index = bisect_left(self._line, item)
+        if index < len(self._line) and self._line[index] is item:
             del self._line[index]
         else:  # An interrupt came between two lines that belong together.
             self._line = [other for other in self._line if other[2] is not request]
@@ -153,10 +153,10 @@ class WaitingQueue(Sequence[Request]):
         self._line, self._where = sorted(where.values()), where
 
     def _insert(self, request: Request) -> None:
-        place = (self.rank_of(request), self._entries[request].arrival_number, request)
+        item = (self.rank_of(request), self._entries[request].arrival_number, request)
         # Noted first: a request in the line without a note could not be taken out again.
-        self._where[request] = place
-        insort(self._line, place)
+        self._where[request] = item
+        insort(self._line, item)
 
     def known(self) -> set[Request]:
         """The requests that have entered and not ended."""
@@ -184,7 +184,7 @@ class WaitingQueue(Sequence[Request]):
         return len(self._line)
 
     def __iter__(self) -> Iterator[Request]:
-        return (place[2] for place in self._line)
+        return (item[2] for item in self._line)
 
     def __contains__(self, request: object) -> bool:
         return request in self._where
@@ -195,5 +195,5 @@ class WaitingQueue(Sequence[Request]):
     def __getitem__(self, index: slice) -> Sequence[Request]: ...
     def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
         if isinstance(index, slice):
-            return [place[2] for place in self._line[index]]
+            return [item[2] for item in self._line[index]]
         return self._line[index][2]

@@ -38,10 +38,10 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     """
     if not ordered:
         raise ValueError("a percentile needs at least one value")
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
+    position = (len(ordered) - 1) * percent / 100
+    low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def distribution(values: Sequence[float]) -> Distribution | None:

@@ -68,13 +68,13 @@ def add_step(self, step):
 def _add_step() -> Callable[[Tally, StepTrace], None]:
     """A function of one line per total: `self.hit_tokens += pages.hit_tokens`."""
     lines = [_HEAD, *(f"    {part} = step.{part}\n" for part in STEPS.parts)]
-    for place, column in totalled(STEPS.columns):
+    for total, column in totalled(STEPS.columns):
         value = f"{column.part or 'step'}.{column.name}"
         if column.total and column.total.kind == "sum":
-            lines.append(f"    self.{place} += {value}\n")
+            lines.append(f"    self.{total} += {value}\n")
         else:
             # A comparison, not max(): three times cheaper.
-            lines.append(f"    if {value} > self.{place}:\n        self.{place} = {value}\n")
+            lines.append(f"    if {value} > self.{total}:\n        self.{total} = {value}\n")
     made: dict[str, Any] = {}
     exec(compile("".join(lines), f"<{__name__}.add_step>", "exec"), made)
     function: Callable[[Tally, StepTrace], None] = made["add_step"]

@@ -117,8 +117,8 @@ def first_difference(old: list[list[int]], new: list[list[int]]) -> str | None:
         if before != after:
             pairs = enumerate(zip(before, after, strict=False))
             same = min(len(before), len(after))
-            place = next((at for at, (a, b) in pairs if a != b), same)
-            return f"request {number} from token {place} on"
+            position = next((at for at, (a, b) in pairs if a != b), same)
+            return f"request {number} from token {position} on"
     return None
 
 

@@ -48,8 +48,8 @@ def config_with(**values: Any) -> Any:
 
 def prompt(number: int, length: int) -> list[int]:
     """Token ids of a made-up prompt; odd numbers share their first 32."""
-    own = [(53 * place + 101 * number) % 4000 + 20 for place in range(length)]
-    shared = [(37 * place + 11) % 4000 + 20 for place in range(32)]
+    own = [(53 * index + 101 * number) % 4000 + 20 for index in range(length)]
+    shared = [(37 * index + 11) % 4000 + 20 for index in range(32)]
     return ((shared if number % 2 else []) + own)[:length]
 
 

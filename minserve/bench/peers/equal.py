@@ -82,12 +82,12 @@ def compare_tokens(
             identical += 1
             continue
         pairs = zip(a, b, strict=False)
-        place = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
-        if place == min(len(a), len(b)):
-            differences.append(Difference(index, place, -1, -1, None))
+        position = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+        if position == min(len(a), len(b)):
+            differences.append(Difference(index, position, -1, -1, None))
             continue
-        value = gap([*item.prompt_token_ids, *b[:place]]) if gap is not None else None
-        found = Difference(index, place, a[place], b[place], value)
+        value = gap([*item.prompt_token_ids, *b[:position]]) if gap is not None else None
+        found = Difference(index, position, a[position], b[position], value)
         (ties if value is not None and value < TIE else differences).append(found)
     return TokenCheck(
         against, dtype, len(workload.items), identical, tuple(ties), tuple(differences)

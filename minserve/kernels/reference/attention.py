@@ -190,9 +190,9 @@ class _Bucket:
         if self.geometry.window is not None:
             hidden |= self.key_positions <= self.positions - self.geometry.window
         if self.tree is not None:
-            place = self.key_positions - self.first_query
-            other_branch = (self.tree >> place.clamp(0, MOST_ROWS)) & 1 == 0
-            hidden |= other_branch & (place >= 0)
+            distance = self.key_positions - self.first_query
+            other_branch = (self.tree >> distance.clamp(0, MOST_ROWS)) & 1 == 0
+            hidden |= other_branch & (distance >= 0)
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         mask.masked_fill_(hidden, -math.inf)
         mask = mask.repeat_interleave(self.geometry.group_size, dim=1)[:, None]

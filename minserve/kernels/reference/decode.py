@@ -37,12 +37,12 @@ class TorchDecode:
         requests, num_heads, head_dim = q.shape
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
         blocks = self._tables[:, : -(-self._longest // block_size)].long()
-        place = torch.arange(blocks.shape[1] * block_size, device=q.device)
+        positions = torch.arange(blocks.shape[1] * block_size, device=q.device)
         length = self._kv_lens[:, None]
-        hidden = place >= length
+        hidden = positions >= length
         if window is not None:
-            hidden |= place < length - window
-        shape = (requests, num_kv_heads, place.shape[0], head_dim)
+            hidden |= positions < length - window
+        shape = (requests, num_kv_heads, positions.shape[0], head_dim)
         # Pages that are not the request's may hold anything, and 0 times NaN is NaN.
         k, v = (
             cache[blocks].transpose(1, 2).reshape(shape).masked_fill_(hidden[:, None, :, None], 0.0)

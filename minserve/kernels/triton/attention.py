@@ -45,9 +45,9 @@ def attend(
         if WINDOW:
             seen = seen & (key[None, :] > position[:, None] - window)
         if TREE:
-            place = key - first_query
-            bit = tl.minimum(tl.maximum(place, 0), 63).to(tl.int64)
-            seen = seen & ((place < 0)[None, :] | ((branch[:, None] >> bit[None, :]) & 1 != 0))
+            distance = key - first_query
+            bit = tl.minimum(tl.maximum(distance, 0), 63).to(tl.int64)
+            seen = seen & ((distance < 0)[None, :] | ((branch[:, None] >> bit[None, :]) & 1 != 0))
         scores = tl.where(seen, scores, float("-inf"))
         newest = tl.maximum(best, tl.max(scores, 1))
         # A row that has seen no key yet: -inf minus -inf would be NaN.
@@ -86,8 +86,8 @@ def ragged_attention_kernel(
     row = (first_row + token).to(tl.int64)
     head = kv_head * GROUP + m % GROUP
     mask = alive[:, None] & (column < head_dim)[None, :]
-    place = q + row[:, None] * q_row_stride + head[:, None] * head_dim + column[None, :]
-    queries = tl.load(place, mask, other=0.0)
+    address = q + row[:, None] * q_row_stride + head[:, None] * head_dim + column[None, :]
+    queries = tl.load(address, mask, other=0.0)
 
     last = tl.max(tl.where(alive, position, 0), 0) + 1
     first = 0
@@ -104,8 +104,8 @@ def ragged_attention_kernel(
     )  # fmt: skip
     total = tl.where(alive, total, 1.0)
     result = sums / total[:, None]
-    place = out + (row[:, None] * num_heads + head[:, None]) * head_dim + column[None, :]
-    tl.store(place, result.to(out.dtype.element_ty), mask)
+    address = out + (row[:, None] * num_heads + head[:, None]) * head_dim + column[None, :]
+    tl.store(address, result.to(out.dtype.element_ty), mask)
     if LSE:
         natural = (best + tl.log2(total)) * 0.6931471805599453
         tl.store(lse + row * num_heads + head, natural, alive)

@@ -39,8 +39,8 @@ def split_attention_kernel(
     column = tl.arange(0, DIM)
     head = kv_head * GROUP + m
     mask = alive[:, None] & (column < head_dim)[None, :]
-    place = q + request.to(tl.int64) * q_row_stride + head[:, None] * head_dim + column[None, :]
-    queries = tl.load(place, mask, other=0.0)
+    address = q + request.to(tl.int64) * q_row_stride + head[:, None] * head_dim + column[None, :]
+    queries = tl.load(address, mask, other=0.0)
     position = tl.zeros([ROWS], tl.int32) + context - 1
     sums, best, total = attend(
         queries, keys, values, tables + request.to(tl.int64) * table_stride, position, alive,

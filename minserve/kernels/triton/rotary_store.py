@@ -13,12 +13,12 @@ from torch import Tensor
 
 @triton.jit
 def turn(
-    place, inside, cos, sin, weight, column, half, head_dim, eps, NORM: tl.constexpr
+    address, inside, cos, sin, weight, column, half, head_dim, eps, NORM: tl.constexpr
 ):  # fmt: skip
     """Rotated first and second halves of the heads at `place`, float32 `[heads, half]` each; with
     NORM they are RMS-normalised before."""
-    first = tl.load(place, inside, other=0.0).to(tl.float32)
-    second = tl.load(place + half, inside, other=0.0).to(tl.float32)
+    first = tl.load(address, inside, other=0.0).to(tl.float32)
+    second = tl.load(address + half, inside, other=0.0).to(tl.float32)
     if NORM:
         squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         inverse = tl.rsqrt(squares / head_dim + eps)[:, None]
@@ -44,27 +44,27 @@ def rotary_store_kernel(
 
     head = tl.arange(0, HEADS)[:, None]
     inside = (head < num_heads) & (column < half)
-    place = heads + row * row_stride + head * head_dim + column
+    address = heads + row * row_stride + head * head_dim + column
     first, second = turn(
-        place, inside, cos, sin, q_norm, column, half, head_dim, eps, NORM
+        address, inside, cos, sin, q_norm, column, half, head_dim, eps, NORM
     )  # fmt: skip
-    tl.store(place, first.to(heads.dtype.element_ty), inside)
-    tl.store(place + half, second.to(heads.dtype.element_ty), inside)
+    tl.store(address, first.to(heads.dtype.element_ty), inside)
+    tl.store(address + half, second.to(heads.dtype.element_ty), inside)
 
     head = tl.arange(0, KV_HEADS)[:, None]
     inside = (head < num_kv_heads) & (column < half)
-    place = heads + row * row_stride + (num_heads + head) * head_dim + column
+    address = heads + row * row_stride + (num_heads + head) * head_dim + column
     first, second = turn(
-        place, inside, cos, sin, k_norm, column, half, head_dim, eps, NORM
+        address, inside, cos, sin, k_norm, column, half, head_dim, eps, NORM
     )  # fmt: skip
     slot = tl.load(slots + row)
     block, offset = slot // block_size, slot % block_size
     target = block * block_stride + head * head_stride + offset * head_dim + column
     tl.store(keys + target, first.to(keys.dtype.element_ty), inside)
     tl.store(keys + target + half, second.to(keys.dtype.element_ty), inside)
-    place += num_kv_heads * head_dim
-    tl.store(values + target, tl.load(place, inside), inside)
-    tl.store(values + target + half, tl.load(place + half, inside), inside)
+    address += num_kv_heads * head_dim
+    tl.store(values + target, tl.load(address, inside), inside)
+    tl.store(values + target + half, tl.load(address + half, inside), inside)
 
 
 def rotary_store_(

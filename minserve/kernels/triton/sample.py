@@ -118,16 +118,16 @@ def sample_kernel(
     coldness = (1.0 / tl.maximum(temperature, 1e-30)).to(tl.float32)
 
     top = tl.full([TILE], float("-inf"), tl.float32)
-    place = tl.zeros([TILE], tl.int32)
+    argmax = tl.zeros([TILE], tl.int32)
     wrong = tl.zeros([TILE], tl.int32)
     for start in range(0, vocab, TILE):
         column = start + tl.arange(0, TILE)
         x = tl.load(row + column, column < vocab, other=float("-inf")).to(tl.float32)
-        place = tl.where(x > top, column, place)
+        argmax = tl.where(x > top, column, argmax)
         top = tl.where(x > top, x, top)
         wrong |= (x != x).to(tl.int32)
     best = tl.max(top, 0)
-    token = tl.min(tl.where(top == best, place, vocab), 0)
+    token = tl.min(tl.where(top == best, argmax, vocab), 0)
     valid = (tl.max(wrong, 0) == 0) & (best > float("-inf")) & (best < float("inf"))
     token = tl.where(valid, token, -1)
 

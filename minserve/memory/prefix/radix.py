@@ -49,8 +49,8 @@ class _Node:
     def nearest(self, wanted: BlockTokens) -> tuple[BlockTokens, int] | None:
         """The first page of the child that shares most leading tokens with `wanted`, and how many
         it shares; of several such children the smallest. None where no child shares a token."""
-        place = bisect_left(self.firsts, wanted)
-        beside = self.firsts[max(0, place - 1) : place + 1]
+        index = bisect_left(self.firsts, wanted)
+        beside = self.firsts[max(0, index - 1) : index + 1]
         most = max((_common(first, wanted) for first in beside), default=0)
         if not most:
             return None

@@ -161,8 +161,8 @@ def _detail(columns: Any, detail: Any) -> dict[str, tuple[RequestStep, ...]]:
         if column.name in found and get_origin(column.kind) is tuple:
             _whole(f"detail.{column.name}", chain.from_iterable(found[column.name]))
             found[column.name] = [tuple(values) for values in found[column.name]]
-    places = iter(DETAIL.records(found, len(rows)))
-    return {row: tuple(next(places) for _ in parts) for row, parts in by_row.items()}
+    records = iter(DETAIL.records(found, len(rows)))
+    return {row: tuple(next(records) for _ in parts) for row, parts in by_row.items()}
 
 
 def _mapping(what: str, data: Any) -> dict[str, list[Any]]:
@@ -191,8 +191,8 @@ def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, lis
         raise ValueError(f"{what}: a row has not {len(names)} values")
     types = {column.name: _json_types(column.kind) for column in table.columns}
     found = {}
-    for place, name in enumerate(names):
-        values = found[name] = [row[place] for row in rows]
+    for index, name in enumerate(names):
+        values = found[name] = [row[index] for row in rows]
         wrong = set(map(type, values)) - types[name]
         if wrong:
             raise ValueError(f"{what}.{name} has values of type {wrong.pop().__name__}")

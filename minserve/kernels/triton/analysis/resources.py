@@ -66,7 +66,7 @@ def compile_for(variant: Variant, capability: int) -> Resources:
     """
     names = variant.kernel.arg_names
     signature, attributes = {}, {}
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         if name in variant.constants:
             signature[name] = "constexpr"
         elif name in variant.pointers:
@@ -75,7 +75,7 @@ def compile_for(variant: Variant, capability: int) -> Resources:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
         # As in a real launch: aligned pointers, strides and sizes that 16 divides.
         if name in variant.pointers or name.endswith(("_stride", "_dim", "_size")):
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(
         fn=variant.kernel,
         signature=signature,

@@ -126,9 +126,9 @@ class _Watcher:
         memory = [self._memory(found) for found in self._sectors]
         return {
             name: TensorTraffic(
-                Bytes(*self._requested[place].tolist()), Bytes(memory[0][place], memory[1][place])
+                Bytes(*self._requested[index].tolist()), Bytes(memory[0][index], memory[1][index])
             )
-            for place, name in enumerate(self._names)
+            for index, name in enumerate(self._names)
         }
 
     def _memory(self, found: list[np.ndarray]) -> list[int]:
