@@ -20,7 +20,7 @@ from types import TracebackType
 
 from minserve.build import build_engine, check_engine_arguments
 from minserve.clock import Clock
-from minserve.config import EngineConfig, ResolvedConfig
+from minserve.config import EngineConfig, Facts, ResolvedConfig
 from minserve.engine.parts import EngineParts
 from minserve.engine.pins import PinnedPrefix, check_pinned
 from minserve.engine.recovery import EngineError
@@ -68,7 +68,9 @@ class AsyncLLM:
         is reported to the log `minserve`, with its stack, and by `health()`."""
         settings = check_engine_arguments(config, clock, predictor)
         check_seconds("watchdog_s", watchdog_s, least=0.01)
-        self._loaded: LoadedModel = load_model(model, settings, progress=progress)
+        self._loaded: LoadedModel = load_model(
+            model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
+        )
         self._engine = build_engine(
             self._loaded, clock, EngineParts(predictor=predictor and predictor(self._loaded))
         )

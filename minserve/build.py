@@ -15,7 +15,7 @@ import torch
 
 from minserve.attention import PagedAttention
 from minserve.clock import Clock, VirtualClock, WallClock
-from minserve.config import ConfigError, EngineConfig, Facts, ResolvedConfig, resolve
+from minserve.config import ConfigError, EngineConfig, ResolvedConfig, resolve
 from minserve.config.rules.memory import pool_refused
 from minserve.engine import Engine
 from minserve.engine.parts import CONFIGURED, EngineParts
@@ -73,7 +73,13 @@ def build_engine(
     """
     config = loaded.config
     clock = clock or WallClock()
-    ops = _operators(config, parts, ops)
+    kernels = config.config.kernels
+    own_ops = ops is not None
+    if ops is None:
+        ops = select_ops(kernels.backend, config.device, config.dtype)
+    config = _resolved_again(config, parts, None if own_ops else ops.name)
+    if kernels.autotune and not own_ops:
+        ops = _tuned(config)
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
         decoder = _compiled(decoder, clock)
@@ -135,11 +141,8 @@ def resolve_virtual(
     spec: ModelSpec, config: EngineConfig, cost: StepCost, parts: EngineParts = CONFIGURED
 ) -> ResolvedConfig:
     """What will run on modelled time. Raises ConfigError."""
-    facts = Facts(
-        modelled=True,
-        modelled_bytes=getattr(cost.device, "memory_bytes", None),
-        own_order=parts.order is not None,
-        own_predictor=parts.predictor is not None,
+    facts = dataclasses.replace(
+        parts.facts, modelled=True, modelled_bytes=getattr(cost.device, "memory_bytes", None)
     )
     return resolve(config.with_values({"device": "cpu", "dtype": cost.dtype}), spec, facts=facts)
 
@@ -182,22 +185,15 @@ def _runner(
     )
 
 
-def _operators(config: ResolvedConfig, parts: EngineParts, given: Ops | None) -> Ops:
-    """The operators that are given, or those that the configuration names.
-
-    Asks the rules again, because only here it is known what the engine is made of. Raises
-    ConfigError.
-    """
-    kernels = config.config.kernels
-    ops = given if given is not None else select_ops(kernels.backend, config.device, config.dtype)
-    facts = Facts(
-        own_order=parts.order is not None,
-        own_predictor=parts.predictor is not None,
-        operators=ops.name if given is None else None,
-        why_no_compiler=_why_no_compiler,
-    )
-    resolve(config.config, config.model, facts=facts)
-    return _tuned(config) if kernels.autotune and given is None else ops
+def _resolved_again(
+    config: ResolvedConfig, parts: EngineParts, operators: str | None
+) -> ResolvedConfig:
+    """The configuration for an engine of these parts, over operators of this name (None: the
+    caller's own). Only here it is known what the engine is made of. Raises ConfigError."""
+    facts = dataclasses.replace(parts.facts, operators=operators, why_no_compiler=_why_no_compiler)
+    again = resolve(config.config, config.model, facts=facts)
+    notes = dict.fromkeys((*config.notes, *again.notes))
+    return dataclasses.replace(again, notes=tuple(notes))
 
 
 def _tuned(config: ResolvedConfig) -> Ops:

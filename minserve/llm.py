@@ -18,7 +18,7 @@ from typing import Any, overload
 
 from minserve.build import build_engine, check_engine_arguments, new_trace
 from minserve.clock import Clock
-from minserve.config import EngineConfig, ResolvedConfig
+from minserve.config import EngineConfig, Facts, ResolvedConfig
 from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
 from minserve.engine.pins import PinnedPrefix, check_pinned
@@ -64,7 +64,9 @@ class LLM:
         `progress` shows loading bars on stderr.
         """
         settings = check_engine_arguments(config, clock, predictor)
-        self._loaded = load_model(model, settings, progress=progress)
+        self._loaded = load_model(
+            model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
+        )
         engine = build_engine(
             self._loaded, clock, EngineParts(predictor=predictor and predictor(self._loaded))
         )

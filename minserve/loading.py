@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from minserve.config import EngineConfig, ResolvedConfig, resolve
+from minserve.config import EngineConfig, Facts, ResolvedConfig, resolve
 from minserve.engine.recovery import describe, is_interrupt
 from minserve.inputs.prompts import Prompt, PromptInput, parse_prompt
 from minserve.kernels import select_ops
@@ -100,12 +100,19 @@ def find_model(model: str | Path) -> Path:
     return resolve_model_dir(name)
 
 
-def load_model(model: str | Path, config: EngineConfig, *, progress: bool = True) -> LoadedModel:
-    """Read a model directory. Raises a sentence for anything that cannot be served."""
+def load_model(
+    model: str | Path,
+    config: EngineConfig,
+    *,
+    progress: bool = True,
+    facts: Facts | None = None,
+) -> LoadedModel:
+    """Read a model directory. Raises a sentence for anything that cannot be served; `facts` say how
+    the engine over it will be built, where that is known."""
     path = find_model(model)
     # The small files first: most that is wrong with a directory is known before weights are read.
     spec = load_spec(path)
-    resolved = resolve(config, spec)
+    resolved = resolve(config, spec, facts=facts)
     check_rotary_table(spec, resolved.max_model_len)
     defaults = load_generation_defaults(path)
     tokenizer = Tokenizer.from_dir(path)

@@ -6,7 +6,7 @@ says by room what goes together, `question` what a rule is asked, `resolve` asks
 
 from minserve.config.engine import DTYPES, EngineConfig, describe
 from minserve.config.knobs import ConfigError, Knob
-from minserve.config.question import Facts
+from minserve.config.question import Facts, OrderTraits
 from minserve.config.resolve import resolve
 from minserve.config.resolved import ResolvedConfig
 from minserve.config.sections import (
@@ -26,6 +26,7 @@ __all__ = [
     "KernelsConfig",
     "Knob",
     "MemoryConfig",
+    "OrderTraits",
     "ResolvedConfig",
     "SchedulingConfig",
     "TraceConfig",

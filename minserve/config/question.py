@@ -19,6 +19,22 @@ from minserve.spec import ModelSpec
 
 
 @dataclass(frozen=True)
+class OrderTraits:
+    """What rules must know of a queue policy."""
+
+    name: str
+    """As errors say it: "scheduling.order='sjf'", or the class of the caller's own."""
+    preemptive: bool = False
+    """It takes places from running requests."""
+    needs_lengths: bool = False
+    """It asks a predictor of lengths."""
+    needs_prefixes: bool = False
+    """It asks how much of a request is in the prefix cache."""
+    overtakes: bool = True
+    """A later request may go before an earlier one."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """How the engine is built: what rules ask about beside the configuration and the model."""
 
@@ -26,8 +42,8 @@ class Facts:
     """Time is modelled, and nothing is computed."""
     modelled_bytes: int | None = None
     """Memory of the modelled device; None: its cost model does not say."""
-    own_order: bool = False
-    """The caller brings a queue policy, in place of the one `scheduling.order` names."""
+    own_order: OrderTraits | None = None
+    """The queue policy that the caller brings; None: the one that `scheduling.order` names."""
     own_predictor: bool = False
     """The caller brings a predictor of lengths."""
     operators: str | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minserve.config import ResolvedConfig
+from minserve.config import ConfigError, Facts, ResolvedConfig
+from minserve.inputs.checks import shorten
 from minserve.scheduling import BatchingPolicy, LengthPredictor, Policies, QueuePolicy
 
 
@@ -21,6 +22,31 @@ class EngineParts:
     """For `scheduling.order`: which request goes first."""
     predictor: LengthPredictor | None = None
     """For the oracle of fixed lengths: how long an answer will be. Asked by orders that need it."""
+
+    def __post_init__(self) -> None:
+        for name, value, expected in (
+            ("policy", self.policy, BatchingPolicy),
+            ("order", self.order, QueuePolicy),
+        ):
+            if value is not None and not isinstance(value, expected):
+                raise ConfigError(
+                    f"EngineParts({name}={shorten(value)}): expected an object of a class that "
+                    f"derives from {expected.__name__}, or None"
+                )
+        predicts = callable(getattr(self.predictor, "predict", None))
+        if self.predictor is not None and (isinstance(self.predictor, type) or not predicts):
+            raise ConfigError(
+                f"EngineParts(predictor={shorten(self.predictor)}): expected an object with a "
+                "method predict(request), or None"
+            )
+
+    @property
+    def facts(self) -> Facts:
+        """What the compatibility rules must know of these parts."""
+        return Facts(
+            own_order=None if self.order is None else self.order.traits(),
+            own_predictor=self.predictor is not None,
+        )
 
     def policies(self, config: ResolvedConfig) -> Policies:
         """What the scheduler is made with."""

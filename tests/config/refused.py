@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config.asked import MODEL, PAGE_BYTES, Case
 
-from minserve.config import Facts
+from minserve.config import Facts, OrderTraits
 from minserve.config.rules import device, kernels, memory, scheduling, virtual
 
 MODELLED = Facts(modelled=True, modelled_bytes=1 << 20)
@@ -60,7 +60,7 @@ REFUSED = [
     Case(
         scheduling.predictor_is_asked,
         {},
-        ("scheduling.order='fcfs'", "predictor", "use 'sjf'"),
+        ("scheduling.order='fcfs'", "predictor", "use scheduling.order='sjf'"),
         facts=Facts(own_predictor=True),
     ),
     Case(
@@ -87,10 +87,28 @@ REFUSED = [
         Case(
             scheduling.static_batches_run_to_their_end,
             STATIC | {"scheduling.order": order},
-            (f"scheduling.order='{order}'", "scheduling.policy='static'", "use order='sjf'"),
+            (f"scheduling.order='{order}'", "scheduling.policy='static'", "order='sjf'"),
         )
         for order in ("priority", "mlfq")
     ],
+    Case(
+        scheduling.static_batches_run_to_their_end,
+        STATIC,
+        ("the order Mine", "scheduling.policy='static'", "policy='continuous'"),
+        facts=Facts(own_order=OrderTraits("the order Mine", preemptive=True)),
+    ),
+    Case(
+        scheduling.longest_prefix_needs_cache,
+        {},
+        ("the order Mine", "memory.prefix_cache='off'", "prefix_cache='hash'"),
+        facts=Facts(own_order=OrderTraits("the order Mine", needs_prefixes=True)),
+    ),
+    Case(
+        scheduling.predictor_is_asked,
+        {"scheduling.order": "sjf"},
+        ("the order Mine", "asks no predictor", "give no predictor"),
+        facts=Facts(own_predictor=True, own_order=OrderTraits("the order Mine")),
+    ),
     Case(
         scheduling.longest_prefix_needs_cache,
         {"scheduling.order": "lpm"},

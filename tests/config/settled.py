@@ -37,7 +37,7 @@ SETTLED = [
     Case(
         scheduling.starvation_limit_by_default,
         {"scheduling.order": "mlfq"},
-        ("scheduling.starvation_limit_s: 30, because order 'mlfq'",),
+        ("scheduling.starvation_limit_s: 30, because scheduling.order='mlfq'",),
         {"scheduling.starvation_limit_s": 30.0},
     ),
     Case(

@@ -15,6 +15,7 @@ from minserve.config.rules.memory import disk_refused, pin_refused, pool_refused
 
 ALLOWED = {
     "minserve/build.py: check_engine_arguments": "arguments that are no EngineConfig and no Clock",
+    "minserve/engine/parts.py: __post_init__": "objects that are no policy, order or predictor",
     "minserve/bench/": "the command line of a benchmark, which is no configuration",
 }
 """Where a ConfigError may be worded besides (file and function, or a folder), and of what."""

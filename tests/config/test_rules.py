@@ -86,6 +86,8 @@ def test_every_rule_of_every_room_is_asked_once():
 def is_rule(thing: Callable[..., Any], room: Any) -> bool:
     if not inspect.isfunction(thing) or thing.__module__ != room.__name__:
         return False
+    if thing.__name__.startswith("_"):
+        return False  # a helper of the rules
     return [each.annotation for each in inspect.signature(thing).parameters.values()] == [
         "Question"
     ]

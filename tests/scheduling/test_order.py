@@ -219,7 +219,7 @@ def test_first_come_first_served_needs_no_limit_and_others_get_one_by_default():
     assert resolve(EngineConfig(), spec, "cpu").config.scheduling.starvation_limit_s is None
     config = resolve(EngineConfig().with_values({"scheduling.order": "sjf"}), spec, "cpu")
     assert config.config.scheduling.starvation_limit_s == 30.0
-    assert "lets others overtake" in "".join(config.notes)
+    assert "lets requests overtake" in "".join(config.notes)
 
 
 @pytest.mark.parametrize(

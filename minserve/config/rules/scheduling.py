@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minserve.config.engine import EngineConfig
 from minserve.config.knobs import ConfigError
-from minserve.config.question import Answer, Question, Rule
+from minserve.config.question import Answer, OrderTraits, Question, Rule
+
+NAMED_ORDERS: dict[str, OrderTraits] = {
+    traits.name: traits
+    for traits in (
+        OrderTraits("fcfs", overtakes=False),
+        OrderTraits("sjf", needs_lengths=True),
+        OrderTraits("lpm", needs_prefixes=True),
+        OrderTraits("priority", preemptive=True),
+        OrderTraits("mlfq", preemptive=True),
+    )
+}
+"""`scheduling.order` -> what rules must know of it."""
+
+
+def _order_of(question: Question) -> OrderTraits:
+    """The order of the queue: the caller's own, or the one that the configuration names."""
+    if question.facts.own_order is not None:
+        return question.facts.own_order
+    name = question.config.scheduling.order
+    return replace(NAMED_ORDERS[name], name=f"scheduling.order={name!r}")
 
 
 def predictor_is_asked(question: Question) -> None:
     """Refuse a predictor that the order of the queue never asks."""
-    facts, order = question.facts, question.config.scheduling.order
-    if facts.own_predictor and not facts.own_order and order != "sjf":
+    order = _order_of(question)
+    if question.facts.own_predictor and not order.needs_lengths:
         raise ConfigError(
-            f"scheduling.order={order!r} asks no predictor: use 'sjf', or give no predictor"
+            f"{order.name} asks no predictor: use scheduling.order='sjf', or give no predictor"
         )
 
 
@@ -72,34 +94,35 @@ def budget_holds_whole_requests(question: Question) -> None:
 def static_batches_run_to_their_end(question: Question) -> None:
     """Refuse orders that preempt in static batches."""
     scheduling = question.config.scheduling
-    if scheduling.policy == "static" and scheduling.order in ("priority", "mlfq"):
+    order = _order_of(question)
+    if scheduling.policy == "static" and order.preemptive:
         raise ConfigError(
-            f"scheduling.order={scheduling.order!r} takes places from running requests, and with "
-            "scheduling.policy='static' a batch runs to its end: use order='sjf', 'lpm' or "
-            "'fcfs', or policy='continuous'"
+            f"{order.name} takes places from running requests, and with "
+            "scheduling.policy='static' a batch runs to its end: use scheduling.order='sjf', 'lpm' "
+            "or 'fcfs', or policy='continuous'"
         )
 
 
 def longest_prefix_needs_cache(question: Question) -> None:
-    """Refuse `lpm` where no prefix is ever cached."""
-    config = question.config
-    if config.scheduling.order == "lpm" and config.memory.prefix_cache == "off":
+    """Refuse an order by cached prefixes where no prefix is ever cached."""
+    order = _order_of(question)
+    if order.needs_prefixes and question.config.memory.prefix_cache == "off":
         raise ConfigError(
-            "scheduling.order='lpm' puts the longest cached prefix first, and memory."
-            "prefix_cache='off' caches none: use prefix_cache='hash' or 'radix', or order='fcfs'"
+            f"{order.name} puts the longest cached prefix first, and memory.prefix_cache='off' "
+            "caches none: use prefix_cache='hash' or 'radix', or order='fcfs'"
         )
 
 
 def predicted_lengths_need_sjf(question: Question) -> None:
     """Refuse settings of predicted lengths where the order asks for none."""
-    scheduling = question.config.scheduling
-    if scheduling.order == "sjf":
+    scheduling, order = question.config.scheduling, _order_of(question)
+    if order.needs_lengths:
         return
     for name in ("length_error", "length_bucket"):
         if getattr(scheduling, name):
             raise ConfigError(
                 f"scheduling.{name}={getattr(scheduling, name)} is about predicted lengths, and "
-                f"scheduling.order={scheduling.order!r} asks for none: use order='sjf', or leave "
+                f"{order.name} asks for none: use order='sjf', or leave "
                 f"{name} at its default"
             )
 
@@ -131,13 +154,10 @@ def prefill_cap_within_budget(question: Question) -> None:
 
 def starvation_limit_by_default(question: Question) -> Answer | None:
     """Fill in the limit where the order lets requests overtake."""
-    scheduling = question.config.scheduling
-    if scheduling.starvation_limit_s is not None or scheduling.order == "fcfs":
+    order = _order_of(question)
+    if question.config.scheduling.starvation_limit_s is not None or not order.overtakes:
         return None
-    note = (
-        f"scheduling.starvation_limit_s: 30, because order {scheduling.order!r} lets others "
-        "overtake"
-    )
+    note = f"scheduling.starvation_limit_s: 30, because {order.name} lets requests overtake"
     return Answer({"scheduling.starvation_limit_s": 30.0}, (note,))
 
 

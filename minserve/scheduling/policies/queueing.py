@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from minserve.config import ResolvedConfig
+from minserve.config import OrderTraits, ResolvedConfig
 from minserve.scheduling.policies.entry import QueueEntry
 
 
@@ -34,6 +34,16 @@ class QueuePolicy:
         `preemptive`, of running ones at every step: a waiting request's rank is computed once,
         unless `needs_prefixes`."""
         return 0.0
+
+    def traits(self) -> OrderTraits:
+        """What the compatibility rules must know of this order."""
+        return OrderTraits(
+            name=f"the order {type(self).__name__}",
+            preemptive=self.preemptive,
+            needs_lengths=self.needs_lengths,
+            needs_prefixes=self.needs_prefixes,
+            overtakes=type(self).rank is not QueuePolicy.rank,
+        )
 
     @classmethod
     def from_config(cls, config: ResolvedConfig) -> QueuePolicy:
