@@ -1,4 +1,4 @@
-"""minserve: a compact but complete LLM serving engine, made to be looked into."""
+"""minserve: a compact but complete LLM serving engine, made to be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from minserve.process.openmp import settle as _settle
 
 OPENMP = _settle()
-"""How OpenMP's threads wait in this process, in a sentence. First of all: torch reads it once."""
+"""One sentence: how OpenMP's threads wait in this process. Set before anything else, because torch
+reads it only once."""
 
 __version__ = "0.1.0"
 
@@ -67,7 +68,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On first use, so that `import minserve.trace` and `minserve --help` do not wait for torch.
+    # Imported on first use, so that `import minserve.trace` and `minserve --help` do
+    # not wait for torch.
     if name not in _HOMES:
         raise AttributeError(f"module 'minserve' has no attribute {name!r}")
     import importlib

@@ -1,8 +1,8 @@
 """The command line: generate, chat, info, bench, zoo, lab.
 
-Finds the command and turns errors meant for people into one line and an exit code: 0 done, 1 the
-run failed, 2 it was asked for wrongly, 130 interrupted. What a command does is in its own module,
-imported only when it is called, so that `--help` does not wait for torch.
+Finds the command, and turns errors meant for people into one line and an exit code: 0 done, 1 the
+run failed, 2 wrong usage, 130 interrupted. Each command has its own module, which is imported only
+when it is called, so that `--help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = int(module.run(options))
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk is known here, and not when the interpreter ends
+            sys.stdout.flush()  # a full disk is detected here, not when the interpreter ends
         return code
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -74,14 +74,15 @@ def _explain(error: Exception) -> int:
         streams.silence_stdout()
         print(f"minserve: {sentence}", file=sys.stderr)
         return 1
-    if isinstance(error, OSError):  # a disk, a permission: of the machine, not of the program
+    if isinstance(error, OSError):  # a disk, a permission: not a bug of the program
         print(f"minserve: {error}", file=sys.stderr)
         return 1
     raise error
 
 
 def _meant_for_people(error: Exception) -> bool:
-    """Errors of our own are sentences; anything else is a bug and keeps its traceback."""
+    """True for our own errors, which are sentences. Any other error is a bug and
+    keeps its traceback."""
     return isinstance(error, FileNotFoundError) or type(error).__module__.startswith("minserve.")
 
 

@@ -1,9 +1,9 @@
-"""An engine on a thread of its own, for callers that must not block: servers and widgets.
+"""An engine with its own thread, for callers that must not block: servers and widgets.
 
-Callers read chunks from their stream, in plain threads or in asyncio; an error of the engine is
-raised in the streams whose requests it ended. The thread itself is in `frontend.thread`, and keeps
-no reference to an `AsyncLLM`: one that is dropped without `close` is collected, and then its thread
-ends.
+Callers read chunks from their stream, in plain threads or in asyncio. An error of the engine is
+raised in the streams whose requests it ended. The thread is in `frontend.thread` and keeps no
+reference to an `AsyncLLM`: one that is dropped without `close` is garbage-collected, and then
+its thread ends.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 
 LONG_PROMPT_CHARS = 16_384
-"""Longer prompts are tokenized by a worker: these would block the caller's event loop for more
+"""Longer prompts are tokenized by a worker: they would block the caller's event loop for more
 than about 10 ms."""
 
 
 class AsyncLLM:
-    """A model and an engine behind a background thread. A context manager."""
+    """A model, and an engine in a background thread. A context manager: use with `with`,
+    not `async with`."""
 
     def __init__(
         self,
@@ -64,8 +65,8 @@ class AsyncLLM:
         progress: bool = True,
         watchdog_s: float | None = 120.0,
     ) -> None:
-        """As `LLM`; errors of loading are raised here. A step that takes longer than `watchdog_s`
-        is reported to the log `minserve`, with its stack, and by `health()`."""
+        """Arguments as for `LLM`; errors of loading are raised here. A step that takes longer than
+        `watchdog_s` is reported in the log `minserve`, with its stack, and by `health()`."""
         settings = check_engine_arguments(config, clock, predictor)
         check_seconds("watchdog_s", watchdog_s, least=0.01)
         self._loaded: LoadedModel = load_model(
@@ -80,16 +81,16 @@ class AsyncLLM:
         self._worker_lock = threading.Lock()
         self._thread = EngineThread(self._engine, watchdog_s)
         self._finalizer = weakref.finalize(self, EngineThread.stop, self._thread)
-        self._finalizer.atexit = False  # the thread's own module waits for the thread there
+        self._finalizer.atexit = False  # the thread's own module waits for the thread at exit
 
     @property
     def config(self) -> ResolvedConfig:
-        """The effective configuration."""
+        """The configuration that runs."""
         return self._engine.config
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The model's tokenizer, when it has one."""
+        """The model's tokenizer, if it has one."""
         return self._loaded.tokenizer
 
     @property
@@ -99,11 +100,11 @@ class AsyncLLM:
 
     @property
     def default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given: generation_config.json's values."""
+        """The parameters used if a request gives none: the values of generation_config.json."""
         return self._loaded.default_sampling_params()
 
     def health(self) -> Health:
-        """What the engine's thread is doing, how long its step has taken, what went wrong last."""
+        """What the engine's thread is doing, how long its step has taken, and its last error."""
         return self._thread.health()
 
     def add(
@@ -115,10 +116,10 @@ class AsyncLLM:
         arrival_s: float | None = None,
         priority: int = 0,
     ) -> Stream:
-        """Send a request; returns at once. If the request is refused, its stream raises why. The
-        smaller `priority` goes first where `scheduling.order` is "priority".
+        """Send a request; returns at once. If the request is refused, its stream raises the reason.
+        If `scheduling.order` is "priority", a request with a smaller `priority` goes first.
 
-        Raises RuntimeError when this AsyncLLM is closed.
+        Raises RuntimeError if this AsyncLLM is closed.
         """
         self._check_process()
         name = request_id if request_id is not None else f"request-{next(self._names)}"
@@ -151,8 +152,8 @@ class AsyncLLM:
         arrival_s: float | None,
         priority: int,
     ) -> None:
-        """Tokenize, in the caller's thread or the worker's, and give the ids to the engine's
-        thread."""
+        """Tokenize, in the caller's thread or the worker's, and give the ids to the
+        engine's thread."""
         try:
             ids = self._loaded.encode(given)
         except Exception as error:
@@ -176,13 +177,13 @@ class AsyncLLM:
             return self._worker
 
     def abort(self, request_id: str) -> None:
-        """End the requests of this name; unknown and finished ones are left alone. `Stream.abort`
-        ends one stream's request, even when others have the same name."""
+        """End the requests with this name; does nothing for unknown and finished ones.
+        `Stream.abort` ends one stream's request, even if others have the same name."""
         self._thread.abort_name(check_request_id(request_id))
 
     def pin(self, prompt: Prompt, *, cache_salt: str = "", timeout_s: float = 60.0) -> PinnedPrefix:
-        """As `LLM.pin`; waits until the prefix is computed, at most `timeout_s` for each of the
-        engine's answers. From asyncio, call it in a thread (`asyncio.to_thread`)."""
+        """As `LLM.pin`; waits until the prefix is computed, at most `timeout_s` for each answer of
+        the engine. From asyncio, call it in a thread (`asyncio.to_thread`)."""
         self._check_process()
         check_seconds("timeout_s", timeout_s)
         salt = check_salt(cache_salt)
@@ -194,11 +195,11 @@ class AsyncLLM:
         return pin_in_thread(self._thread, ids, salt, timeout_s, compute)
 
     def unpin(self, pinned: PinnedPrefix) -> None:
-        """`pinned.unpin()`: let its pages be evicted again."""
+        """`pinned.unpin()`: allow its pages to be evicted again."""
         check_pinned(pinned).unpin()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Abort everything and stop the thread. Closing twice is harmless."""
+        """Abort everything and stop the thread. Closing twice does no harm."""
         check_seconds("timeout_s", timeout_s)
         self._thread.stop()
         if self._worker is not None:

@@ -1,6 +1,6 @@
 """The ragged batch of one forward pass: tensors and ints only, picklable.
 
-Everything the model, the attention backend and the sampler need travels in it, so there is no
+Everything that the model, the attention backend and the sampler need is in it, so there is no
 global state and a batch can be sent to another process. Knows nothing about requests.
 """
 
@@ -18,7 +18,7 @@ _Batch = TypeVar("_Batch", bound=Any)
 
 @dataclass(frozen=True)
 class GroupTables:
-    """Where the rows of a batch live in one cache group's pool.
+    """Where the rows of a batch are stored in the pool of one cache group.
 
     A slot is `block * block_size + offset`; positions are never derived from slots.
     """
@@ -33,17 +33,17 @@ class GroupTables:
 class SamplingBatch:
     """What the sampler needs for each of the `num_samples` rows whose next token is drawn.
 
-    Per-row numbers are packed into one tensor, so that one copy moves them to a device; penalties
-    and biases are ragged lists of `(row, token)`, so that a batch in which no row uses them carries
-    empty tensors and pays nothing. The integers beside the tensors say on the host which parts are
-    in use: reading them never waits for a device.
+    Per-row numbers are packed into one tensor, so that one copy moves them to a device. Penalties
+    and biases are ragged lists of `(row, token)`: if no row of a batch uses them, the tensors are
+    empty and cost nothing. The integers beside the tensors tell the host which parts are used, so
+    that it need not wait for the device to find out.
     """
 
     params: Tensor
     """float64 `[8, num_samples]`; the properties below name its rows."""
     history: Tensor
     """int64 `[3, num_history]`: sample row, token, and how often that token was generated (0: it
-    stands in the prompt only). Each (row, token) occurs once; rows ascend; penalised rows only."""
+    occurs only in the prompt). Each (row, token) occurs once; rows ascend; penalised rows only."""
     bias_tokens: Tensor
     """int64 `[2, num_biases]`: sample row and token. Each pair occurs once; rows ascend."""
     bias_values: Tensor
@@ -51,24 +51,25 @@ class SamplingBatch:
     logprob_rows: Tensor
     """int64 `[num_logprob_rows]`: rows whose log probabilities are reported, ascending."""
     num_logprobs: int
-    """Top alternatives to report for those rows: 0 means the drawn token's own only."""
+    """Number of top alternatives to report for those rows; 0 means only the drawn token's own."""
     num_greedy: int
     """Rows with temperature 0."""
     max_top_k: int
-    """The largest top-k of a sampled row; 0 when none uses it."""
+    """The largest top-k of a sampled row; 0 if no row uses it."""
     uses_top_p: bool
-    """True when a sampled row uses top-p."""
+    """True if a sampled row uses top-p."""
     needs_mass: bool
-    """True when a sampled row uses top-p without top-k: its whole distribution is summed."""
+    """True if a sampled row uses top-p without top-k, so that its whole distribution is summed."""
     uses_min_p: bool
-    """True when a sampled row uses min-p."""
+    """True if a sampled row uses min-p."""
     logprob_counts: tuple[int, ...] = ()
     """Top alternatives that each of `logprob_rows` asked for, on the host."""
     mask_rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """int64 `[num_masked]`: rows that may draw only some tokens, ascending; each occurs once."""
     mask_bits: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.uint8))
-    """uint8 `[num_masked, num_bytes]`: token t of such a row is allowed where bit `t % 8` of byte
-    `t // 8` is 1; none is beyond the last byte. Bans of single tokens are among the biases."""
+    """uint8 `[num_masked, num_bytes]`: token t of such a row is allowed if bit `t % 8` of
+    byte `t // 8` is 1; tokens beyond the last byte are not allowed. Bans of single tokens are
+    among the biases."""
 
     @property
     def num_samples(self) -> int:
@@ -118,17 +119,17 @@ class SamplingBatch:
 
     @property
     def all_greedy(self) -> bool:
-        """True when every row has temperature 0."""
+        """True if every row has temperature 0."""
         return self.num_greedy == self.num_samples
 
     @property
     def needs_filter(self) -> bool:
-        """True when a sampled row uses top-k, top-p or min-p."""
+        """True if a sampled row uses top-k, top-p or min-p."""
         return self.max_top_k > 0 or self.uses_top_p or self.uses_min_p
 
     @property
     def edits_logits(self) -> bool:
-        """True when a row has a bias, a ban, a mask or a penalty."""
+        """True if a row has a bias, a ban, a mask or a penalty."""
         return self.history.shape[1] > 0 or self.bias_tokens.shape[1] > 0 or len(self.mask_rows) > 0
 
 
@@ -157,20 +158,20 @@ class ForwardBatch:
     prompt_targets: Tensor
     """int64 `[num_prompt_rows]`: the prompt token that follows each of those rows."""
     num_prompt_logprobs: int
-    """Most alternatives that a prompt row asks for: -1 where none is scored."""
+    """The most alternatives that a prompt row asks for; -1 if no prompt row is scored."""
     query_lens: tuple[int, ...]
     """Rows of each request, on the host, so that planning needs no device round trip."""
     context_lens: tuple[int, ...]
     """`kv_lens` on the host."""
     tree: Tensor | None = None
-    """int64 `[num_tokens]`: what each row sees of its request's other rows, where those are a
+    """int64 `[num_tokens]`: which of its request's other rows each row sees, if those are a
     speculative tree (`kernels.tree`); None: every row sees all rows before it."""
     pending: Tensor | None = None
-    """int64 `[2, num_pending]`: rows whose token the batch submitted before this one draws, and
-    where it stands among its `num_samples`; what `token_ids` has in these rows is nothing. None:
-    every token is known on the host."""
+    """int64 `[2, num_pending]`: rows whose token is drawn by the batch submitted before this one,
+    and the token's index among that batch's `num_samples`; `token_ids` holds a placeholder in these
+    rows. None: every token is known on the host."""
     prompt_counts: tuple[int, ...] = ()
-    """Top alternatives that each of `prompt_rows` asks for, on the host."""
+    """Number of top alternatives that each of `prompt_rows` asks for, on the host."""
 
     @property
     def num_samples(self) -> int:
@@ -189,7 +190,7 @@ class ForwardBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the batch's tensors live."""
+        """The device of the batch's tensors."""
         return self.token_ids.device
 
 
@@ -209,6 +210,6 @@ def map_tensors(batch: _Batch, change: Callable[[Tensor], Tensor]) -> _Batch:
 
 
 def to_device(batch: _Batch, device: torch.device) -> _Batch:
-    """The same batch (or part of one) with every tensor on `device`, one copy each; a step's whole
-    batch goes by a `staging.Link`."""
+    """The same batch (or part of one) with every tensor on `device`, one copy each. A step's whole
+    batch uses a `staging.Link` instead."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

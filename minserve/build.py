@@ -1,6 +1,6 @@
-"""From a model and a configuration to an engine that runs: the only place that knows all rooms.
+"""From a model and a configuration to an engine that runs: the only file that knows all rooms.
 
-Sizes the page pool, picks kernels and puts runner, memory and scheduler together.
+Sizes the page pool, picks kernels, and puts runner, memory and scheduler together.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from minserve.virtual.transfers import HostLink, VirtualStore
 
 
 def check_engine_arguments(config: object, clock: object, predictor: object) -> EngineConfig:
-    """The configuration, if it, the clock and the maker of a predictor can be used; before a model
-    is loaded. Raises ConfigError."""
+    """Check the configuration, the clock and the predictor's maker before a model is loaded;
+    returns the configuration. Raises ConfigError."""
     if config is not None and not isinstance(config, EngineConfig):
         raise ConfigError(f"config={shorten(config)}: expected EngineConfig(...), or None")
     if clock is not None and not all(
@@ -67,9 +67,9 @@ def build_engine(
 ) -> Engine:
     """An engine with its own page pool over the loaded model.
 
-    `parts` and `ops` stand in for what the configuration names. `watch` puts a runner of its own
-    around the engine's, to see every pass. Raises ConfigError for what the rules refuse once it is
-    known what the engine is made of, such as a predictor that nothing would ask.
+    `parts` and `ops` replace what the configuration names. `watch` wraps the engine's runner in one
+    of its own, which sees every pass. Raises ConfigError for combinations that can be refused only
+    when the parts of the engine are known, such as a predictor that is never called.
     """
     config = loaded.config
     clock = clock or WallClock()
@@ -91,7 +91,8 @@ def build_engine(
     block_size = config.config.memory.block_size
     cache = KVCache(
         config.model,
-        # One page more than the manager knows: padding's keys and values, which are never read.
+        # One page more than the manager knows, for the keys and values of padding,
+        # which are never read.
         num_blocks + (config.padding != "none"),
         block_size,
         config.dtype,
@@ -118,8 +119,8 @@ def build_virtual_engine(
 ) -> VirtualEngine:
     """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
 
-    The pool is `memory.kv_bytes`, or what the modelled GPU's memory leaves beside the weights.
-    Pages that are swapped or offloaded take the time of `host_link`.
+    The pool is `memory.kv_bytes`, or the part of the modelled GPU's memory that the weights leave
+    free. Pages that are swapped or offloaded take the time of `host_link`.
     """
     resolved = resolve_virtual(spec, config, cost, parts)
     clock = VirtualClock()
@@ -148,7 +149,7 @@ def resolve_virtual(
 
 
 def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
-    """An empty trace that says where it comes from."""
+    """An empty trace whose header says where it comes from."""
     packages = ("minserve", "torch", "transformers")
     versions = {}
     for package in packages:
@@ -197,7 +198,7 @@ def _resolved_again(
 
 
 def _tuned(config: ResolvedConfig) -> Ops:
-    """Triton's operators with the tiles that this GPU is fastest with, for every shape of heads."""
+    """Triton's operators with the fastest tiles on this GPU, for every shape of heads."""
     from minserve.kernels.triton import TritonOps
     from minserve.kernels.triton.analysis.autotune import tune_model
 
@@ -213,14 +214,14 @@ def _why_no_compiler() -> str | None:
 
 
 def _compiled(decoder: Decoder, clock: Clock) -> Decoder:
-    # Torch's compiler takes seconds to import.
+    # Imported here because torch's compiler takes seconds to import.
     from minserve.models.compiled import CompiledDecoder
 
     return CompiledDecoder(decoder.spec, decoder.weights, decoder.ops, decoder.max_position, clock)
 
 
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
-    """A trace is shared with others, who should not learn where a disk is mounted."""
+    """Remove paths: a trace is shared with others, who should not learn where a disk is mounted."""
     return values | {"memory.disk_path": None}
 
 
@@ -232,7 +233,7 @@ def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
 
 
 def _usable_blocks(config: ResolvedConfig, num_blocks: int) -> int:
-    """Of the pages that memory would hold, those that are ever used: without a prefix cache, no
+    """The number of pages that can ever be used, at most `num_blocks`: without a prefix cache, no
     more than all requests together can hold."""
     if config.config.memory.prefix_cache != "off":
         return num_blocks
@@ -241,7 +242,8 @@ def _usable_blocks(config: ResolvedConfig, num_blocks: int) -> int:
 
 
 def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
-    """Bytes left for pages on a GPU after the largest batch the scheduler may ask for has run."""
+    """Bytes left for pages on a GPU after a run of the largest batch that the
+    scheduler may plan."""
     from minserve.execution.profiling import activation_peak_bytes
 
     peak = activation_peak_bytes(config, decoder, ops)

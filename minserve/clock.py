@@ -1,6 +1,6 @@
-"""Where time comes from. Nothing else in minserve reads a clock.
+"""The source of time. No other module of minserve reads a clock.
 
-The engine, its traces and its metrics take a `Clock`, so that the same scheduler runs on the wall
+The engine, its traces and its metrics use a `Clock`, so that the same scheduler runs on the wall
 clock with a real runner and on a virtual clock with a runner that charges modelled time.
 """
 
@@ -30,24 +30,24 @@ class WallClock:
         return time.perf_counter()
 
     def wait_until(self, deadline_s: float) -> None:
-        """Sleep until the deadline; return at once when it has passed."""
+        """Sleep until the deadline; return at once if it has passed."""
         remaining = deadline_s - time.perf_counter()
         if remaining > 0:
             time.sleep(remaining)
 
 
 def process_cpu_s() -> float:
-    """Seconds that all threads of this process have computed."""
+    """Seconds of CPU time used by all threads of this process."""
     return time.process_time()
 
 
 def thread_cpu_s() -> float:
-    """Seconds that the calling thread has computed: what others do on the machine is not in it."""
+    """Seconds of CPU time used by the calling thread; other work on the machine is not included."""
     return time.thread_time()
 
 
 class VirtualClock:
-    """A clock that moves only when told to: for modelled time, and for tests."""
+    """A clock that moves only when it is advanced: for modelled time, and for tests."""
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = start_s
@@ -57,11 +57,11 @@ class VirtualClock:
         return self._now_s
 
     def advance(self, duration_s: float) -> None:
-        """Let `duration_s` seconds pass. Raises ValueError for a negative duration."""
+        """Advance by `duration_s` seconds. Raises ValueError for a negative duration."""
         if duration_s < 0:
             raise ValueError(f"time cannot run backwards: advance({duration_s}) seconds")
         self._now_s += duration_s
 
     def wait_until(self, deadline_s: float) -> None:
-        """Jump to the deadline when it lies ahead."""
+        """Jump to the deadline if it is in the future."""
         self._now_s = max(self._now_s, deadline_s)

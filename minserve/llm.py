@@ -1,9 +1,9 @@
-"""The front door: `LLM(model, config)` with generate, stream, chat and close.
+"""The synchronous entry point: `LLM(model, config)` with generate, stream, chat and close.
 
 Runs the engine in the caller's thread. Turns strings into token ids and finished requests into
-outputs; scheduling, memory and sampling are the engine's. Calls may come from several threads:
-`generate` calls take turns, streams run side by side, and a thread that waits for a chunk steps the
-engine for all of them. For servers and widgets, which must not block, see `AsyncLLM`.
+outputs; the engine does scheduling, memory and sampling. Several threads may call it: `generate`
+calls take turns, streams run in parallel, and a thread that waits for a chunk steps the engine for
+all of them. For servers and widgets, which must not block, see `AsyncLLM`.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class LLM:
     ) -> None:
         """Load `model`: "zoo/NAME", a Hugging Face directory, or a name on the hub.
 
-        Raises ConfigError for a configuration that cannot work with this model and device, and a
-        sentence for a directory that cannot be loaded. `predictor` makes what predicts the lengths
-        of answers for scheduling.order="sjf", such as `minserve.zoo.lengths.LengthProbe`.
+        Raises ConfigError for a configuration that cannot work with this model and device, and an
+        error with a sentence for a directory that cannot be loaded. `predictor` makes the predictor
+        of answer lengths for scheduling.order="sjf", such as `minserve.zoo.lengths.LengthProbe`.
         `progress` shows loading bars on stderr.
         """
         settings = check_engine_arguments(config, clock, predictor)
@@ -74,7 +74,7 @@ class LLM:
         self._names = map("request-{}".format, itertools.count())
         self._process = os.getpid()
         self._turn = threading.RLock()
-        """Held by the call that fills the engine: generate, chat, pin."""
+        """Held by the call that adds requests to the engine: generate, chat, pin."""
 
     @property
     def engine(self) -> Engine:
@@ -83,12 +83,12 @@ class LLM:
 
     @property
     def config(self) -> ResolvedConfig:
-        """The effective configuration, with notes on what was chosen."""
+        """The configuration that runs, with notes on the choices made."""
         return self.engine.config
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The model's tokenizer, when it has one."""
+        """The model's tokenizer, if it has one."""
         return self._loaded.tokenizer
 
     @property
@@ -98,7 +98,7 @@ class LLM:
 
     @property
     def default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given: generation_config.json's values."""
+        """The parameters used if a call gives none: the values of generation_config.json."""
         return self._loaded.default_sampling_params()
 
     def generate(
@@ -112,11 +112,11 @@ class LLM:
         use_tqdm: bool | None = None,
         errors: Errors = "raise",
     ) -> list[Output]:
-        """Complete prompts, one or many (strings, token ids, vLLM's dictionaries); outputs in their
-        order.
+        """Complete prompts, one or many (strings, token ids, vLLM's dictionaries); returns
+        outputs in their order.
 
-        `params` is one for all prompts or one each, and so is `priority`, of which the smaller goes
-        first where `scheduling.order` is "priority". `progress` shows a bar on stderr when it takes
+        `params` is one for all prompts or one each, and so is `priority`; if `scheduling.order` is
+        "priority", smaller numbers go first. `progress` shows a bar on stderr if the call takes
         more than two seconds. `sampling_params` and `use_tqdm` are vLLM's names for two of these.
 
         With `errors="raise"` every prompt is checked before anything runs: InvalidRequestError
@@ -133,9 +133,9 @@ class LLM:
         return self._complete(given, params, priority, shows, errors)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
-        """Complete one prompt, a chunk per sample and step, from any thread; stopping the iteration
-        aborts it. A request that is refused raises here; one that fails later raises in the
-        iteration."""
+        """Complete one prompt, a chunk per sample and step, from any thread; stopping the
+        iteration aborts it. If the request is refused, this call raises; if it fails later, the
+        iteration raises."""
         check_process(self._process, "LLM")
         one = check_params(params) or self.default_sampling_params
         ids = self.encode(prompt)
@@ -178,11 +178,11 @@ class LLM:
         use_tqdm: bool | None = None,
         errors: Errors = "raise",
     ) -> Output | list[Output]:
-        """Answer a conversation, `[{"role": "user", "content": "..."}]`, by the model's template;
-        or a list of conversations, and then the answers are a list too.
+        """Answer a conversation, `[{"role": "user", "content": "..."}]`, with the model's chat
+        template. For a list of conversations, returns a list of answers.
 
-        Options are those of `generate`. Raises InvalidRequestError when the model has no tokenizer
-        or no chat template.
+        Options are those of `generate`. Raises InvalidRequestError if the model has no tokenizer or
+        no chat template.
         """
         self._check_call(errors)
         params = choose_params(params, sampling_params)
@@ -199,10 +199,10 @@ class LLM:
     def pin(self, prompt: Prompt, *, cache_salt: str = "") -> PinnedPrefix:
         """Keep a prefix (a system prompt, a document) in the prefix cache until it is unpinned.
 
-        Computes it first where it is not computed yet: a run of its own, which `trace` then shows.
-        Whole pages are pinned. `cache_salt` is that of the requests that will share it. A
-        context manager: `with llm.pin(document): ...`. Raises ConfigError without a prefix cache,
-        InvalidRequestError for a prefix shorter than a page or too long for the pool.
+        If it is not computed yet, computes it in a run of its own, which `trace` then shows. Whole
+        pages are pinned. `cache_salt` must be that of the requests that will share the prefix. The
+        result is a context manager: `with llm.pin(document): ...`. Raises ConfigError without a
+        prefix cache, InvalidRequestError for a prefix shorter than a page or too long for the pool.
         """
         ids, salt = self.encode(prompt), check_salt(cache_salt)
 
@@ -213,15 +213,15 @@ class LLM:
             return pin_here(self._share, ids, salt, compute)
 
     def unpin(self, pinned: PinnedPrefix) -> None:
-        """`pinned.unpin()`: let its pages be evicted again."""
+        """`pinned.unpin()`: allow its pages to be evicted again."""
         check_pinned(pinned).unpin()
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError."""
+        """Token ids of a prompt; ids are returned unchanged. Raises InvalidRequestError."""
         return self._loaded.encode(prompt)
 
     def close(self) -> None:
-        """Abort what runs; free pages, files and weights. Closing twice is harmless."""
+        """Abort running requests; free pages, files and weights. Closing twice does no harm."""
         self._share.close()
 
     def __enter__(self) -> LLM:

@@ -1,4 +1,4 @@
-"""A model by name: its directory found, its files read and checked, its weights shared.
+"""A model by name: finds its directory, reads and checks its files, and shares its weights.
 
 The same model loaded twice is one copy in memory. Knows nothing about engines.
 """
@@ -34,7 +34,8 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model directory, read: everything but the weights' number format is settled."""
+    """A model directory that has been read: its configuration is resolved and its
+    weights are loaded."""
 
     name: str
     path: Path
@@ -44,7 +45,7 @@ class LoadedModel:
     generation_defaults: Mapping[str, Any]
 
     def default_sampling_params(self) -> SamplingParams:
-        """SamplingParams with what the model's generation_config.json recommends."""
+        """SamplingParams with the recommended values of the model's generation_config.json."""
         defaults = self.generation_defaults
         values: dict[str, Any] = {
             name: defaults[name]
@@ -58,8 +59,8 @@ class LoadedModel:
         return SamplingParams(**values)
 
     def encode(self, prompt: Prompt | PromptInput) -> list[int]:
-        """Token ids of a prompt; ids are taken as they are. Raises InvalidRequestError, also where
-        the tokenizer itself gives up: its panics are no ordinary exceptions."""
+        """Token ids of a prompt; ids are returned unchanged. Raises InvalidRequestError, even if
+        the tokenizer itself panics, which is not an ordinary exception."""
         if not isinstance(prompt, PromptInput):
             prompt = parse_prompt(prompt, self.config.max_prompt_chars)
         if prompt.token_ids is not None:
@@ -76,7 +77,8 @@ class LoadedModel:
             ) from error
 
     def need_tokenizer(self, what: str) -> Tokenizer:
-        """The tokenizer; InvalidRequestError, saying that `what` needs it, when there is none."""
+        """The tokenizer. Raises InvalidRequestError, saying that `what` needs it, if there is
+        none."""
         if self.tokenizer is None:
             raise InvalidRequestError(
                 f"the model {self.name!r} came without a tokenizer, so {what} cannot be turned "
@@ -110,7 +112,7 @@ def load_model(
     """Read a model directory. Raises a sentence for anything that cannot be served; `facts` say how
     the engine over it will be built, where that is known."""
     path = find_model(model)
-    # The small files first: most that is wrong with a directory is known before weights are read.
+    # The small files first: most problems of a directory are found before weights are read.
     spec = load_spec(path)
     resolved = resolve(config, spec, facts=facts)
     check_rotary_table(spec, resolved.max_model_len)

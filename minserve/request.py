@@ -1,7 +1,7 @@
-"""What a caller gets: outputs and their metrics; and the engine's record of a request.
+"""A caller's results (outputs and their metrics), and the engine's record of a request.
 
 Outputs are frozen; `Request` is one sample in flight and changes at every step. What a caller sends
-is in `params` and `prompts`. Knows nothing about pages, tensors or text decoding.
+is in `inputs`. Knows nothing about pages, tensors or text decoding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log probabilities at one position: of the token that stands there, and of the likeliest."""
+    """Log probabilities at one position: of its token, and of the likeliest tokens."""
 
     token_id: int
     logprob: float
@@ -47,7 +47,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """When things happened to one sample, in seconds of the engine's clock."""
+    """Times of the events of one sample, in seconds of the engine's clock."""
 
     arrival_s: float
     first_scheduled_s: float | None
@@ -57,7 +57,7 @@ class RequestMetrics:
     num_output_tokens: int
     num_preemptions: int
     num_cached_tokens: int = 0
-    """Prompt tokens that were found computed when the sample was first admitted."""
+    """Prompt tokens that were found in the cache when the sample was first admitted."""
 
     @property
     def ttft_s(self) -> float | None:
@@ -97,17 +97,17 @@ class Sample:
     metrics: RequestMetrics
     logprobs: tuple[TokenLogprobs, ...] | None = None
     error: str | None = None
-    """Why the finish reason is "error", in a sentence."""
+    """One sentence: the error, if the finish reason is "error"."""
 
     @property
     def cumulative_logprob(self) -> float | None:
-        """Sum of the drawn tokens' log probabilities, when they were asked for."""
+        """Sum of the drawn tokens' log probabilities, if they were asked for."""
         return None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What comes back for one prompt. The plain attributes are those of the first sample."""
+    """The result for one prompt. The plain attributes are those of the first sample."""
 
     request_id: str
     prompt: str | None
@@ -138,12 +138,12 @@ class Output:
 
     @property
     def finished(self) -> bool:
-        """True when every sample has a finish reason."""
+        """True if every sample has a finish reason."""
         return all(sample.finish_reason is not None for sample in self.samples)
 
 
 class Status(Enum):
-    """Where a request stands. PREEMPTED requests wait like new ones but keep their tokens."""
+    """The state of a request. PREEMPTED requests wait like new ones but keep their tokens."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -156,27 +156,27 @@ class TokenMask:
     """Which tokens may be drawn at one position; the default allows all."""
 
     allowed: npt.NDArray[np.uint8] | None = None
-    """A bit per token, 1 where it is allowed: token t is bit `t % 8` of byte `t // 8`; what lies
-    beyond the end is not allowed. None: all. For lists of about the vocabulary's length."""
+    """A bit per token, 1 if it is allowed: token t is bit `t % 8` of byte `t // 8`; tokens beyond
+    the end are not allowed. None: all are allowed. For lists of about the vocabulary's length."""
     banned: Collection[int] = ()
-    """Tokens that are not allowed. For a handful."""
+    """Tokens that are not allowed. For a few tokens."""
 
 
 class LogitsMask(Protocol):
     """A rule about the next token of one request: a fixed list, a word list, a grammar.
 
     A pure function of the request's tokens: after a preemption, for another sample of the prompt,
-    or at an earlier position the answer is the same.
+    or at an earlier position, it returns the same result.
     """
 
     @property
     def needs_known_tokens(self) -> bool:
-        """True where the answer depends on the tokens before: it cannot be planned while they are
-        in flight."""
+        """True if the result depends on the tokens before: then it cannot be planned while
+        they are in flight."""
         ...
 
     def at(self, request: Request, position: int) -> TokenMask:
-        """What may stand at `position` of prompt plus output, after `token_ids[:position]`."""
+        """The tokens allowed at `position` of prompt plus output, after `token_ids[:position]`."""
         ...
 
 
@@ -203,10 +203,10 @@ class Request:
     num_inflight_tokens: int = 0
     """Tokens submitted to the runner and not yet collected."""
     num_pending_tokens: int = 0
-    """Tokens being drawn by a step in flight: they stand behind `token_ids`, and only the device
-    knows which they are."""
+    """Tokens being drawn by a step in flight: they come after `token_ids`, and only the
+    device knows them."""
     pending_row: int = 0
-    """Where the pending token stands among those that its step draws."""
+    """Index of the pending token among those that its step draws."""
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -221,17 +221,17 @@ class Request:
     leader: Request | None = None
     """The first sample of the same prompt, whose computed prompt this one shares."""
     num_ever_computed: int = 0
-    """Most tokens that were ever computed: what lies below it and is computed again is waste."""
+    """Most tokens that were ever computed at once; computing one of them again is recomputation."""
     error: str | None = None
-    """Why the finish reason is "error", in a sentence."""
+    """One sentence: the error, if the finish reason is "error"."""
     cause: BaseException | None = None
-    """The exception behind `error`, where there was one."""
+    """The exception behind `error`, if there was one."""
     priority: int = 0
-    """A smaller number goes first where `scheduling.order` is "priority"."""
+    """If `scheduling.order` is "priority", a smaller number goes first."""
     masks: tuple[LogitsMask, ...] = ()
     """Rules about which tokens may be drawn, made once per prompt (`sampling.make_masks`)."""
     needs_known_tokens: bool = field(init=False)
-    """True where a token in flight decides how the next one is drawn: penalties count it, and a
+    """True if a token in flight decides how the next one is drawn: penalties count it, and a
     mask may read it."""
 
     def __post_init__(self) -> None:
@@ -268,8 +268,11 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens, known or pending, neither computed nor in flight: the one subtraction of the
-        scheduler. The token that makes a request as long as it may get is never computed."""
+        """Tokens, known or pending, that are neither computed nor in flight: the scheduler's
+        one subtraction.
+
+        The last token of a request of maximum length is never computed.
+        """
         if not self.num_pending_tokens:
             return len(self.token_ids) - self.num_computed_tokens - self.num_inflight_tokens
         tokens = min(self.num_coming_tokens, self.max_len - 1)
@@ -277,7 +280,7 @@ class Request:
 
     @property
     def cache_namespace(self) -> tuple[str, ...]:
-        """What, besides the tokens, must be equal for two requests to share pages."""
+        """Everything besides the tokens that must be equal for two requests to share pages."""
         return (self.params.cache_salt,) if self.params.cache_salt else ()
 
     @property

@@ -1,4 +1,4 @@
-"""What a model and its caches are, as data.
+"""Data that describes a model and its caches.
 
 A `ModelSpec` is everything the decoder needs to know about an architecture; Llama, Qwen2, Qwen3 and
 Mistral are values of it, not classes. Knows nothing about weights, files or devices.
@@ -14,10 +14,10 @@ RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) and how it is stretched.
+    """Rotary position embedding (Su et al., arXiv 2104.09864) and its scaling.
 
-    `kind` names the scaling; the other fields are read only by the kinds that use them and carry
-    the names of Hugging Face's `rope_parameters`.
+    `kind` names the scaling; the other fields are read only by the kinds that use them and have the
+    names of Hugging Face's `rope_parameters`.
     """
 
     theta: float = 10_000.0
@@ -78,20 +78,20 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What one layer keeps per token between steps: a key and a value per KV head."""
+    """The cache of one layer: a key and a value per KV head for each token."""
 
     num_kv_heads: int
     head_dim: int
     retention: Literal["full"] = "full"
 
     def bytes_per_token(self, itemsize: int) -> int:
-        """Bytes one token takes in one layer's cache, at `itemsize` bytes per number."""
+        """Bytes of one token in one layer's cache, at `itemsize` bytes per number."""
         return 2 * self.num_kv_heads * self.head_dim * itemsize
 
 
 @dataclass(frozen=True)
 class CacheGroup:
-    """Layers whose caches have the same shape, and so share one block table per request."""
+    """Layers whose caches have the same shape, so that they share one block table per request."""
 
     spec: CacheSpec
     layers: tuple[int, ...]
@@ -109,14 +109,15 @@ class ModelSpec:
     norm_eps: float
     rope: RopeSpec
     max_position: int
-    """Longest position the checkpoint claims, in tokens."""
+    """Longest position that the checkpoint declares, in tokens."""
     tie_embeddings: bool
     dtype: str = "float32"
     """The checkpoint's own number format: "float32", "bfloat16", "float16", "float64"."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """Where its files contradict themselves or transformers, in sentences: what is followed."""
+    """Sentences about contradictions in its files, or between them and transformers, and
+    what minserve uses."""
 
     @property
     def num_layers(self) -> int:
@@ -132,7 +133,7 @@ class ModelSpec:
         return tuple(CacheGroup(spec, tuple(layers)) for spec, layers in groups.items())
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes one token takes in all layers' caches together."""
+        """Bytes of one token in all layers' caches together."""
         return sum(
             group.spec.bytes_per_token(itemsize) * len(group.layers)
             for group in self.cache_groups()

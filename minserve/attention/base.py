@@ -1,7 +1,7 @@
 """Attention as `plan(batch)` once per step, then `store_rotated` and `attend` once per layer.
 
-Everything that depends on the batch alone (masks, splits, padded tables) is computed in `plan`. A
-backend sees pages as tensors, and knows nothing about which request holds them.
+Everything that depends only on the batch (masks, splits, padded tables) is computed in `plan`. A
+backend sees pages as tensors, and does not know which request holds them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LayerCache = tuple[Tensor, Tensor]
 
 
 class AttentionPlan(Protocol):
-    """What a backend prepared for one batch."""
+    """Attention prepared by a backend for one batch."""
 
     def store_rotated(
         self,
@@ -40,17 +40,17 @@ class AttentionPlan(Protocol):
         ...
 
     def store(self, k: Tensor, v: Tensor, layer: int) -> None:
-        """Write keys and values `[num_tokens, num_kv_heads, head_dim]`, rotated already, into the
-        layer's pages."""
+        """Write keys and values `[num_tokens, num_kv_heads, head_dim]`, already rotated, into
+        the layer's pages."""
         ...
 
     def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Attend over the layer's pages, where the keys and values of these rows are stored
-        already.
+        """Attend over the layer's pages, in which the keys and values of these rows
+        are already stored.
 
         `q`: `[num_tokens, num_heads, head_dim]`, rows may be strided. Returns the output, shaped
-        like `q` and contiguous, and the log-sum-exp `[num_tokens, num_heads]` when asked for: with
-        it, partial results over disjoint keys can be merged.
+        like `q` and contiguous; and with `need_lse` the log-sum-exp `[num_tokens, num_heads]`, with
+        which partial results over disjoint keys can be merged.
         """
         ...
 
@@ -73,7 +73,7 @@ class AttentionBackend(Protocol):
     def plan_decode(self, batch: ForwardBatch) -> AttentionPlan:
         """A reusable plan over static buffers (CUDA graphs), with one row per request:
         `context_lens` are upper bounds; lengths and pages are read when it runs. Raises ValueError
-        where the operators cannot."""
+        if the operators cannot do this."""
         ...
 
 

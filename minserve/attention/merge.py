@@ -1,4 +1,4 @@
-"""Joining attention over disjoint sets of keys by log-sum-exp.
+"""Merges attention over disjoint sets of keys by log-sum-exp.
 
 Split-KV decoding, ring attention (Liu et al., arXiv 2310.01889) and shared-prefix attention
 (Juravsky et al., arXiv 2402.05099) all compute parts of one softmax separately; with each part's
@@ -19,13 +19,13 @@ def merge_partials(
     """Attention over the union of two disjoint sets of keys, from the attention over each.
 
     `out_a`, `out_b`: `[rows, num_heads, head_dim]`; `lse_a`, `lse_b`: `[rows, num_heads]`, natural
-    log-sum-exps of the scaled scores. A part that saw no key has lse -inf, and its output is
+    log-sum-exps of the scaled scores. If a part saw no key, its lse is -inf and its output is
     ignored, whatever it holds. Returns the merged output, in the type of `out_a`, and its lse.
     """
     lse = torch.logaddexp(lse_a, lse_b)
     base = lse.masked_fill(lse == -math.inf, 0.0)
     parts = [
-        # where, not a product with zero: an empty part may hold NaN.
+        # torch.where instead of a product with zero, because an empty part may hold NaN.
         torch.where(
             (part_lse == -math.inf)[..., None], 0.0, out * (part_lse - base).exp()[..., None]
         )

@@ -1,7 +1,7 @@
 """Attention over paged caches, on any implementation of the operators.
 
 Knows which pages belong to which layer and what each layer's mixer needs. The arithmetic is in
-`Ops.plan_attention`; which request holds a page is known in the memory room.
+`Ops.plan_attention`; the memory room knows which request holds a page.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class PagedAttention:
     def plan(self, batch: ForwardBatch) -> PagedAttentionPlan:
         """Check the batch on the host and prepare it, once for all layers.
 
-        Raises ValueError for a request without rows, rows that reach before a request's first
-        token, a context longer than its block table, and a speculative tree where a layer has a
-        sliding window.
+        Raises ValueError for a request without rows, rows that reach before a request's
+        first token, a context longer than its block table, and a speculative tree if a
+        layer has a sliding window.
         """
         self._check(batch)
         for layer in self.spec.layers:
@@ -92,8 +92,8 @@ class PagedAttention:
                 f"of {batch.num_tokens} rows"
             )
         if query_lens and min(query_lens) < 1:
-            # A full prefix hit must leave at least one token to compute: without a row there is
-            # no logit to sample from.
+            # A full prefix hit must leave at least one token to compute: without a row there are no
+            # logits to sample from.
             raise ValueError(
                 f"request {query_lens.index(min(query_lens))} of the batch has no rows to compute: "
                 "schedule at least one token of it, its last one on a full prefix hit"
@@ -113,7 +113,7 @@ class PagedAttention:
 
 
 class PagedAttentionPlan:
-    """One batch, ready for every layer."""
+    """One batch, prepared for every layer."""
 
     def __init__(
         self, backend: PagedAttention, batch: ForwardBatch, planned: list[PlannedAttention]

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     with LLM(args.model, engine_config(args)) as llm:
         opening = [{"role": "system", "content": args.system}] if args.system else []
         messages = list(opening)
-        # Fails now, before anything is typed, where the model cannot chat.
+        # Fails now, before anything is typed, if the model cannot chat.
         llm.chat_prompt([*opening, {"role": "user", "content": "hello"}])
         params = sampling_params(args, llm.default_sampling_params)
         print("Ctrl-D or /exit ends, /reset starts over", file=sys.stderr)
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 answer = _answer(llm, llm.chat_prompt(messages), params)
             except InvalidRequestError as error:
-                # Usually the conversation is too long: the last turn is removed, the others are
-                # kept.
+                # Usually the conversation is too long: remove the last turn and keep the others.
                 messages.pop()
                 print(f"minserve: {error}; /reset starts over", file=sys.stderr)
                 continue

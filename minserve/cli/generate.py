@@ -1,6 +1,6 @@
-"""`minserve generate`: text on stdout as it comes, figures on stderr.
+"""`minserve generate`: text on stdout as it is generated, figures on stderr.
 
-Nothing but generated text goes to stdout, so that it can be piped.
+Only generated text goes to stdout, so that it can be piped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate; 0, or 1 when the request ended with an error."""
+    """Generate; returns 0, or 1 if the request ended with an error."""
     check_stdout()
     if args.trace_file is not None:
         check_writable(args.trace_file, "--trace-file")
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
 def stream_to_stdout(
     llm: LLM, prompt: list[int], params: SamplingParams, parts: list[str] | None = None
 ) -> str | None:
-    """Print the continuation as it comes, and collect it in `parts`; returns the request's error,
-    if it had one."""
+    """Print the continuation as it is generated, and collect it in `parts`; returns the request's
+    error, if it had one."""
     error = None
     for chunk in llm.stream(prompt, params):
         if chunk.text:

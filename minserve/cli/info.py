@@ -1,4 +1,4 @@
-"""`minserve info`: the machine, what it reaches, the model, and the configuration that results."""
+"""`minserve info`: the machine, its measured limits, the model, and the resolved configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the information."""
     loaded = load_model(args.model, engine_config(args))
     config, spec = loaded.config, loaded.config.model
     machine = describe_machine()

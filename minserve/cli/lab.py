@@ -1,7 +1,7 @@
 """`minserve lab doctor`: can the chapters run here, and what would make them run better?
 
 Changes nothing but caches. Gives advice in sentences; the exit code is 1 if a chapter would fail.
-Knows package names and versions only: the engine never imports the lab.
+Knows only package names and versions: the engine never imports the lab.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ KNOWN_BAD = {
     "ipykernel": ("==7.0.*", "in 7.0 what a widget's button starts may never be heard of"),
     "plotly": ("<6.1", "before 6.1 live figures and SVG export do not work with these versions"),
 }
-"""Package -> versions that install well and then fail in the lab, and why."""
+"""Package -> versions that can be installed but fail in the lab, and why."""
 
 ENOUGH_BYTES = 2 * 10**9
 LEAST_BYTES = 12 * 10**8
-"""Most memory that a chapter takes, as the chapters promise."""
+"""Memory that a chapter needs at most, as the chapters promise."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -41,9 +41,9 @@ class Finding:
     state: State
     """"problem": a chapter would fail; "note": something to know."""
     text: str
-    """What was found."""
+    """The facts found."""
     advice: str = ""
-    """What to do about it, in a sentence."""
+    """One sentence: what to do about it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, and print what was found."""
+    """Run the checks and print their findings."""
     found = examine()
     healthy = not any(finding.state == "problem" for finding in found)
     if args.json:
@@ -86,7 +86,7 @@ def _python() -> Iterator[Finding]:
 
 
 def requirements() -> dict[str, str]:
-    """Package -> accepted versions of the lab's packages, as minserve itself declares them."""
+    """Package -> accepted versions of the lab's packages, as minserve declares them."""
     from packaging.requirements import Requirement
 
     found = {}
@@ -100,7 +100,7 @@ def requirements() -> dict[str, str]:
 
 
 def installed(package: str) -> str | None:
-    """The installed version; None where there is none."""
+    """The installed version; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -136,7 +136,7 @@ def _model() -> Iterator[Finding]:
 
 
 def available_bytes() -> int | None:
-    """Memory that a notebook may still take, a container's limit included; None if unknown."""
+    """Memory that a notebook may still use, within a container's limit; None if unknown."""
     known = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -166,7 +166,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def allowed_cores() -> float | None:
-    """Cores a container may use, where it has a limit; None where it has none."""
+    """Cores that a container may use; None if it has no limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)

@@ -1,7 +1,7 @@
-"""Flags made from the configuration's and the sampling parameters' own fields, never restated.
+"""Command-line flags, generated from the fields of the configuration and the sampling parameters.
 
-Turns parsed arguments back into `EngineConfig` and `SamplingParams`; an absent flag changes
-nothing.
+Turns parsed arguments back into `EngineConfig` and `SamplingParams`; an absent flag
+changes nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
-    """The configuration that the flags ask for. Raises ConfigError for values out of bounds."""
+    """The configuration given by the flags. Raises ConfigError for values out of bounds."""
     values = {}
     for knob in describe():
         value = getattr(args, _destination(knob))
@@ -64,7 +64,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 
 def sampling_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
-    """`defaults` with what the flags ask for. Raises InvalidRequestError."""
+    """`defaults`, changed by the flags that are given. Raises InvalidRequestError."""
     values: dict[str, Any] = {}
     for name in _SAMPLING_FLAGS:
         value = getattr(args, name)

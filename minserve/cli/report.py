@@ -1,4 +1,5 @@
-"""The line of figures after a run, each against the limit of the machine it was measured on."""
+"""The line of figures after a run, each compared with the limit of the machine it
+was measured on."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from minserve.llm import LLM
 
 
 def ceilings_of(llm: LLM) -> Ceilings:
-    """This machine's ceilings for the LLM's device and number format; says when it measures."""
+    """This machine's ceilings for the LLM's device and number format; prints a
+    message if it measures."""
     device, dtypes = llm.config.device, (llm.config.config.dtype,)
     if kept_ceilings(device, dtypes) is None:
         print("measuring this machine's limits once, a few seconds ...", file=sys.stderr)
@@ -18,8 +20,11 @@ def ceilings_of(llm: LLM) -> Ceilings:
 
 
 def roofline_figure(llm: LLM) -> str | None:
-    """Least time the last run's counted work could take here, over the time it took: in words,
-    because a machine that was busy while its limits were measured has no limits to compare with."""
+    """Least time that the last run's counted work could take here, divided by the time it took.
+
+    Returned as text, because there is no percentage if the machine was busy while its
+    limits were measured.
+    """
     steps = llm.trace.steps
     busy_s = sum(step.duration_s for step in steps)
     if not busy_s:
@@ -38,8 +43,8 @@ def roofline_figure(llm: LLM) -> str | None:
 
 
 def figures(llm: LLM) -> str:
-    """One line: tokens (and how many a cache had), TTFT, TPOT, tokens/s, KV bytes, percent of the
-    roofline."""
+    """One line: tokens (and how many came from a cache), TTFT, TPOT, tokens/s, KV bytes, percent
+    of the roofline."""
     totals = llm.trace.totals
     parts = []
     for record in llm.trace.requests[-1:]:

@@ -1,5 +1,4 @@
-"""The command line's input and output: stdin, stdout and files it was told to write, and their
-errors."""
+"""The command line's input and output (stdin, stdout and the files it writes), and their errors."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ class OutputError(RuntimeError):
 
 
 def read_stdin() -> str:
-    """All of stdin. Raises UsageError where there is none, or where it is not text."""
+    """All of stdin. Raises UsageError if stdin is closed or is not text."""
     if sys.stdin is None:
         raise UsageError("the prompt - is read from stdin, and stdin is closed: give a text")
     try:
@@ -36,7 +35,7 @@ def read_stdin() -> str:
 
 
 def read_line() -> str:
-    """A line of stdin, empty at its end. Raises UsageError as `read_stdin`."""
+    """A line of stdin; empty at its end. Raises UsageError as `read_stdin`."""
     if sys.stdin is None:
         raise UsageError("what is said is read from stdin, and stdin is closed")
     try:
@@ -47,27 +46,27 @@ def read_line() -> str:
 
 
 def check_stdout() -> None:
-    """Raises OutputError where stdout is closed: known before anything is computed for it."""
+    """Raise OutputError if stdout is closed, before anything is computed for it."""
     if sys.stdout is None:
         raise OutputError("stdout is closed: there is nowhere to write to")
 
 
 def stdout_failure(error: Exception) -> str | None:
-    """What is wrong with stdout, as a sentence, if `error` is an error of stdout; else None."""
+    """One sentence about the problem with stdout if `error` is an error of stdout; else None."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     if isinstance(error, UnicodeEncodeError) and encoding.lower() not in ("utf-8", "utf8"):
         return (
             f"stdout takes only {encoding}, and the text has other characters: set "
             "PYTHONIOENCODING=utf-8"
         )
-    # Errors of files have a file name; those of an open stream do not.
+    # Errors of files have a file name; errors of an open stream do not.
     if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
         return f"the output cannot be written: {_reason(error)}"
     return None
 
 
 def silence_stdout() -> None:
-    """Drop what is left in the buffer, so that the interpreter prints no error at exit."""
+    """Drop the contents of the buffer, so that the interpreter prints no error at exit."""
     with suppress(OSError, ValueError, AttributeError):  # stdout may be None, or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -84,7 +83,7 @@ def check_writable(path: Path, flag: str) -> None:
             raise OSError(errno.ENOTDIR, f"{path.parent} is no directory")
         if path.exists() and not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, "permission denied")
-        # Only an attempt shows quotas, read-only mounts and names that are too long.
+        # Only an attempt detects quotas, read-only mounts and names that are too long.
         trial = path.with_name(path.name + ".tmp")  # the name under which traces are written
         with suppress(FileExistsError):
             os.close(os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -93,7 +92,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 @contextmanager
 def writing(path: Path, flag: str) -> Iterator[None]:
-    """Turns an error while the file is written into an OutputError that names it."""
+    """Turn an error while the file is written into an OutputError that names the file."""
     with _file_errors(path, flag, OutputError):
         yield
 

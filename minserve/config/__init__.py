@@ -1,7 +1,8 @@
-"""The engine's configuration: its fields, their metadata, and what they resolve to.
+"""The engine's configuration: its fields, their metadata, and how it is resolved.
 
-`knobs` says what a field is, `sections` declares them by room, `engine` puts them together. `rules`
-says by room what goes together, `question` what a rule is asked, `resolve` asks them all.
+`knobs` defines what a field is, `sections` declares the fields by room, and `engine` puts them
+together. `rules` says, by room, which values can be combined; `question` defines the input and
+output of a rule; `resolve` applies all rules.
 """
 
 from minserve.config.engine import DTYPES, EngineConfig, describe

@@ -1,8 +1,8 @@
 """`EngineConfig`: every switch of the engine, as the command line and the panels see it.
 
-Frozen nested dataclasses: the fields that belong to no room are here, the others in
-`minserve.config.sections`. Command-line flags and the panels' controls are made from the fields'
-metadata, never restated. Knows nothing about which values go together.
+Frozen nested dataclasses: fields that belong to no room are here, the others in
+`minserve.config.sections`. Command-line flags and the panels' controls are generated from the
+fields' metadata. Knows nothing about which values can be combined.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""What `EngineConfig.dtype` may be, beside "auto"."""
+"""Values of `EngineConfig.dtype`, besides "auto"."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class EngineConfig(Section):
         0,
         "Seed for requests that have none of their own.",
         trade_off="same seed, same requests in the same order: same tokens",
-        # The requests' numbers are added to it, and the sum is 64 bits wide.
+        # Each request adds its number to the seed, and the sum must fit in 64 bits.
         at_least=-(2**62),
         at_most=2**62,
     )
@@ -80,7 +80,7 @@ class EngineConfig(Section):
         return getattr(section, name)
 
     def with_values(self, values: Mapping[str, Any]) -> EngineConfig:
-        """A copy with fields set by dotted path; an unknown path is a ConfigError."""
+        """A copy with fields set by dotted path. Raises ConfigError for an unknown path."""
         changed = self
         for path, value in values.items():
             section, name = _locate(changed, path)

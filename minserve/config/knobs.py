@@ -1,6 +1,6 @@
-"""What a configuration field is: a value with a document, a unit, a trade-off and bounds.
+"""What a configuration field is: a value with documentation, a unit, a trade-off and bounds.
 
-Checks single values; knows nothing about which fields there are or how they fit together.
+Checks single values; knows nothing about which fields exist or how they can be combined.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minserve.inputs.checks import (
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot work. The message names the fields and the way out."""
+    """A configuration that cannot work. The message names the fields and what to do instead."""
 
 
 def knob(
@@ -57,13 +57,14 @@ def knob(
 
 
 class Section:
-    """Brings every knob of a section to its plain type, or refuses it, when it is made."""
+    """Converts every field of a section to its plain type when the section is made, or refuses
+    it."""
 
     def __post_init__(self) -> None:
         section: Any = type(self)
         for name, check in _checks(section).items():
             where = f"{section.__name__}.{name}"
-            # Sections are frozen; their own values are the only ones ever set.
+            # Sections are frozen, so this is the only place that sets their values.
             object.__setattr__(self, name, checked(where, getattr(self, name), check, ConfigError))
 
 

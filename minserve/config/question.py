@@ -1,8 +1,8 @@
-"""What a compatibility rule is asked, and what it may answer.
+"""What a compatibility rule receives and returns.
 
-A rule is a function of a `Question`. It raises ConfigError where what is asked for cannot work, in
-a sentence that names both fields and a way out. It returns an `Answer` where it fills in a value or
-has something to say, and None otherwise. The rules are in `minserve.config.rules`.
+A rule is a function of a `Question`. It raises ConfigError for an impossible combination, with a
+message that names both fields and what to do instead. It returns an `Answer` if it fills in a value
+or adds a note, and None otherwise. The rules are in `minserve.config.rules`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OrderTraits:
 
 @dataclass(frozen=True)
 class Facts:
-    """How the engine is built: what rules ask about beside the configuration and the model."""
+    """How the engine is built: facts that rules need besides the configuration and the model."""
 
     modelled: bool = False
     """Time is modelled, and nothing is computed."""
@@ -45,17 +45,17 @@ class Facts:
     own_order: OrderTraits | None = None
     """The queue policy that the caller brings; None: the one that `scheduling.order` names."""
     own_predictor: bool = False
-    """The caller brings a predictor of lengths."""
+    """The caller passes a predictor of lengths."""
     operators: str | None = None
-    """Name of the operators that `kernels.backend` has led to; None: not chosen yet."""
+    """Name of the operators chosen for `kernels.backend`; None: not chosen yet."""
     why_no_compiler: Callable[[], str | None] | None = None
-    """Looks for a C++ compiler, and says why there is none; None: too early to look."""
+    """Looks for a C++ compiler and returns why there is none; None: too early to look."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Can this configuration serve this model? Its values are filled in rule by rule, so a rule
-    finds what the rules before it have settled."""
+    """Can this configuration serve this model? Values are filled in rule by rule, so each rule sees
+    what earlier rules filled in."""
 
     config: EngineConfig
     model: ModelSpec
@@ -63,28 +63,28 @@ class Question:
 
     @property
     def device(self) -> torch.device:
-        """The device. Settled by the rules of the device."""
+        """The device. Filled in by the device rules."""
         return torch.device(self.config.device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format. Settled by the rules of the device."""
+        """The number format. Filled in by the device rules."""
         return DTYPES[self.config.dtype]
 
     @property
     def max_model_len(self) -> int:
-        """Longest request, in tokens. Raises LookupError before a rule has settled it."""
+        """Longest request, in tokens. Raises LookupError before a rule has filled it in."""
         return _settled("max_model_len", self.config.scheduling.max_model_len)
 
     @property
     def max_num_batched_tokens(self) -> int:
-        """Budget of a step, in tokens. Raises LookupError before a rule has settled it."""
+        """Budget of a step, in tokens. Raises LookupError before a rule has filled it in."""
         return _settled("max_num_batched_tokens", self.config.scheduling.max_num_batched_tokens)
 
     @property
     def resolved(self) -> ResolvedConfig:
         """The configuration as it will run, without the notes. Raises LookupError before its
-        lengths are settled."""
+        lengths are filled in."""
         return ResolvedConfig(
             config=self.config,
             model=self.model,
@@ -102,12 +102,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rule settles."""
+    """What a rule decided."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration to fill in, by dotted path."""
     notes: tuple[str, ...] = ()
-    """Choices that were made, in sentences."""
+    """Sentences that describe the choices made."""
 
 
 Rule = Callable[[Question], Answer | None]

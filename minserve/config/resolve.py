@@ -1,6 +1,6 @@
-"""What was asked -> what will run: `resolve()` fills in every "auto" and refuses the impossible.
+"""From the configuration given to the one that runs: fills in every "auto", refuses the impossible.
 
-The compatibility table between the fields is `minserve.config.rules`.
+Which fields can be combined is in `minserve.config.rules`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def resolve(
     device: str | torch.device | None = None,
     facts: Facts | None = None,
 ) -> ResolvedConfig:
-    """What will run for this model, with nothing left to guess.
+    """The configuration that will run for this model, with every value filled in.
 
-    `device` stands in for `config.device`; `facts` say how the engine is built, where that is known
-    already. Raises ConfigError for a combination that cannot work, naming both fields and a way
-    out. What is resolved resolves to itself.
+    `device` replaces `config.device`; `facts` say how the engine is built, as far as it is known
+    already. Raises ConfigError for a combination that cannot work, naming both fields and what to
+    do instead. Resolving twice changes nothing.
     """
     if device is not None:
         config = config.with_values({"device": str(device)})

@@ -1,7 +1,7 @@
-"""`ResolvedConfig`: the configuration that runs, with nothing left to guess.
+"""`ResolvedConfig`: the configuration that runs, with every value filled in.
 
-Also the plain sizes that follow from it, for the rooms that need them. Knows nothing about how they
-were settled.
+Also the plain sizes derived from it, for the rooms that need them. Knows nothing about how the
+values were chosen.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from minserve.config.engine import EngineConfig
 from minserve.spec import ModelSpec
 
 CHARS_PER_TOKEN = 32
-"""No text has more over its whole length: single tokens (blanks, dashes) do, and English has 4."""
+"""No text has more characters per token on average. Single tokens can have more (blanks, dashes);
+English has about 4."""
 
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """The effective configuration. `notes` say which choices were made, in sentences."""
+    """The configuration that runs. `notes` are sentences about the choices that were made."""
 
     config: EngineConfig
     model: ModelSpec
@@ -46,8 +47,8 @@ class ResolvedConfig:
 
     @property
     def padding(self) -> str:
-        """What steps are padded to: `kernels.padding`, or the row counts of `kernels.cuda_graphs`
-        ("ladder")."""
+        """Kind of padding: `kernels.padding`, or "ladder" for the row counts of
+        `kernels.cuda_graphs`."""
         kernels = self.config.kernels
         return "ladder" if kernels.cuda_graphs else kernels.padding
 
@@ -58,7 +59,8 @@ class ResolvedConfig:
 
     @property
     def max_prompt_chars(self) -> int:
-        """`admission.max_prompt_chars`, or what the longest prompt can have at most."""
+        """`admission.max_prompt_chars`, or if that is None, the most characters that a longest
+        prompt can have."""
         most = self.config.admission.max_prompt_chars
         return CHARS_PER_TOKEN * self.max_model_len if most is None else most
 

@@ -1,7 +1,7 @@
-"""May this request be served at all? One check at the door, one sentence per refusal.
+"""Checks whether a request can be served at all, with one sentence per refusal.
 
-Runs before anything is queued, so that a bad request costs the others nothing. Knows limits, not
-load: a request that merely has to wait is not refused. Types and ranges that depend on no model
+Runs before anything is queued, so a bad request costs the others nothing. It knows limits, not
+load: a request that only has to wait is not refused. Types and ranges that do not depend on a model
 were checked when the parameters were made.
 """
 
@@ -26,10 +26,10 @@ def check_request(
     max_request_tokens: int,
     has_tokenizer: bool,
 ) -> SamplingParams:
-    """The parameters to serve the request with: those given, checked, with -1 logprobs resolved.
+    """The checked parameters to serve the request with; -1 logprobs are replaced by the count.
 
-    Raises InvalidRequestError when the request can never be served as asked. `max_request_tokens`
-    is the longest prompt plus output that model and KV pool allow.
+    Raises InvalidRequestError if the request can never be served. `max_request_tokens` is the
+    longest prompt plus output that the model and the KV pool allow.
     """
     try:
         params = plain(params)
@@ -76,7 +76,7 @@ def _check_prompt(prompt: Sequence[int], config: ResolvedConfig) -> None:
 
 
 def _check_sizes(params: SamplingParams, config: ResolvedConfig) -> None:
-    """Refuse what would delay all requests, before any of it is done."""
+    """Refuse sizes that would delay all requests, before any work is done for them."""
     limits = config.config.admission
     if params.n < 1:  # a request without samples would never end
         raise InvalidRequestError(f"SamplingParams.n={params.n}: expected at least 1")
@@ -128,7 +128,7 @@ def _check_length(
 
 
 def _resolve_logprobs(params: SamplingParams, vocab: int) -> SamplingParams:
-    """-1 logprobs become the vocabulary's size; more than that are refused."""
+    """Replace -1 logprobs by the size of the vocabulary, and refuse more than that."""
     most = max(params.logprobs or 0, params.prompt_logprobs or 0)
     if most > vocab:
         raise InvalidRequestError(
@@ -146,7 +146,7 @@ def _resolve_logprobs(params: SamplingParams, vocab: int) -> SamplingParams:
 
 
 def _check_entries(num_prompt: int, params: SamplingParams, config: ResolvedConfig) -> None:
-    """Refuse more log probabilities than the host's memory should hold for one request."""
+    """Refuse more log probabilities than the host should store for one request."""
     room = config.max_model_len - num_prompt
     num_output = room if params.max_tokens is None else min(room, params.max_tokens)
     entries = num_output * (params.logprobs or 0) + num_prompt * (params.prompt_logprobs or 0)

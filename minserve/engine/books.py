@@ -1,7 +1,8 @@
-"""What an engine keeps books about: requests, queue, pages, and steps in flight.
+"""The state of one engine that recovery may have to repair: requests, queue, pages, steps in
+flight.
 
-Recovery changes them through here when something has failed: it ends requests, verifies that the
-books agree, or begins them anew.
+After an error, recovery ends requests through this class, verifies that the parts of the state
+agree, and if they do not, starts again with empty ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from minserve.scheduling import Scheduler
 
 
 class EngineBooks:
-    """The `Recoverable` of one engine."""
+    """The state of one engine ("books"), as recovery sees it: implements `Recoverable`."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class EngineBooks:
             with contextlib.suppress(Exception):
                 self._runner.collect(flight.handle)
             self._memory.collected()
-        # Not the clock: it may be what failed.
+        # Does not read the clock: it may be what failed.
         num_ended = self._requests.end_all(error, self._recorder.end_s)
         self._scheduler.clear()
         self._memory.reset()

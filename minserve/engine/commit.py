@@ -1,8 +1,9 @@
-"""After a step: its results go to the requests it computed.
+"""After a step: gives its results to the requests it computed.
 
-Three passes over the step's rows: `_advance` counts what is computed, `_score` and `_draw` hand out
-log probabilities and tokens, and `_detail` says what was done for each request where the trace
-keeps that. A row that fails ends its own request; the step goes on for the others.
+Three passes over the step's rows: `_advance` counts computed tokens, `_score` hands out the log
+probabilities of prompts, and `_draw` hands out drawn tokens. `_details` records what was done for
+each request if the trace keeps that. A row that fails ends its own request; the step continues for
+the others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from minserve.trace import RequestStep
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Tokens `start` to `start + count` of a request, which the step computed."""
+    """Tokens `start` to `start + count` of a request, computed by the step."""
 
     request: Request
     start: int
@@ -49,7 +50,8 @@ class Committer:
         self._eos = frozenset(config.model.eos_token_ids)
 
     def commit(self, flight: Flight, result: StepResult, now: float) -> CommitCounts:
-        """Give the results of a step to its requests; `now` is when they were there."""
+        """Give the results of a step to its requests; `now` is the time at which the results
+        arrived."""
         counts = CommitCounts(now)
         spans = self._advance(flight, counts)
         counts.num_prefill = flight.num_tokens - counts.num_decode - counts.num_discarded
@@ -92,13 +94,13 @@ class Committer:
         return spans
 
     def _score(self, flight: Flight, result: StepResult) -> None:
-        """Log probabilities of prompts' tokens."""
+        """Give the log probabilities of prompt tokens to their requests."""
         for request, entry in zip(flight.built.prompt_owners, result.prompt_logprobs, strict=True):
             if not request.finished:
                 request.prompt_logprobs.append(_limit(entry, request.params.prompt_logprobs or 0))
 
     def _draw(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
-        """Append drawn tokens, and end the requests that they end."""
+        """Append drawn tokens, and finish the requests that reach their end with them."""
         logprobs = result.logprobs
         for row, request in enumerate(flight.built.sampled):
             if request.finish_reason is not None:
@@ -118,9 +120,10 @@ class Committer:
                 counts.num_finished += 1
 
     def _note_cost(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
-        """What prompt tokens cost to compute, for the choice between loading and recomputing."""
+        """Record what prompt tokens cost to compute, for the choice between loading and
+        recomputing."""
         if counts.num_prefill:
-            # A compilation is paid once and says nothing about what tokens cost.
+            # A compilation is paid once and says nothing about the cost of a token.
             forward_s = result.forward_s - result.compile_s
             spent_s = forward_s * counts.num_prefill / flight.num_tokens
             self._memory.costs.computed(counts.num_prefill, spent_s)
@@ -128,7 +131,7 @@ class Committer:
     def _append(
         self, request: Request, token: int, logprobs: TokenLogprobs | None, now: float
     ) -> None:
-        """One drawn token; -1 stands for logits from which none could be drawn."""
+        """Append one drawn token; -1 means that none could be drawn from the logits."""
         requests = self._requests
         requests.tell(request)
         if token < 0:
@@ -156,7 +159,7 @@ class Committer:
 
 
 def _details(flight: Flight, spans: list[_Span]) -> list[RequestStep]:
-    """What the step did for each request, once its token is known."""
+    """One record per request of what the step did for it, its drawn token included."""
     drawn = set(flight.built.sampled)
     return [
         RequestStep(
@@ -177,7 +180,7 @@ def _details(flight: Flight, spans: list[_Span]) -> list[RequestStep]:
 
 
 def _why_invalid(request: Request) -> str:
-    """Why there was no token to draw, in a sentence."""
+    """One sentence that says why there was no token to draw."""
     where = f"request {request.request_id}: at position {request.num_tokens}"
     params = request.params
     if request.masks or params.min_tokens or float("-inf") in params.logit_bias.values():
@@ -192,8 +195,8 @@ def _why_invalid(request: Request) -> str:
 
 
 def _limit(entry: TokenLogprobs, count: int) -> TokenLogprobs:
-    """The alternatives that this request asked for: the batch computes as many as any request in
-    it wants."""
+    """Cut the alternatives to the number this request asked for: the batch computes the largest
+    number that any of its requests asked for."""
     if len(entry.top) <= count:
         return entry
     return TokenLogprobs(entry.token_id, entry.logprob, entry.rank, entry.top[:count])

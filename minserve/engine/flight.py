@@ -1,4 +1,4 @@
-"""A step on its way, planned and submitted, and what is counted when it has come back."""
+"""A step in flight (planned and submitted), and the counts made when it is committed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Flight:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the step computes, padding not included."""
+        """Tokens that the step computes, without padding."""
         return sum(self.plan.num_tokens)
 
 
 def mark_in_flight(plan: StepPlan, built: BuiltBatch, start_s: float) -> None:
-    """Tell the requests of a step that was submitted at `start_s` what of theirs is on its way."""
+    """Record on each request how many of its tokens are in flight."""
     for request, count in zip(plan.requests, plan.num_tokens, strict=True):
         request.num_inflight_tokens += count
         if request.first_scheduled_s is None:
@@ -47,14 +47,14 @@ def mark_in_flight(plan: StepPlan, built: BuiltBatch, start_s: float) -> None:
 
 @dataclass
 class CommitCounts:
-    """What a step gave, counted while it is committed."""
+    """Counts of one step, filled in while it is committed."""
 
     collected_s: float
-    """When its results were there, by the engine's clock."""
+    """When its results arrived, by the engine's clock."""
     num_prefill: int = 0
-    """Tokens computed that are not their request's newest one."""
+    """Computed tokens that are not their request's newest one."""
     num_decode: int = 0
-    """Newest tokens computed: one per request that had caught up."""
+    """Computed tokens that are their request's newest one: one per request that had caught up."""
     num_recomputed: int = 0
     num_sampled: int = 0
     num_finished: int = 0

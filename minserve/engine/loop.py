@@ -1,10 +1,11 @@
-"""The engine: add, abort, `step() -> StepTrace`. The loop, and nothing but the loop.
+"""The engine: add, abort, `step() -> StepTrace`. The loop only; each part of a step has its own
+file.
 
 A step schedules, submits a batch to the runner, collects the oldest batch in flight and commits its
 tokens to their requests. With `scheduling.async_scheduling` one more batch is submitted before the
 oldest is collected, so that the device has work while the host plans (overlap of depth 1, as in
 SGLang and vLLM). Prints nothing and reads no clock but its own. Knows nothing about model files,
-threads or what a caller does with the text.
+threads, or what a caller does with the text.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from minserve.trace import RunTrace, StepTrace
 
 
 class Engine:
-    """One model, one pool of pages, one batch at a time, or two in flight. Not thread-safe: see
-    `AsyncLLM`."""
+    """One model, one pool of pages, and one batch at a time (two with overlap).
+
+    Not thread-safe: see `AsyncLLM`.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Engine:
         parts: EngineParts = CONFIGURED,
         builder: Builder | None = None,
     ) -> None:
-        """`builder` None: batches with contents, for a runner that computes."""
+        """`builder` None: batches with real contents, for a runner that computes."""
         self.config = config
         self.memory = memory
         self.clock = clock
@@ -73,12 +76,13 @@ class Engine:
         self._committer = Committer(config, memory, requests, self._recovery)
         self._repeater = Repeater(config, memory, scheduler, requests, recorder, clock)
         self._has_lost_pass = False
-        """A pass failed, or was interrupted, between its submission and its place in flight."""
+        """A pass failed or was interrupted after its submission and before it was recorded as in
+        flight."""
         self._num_added = 0
 
     @property
     def trace(self) -> RunTrace:
-        """What the steps tell. Another trace may take its place between two steps."""
+        """The trace that steps are recorded in. It may be replaced between two steps."""
         return self._recorder.trace
 
     @trace.setter
@@ -108,7 +112,7 @@ class Engine:
 
     @property
     def longest_live_tokens(self) -> int:
-        """Most tokens that a live request may reach; 0 where none is live."""
+        """Most tokens that any live request may reach; 0 if no request is live."""
         return max((request.max_len for request in self._requests), default=0)
 
     def add(
@@ -121,10 +125,10 @@ class Engine:
         arrival_s: float | None = None,
         priority: int = 0,
     ) -> list[Request]:
-        """Queue a prompt; returns its `params.n` samples. A smaller `priority` goes first where
-        `scheduling.order` is "priority".
+        """Queue a prompt; returns its `params.n` samples. If `scheduling.order` is "priority", a
+        request with a smaller `priority` goes first.
 
-        Raises InvalidRequestError when the request cannot be served, and changes nothing then.
+        Raises InvalidRequestError if the request cannot be served; nothing has changed then.
         """
         self._recovery.repair()
         priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
@@ -148,7 +152,7 @@ class Engine:
                 for request in requests:
                     self._queue(request, requests[0], stream_text, priority)
         except BaseException:
-            for request in requests:  # the caller never gets them
+            for request in requests:  # the caller never receives them
                 self._requests.withdraw(request)
             raise
         return requests
@@ -156,8 +160,8 @@ class Engine:
     def check(
         self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams
     ) -> tuple[SamplingParams, tuple[LogitsMask, ...]]:
-        """The parameters and masks to serve a request with. Raises InvalidRequestError when it
-        cannot be served as asked."""
+        """The parameters and masks to serve a request with. Raises InvalidRequestError if it cannot
+        be served."""
         check_request_id(request_id)
         if request_id in self._requests:
             raise InvalidRequestError(f"request {request_id}: one of this name is still running")
@@ -172,7 +176,7 @@ class Engine:
         return params, make_masks(params, self._tokenizer)
 
     def _queue(self, request: Request, first: Request, stream_text: bool, priority: int) -> None:
-        """One sample of a new prompt, of which `first` is the first."""
+        """Queue one sample of a new prompt; `first` is the first of its samples."""
         params = request.params
         if request is not first and self.config.config.memory.copy_on_write:
             request.leader = first
@@ -183,12 +187,12 @@ class Engine:
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> bool:
-        """End all samples of a request now; False when none of that name is live."""
+        """End all samples of a request now. False if no live request has this name."""
         return self.abort_requests(tuple(self._requests.samples(request_id)))
 
     def abort_requests(self, requests: Sequence[Request]) -> bool:
-        """End these samples now, whatever other request has their name; False when all had ended
-        already."""
+        """End these samples now, even if another request has the same name since. False if all of
+        them had already ended."""
         live = [request for request in requests if not request.finished]
         if live:
             with self._recovery.change(live):
@@ -203,13 +207,14 @@ class Engine:
             self.abort(request_id)
 
     def unpin(self, handle: int) -> None:
-        """Let a pin's pages be evicted again. An unknown handle is a KeyError."""
-        self.memory.check_pin(handle)  # a caller's mistake is no failure of the engine
+        """Allow a pin's pages to be evicted again. Raises KeyError for an unknown handle."""
+        self.memory.check_pin(handle)  # a caller's mistake is not a failure of the engine
         with self._recovery.change(()):
             self.memory.unpin(handle)
 
     def close(self) -> None:
-        """End every live request, wait for what is in flight, delete what was kept on disk."""
+        """End every live request, wait for the steps in flight, and delete the files kept on
+        disk."""
         try:
             self.abort_all()
             self.settle()
@@ -217,7 +222,7 @@ class Engine:
             self.memory.close()
 
     def settle(self) -> None:
-        """Wait for what is in flight and commit it; submit nothing more."""
+        """Wait for the steps in flight and commit them; submit nothing more."""
         while self._in_flight:
             with self._recovery.change(()):
                 self._collect()
@@ -227,26 +232,27 @@ class Engine:
         return self._requests.take_news()
 
     def text_of(self, request: Request) -> str:
-        """The request's text so far; empty without a tokenizer, or where no text is wanted
-        (`SamplingParams.detokenize`)."""
+        """The request's text so far. Empty without a tokenizer, or if `SamplingParams.detokenize`
+        is False."""
         return self._requests.text_of(request)
 
     def forget(self, request: Request) -> None:
-        """Drop what the engine keeps about a finished request's text."""
+        """Drop the text that the engine keeps for a finished request."""
         self._requests.forget(request)
 
     def step(self) -> StepTrace:
         """Schedule, submit, collect the oldest batch, commit. Call only while `has_work`.
 
-        With a batch in flight, the next one is planned on tokens that only the device knows yet:
-        their rows are filled in there (`ForwardBatch.pending`). A request that turns out to have
-        ended meanwhile was computed once too often, and that row's result is dropped. Its pages may
-        be given to another request while a step in flight still uses them: what touches them next,
-        a batch or a copy, is queued behind that step. No request in flight is preempted
-        (`StepPlan.waits`).
+        With a batch in flight, the next one is planned although some of its tokens are known only
+        on the device: the device fills in their rows (`ForwardBatch.pending`). If it turns out that
+        a request has ended meanwhile, its extra row was computed in vain and the result is dropped.
+        Its pages may be given to another request while a step in flight still uses them: the next
+        batch or copy that touches them is queued behind that step. A request in flight is not
+        preempted (`StepPlan.waits`).
 
-        What it raises has ended the requests it belongs to, with reason "error" and `cause`: one
-        request where that can be told, else the batch, else all. The engine stays usable.
+        If a step raises, the requests that the error belongs to have already ended, with reason
+        "error" and `cause`: one request if we can tell which, else its batch, else all. The engine
+        can still be used.
         """
         with GATE, self._recovery.change(()):
             trace = self._step()
@@ -263,8 +269,9 @@ class Engine:
         return self._collect()
 
     def _must_know_tokens(self) -> bool:
-        """True where a token in flight decides how the next one is drawn: penalties count it. And
-        where a pass was lost, because pending tokens are those of the pass submitted last."""
+        """True if the last token must be known before the next one can be drawn: penalties count
+        it. Also true after a lost pass, because pending tokens are rows of the pass that was
+        submitted last."""
         if not self._in_flight:
             self._has_lost_pass = False
             return False
@@ -273,9 +280,9 @@ class Engine:
         )
 
     def _submit(self) -> bool:
-        """Plan one batch and start it; False where there is nothing to compute now."""
+        """Plan one batch and start it. False if there is nothing to compute now."""
         start = self.clock.now()
-        self._recovery.owners = None  # unknown while planning: its culprit, or all
+        self._recovery.owners = None  # while planning: the request being planned, or all
         plan = self._scheduler.schedule(start)
         self._recovery.owners = ()
         self._recorder.num_preempted += len(plan.preempted)
@@ -295,14 +302,15 @@ class Engine:
             timed = (start, scheduled - start, prepared - scheduled)
             self._in_flight.append(Flight(plan, built, handle, events, *timed, work, blocks_used))
         except BaseException:
-            self.memory.failed()  # something of it may be queued on the device
+            self.memory.failed()  # a part of the pass may be queued on the device
             self._has_lost_pass = True
             raise
         mark_in_flight(plan, built, start)
         return True
 
     def _build(self, plan: StepPlan) -> BuiltBatch:
-        """The batch of a plan; where that fails, the requests that cannot be built are to end."""
+        """The batch of a plan. If that fails, the requests whose rows cannot be built are to
+        end."""
         try:
             return self._builder.build(plan)
         except BaseException:
@@ -310,7 +318,7 @@ class Engine:
             raise
 
     def _collect(self) -> StepTrace:
-        """Wait for the oldest batch, commit its tokens, tell the step."""
+        """Wait for the oldest batch, commit its tokens, and record the step."""
         flight = self._in_flight[0]
         self._recovery.owners = flight.plan.requests
         try:
@@ -318,7 +326,7 @@ class Engine:
         finally:
             self._in_flight.popleft()
             self.memory.collected()
-            self._recovery.progress()  # also where all its requests had ended: it is gone
+            self._recovery.progress()  # even if all its requests had ended
         counts = self._committer.commit(flight, result, self.clock.now())
         self._recovery.owners = ()
         if self._check:
@@ -326,9 +334,9 @@ class Engine:
         return self._recorder.step_trace(flight, result, counts)
 
     def repeat(self, until_s: float, token: int, charge: Charge) -> int:
-        """Do the last step again while nothing is to be decided (`engine.repeat`), each time
-        drawing `token` for every request; returns how often. For a runner that computes nothing;
-        call between steps."""
+        """Repeat the last step while there is nothing to decide (`engine.repeat`), and draw `token`
+        for every request each time; returns the number of repeats. For a runner that computes
+        nothing; call it between steps."""
         return self._repeater.repeat(self.trace.newest, until_s, token, charge)
 
     def audit(self) -> None:

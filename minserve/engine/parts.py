@@ -1,4 +1,4 @@
-"""The parts of an engine that a caller may replace by objects of its own."""
+"""The parts of an engine that a caller may replace with objects of its own."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from minserve.scheduling import BatchingPolicy, LengthPredictor, Policies, Queue
 
 @dataclass(frozen=True)
 class EngineParts:
-    """Objects that stand in for those that the configuration names; None: the configuration's own.
+    """Objects that replace the ones named in the configuration; None: use the configuration's own.
 
-    A new part is a field here, and is read where the engine is put together.
+    A new part is a field here, and is read in the code that builds the engine.
     """
 
     policy: BatchingPolicy | None = None
-    """For `scheduling.policy`: which requests may join a step's batch."""
+    """Replaces `scheduling.policy`: which requests may join a step's batch."""
     order: QueuePolicy | None = None
-    """For `scheduling.order`: which request goes first."""
+    """Replaces `scheduling.order`: which request goes first."""
     predictor: LengthPredictor | None = None
-    """For the oracle of fixed lengths: how long an answer will be. Asked by orders that need it."""
+    """Replaces the oracle of fixed lengths: predicts the length of an answer, for orders that need
+    it."""
 
     def __post_init__(self) -> None:
         for name, value, expected in (
@@ -49,7 +50,7 @@ class EngineParts:
         )
 
     def policies(self, config: ResolvedConfig) -> Policies:
-        """What the scheduler is made with."""
+        """The policies that the scheduler is made with."""
         return Policies.of(config, self.policy, self.order, self.predictor)
 
 

@@ -1,7 +1,7 @@
 """Pinned prefixes: pages that the prefix cache may not evict, held by a handle.
 
-Decides whether a prefix may be pinned, and unpins it. Computing it first is left to the caller,
-because that takes a run of the engine.
+Checks whether a prefix may be pinned, and unpins it. The caller computes the prefix first, because
+that takes a run of the engine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minserve.inputs.checks import shorten
 from minserve.request import InvalidRequestError
 
 MAX_PINNED_SHARE = 0.5
-"""Most of the pool that pins may hold: requests need the rest to run at all."""
+"""Largest part of the pool that pins may hold: requests need the rest to run."""
 
 
 class PinnedPrefix:
@@ -25,21 +25,21 @@ class PinnedPrefix:
         self, num_tokens: int, let_go: Callable[[], None], holds: Callable[[], bool]
     ) -> None:
         self.num_tokens = num_tokens
-        """Tokens pinned: whole pages, so up to a page less than was asked for."""
+        """Pinned tokens: whole pages only, so up to one page less than was asked for."""
         self._let_go: Callable[[], None] | None = let_go
         self._holds = holds
 
     @property
     def active(self) -> bool:
-        """True until it is unpinned, or until an engine that starts over after an error has emptied
-        its cache."""
+        """True until it is unpinned, or until an engine that starts over after an error empties its
+        cache."""
         return self._let_go is not None and self._holds()
 
     def unpin(self) -> None:
-        """Let the pages be evicted again. A second time is harmless."""
+        """Allow the pages to be evicted again. Calling it twice does no harm."""
         if self._let_go is not None:
             self._let_go()
-            self._let_go = None  # only now: what an interrupt cuts short can be done again
+            self._let_go = None  # last: an interrupted call can be repeated
 
     def __enter__(self) -> PinnedPrefix:
         return self
@@ -54,15 +54,18 @@ class PinnedPrefix:
 
 
 def check_pinned(pinned: object) -> PinnedPrefix:
-    """`pinned` where it is what `pin` gave. Raises InvalidRequestError."""
+    """`pinned`, checked to be a result of `pin`. Raises InvalidRequestError."""
     if isinstance(pinned, PinnedPrefix):
         return pinned
     raise InvalidRequestError(f"unpin({shorten(pinned)}): expected what pin() returned")
 
 
 def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:
-    """Raise ConfigError without a prefix cache, and InvalidRequestError for a prefix shorter than a
-    page or one that would leave requests too little of the pool."""
+    """Check that a prefix may be pinned.
+
+    Raises ConfigError without a prefix cache, and InvalidRequestError for a prefix shorter than a
+    page or one that would leave requests too little of the pool.
+    """
     memory = engine.memory
     if memory.prefix is None:
         raise pin_refused()
@@ -89,8 +92,8 @@ def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:
 
 
 def pin_computed(engine: Engine, token_ids: Sequence[int], cache_salt: str = "") -> int | None:
-    """Pin a prefix if all its full pages are on the device: the handle, or None, with nothing
-    pinned, where some are not."""
+    """Pin a prefix if all its full pages are on the device. Returns the handle, or None (and pins
+    nothing) if a page is missing."""
     namespace = (cache_salt,) if cache_salt else ()
     handle, num_tokens = engine.memory.pin(token_ids, namespace)
     if num_tokens == len(token_ids) // engine.memory.block_size * engine.memory.block_size:

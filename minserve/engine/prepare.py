@@ -1,7 +1,7 @@
-"""From a step's plan to its `ForwardBatch`: the one place where requests become tensors.
+"""From a step's plan to its `ForwardBatch`: the only file that turns requests into tensors.
 
-Vectorised over the batch, because it stands between two forward passes. Knows requests and block
-tables; nothing about models.
+Vectorised over the batch, because the device may be idle while it runs. Knows requests and block
+tables; knows nothing about models.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from minserve.scheduling import StepPlan
 
 @dataclass(frozen=True)
 class BuiltBatch:
-    """A batch, and which request each of its results belongs to."""
+    """A batch, and the request that each of its results belongs to."""
 
     batch: ForwardBatch
     """On the CPU."""
     sampled: list[Request]
-    """By sample row: the request whose next token it draws."""
+    """By sample row: the request whose next token is drawn from it."""
     prompt_owners: list[Request]
-    """By prompt row: the request whose prompt it scores."""
+    """By prompt row: the request whose prompt token is scored by it."""
 
 
 class Builder(Protocol):
-    """Turns a step's plan into what the engine's runner takes."""
+    """Turns a step's plan into the batch that the engine's runner takes."""
 
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of one step's plan."""
@@ -44,13 +44,14 @@ class Builder(Protocol):
 def batch_builder(
     config: ResolvedConfig, memory: KVManager, builder: Builder | None = None
 ) -> Builder:
-    """What builds an engine's batches: `builder`, or one that fills in tensors; padded where the
-    configuration says so."""
+    """The builder of an engine's batches: `builder`, or one that fills in tensors; with padding if
+    the configuration asks for it."""
     model = config.model
     built = builder or BatchBuilder(memory, len(model.cache_groups()), model.eos_token_ids)
     if config.padding == "none":
         return built
-    # Padding lives on the page behind the pool's own, which the cache then has: see `build`.
+    # Padding rows write to one extra page after the pool's own pages; the cache has it if padding
+    # is on (see `build`).
     scratch_block = memory.pool.num_blocks
     return PaddedBuilder(
         built, config.padding, scratch_block, memory.block_size, config.max_graph_rows
@@ -58,8 +59,10 @@ def batch_builder(
 
 
 class PaddedBuilder:
-    """Another builder's batches with padding (`ResolvedConfig.padding`): whatever reads a batch,
-    the count of its work and the runner, meets the padded one."""
+    """Adds padding to another builder's batches (`ResolvedConfig.padding`).
+
+    The work counter and the runner both see the padded batch.
+    """
 
     def __init__(
         self, builder: Builder, kind: str, scratch_block: int, block_size: int, most_rows: int
@@ -71,7 +74,7 @@ class PaddedBuilder:
         self._most_rows = most_rows
 
     def build(self, plan: StepPlan) -> BuiltBatch:
-        """The batch of one step's plan, padding behind the requests' own rows."""
+        """The batch of one step's plan, with padding after the requests' own rows."""
         built = self._builder.build(plan)
         batch = pad(
             built.batch,
@@ -85,8 +88,10 @@ class PaddedBuilder:
 
 
 class ShapeBuilder:
-    """Builds batches of the right shape and without contents, for a runner that computes nothing:
-    of a virtual run's time, filling in tensors would be a third. No prompt is scored."""
+    """Builds batches of the right shape without contents, for a runner that computes nothing.
+
+    Filling in tensors would take a third of the time of a virtual run. No prompt is scored.
+    """
 
     def __init__(self, max_num_batched_tokens: int) -> None:
         self._rows = torch.zeros(max_num_batched_tokens, dtype=torch.int64)
@@ -94,7 +99,7 @@ class ShapeBuilder:
         self._sampling = plan_sampling([], eos_token_ids=())
 
     def build(self, plan: StepPlan) -> BuiltBatch:
-        """The shape of one step's batch; every tensor in it holds zeros, or nothing."""
+        """The shape of one step's batch; every tensor in it is empty or holds zeros."""
         sampled, context_lens = [], []
         for request, count in zip(plan.requests, plan.num_tokens, strict=True):
             stop = request.num_computed_tokens + request.num_inflight_tokens + count
@@ -179,7 +184,8 @@ class BatchBuilder:
 
 
 class _Rows:
-    """What is gathered request by request: the only part of a batch that Python loops over."""
+    """The lists that are gathered request by request: the only part of a batch built in a Python
+    loop."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -193,7 +199,7 @@ class _Rows:
         self.prompt_counts: list[int] = []
 
     def add_decode(self, requests: list[Request]) -> None:
-        """One row each: the step most steps are, without what only prompts need."""
+        """Add one row per request: the common step, without the work that only prompts need."""
         self.starts = [r.num_computed_tokens + r.num_inflight_tokens for r in requests]
         for row, (request, at) in enumerate(zip(requests, self.starts, strict=True)):
             known = request.token_ids
@@ -203,7 +209,7 @@ class _Rows:
         self.sampled = [requests[row] for row in self.sample_rows]
 
     def add(self, request: Request, count: int) -> None:
-        """The next `count` tokens of a request."""
+        """Add the next `count` tokens of a request."""
         start = request.num_computed_tokens + request.num_inflight_tokens
         known, stop = request.token_ids, start + count
         if request.params.prompt_logprobs is not None:
@@ -217,14 +223,16 @@ class _Rows:
             self.sample_rows.append(len(self.tokens) - 1)
 
     def _pending(self, request: Request, row: int) -> int:
-        """Note that the device fills in the token of `row`; returns what stands there till then."""
+        """Record that the device fills in the token of `row`; returns the placeholder until
+        then."""
         self.pending.append((row, request.pending_row))
         return 0
 
     def _add_prompt_rows(self, request: Request, start: int, stop: int) -> None:
         wanted = request.params.prompt_logprobs or 0
         first_row = len(self.tokens) - start
-        # From the first position not reported yet: a resumed request reports none twice.
+        # Start at the first position that has no result yet: a resumed request gets no result
+        # twice.
         for position in range(
             max(start, len(request.prompt_logprobs) - 1), min(stop, request.num_prompt_tokens - 1)
         ):

@@ -1,4 +1,4 @@
-"""What a step tells: its `StepTrace`, filled from the flight, the runner's result and the counts.
+"""Fills a step's `StepTrace` from the flight, the runner's result and the counts.
 
 Reads the state of scheduler and memory; changes nothing but the trace.
 """
@@ -29,24 +29,25 @@ class Recorder:
         self._scheduler = scheduler
         self._clock = clock
         self.trace = trace
-        """Another one may take its place between two steps."""
+        """May be replaced between two steps."""
         self._keeps_blocks = config.config.trace.per_request and config.config.trace.pages
         self.token_bytes = config.model.kv_bytes_per_token(config.itemsize)
         self.block_bytes = config.block_bytes
         self.num_aborted = 0
-        """Requests aborted since the last step, which the next one tells."""
+        """Requests aborted since the last step; the next step's trace reports them."""
         self.num_preempted = 0
-        """Requests preempted since the last step was told."""
+        """Requests preempted since the last step was recorded."""
         self.end_s = float("-inf")
         """End of the last step."""
         self.num_steps = 0
 
     def step_trace(self, flight: Flight, result: StepResult, counts: CommitCounts) -> StepTrace:
-        """Tell one step that was collected and committed."""
+        """Record one step that was collected and committed."""
         use, events = self._memory.use(), flight.events + self._memory.take_events()
         step = StepTrace(
             index=self.num_steps,
-            # Steps that overlap are told one after the other: each from the end of the last.
+            # Overlapping steps are recorded one after the other: each begins where the one before
+            # ended.
             start_s=max(flight.start_s, self.end_s),
             end_s=self._clock.now(),
             stages=self._stages(flight, result, counts, events),
@@ -81,7 +82,7 @@ class Recorder:
         return step
 
     def append(self, step: StepTrace) -> None:
-        """The newest step, told."""
+        """Add a step to the trace and reset the counts since the last step."""
         self.num_steps = step.index + 1
         self.num_aborted = self.num_preempted = 0
         self.end_s = step.end_s

@@ -1,9 +1,9 @@
-"""Which requests end when something fails, and whether the engine's records still agree.
+"""Which requests end when something fails, and whether the engine's state is still consistent.
 
-An error ends the request it belongs to; where that cannot be told, its batch; where not even that
-can, everything. Afterwards the books are audited: what an error or Ctrl-C left half-done must not
-be found by the next request. Books that do not agree are begun anew. Decides which requests end;
-the engine ends them.
+An error ends one request; if we cannot tell which, the batch; if we cannot tell that, all requests.
+Then the state of the engine is audited, so that the next request does not find a change that an
+error or Ctrl-C left half-done. If the audit fails, the engine starts again with empty queues and
+pages. This file decides which requests end; the engine ends them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class EngineError(RuntimeError):
 
 
 class Recoverable(Protocol):
-    """What recovery asks of an engine, whose books are requests, queues and pages."""
+    """What recovery needs of an engine. The engine's "books" are its requests, queues and pages."""
 
     def live_requests(self) -> list[Request]:
         """The requests that have not ended."""
         ...
 
     def culprit(self) -> Request | None:
-        """The request that planning was looking at; None where its cause belongs to all."""
+        """The request that was being planned; None if the cause belongs to all requests."""
         ...
 
     def fail(self, request: Request, error: BaseException | None) -> None:
@@ -39,34 +39,37 @@ class Recoverable(Protocol):
         ...
 
     def audit(self) -> None:
-        """Raise IntegrityError where the books do not add up."""
+        """Raise IntegrityError if the parts of the state disagree."""
         ...
 
     def start_over(self, error: BaseException | None) -> None:
-        """End everything, and begin with empty books."""
+        """End all requests, and start again with empty queues and pages."""
         ...
 
 
 class Recovery:
-    """Guards every change of an engine's books."""
+    """Guards every change of an engine's state."""
 
     def __init__(self, books: Recoverable) -> None:
         self.owners: Sequence[Request] | None = ()
-        """Requests to end if the current stage raises. None: the one that planning was looking at;
-        where there is none, all."""
+        """Requests to end if the current stage raises. None: the request that was being planned, or
+        if there is none, all."""
         self._books = books
         self._torn = False
-        """Set while the books change. Still set at the next call: the last change was interrupted,
-        so repair first."""
+        """True while the state changes. If it is still True at the next call, the last change was
+        interrupted and must be repaired first."""
         self._in_doubt: BaseException | None = None
-        """What a row failed with in a step that went on: audit the books behind it."""
+        """The error of a row in a step that continued: the state must be audited after the step."""
         self._num_fruitless = 0
-        """Failures in a row that ended no request."""
+        """Failures in succession that ended no request."""
 
     @contextlib.contextmanager
     def change(self, owners: Sequence[Request]) -> Iterator[None]:
-        """While it is entered the books are being changed. What it raises ends the requests it
-        belongs to, `owners` unless a stage knows better, and leaves books that add up."""
+        """Wrap every change of state in this.
+
+        An exception ends `owners`, or the requests that the current stage has named. Afterwards the
+        state is consistent.
+        """
         self.repair()
         self._torn, self.owners = True, owners
         try:
@@ -78,20 +81,20 @@ class Recovery:
         self._torn = False
 
     def repair(self) -> None:
-        """Finish what an interruption has cut short, the handling of another error included."""
+        """Finish a change that was interrupted, even if that was the handling of another error."""
         if self._torn:
             self._recover(None)
 
     def fail_row(self, request: Request, error: BaseException) -> None:
-        """End one request in the middle of a step that goes on for the others. An interrupt is no
-        row's and ends the step."""
+        """End one request in the middle of a step that continues for the others. An interrupt
+        belongs to no row and ends the step."""
         if is_interrupt(error):
             raise error
         self._in_doubt = error
         self._books.fail(request, error)
 
     def _settle_doubt(self) -> None:
-        """Where a row failed, go on only if the books still add up."""
+        """After a failed row, continue only if the state is still consistent."""
         if self._in_doubt is None:
             return
         error, self._in_doubt = self._in_doubt, None
@@ -101,7 +104,8 @@ class Recovery:
             self._books.start_over(error)
 
     def progress(self) -> None:
-        """A step has succeeded, or a batch has left the device: trying again changes something."""
+        """Report that a step succeeded or a batch left the device: trying again can have another
+        result."""
         self._num_fruitless = 0
 
     def _recover(self, error: BaseException | None) -> None:
@@ -112,8 +116,8 @@ class Recovery:
                 books.fail(request, error)
             if not is_interrupt(error) and len(books.live_requests()) == num_live:
                 self._num_fruitless += 1
-                # Nothing has ended, so nothing would change: the same step would fail again and
-                # again.
+                # No request has ended, so the state is the same and the same step would fail again
+                # and again.
                 if self._num_fruitless > 1:
                     for request in books.live_requests():
                         books.fail(request, error)
@@ -134,24 +138,26 @@ class Recovery:
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """True for what comes from outside and says nothing about a request: Ctrl-C, an exit. None
-    stands for one that struck while another was being dealt with."""
+    """True for an event from outside that says nothing about a request: Ctrl-C, an exit.
+
+    None: an interrupt that arrived while another error was being handled.
+    """
     return error is None or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
 
 
 def describe(error: BaseException | None) -> str:
-    """What `Request.error` says of it, in one line."""
+    """One line about the error, for `Request.error`."""
     if error is None:
         return "interrupted: the engine was stopped in the middle of a step"
     try:
         text = " ".join(str(error).split())
-    except Exception:  # an exception may be as broken as what raised it
+    except Exception:  # converting an exception to text may fail too
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def failing_rows(builder: Builder, plan: StepPlan) -> list[Request]:
-    """The requests of a plan whose rows cannot be built even alone; building changes nothing."""
+    """The requests of a plan whose rows cannot be built even alone; building changes no state."""
     failing = []
     for request, count in zip(plan.requests, plan.num_tokens, strict=True):
         try:
@@ -170,9 +176,9 @@ def audit(
     flights: Sequence[Flight],
     keeps_cache: bool,
 ) -> None:
-    """Verify that engine, scheduler and memory speak of the same requests and pages.
+    """Verify that engine, scheduler and memory have the same requests and pages.
 
-    Raises IntegrityError with the first thing that does not add up.
+    Raises IntegrityError with the first disagreement.
     """
     scheduler.check()
     memory.check()

@@ -1,9 +1,9 @@
-"""Runs of steps in which nothing is decided, done at once: for a runner that computes nothing.
+"""Many equal steps without a decision, done at once: for a runner that computes nothing.
 
-While every running request just computes its newest token, scheduler, batch and commit say the same
-at every step. `Repeater` charges and tells every step of such a run, allocates pages when single
-steps would, and adds the tokens at the end. Everything that can be observed afterwards, the trace
-included, is what single steps give.
+While every running request only computes its newest token, scheduler, batch and commit give the
+same result at every step. `Repeater` charges time and records a trace for each step of such a run,
+allocates pages at the steps that need them, and adds all tokens at the end. The result, the trace
+included, equals that of single steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minserve.scheduling import Scheduler, is_decoding
 from minserve.trace import StageTimes, StepBlocks, StepTrace, StepWork
 
 Charge = Callable[[StepWork, int, int], float]
-"""A step's work, its tokens and its requests -> its seconds, which have gone by on the clock."""
+"""A step's work, tokens and number of requests -> its seconds, by which the clock has advanced."""
 
 
 class Repeater:
@@ -45,20 +45,24 @@ class Repeater:
         self._counter = WorkCounter(config.model, config.itemsize)
         self._eos = frozenset(config.model.eos_token_ids)
         whole = config.config
-        # Detail is kept per request and step, so there would be nothing to save; and a page that
-        # becomes full may change hands where a prefix cache is on.
+        # A detailed trace is written per request and step, so nothing would be saved; and with a
+        # prefix cache, a page that becomes full may be replaced by another.
         details = whole.trace.per_request or whole.memory.check_integrity
         self._possible = whole.memory.kv_cache and not details and memory.prefix is None
-        # Every request's single row is the longest already; other padding had to be counted.
+        # With "longest", single rows need no padding; other kinds of padding would have to be
+        # counted.
         self._possible &= whole.kernels.padding in ("none", "longest")
 
     def repeat(self, last: StepTrace | None, until_s: float, token: int, charge: Charge) -> int:
-        """Do as many steps like `last` as go by without a decision, each drawing `token` for every
-        request, and begin none at or after `until_s`; returns how many."""
+        """Repeat the step `last` until there is something to decide, drawing `token` for every
+        request.
+
+        Begins no step at or after `until_s`; returns the number of steps.
+        """
         running = self._scheduler.running
         if last is None or not self._possible or not self._is_steady(last, running, token):
             return 0
-        # The step that ends a request is a decision: places open.
+        # A step that ends a request is a decision: its place becomes free.
         most = min(request.max_len - len(request.token_ids) for request in running) - 1
         steps, num = 0, len(running)
         contexts = [len(request.token_ids) for request in running]
@@ -80,7 +84,7 @@ class Repeater:
         return steps
 
     def _is_steady(self, last: StepTrace, running: Sequence[Request], token: int) -> bool:
-        """True when the next step is the last one again: the same requests, a token each."""
+        """True if the next step equals the last: the same requests, one token each."""
         scheduler = self._scheduler
         if not running or scheduler.waiting or len(running) != last.num_scheduled:
             return False
@@ -96,7 +100,7 @@ class Repeater:
     def _tell(
         self, last: StepTrace, steps: int, start_s: float, forward_s: float, work: StepWork
     ) -> None:
-        """The trace of step number `steps` after `last`."""
+        """Record step number `steps` after `last`."""
         recorder, pool = self._recorder, self._memory.pool
         blocks, slot_bytes = pool.num_owned, recorder.token_bytes
         kv_tokens = last.kv_tokens + steps * last.num_scheduled

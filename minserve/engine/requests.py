@@ -1,7 +1,7 @@
-"""The requests of an engine, from the moment they are added until their end has been told.
+"""The requests of an engine, from the moment they are added until their end has been reported.
 
-Knows their names, their text as it grows, and which of them have news. Does not know why a request
-ends: that is the loop's, the commit's or the recovery's to say.
+Knows their names, their text as it grows, and which of them have changed since the last call. Does
+not decide when a request ends: the loop, the commit and recovery do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LiveRequests:
         return (request for group in self._by_name.values() for request in group)
 
     def samples(self, request_id: str) -> Sequence[Request]:
-        """The live samples of a name; none where it is not live."""
+        """The live samples with this name; empty if there are none."""
         return self._by_name.get(request_id, ())
 
     def names(self) -> list[str]:
@@ -49,22 +49,22 @@ class LiveRequests:
         return list(self._by_name)
 
     def enter(self, request_id: str, requests: Sequence[Request]) -> None:
-        """The samples of a new prompt."""
+        """Add the samples of a new prompt."""
         self._by_name[request_id] = list(requests)
 
     def follow_text(self, request: Request, stream_text: bool) -> None:
-        """Decode the request's text while it runs, where that is wanted or a stop string needs
+        """Decode the request's text while it runs, if the caller streams it or a stop string needs
         it."""
         params = request.params
         if self._tokenizer is not None and params.detokenize and (stream_text or params.stop):
             self.texts[request] = TextStream(self._tokenizer, params)
 
     def tell(self, request: Request) -> None:
-        """Something of this request is new: a token, or its end."""
+        """Mark a request as changed: it has a new token, or has ended."""
         self._news[request] = None
 
     def take_news(self) -> list[Request]:
-        """Requests with news since the last call, in order."""
+        """Requests that changed since the last call, in order."""
         news = list(self._news)
         self._news.clear()
         return news
@@ -74,13 +74,13 @@ class LiveRequests:
         self.texts.pop(request, None)
 
     def withdraw(self, request: Request) -> None:
-        """Drop all that is kept of a request that was never given to its caller."""
+        """Drop everything about a request that was never returned to its caller."""
         self.forget(request)
         self._news.pop(request, None)
 
     def text_of(self, request: Request) -> str:
-        """The request's text so far; empty without a tokenizer, or where no text is wanted
-        (`SamplingParams.detokenize`)."""
+        """The request's text so far. Empty without a tokenizer, or if `SamplingParams.detokenize`
+        is False."""
         if self._tokenizer is None or not request.params.detokenize:
             return ""
         stream = self.texts.get(request)
@@ -100,7 +100,7 @@ class LiveRequests:
         *,
         now: float | None = None,
     ) -> None:
-        """End a request: its text is completed, its pages are freed, its end is told."""
+        """End a request: complete its text, free its pages, and report its end."""
         stream = self.texts.get(request)
         if stream is not None:
             try:
@@ -110,8 +110,8 @@ class LiveRequests:
                     raise
                 reason, stop_reason = "error", None
                 request.error, request.cause = describe(error), error
-            # Text held back may decide at the end that a stop string is there after all; it is
-            # what cut the text, whatever ended the tokens.
+            # Text that was held back may turn out at the end to contain a stop string. The stop
+            # string has then cut the text, whatever ended the tokens.
             if reason in ("stop", "length") and stream.stopped_by is not None:
                 reason, stop_reason = "stop", stream.stopped_by
         request.finish_reason = reason
@@ -120,7 +120,7 @@ class LiveRequests:
         self._retire(request)
 
     def fail(self, request: Request, error: BaseException | None) -> None:
-        """End a request with an error; one that was interrupted as it ended ends completely."""
+        """End a request with an error. If ending it was interrupted before, complete that."""
         if not request.finished:
             request.error, request.cause = describe(error), error
             self.finish(request, "error")
@@ -128,7 +128,7 @@ class LiveRequests:
             self._retire(request)
 
     def _retire(self, request: Request) -> None:
-        """Take an ended request out of queues, pages and names, and tell of it."""
+        """Remove an ended request from queues, pages and names, and report its end."""
         self._scheduler.remove(request)
         self._tell_end(request)
         siblings = self._by_name[request.request_id]
@@ -144,8 +144,8 @@ class LiveRequests:
         )
 
     def end_all(self, error: BaseException | None, now_s: float) -> int:
-        """End every request without touching queues and pages, which are begun anew; returns how
-        many. Nothing here may fail."""
+        """End every request without touching queues and pages, because the caller resets both;
+        returns how many. Nothing in here may fail."""
         live = list(self)
         for request in live:
             if not request.finished:

@@ -1,1 +1,2 @@
-"""One forward pass: a batch to the device, its tokens back. Knows nothing about requests."""
+"""One forward pass: a batch goes to the device, its tokens come back. Knows nothing about
+requests."""

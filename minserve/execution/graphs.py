@@ -1,12 +1,12 @@
-"""Decode steps as captured graphs: one launch replays what hundreds of launches recorded.
+"""Decode steps as captured graphs: one launch replays hundreds of recorded launches.
 
 A graph repeats exactly what was launched while it was captured: the same kernels, grids, addresses
-and integers. So everything that changes from step to step must lie in buffers that stay where they
-are, and everything else must be in the key by which a graph is found again. Both hold by
-construction here: `GraphRunner.prepare` makes the step from **the key and the static buffers
-alone**, and never sees the batch. Rows are padded up a ladder (`padding`) and contexts are known by
-their bucket only; the padding lives on a page of its own. The sampler stays outside, on the real
-rows. Steps that are no plain decode run as in `EagerRunner`.
+and integers. So everything that changes from step to step must be in buffers with fixed addresses,
+and everything else must be part of the graph's key. Both hold by construction:
+`GraphRunner.prepare` makes the step from **the key and the static buffers alone**, and never sees
+the batch. Rows are padded to a fixed list of row counts (`padding`), and of the contexts only the
+bucket is known; the padding uses its own page. The sampler runs outside the graph, on the real
+rows. Steps that are not plain decode steps run as in `EagerRunner`.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ from minserve.models import Compilations, Decoder
 from minserve.sampling import plan_sampling
 
 LEAST_CONTEXT = 64
-"""The smallest bucket of contexts, in tokens; each other one is four times the one before. A bucket
-decides only into how many parts a context is split, and parts without keys cost next to nothing:
-few buckets are few graphs to capture."""
+"""The smallest bucket of contexts, in tokens; each next bucket is four times as large. A bucket
+only decides into how many parts a context is split, and parts without keys cost almost nothing. Few
+buckets mean few graphs to capture."""
 
 
 @dataclass(frozen=True)
 class GraphKey:
-    """All integers that the launches of a decode step depend on, beside those of the engine."""
+    """All integers that the launches of a decode step depend on, besides those of the engine."""
 
     rows: int
     longest: int
-    """No context is longer, in tokens."""
+    """Longest context of the bucket, in tokens."""
 
 
 class Capture(Protocol):
-    """Makes something that can be repeated out of something that can be run."""
+    """Turns a function into one that can be repeated cheaply."""
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What repeats `run`, which is run at least once for it: any number of times gives what
-        once does. All that `run` reads and writes must outlive the result."""
+        """A function that repeats `run`, which is called at least once here. Calling it any number
+        of times has the same effect as calling it once. Everything that `run` reads and writes must
+        outlive the result."""
         ...
 
 
 class CudaCapture:
-    """CUDA graphs, in one pool of memory: only one of them runs at a time. A capture waits for the
-    device, which a replay never does."""
+    """CUDA graphs that share one memory pool, because only one of them runs at a time. A capture
+    waits for the device; a replay does not."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -64,10 +65,11 @@ class CudaCapture:
         compute = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(compute)
         with torch.cuda.stream(self._stream):
-            # Triton compiles and cuBLAS makes its workspace: neither is allowed in a capture.
+            # Triton compiles and cuBLAS allocates its workspace here; neither is allowed
+            # during a capture.
             run()
         graph = torch.cuda.CUDAGraph()
-        # Thread-local: what another engine's thread asks of the device must not end this capture.
+        # Thread-local: calls of another engine's thread to the device must not end this capture.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
@@ -77,8 +79,8 @@ class CudaCapture:
 
 
 class Rerun:
-    """For a device that captures nothing: what is repeated is the step as it was prepared, with
-    its plan and its integers, so that whatever a graph would miss is missed here too."""
+    """For a device that captures nothing: repeats the step as it was prepared, with its plan and
+    its integers. An input that a graph would miss is missing here too."""
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """See `Capture.capture`."""
@@ -86,8 +88,8 @@ class Rerun:
 
 
 class StaticInputs:
-    """The tensors that graphs read, in one place for all of them: a graph of r rows reads the first
-    r. `fill` brings a batch there; `batch` is what a key alone says about it."""
+    """The tensors that all graphs read: a graph of r rows reads the first r rows. `fill` copies a
+    batch into them; `batch` is the batch as far as a key determines it."""
 
     def __init__(
         self, max_rows: int, num_groups: int, max_blocks: int, device: torch.device
@@ -107,8 +109,9 @@ class StaticInputs:
         self._sampling = plan_sampling([], eos_token_ids=())
 
     def fill(self, batch: ForwardBatch) -> None:
-        """Copy a batch of one row per request here, on the device. What its block tables do not
-        reach keeps the pages of earlier steps, which lie beyond every context."""
+        """Copy a batch of one row per request into these tensors, on the device. Entries
+        beyond its block tables keep the pages of earlier steps; they are beyond every context
+        and are not read."""
         rows = batch.num_tokens
         self._token_ids[:rows].copy_(batch.token_ids)
         self._positions[:rows].copy_(batch.positions)
@@ -119,7 +122,7 @@ class StaticInputs:
             group.block_tables[:rows, :width].copy_(given.block_tables)
 
     def batch(self, key: GraphKey) -> ForwardBatch:
-        """Views of these tensors, as the batch of any step of this key; it samples nothing."""
+        """Views of these tensors, as the batch of any step with this key; it samples nothing."""
         rows = key.rows
         return ForwardBatch(
             token_ids=self._token_ids[:rows],
@@ -142,7 +145,7 @@ class StaticInputs:
 class GraphRunner(EagerRunner):
     """An `EagerRunner` that replays its decode steps.
 
-    Batches arrive padded to `ladder(max_rows)`; `max_blocks` is the most pages a request has.
+    Batches must be padded to `ladder(max_rows)`; `max_blocks` is the most pages a request has.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class GraphRunner(EagerRunner):
         self._graphs: dict[GraphKey, Callable[[], None]] = {}
 
     def key(self, batch: ForwardBatch) -> GraphKey | None:
-        """The key of a batch's graph; None where it is no decode step of a captured size."""
+        """The key of a batch's graph; None if the batch is not a decode step of a captured size."""
         rows = batch.num_tokens
         if rows != batch.num_requests or rows not in self._rungs:
             return None
@@ -184,7 +187,8 @@ class GraphRunner(EagerRunner):
         return GraphKey(rows, min(bucket, self._capacity))
 
     def prepare(self, key: GraphKey) -> Callable[[], None]:
-        """A step of this key, from the static inputs to the logits; nothing runs yet."""
+        """A function that runs a step of this key, from the static inputs to the logits;
+        nothing runs yet."""
         batch = self._inputs.batch(key)
         plan = self._attention.plan_decode(batch)
         logits = self._logits[: key.rows]
@@ -210,7 +214,7 @@ class GraphRunner(EagerRunner):
         return Forward(self._sampled(host, batch), compiled=made)
 
     def _sampled(self, host: ForwardBatch, batch: ForwardBatch) -> Tensor | None:
-        """The logits of the rows whose token is drawn: as a rule all that are no padding."""
+        """The logits of the rows whose token is drawn: usually all rows except padding."""
         count = host.num_samples
         if not count:
             return None

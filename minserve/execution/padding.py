@@ -1,11 +1,11 @@
-"""Rows that are computed and dropped, so that a batch takes a shape it would not have by itself.
+"""Padding: rows that are computed and dropped, so that a batch gets a certain shape.
 
-Kernels that know no lengths need a rectangle: as many rows for every request as for the longest.
-Where a batch is a rectangle until its last request ends, those that ended before are in it still.
-Graphs captured per shape need few shapes: a ladder of row counts. Padding is appended as requests
-of their own behind the real ones, so no real row moves, attends to padding, or is attended to by
-it. Their keys and values go to one scratch page that belongs to no request. Rows are padded,
-contexts are not: the attention of the padding is over itself alone. Knows nothing about requests.
+Kernels that know no lengths need a rectangle: as many rows for every request as for the longest. If
+a batch stays a rectangle until its last request ends, the requests that ended earlier are still in
+it. Graphs captured per shape need few shapes: a fixed list of row counts. Padding is appended after
+the real requests as requests of its own, so that no real row moves, attends to padding, or is
+attended to by it. The keys and values of padding go to one scratch page that belongs to no request.
+Rows are padded, contexts are not: padding attends only to itself. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from minserve.batch import ForwardBatch, GroupTables
 
 @functools.cache
 def ladder(most_rows: int) -> tuple[int, ...]:
-    """Row counts that graphs are captured for, ascending, `most_rows` the last: powers of two, from
-    8 on every eighth and from 256 on every sixteenth number, so that little is padded."""
+    """Row counts that graphs are captured for, ascending; the last is `most_rows`. Powers of two,
+    multiples of 8 from 8, and multiples of 16 from 256, so that little is padded."""
     counts = [1, 2, 4, *range(8, 256, 8), *range(256, most_rows, 16)]
     return (*(count for count in counts if count < most_rows), most_rows)
 
@@ -32,12 +32,13 @@ def ladder(most_rows: int) -> tuple[int, ...]:
 def padding_lens(
     kind: str, query_lens: Sequence[int], most_rows: int = 0, idle_places: int = 0
 ) -> tuple[int, ...]:
-    """Rows of each request of padding, for real ones with `query_lens` rows each.
+    """Rows of each padding request, for real requests with `query_lens` rows each.
 
-    `longest`: what each lacks to the longest. `batch`: that, and a row for each of `idle_places`,
-    the places of a static batch that have emptied. `power_of_two`: what the step lacks to the next
-    power of two, a row each. `ladder`: what up to `most_rows` requests of one row each lack to the
-    next rung of `ladder(most_rows)`; other steps are left alone. `none`: nothing.
+    `longest`: for each request, the rows it has less than the longest. `batch`: the same, plus a
+    row for each of `idle_places`, the empty places of a static batch. `power_of_two`: single rows
+    up to the next power of two. `ladder`: single rows up to the next count in
+    `ladder(most_rows)`, for steps of at most `most_rows` requests with one row each; other steps
+    are not padded. `none`: nothing.
     """
     if kind in ("longest", "batch"):
         longest = max(query_lens)
@@ -60,7 +61,7 @@ def pad(
     most_rows: int = 0,
     idle_places: int = 0,
 ) -> ForwardBatch:
-    """The batch with padding of this `kind` appended; itself where there is nothing to add.
+    """The batch with padding of this `kind` appended; the same object if there is nothing to add.
 
     `scratch_block` is a page of `block_size` slots in every group that no request ever owns;
     `most_rows` and `idle_places` as in `padding_lens`.
@@ -92,7 +93,8 @@ def pad(
 
 
 def _tables(real: Tensor, num_added: int, blocks: int, scratch_block: int) -> Tensor:
-    """The block tables, wide enough for the padding, whose every page is the scratch page."""
+    """The block tables, extended by rows for the padding, in which every page is
+    the scratch page."""
     tables = real.new_zeros(len(real) + num_added, max(real.shape[1], blocks))
     tables[: len(real), : real.shape[1]] = real
     tables[len(real) :] = scratch_block

@@ -1,6 +1,6 @@
-"""How much memory the largest batch needs: run it once, and look.
+"""Measures how much memory the largest batch needs, by running it once.
 
-Used where a GPU's page pool is sized from what is left; on a CPU memory is not the scarce thing.
+Used on a GPU, where the page pool gets the memory that is left; on a CPU there is usually enough.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from minserve.sampling import plan_sampling
 
 
 def largest_batch(config: ResolvedConfig) -> ForwardBatch:
-    """The batch with all tokens the budget allows and all the requests that may hold a place."""
+    """The batch with all tokens that the budget allows and all requests that may hold a place."""
     tokens, requests = config.max_num_batched_tokens, config.config.scheduling.max_num_seqs
     share, extra = divmod(tokens, requests)
     lens = [min(share + (index < extra), config.max_model_len) for index in range(requests)]
     kernels, block_size = config.config.kernels, config.config.memory.block_size
     if kernels.padding in ("longest", "batch"):
-        # One long prompt among single tokens: every request gets as many rows as it has.
+        # One long prompt among single tokens: every request is padded to its number of rows.
         lens = [min(tokens - requests + 1, config.max_model_len)] + [1] * (requests - 1)
     starts = np.concatenate([[0], np.cumsum(lens)])
     positions = np.concatenate([np.arange(length) for length in lens])
@@ -57,7 +57,7 @@ def largest_batch(config: ResolvedConfig) -> ForwardBatch:
 
 
 def _sampled_requests(count: int) -> list[Request]:
-    # Top-p sorts the whole vocabulary: the sampler at its hungriest.
+    # Top-p sorts the whole vocabulary, which needs the most memory of all samplers.
     params = SamplingParams(top_p=0.5)
     return [Request(str(index), [0], params, arrival_s=0.0, seed=0) for index in range(count)]
 

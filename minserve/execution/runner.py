@@ -1,7 +1,8 @@
-"""Batches to tokens: `submit(batch)` starts a forward pass, `collect(handle)` waits for its tokens.
+"""From batches to tokens: `submit(batch)` starts a forward pass, `collect(handle)`
+waits for its tokens.
 
-Two calls rather than one, so that a device can work on one batch while the next is planned. Knows
-tensors only; requests, pages' owners and stop conditions are the engine's.
+Two calls instead of one, so that a device can work on one batch while the next is planned. Knows
+only tensors; the engine knows requests, owners of pages and stop conditions.
 """
 
 from __future__ import annotations
@@ -33,35 +34,35 @@ from minserve.sampling import (
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one forward pass gave, on the host."""
+    """The results of one forward pass, on the host."""
 
     token_ids: list[int]
-    """One per sample row; -1 where a row's logits were no numbers."""
+    """One per sample row; -1 if a row's logits were not numbers."""
     logprobs: dict[int, TokenLogprobs]
-    """By sample row, of the rows that asked for them."""
+    """By sample row, for the rows that asked for them."""
     prompt_logprobs: list[TokenLogprobs]
     """One per prompt row."""
     forward_s: float
     attention_s: float
     sample_s: float
     compile_s: float = 0.0
-    """Compilation's part of `forward_s`."""
+    """The part of `forward_s` spent on compilation."""
     num_compiled_graphs: int = 0
     num_cached_graphs: int = 0
     """See `StepTrace`."""
     errors: Mapping[int, Exception] | None = None
-    """By sample row, what drawing its token failed with."""
+    """By sample row: the error raised while its token was drawn."""
 
 
 Handle = Any
-"""A forward pass in flight: what the runner that made it needs to keep."""
+"""A forward pass in flight: the data that the runner needs to collect it."""
 
 
 class Runner(Protocol):
     """Runs forward passes. Handles are collected in the order they were submitted."""
 
     def submit(self, batch: ForwardBatch) -> Handle:
-        """Start the pass. The batch's tensors are on the CPU and not touched afterwards."""
+        """Start the pass. The batch's tensors are on the CPU and are not changed afterwards."""
         ...
 
     def collect(self, handle: Handle) -> StepResult:
@@ -74,19 +75,19 @@ NOTHING_COMPILED = Compilations()
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass left on the device, and what the host knows about it."""
+    """The results of a forward pass on the device, and what the host knows about it."""
 
     logits: Tensor | None
-    """`[num_samples, vocab_size]`; None where no row is sampled."""
+    """`[num_samples, vocab_size]`; None if no row is sampled."""
     prompts: tuple[Logprobs, ...] = ()
-    """Of the prompt rows, chunk by chunk."""
+    """Log probabilities of the prompt rows, chunk by chunk."""
     attention_s: float = 0.0
     compiled: Compilations = NOTHING_COMPILED
 
 
 @dataclass(frozen=True)
 class _Results:
-    """What goes back to the host."""
+    """The data that goes back to the host."""
 
     sampled: SampledTokens | None
     prompts: tuple[Logprobs, ...]
@@ -106,7 +107,7 @@ class _EagerHandle:
 
 
 class _TimedPlan:
-    """An attention plan that keeps its own time; on a GPU calls return early, so it is not used."""
+    """An attention plan that measures its own time. Not used on a GPU, where calls return early."""
 
     def __init__(self, plan: AttentionPlan, clock: Clock) -> None:
         self._plan, self._clock = plan, clock
@@ -147,17 +148,17 @@ class _TimedPlan:
 
 
 def fill_pending(batch: ForwardBatch, drawn: Tensor | None) -> ForwardBatch:
-    """The batch with the tokens that the pass before it drew, `[num_samples]`, in the rows that
-    wait for them. Nothing is waited for: the tokens stay on the device."""
+    """The batch with the tokens that the pass before it drew, `[num_samples]`, in its pending rows.
+    The host does not wait: the tokens stay on the device."""
     assert batch.pending is not None and drawn is not None, "nothing was drawn before this batch"
     rows, samples = batch.pending
-    # A request whose draw failed ends when that step is collected; its row needs some token.
+    # A request whose draw failed ends when that step is collected; its row needs any valid token.
     tokens = drawn[samples].clamp_(min=0)
     return replace(batch, token_ids=batch.token_ids.index_copy(0, rows, tokens))
 
 
 class EagerRunner:
-    """Forward passes in this process, as the decoder it is given runs them."""
+    """Forward passes in this process, as its decoder runs them."""
 
     def __init__(
         self,
@@ -179,7 +180,8 @@ class EagerRunner:
 
     @torch.inference_mode()
     def submit(self, batch: ForwardBatch) -> _EagerHandle:
-        """Run the pass; on a GPU this only queues it, and the copy of its tokens to the host."""
+        """Run the pass. On a GPU this only queues the pass and the copy of its
+        tokens to the host."""
         with on(self._device):
             return self._submit(batch)
 
@@ -209,7 +211,7 @@ class EagerRunner:
         )
 
     def _forward(self, host: ForwardBatch, batch: ForwardBatch) -> Forward:
-        """Decoder and logits of `batch`; `host` is the same batch where it was built."""
+        """Decoder and logits of `batch`; `host` is the same batch on the host."""
         plan = self._attention.plan(batch)
         timed = _TimedPlan(plan, self._clock) if self._device.type == "cpu" else None
         hidden = self._decoder.embed(batch.token_ids)
@@ -225,7 +227,7 @@ class EagerRunner:
         )
 
     def collect(self, handle: _EagerHandle) -> StepResult:
-        """Wait for the tokens, which are on their way to the host."""
+        """Wait for the tokens to arrive on the host."""
         start = self._clock.now()
         batch, results = handle.batch, handle.landing.wait()
         sampled = results.sampled
@@ -261,7 +263,8 @@ class EagerRunner:
         return self._decoder.head(hidden, rows)
 
     def _prompt_logprobs(self, hidden: Tensor, batch: ForwardBatch) -> tuple[Logprobs, ...]:
-        """In chunks: the logits of a long prompt would take more memory than its KV cache."""
+        """Computed in chunks: the logits of a long prompt would take more memory
+        than its KV cache."""
         return tuple(
             prompt_logprobs(
                 self._decoder.head(hidden, rows),

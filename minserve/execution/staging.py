@@ -1,8 +1,8 @@
-"""A batch's way to the device, and its results' way back: the host waits for neither.
+"""Copies batches to the device and results back, without making the host wait.
 
-All tensors of a batch are packed into one pinned buffer and cross in one copy, because a copy from
-pageable memory, or a dozen small ones, would hold the host up. The copy is only queued, so a buffer
-is written again only once an event says that the device has read it: without that, planning the
+All tensors of a batch are packed into one pinned buffer and sent in one copy, because a copy from
+pageable memory, or a dozen small copies, would block the host. The copy is only queued, so a buffer
+is written again only after an event reports that the device has read it: otherwise planning the
 next batch would change the one in flight. Knows nothing about what the tensors mean.
 """
 
@@ -19,36 +19,38 @@ from minserve.batch import map_tensors
 _Data = TypeVar("_Data", bound=Any)
 
 ALIGNMENT = 16
-"""Tensors begin at multiples of this many bytes: Triton compiles for addresses that 16 divides."""
+"""Tensors begin at multiples of this many bytes: Triton compiles for addresses divisible by 16."""
 NUM_BUFFERS = 3
-"""One being filled and two in flight: with overlap of depth 1 none is ever waited for."""
+"""One buffer being filled and two in flight: with overlap of depth 1, the host never waits for
+one."""
 
 
 class Event(Protocol):
-    """A mark behind everything that was queued when it was made."""
+    """A mark after everything that was queued when it was made."""
 
     def synchronize(self) -> None:
-        """Wait until the device has come this far."""
+        """Wait until the device has reached this mark."""
         ...
 
 
 class Copies(Protocol):
-    """What a link asks of a device. Copies are queued in order, with its work."""
+    """The copies that a link needs from a device. They are queued in order with the device's
+    work."""
 
     def buffer(self, num_bytes: int) -> Tensor:
-        """uint8 `[num_bytes]` on the host that the device copies from by itself."""
+        """uint8 `[num_bytes]` on the host, from which the device can copy by itself."""
         ...
 
     def send(self, buffer: Tensor) -> Tensor:
-        """A copy on the device of what `buffer` holds when the copy's turn comes."""
+        """A copy of `buffer` on the device, made when the queued copy runs."""
         ...
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """A copy on the host, whose contents are there when a later `mark` has been reached."""
+        """A copy on the host; its contents are valid after a later `mark` has been reached."""
         ...
 
     def mark(self) -> Event:
-        """An event behind everything queued so far."""
+        """An event after everything queued so far."""
         ...
 
 
@@ -67,7 +69,7 @@ class CudaCopies:
         return buffer.to(self._device, non_blocking=True)
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """See `Copies.fetch`: a pinned tensor of its own, which nothing else writes to."""
+        """See `Copies.fetch`: a new pinned tensor that nothing else writes to."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
@@ -80,35 +82,35 @@ class CudaCopies:
 
 @dataclass(frozen=True)
 class PendingCopy(Generic[_Data]):
-    """Results on their way to the host."""
+    """Results that are being copied to the host."""
 
     data: _Data
     event: Event | None
 
     def wait(self) -> _Data:
-        """The results; blocks until they are there."""
+        """The results; blocks until they have arrived."""
         if self.event is not None:
             self.event.synchronize()
         return self.data
 
 
 class Link(Protocol):
-    """The way between host and device."""
+    """Copies batches to the device and results back."""
 
     def upload(self, batch: _Data) -> _Data:
         """The batch with every tensor on the device. The host's tensors may change afterwards."""
         ...
 
     def download(self, results: _Data) -> PendingCopy[_Data]:
-        """Start bringing results, a data class of tensors, to the host."""
+        """Start copying results, a data class of tensors, to the host."""
         ...
 
 
 class DirectLink:
-    """Host and device are one."""
+    """For a device that is the host: copies nothing."""
 
     def upload(self, batch: _Data) -> _Data:
-        """See `Link.upload`: the same tensors, which are not changed here."""
+        """See `Link.upload`: returns the same tensors, unchanged."""
         return batch
 
     def download(self, results: _Data) -> PendingCopy[_Data]:
@@ -123,7 +125,7 @@ class _Buffer:
 
 
 class StagedLink:
-    """A ring of pinned buffers, each used again when the device has read it."""
+    """A ring of pinned buffers; each is used again after the device has read it."""
 
     def __init__(self, copies: Copies, num_buffers: int = NUM_BUFFERS) -> None:
         self._copies = copies
@@ -132,7 +134,7 @@ class StagedLink:
 
     def upload(self, batch: _Data) -> _Data:
         """See `Link.upload`."""
-        # A tensor that several fields share crosses once.
+        # A tensor that several fields share is copied once.
         offsets: dict[int, tuple[Tensor, int]] = {}
         size = 0
 
@@ -173,5 +175,5 @@ def _view(buffer: Tensor, start: int, like: Tensor) -> Tensor:
 
 
 def link_to(device: torch.device) -> Link:
-    """The link of an engine whose tensors live on `device`."""
+    """The link of an engine whose tensors are on `device`."""
     return DirectLink() if device.type == "cpu" else StagedLink(CudaCopies(device))

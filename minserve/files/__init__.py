@@ -1,1 +1,2 @@
-"""Files that another program may have written: bounded, checked, or refused with a sentence."""
+"""Reads files that another program may have written: with bounds and checks, or refused
+with a sentence."""

@@ -1,9 +1,9 @@
 """Where this user's caches are, and how their files are read and written.
 
-A cache is a convenience. A file that is damaged, from another version or another user's, or a
-directory that cannot be written, costs the time to compute again and a warning, never an exception.
-Files are read only from a directory that only this user can write. Knows nothing about what is
-kept.
+A cache only saves time. A file that is damaged, from another version or another user's, or a
+directory that cannot be written, costs the time to compute again and a warning, never an
+exception. Files are read only from a directory that only this user can write. Knows nothing about
+what the files contain.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from minserve.files.json_file import FileError, read_json
 T = TypeVar("T")
 
 MAX_BYTES = 1 << 20
-"""The largest file of measurements we know has a hundredth of it."""
+"""About a hundred times the largest file of measurements we know."""
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class CacheWarning(UserWarning):
-    """Warning: something that is kept between runs cannot be used, and is made again."""
+    """Warning: something kept between runs cannot be used, and is computed again."""
 
 
 class UnsafeError(OSError):
@@ -46,8 +46,8 @@ def cache_directory() -> Path:
 
 
 def user_cache_directory() -> Path:
-    """`minserve` in what the system calls a user's cache; for a user without a home, in the
-    temporary directory."""
+    """`minserve` in the system's cache directory for this user; in the temporary directory if the
+    user has no home."""
     try:
         home = Path.home()
     except RuntimeError:
@@ -64,9 +64,9 @@ def user_cache_directory() -> Path:
 def secure(directory: Path) -> None:
     """Make a directory that only this user can write, or check that it is one.
 
-    The default `minserve` directory is closed to other users if an earlier version or the umask
-    left it open; a directory that the user chose is only checked. Raises UnsafeError, or another
-    OSError where it cannot be made.
+    If an earlier version or the umask left the default `minserve` directory open, it is closed to
+    other users; a directory that the user chose is only checked. Raises UnsafeError, or another
+    OSError if the directory cannot be made.
     """
     if not directory.is_dir():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def secure(directory: Path) -> None:
 
 def check_file(path: Path) -> None:
     """Raise UnsafeError for a file that is not regular, or that other users own or can write, and
-    OSError where there is none."""
+    OSError if it does not exist."""
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
         raise UnsafeError(f"{path.name} is not a regular file")
@@ -99,8 +99,9 @@ def check_file(path: Path) -> None:
 
 
 def read(path: Path, parse: Callable[[Any], T], what: str) -> T | None:
-    """What `parse` makes of a cached JSON file. None where there is no such file, and, with a
-    sentence, where it cannot be used; `what` names its content ("the ceilings of this machine").
+    """The result of `parse` for the contents of a cached JSON file. None if there is no
+    such file; None with a warning if it cannot be used. `what` names its content ("the
+    ceilings of this machine").
 
     `parse` may raise ValueError, KeyError and TypeError for content that it does not know.
     """
@@ -121,7 +122,7 @@ def read(path: Path, parse: Callable[[Any], T], what: str) -> T | None:
 
 
 def write(path: Path, content: Any, what: str) -> bool:
-    """Write JSON, complete or not at all; False, with a warning, where that fails."""
+    """Write JSON, completely or not at all; False, with a warning, if that fails."""
     try:
         secure(path.parent)
         replace(path, json.dumps(content, indent=1, allow_nan=False).encode())
@@ -132,14 +133,14 @@ def write(path: Path, content: Any, what: str) -> bool:
 
 
 def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file so that other processes see it complete or not at all. Raises OSError."""
+    """Write a file so that other processes see all of it or nothing. Raises OSError."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            # A rename may reach the disk before the content does: a crash would leave a file of
-            # zeros under the right name.
+            # A rename may reach the disk before the content does: a crash would then leave a file
+            # of zeros under the right name.
             os.fsync(descriptor)
         os.chmod(partial, mode)
         move(Path(partial), path)
@@ -150,7 +151,7 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """`os.replace`, also over a directory that is in the way. Raises OSError."""
+    """`os.replace`, even if a directory is in the way. Raises OSError."""
     try:
         os.replace(source, target)
     except OSError:
@@ -162,7 +163,7 @@ def move(source: Path, target: Path) -> None:
 
 @functools.cache
 def say_once(sentence: str) -> None:
-    """A warning, once in this process."""
+    """Give a warning, once per process."""
     warnings.warn(sentence, CacheWarning, stacklevel=3)
 
 
@@ -182,5 +183,5 @@ def _is_open(status: os.stat_result) -> bool:
 
 
 def _user() -> int | None:
-    """None where users have no numbers (Windows keeps a user's cache from others by itself)."""
+    """The user's number; None if users have none (Windows protects a user's cache by itself)."""
     return os.geteuid() if hasattr(os, "geteuid") else None

@@ -1,8 +1,8 @@
-"""The one reader of files that the engine did not write: regular files, capped, in strict JSON.
+"""The only reader of files that the engine did not write: regular files, capped, in strict JSON.
 
 Models, tokenizers, caches and progress records may come from other programs and versions, or be cut
-off by a full disk. Nothing here waits for a pipe, reads more than it was allowed to, or returns a
-value that makes Python fail later. Knows nothing about what a file is for.
+off by a full disk. Nothing in here waits for a pipe, reads more than it was allowed to, or returns
+a value that makes Python fail later. Knows nothing about what a file is for.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 MAX_BYTES = 4 << 20
 """Default cap: a hundred times the largest configuration file we know."""
 MAX_DEPTH = 64
-"""Objects and lists inside each other. Deeper ones exhaust the stack of code that walks them."""
+"""Levels of nested objects and lists. Deeper ones exhaust the stack of code that walks them."""
 MAX_DIGITS = 40
-"""Digits of one integer: those of 128 bits, and one sign. Python refuses to print 4,300."""
+"""Most digits of one integer: those of 128 bits, and a sign. Python refuses to
+print 4,300 digits."""
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS = (
@@ -35,7 +36,8 @@ _KINDS = (
 
 
 class FileError(ValueError):
-    """A file that is missing, too large, or not what it should be. A sentence with its path."""
+    """A file that is missing, too large, or of the wrong kind. The message is a
+    sentence with its path."""
 
 
 def read_json(
@@ -43,9 +45,9 @@ def read_json(
 ) -> Any:
     """The value in a JSON file; `what` names its purpose in errors ("a progress record").
 
-    Stricter than Python's parser where the difference could hurt later: no NaN or infinite number,
-    no integer of more than `MAX_DIGITS`, no key twice in one object, no lone surrogate, at most
-    `max_depth` levels. Raises FileError, and nothing else, for any file at all.
+    Stricter than Python's parser where the difference could cause errors later: no NaN or infinite
+    number, no integer of more than `MAX_DIGITS`, no key twice in one object, no lone surrogate, at
+    most `max_depth` levels. Raises FileError, and nothing else, for any file at all.
     """
     content = read_bytes(path, max_bytes=max_bytes, what=what)
     return parse_json(content, path, max_depth=max_depth, what=what)
@@ -54,7 +56,7 @@ def read_json(
 def parse_json(
     encoded: bytes, path: Path | str, *, max_depth: int = MAX_DEPTH, what: str = "JSON"
 ) -> Any:
-    """As `read_json`, of bytes that were read from `path`: a part of a file of another format."""
+    """As `read_json`, for bytes that were read from `path`: a part of a file in another format."""
     content = _decode(encoded, path, what)
     try:
         value = json.loads(
@@ -85,7 +87,7 @@ def read_bytes(path: Path | str, *, max_bytes: int = MAX_BYTES, what: str = "dat
         descriptor = open_regular(path, what=what)
         with os.fdopen(descriptor, "rb") as file:
             size = os.fstat(descriptor).st_size
-            # One byte more than allowed shows a file that grew while it was read.
+            # One byte more than allowed, to detect a file that grew while it was read.
             content = file.read(max_bytes + 1) if size <= max_bytes else b""
     except OSError as error:
         raise _refusal(path, what, _os_reason(error)) from None
@@ -99,11 +101,11 @@ def read_bytes(path: Path | str, *, max_bytes: int = MAX_BYTES, what: str = "dat
 def open_regular(path: Path | str, *, what: str = "data") -> int:
     """A descriptor of a regular file, for reading; the caller closes it. Raises FileError.
 
-    A named pipe would wait for its writer and a device may do anything when opened: both are
-    refused before and, should the path have changed in between, after opening.
+    A named pipe would wait for its writer, and opening a device may have any effect. Both are
+    refused before opening, and again after it, in case the path has changed in between.
     """
     try:
-        # Python's own errors for impossible paths: a NUL, a lone surrogate.
+        # Python raises its own errors for impossible paths: a NUL, a lone surrogate.
         _check_regular(os.stat(path).st_mode, path, what)
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
@@ -147,7 +149,7 @@ def _os_reason(error: OSError) -> str:
 
 
 def shorten(text: str, longest: int = 60) -> str:
-    """A value for an error message: shortened, and marked as such."""
+    """A value for an error message: shortened, and marked as shortened."""
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
 
 
@@ -177,7 +179,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _flaw(value: Any, max_depth: int, has_surrogates: bool) -> str | None:
-    """What is wrong with a parsed value, walked without recursion; None when nothing is."""
+    """What is wrong with a parsed value, checked without recursion; None if nothing is."""
     level, depth = [value], 0
     while level:
         below: list[Any] = []

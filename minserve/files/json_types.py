@@ -1,7 +1,7 @@
-"""Plain JSON values to data classes, every field checked for its type.
+"""Converts plain JSON values to data classes, and checks the type of every field.
 
 For files that the engine wrote and that may have been changed since. Knows the types that such data
-classes have: numbers, strings, truth values, tuples, unions and data classes of them.
+classes have: numbers, strings, booleans, tuples, unions and data classes of them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], data: Any, what: str = "") -> T:
-    """`cls` from what `dataclasses.asdict` and JSON made of it; no field missing, none unknown.
+    """A `cls` from the JSON form of `dataclasses.asdict`; no field missing, none unknown.
 
-    An int is taken for a float; no other type for another. Raises ValueError, in a sentence that
-    names the field, for a wrong type, and for numbers that are not finite.
+    An int is accepted as a float; no other type for another. Raises ValueError with a sentence that
+    names the field, for a wrong type and for numbers that are not finite.
     """
     value: T = _value(cls, data, what or cls.__name__)
     return value

@@ -1,1 +1,1 @@
-"""Between a caller and an engine: a shared engine, a thread that owns one, and outputs."""
+"""Between callers and an engine: a shared engine, a thread that owns one, and outputs."""

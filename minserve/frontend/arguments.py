@@ -1,4 +1,4 @@
-"""What callers of `LLM` and `AsyncLLM` pass beside prompts, checked; and the caller's process."""
+"""Checks the arguments of `LLM` and `AsyncLLM` other than prompts, and the caller's process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from minserve.inputs.reading import as_list
 from minserve.request import InvalidRequestError, SamplingParams
 
 Errors = Literal["raise", "return"]
-"""What a call does with a request that is refused or fails: raise, or return an Output that says
-so."""
+"""What a call does if a request is refused or fails: raise the error, or return an Output
+that contains it."""
 
 
 def check_params(params: object) -> SamplingParams | None:
@@ -30,14 +30,14 @@ def check_params(params: object) -> SamplingParams | None:
 
 
 def choose_params(params: Any, sampling_params: Any) -> Any:
-    """One of the two names of this argument. Raises InvalidRequestError when both are given."""
+    """The value of an argument that has two names. Raises InvalidRequestError if both are given."""
     if params is not None and sampling_params is not None:
         raise InvalidRequestError("params and sampling_params are one thing: give one")
     return params if sampling_params is None else sampling_params
 
 
 def check_errors(errors: object) -> None:
-    """Raise InvalidRequestError for what is not one of `Errors`."""
+    """Raise InvalidRequestError for a value that is not one of `Errors`."""
     if type(errors) is not str or errors not in ("raise", "return"):
         raise InvalidRequestError(f"errors={shorten(errors)}: expected 'raise' or 'return'")
 
@@ -47,7 +47,7 @@ def params_of_each(
     count: int,
     default: Callable[[], SamplingParams],
 ) -> Sequence[SamplingParams]:
-    """SamplingParams of each of `count` prompts; `default` where none are given. Raises
+    """The SamplingParams of each of `count` prompts; `default` if none are given. Raises
     InvalidRequestError."""
     if params is None or issubclass(type(params), SamplingParams):
         return [check_params(params) or default()] * count
@@ -81,7 +81,7 @@ def check_seconds(name: str, value: object, least: float = 0.0) -> float | None:
 def check_process(made_in: int, what: str) -> None:
     """Raise RuntimeError in a process other than `made_in`, the one that made the engine.
 
-    `fork` copies memory, but none of the threads that torch and the engine wait for.
+    `fork` copies memory, but not the threads that torch and the engine need.
     """
     if os.getpid() != made_in:
         raise RuntimeError(

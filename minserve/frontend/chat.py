@@ -1,4 +1,4 @@
-"""Conversations to prompts, by the chat template of the model's tokenizer."""
+"""Converts conversations to prompts with the chat template of the model's tokenizer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def render_each(
 ) -> tuple[list[Given], bool]:
     """The prompts of one conversation, or of a list of them; and whether it was a list.
 
-    With `errors="raise"` raises InvalidRequestError for the first conversation that is refused;
-    with "return" the refusal takes the prompt's place.
+    With `errors="raise"`, raises InvalidRequestError for the first conversation that is refused;
+    with "return", the error takes the prompt's place.
     """
     most = loaded.config.max_prompt_chars
     conversations: Sequence[list[Message] | InvalidRequestError]
@@ -54,5 +54,5 @@ def render(loaded: LoadedModel, conversation: Sequence[Message]) -> list[int]:
     tokenizer = loaded.need_tokenizer("a conversation")
     text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True)
     check_prompt_text(text, loaded.config.max_prompt_chars, "the conversation as a prompt")
-    # The template writes its own special tokens.
+    # The template adds the special tokens itself.
     return tokenizer.encode(text, add_special_tokens=False)

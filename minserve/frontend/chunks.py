@@ -11,8 +11,8 @@ from minserve.request import Request, SamplingParams
 
 
 class ChunkStream(Iterator[StreamChunk]):
-    """The chunks of one streamed request. Threads that read one stream take turns; leaving early,
-    or `close()`, aborts it."""
+    """The chunks of one streamed request. Threads that read one stream take turns. Leaving early,
+    or `close()`, aborts the request."""
 
     def __init__(
         self, share: EngineShare, name: str, token_ids: list[int], params: SamplingParams
@@ -36,7 +36,7 @@ class ChunkStream(Iterator[StreamChunk]):
                 self._running = False
 
     def close(self) -> None:
-        """Abort the request, if it has not ended. A second time is harmless."""
+        """Abort the request, if it has not ended. Calling it twice does no harm."""
         with self._turn:
             self._chunks.close()
         self._share.tell()
@@ -52,6 +52,6 @@ def _chunks(
         while chunks := share.next_chunks(reader):
             yield from chunks
     finally:
-        # The garbage collector may run this in the middle of a step, where the engine must not be
-        # called: `leave` only makes a note.
+        # The garbage collector may run this in the middle of a step, when the engine must not be
+        # called: `leave` only records that the caller has left.
         share.leave(name, requests)

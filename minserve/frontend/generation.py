@@ -1,4 +1,4 @@
-"""One call of `LLM.generate` or `chat`: from prompts to requests, and from these to outputs.
+"""One call of `LLM.generate` or `chat`: from prompts to requests, and from requests to outputs.
 
 Steps the shared engine until all requests of the call have ended.
 """
@@ -19,7 +19,7 @@ from minserve.loading import LoadedModel
 from minserve.request import InvalidRequestError, Output, Request, SamplingParams
 
 Given = PromptInput | InvalidRequestError
-"""A prompt, or why it was refused."""
+"""A prompt, or the error that refused it."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Job:
     params: SamplingParams
     priority: int
     requests: list[Request]
-    """Its samples, once the engine has taken it."""
+    """The prompt's samples, after the engine has accepted it."""
     refused: InvalidRequestError | None = None
 
 
@@ -44,8 +44,10 @@ def make_jobs(
     priority: int | Sequence[int],
     errors: Errors,
 ) -> list[Job]:
-    """Tokenize the prompts, and check what can be checked without the engine. Raises
-    InvalidRequestError; with `errors="return"` for the arguments of the call only."""
+    """Tokenize the prompts, and check everything that can be checked without the engine.
+
+    Raises InvalidRequestError; with `errors="return"`, only for the arguments of the call.
+    """
     each = params_of_each(params, len(given), loaded.default_sampling_params)
     ranks = priority_of_each(priority, len(given))
     jobs = []
@@ -68,8 +70,8 @@ def make_jobs(
 def complete(
     share: EngineShare, jobs: Sequence[Job], progress: bool, errors: Errors
 ) -> list[Output]:
-    """Run the jobs to their end; outputs in their order. With `errors="raise"` the first failure
-    ends the call, and is raised."""
+    """Run the jobs to their end; returns outputs in their order. With `errors="raise"`, the first
+    failure ends the call and is raised."""
     stops = errors == "raise"
     try:
         with share.hold() as engine:
@@ -85,7 +87,7 @@ def complete(
             raise told
         return outputs
     finally:
-        # After an interruption or an error nothing of this call stays in the engine.
+        # After an interruption or an error, no request of this call stays in the engine.
         for job in jobs:
             share.leave(job.name, job.requests)
         share.tell()
@@ -108,7 +110,7 @@ def _run(share: EngineShare, requests: Sequence[Request], progress: bool, stops:
         while left:
             share.advance()
             if share.num_ended == num_ended and not share.is_idle:
-                continue  # Nothing has ended, so there is nothing to look for.
+                continue  # No request has ended, so there is nothing to look for.
             num_ended = share.num_ended
             if stops and (told := failure_of(left)) is not None:
                 raise told

@@ -1,4 +1,4 @@
-"""From requests to what a caller gets: outputs when they are done, chunks while they grow."""
+"""From requests to the caller's results: outputs when they end, chunks while they grow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minserve.request import (
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What a streamed sample gained in one step."""
+    """The text and tokens that a streamed sample gained in one step."""
 
     request_id: str
     index: int
@@ -33,16 +33,16 @@ class StreamChunk:
 
 
 class StreamCursor:
-    """How much of a request's text and tokens its reader has been given."""
+    """How much of a request's text and tokens has been delivered to its reader."""
 
     def __init__(self) -> None:
         self._num_chars = 0
         self._num_tokens = 0
         self.ended = False
-        """True once the last chunk was made."""
+        """True after the last chunk was made."""
 
     def advance(self, engine: Engine, request: Request) -> StreamChunk:
-        """What is new since the last call."""
+        """A chunk with everything new since the last call."""
         text = engine.text_of(request)
         tokens = tuple(request.token_ids[request.num_prompt_tokens + self._num_tokens :])
         chunk = StreamChunk(
@@ -63,8 +63,9 @@ class StreamCursor:
 def make_output(engine: Engine, requests: Sequence[Request], prompt: str | None) -> Output:
     """The output of one prompt's samples."""
     first = requests[0]
-    texts = [_text(engine, request) for request in requests]  # first: they may end a sample
-    # Each sample computes the prompt's logprobs, and a sample that failed may have only some.
+    texts = [_text(engine, request) for request in requests]  # first: this may end a sample
+    # Each sample computes the prompt's logprobs, and a sample that failed may have
+    # only some of them.
     scored = max(requests, key=lambda request: len(request.prompt_logprobs))
     return Output(
         request_id=first.request_id,
@@ -102,7 +103,7 @@ def refused_output(
 
 
 def _text(engine: Engine, request: Request) -> str:
-    """The sample's text; where it cannot be produced, the sample ends with an error."""
+    """The sample's text. If it cannot be produced, the sample ends with an error."""
     try:
         return engine.text_of(request)
     except BaseException as error:
@@ -114,9 +115,9 @@ def _text(engine: Engine, request: Request) -> str:
 
 
 def failure_of(requests: Sequence[Request]) -> EngineError | None:
-    """What to raise for the first of these samples that ended with an error; None if none did.
+    """The error of the first of these samples that ended with one; None if none did.
 
-    A new exception each time: raising one changes it, so two callers must not share it.
+    A new exception each time: raising an exception changes it, so two callers must not share it.
     """
     for request in requests:
         if request.finish_reason == "error":
@@ -125,7 +126,7 @@ def failure_of(requests: Sequence[Request]) -> EngineError | None:
 
 
 def failure(name: str, cause: BaseException | None, error: str | None = None) -> EngineError:
-    """An EngineError about the request of this name, chained to its cause."""
+    """An EngineError about the request with this name, chained to its cause."""
     if cause is None:
         return EngineError(error)
     told = EngineError(f"{name}: the engine failed: {describe(cause)}")

@@ -1,4 +1,4 @@
-"""`LLM.pin` and `AsyncLLM.pin`: compute a prefix where it is not computed yet, then pin it."""
+"""`LLM.pin` and `AsyncLLM.pin`: compute a prefix if it is not computed yet, then pin it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from minserve.request import SamplingParams
 def pin_here(
     share: EngineShare, token_ids: list[int], salt: str, compute: Callable[[SamplingParams], object]
 ) -> PinnedPrefix:
-    """Pin a prefix in a shared engine. `compute` runs it once, with the parameters it is given."""
+    """Pin a prefix in a shared engine. `compute` is called with the parameters of a request that
+    computes the prefix."""
     with share.hold() as engine:
         check_pin(engine, token_ids)
         handle = pin_computed(engine, token_ids, salt)
@@ -36,13 +37,13 @@ def pin_in_thread(
     timeout_s: float,
     compute: Callable[[SamplingParams], object],
 ) -> PinnedPrefix:
-    """Pin a prefix in an engine with a thread of its own; waits at most `timeout_s` for each of the
-    thread's answers."""
+    """Pin a prefix in an engine with its own thread; waits at most `timeout_s` for each
+    answer of the thread."""
     engine = thread.engine
     thread.ask(lambda: check_pin(engine, token_ids), timeout_s)
 
     def pin() -> int | None:
-        check_pin(engine, token_ids)  # again: another caller may have pinned since
+        check_pin(engine, token_ids)  # again: another caller may have pinned meanwhile
         return pin_computed(engine, token_ids, salt)
 
     # Under load, other requests may evict the pages between two commands.
@@ -56,7 +57,7 @@ def pin_in_thread(
 
 
 def _once(salt: str) -> SamplingParams:
-    """A request that computes its prompt, and as little else as possible."""
+    """Parameters of a request that computes its prompt, and as little else as possible."""
     return SamplingParams(max_tokens=1, temperature=0.0, cache_salt=salt)
 
 
@@ -70,7 +71,7 @@ def _pinned(
 
 
 def _unpin_late(engine: Engine) -> Callable[[int | None], None]:
-    """Undoes a pin whose caller has stopped waiting for it."""
+    """Makes the function that undoes a pin whose caller has stopped waiting for it."""
 
     def undo(handle: int | None) -> None:
         if handle is not None:

@@ -1,9 +1,9 @@
 """One engine shared by several callers: a caller that waits for tokens steps it for all of them.
 
-The lock is held only while the engine is used, never while a caller's code runs. Callers do not see
-each other: an error is raised by the call whose request it ended. A caller may leave at any time,
-even when the garbage collector or a signal handler runs in the middle of a step of the same thread;
-its request then ends as soon as the engine is free.
+The lock is held only while the engine is used, never while a caller's code runs. Callers do not
+affect each other: an error is raised in the call whose request it ended. A caller may leave at any
+time, even if the garbage collector or a signal handler runs in the middle of a step of the same
+thread; its request then ends as soon as the engine is free.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REENTERED = (
     "thread: set a flag there, and call it when the step has ended (close() and unpin() are safe)"
 )
 MOST_FAILURES = 5
-"""Steps in a row that fail without ending a request, after which the error is raised."""
+"""After this many failed steps in succession that ended no request, the error is raised."""
 
 
 class Reader:
@@ -39,23 +39,24 @@ class Reader:
         self.cursors = {request: StreamCursor() for request in requests}
         self.chunks: deque[StreamChunk] = deque()
         self.failure: EngineError | None = None
-        """Why no more chunks can be made; None while they can."""
+        """The error because of which no more chunks can be made; None while they can."""
 
     def take(self) -> list[StreamChunk]:
-        """The chunks made since the last call. The engine must be held, because other threads add
-        chunks."""
+        """The chunks made since the last call. The engine must be held, because other
+        threads add chunks."""
         chunks = list(self.chunks)
         self.chunks.clear()
         return chunks
 
     @property
     def finished(self) -> bool:
-        """True when no more chunks will come."""
+        """True if no more chunks will come."""
         return self.failure is not None or all(request.finished for request in self.requests)
 
 
 class EngineShare:
-    """See the module. Methods that take an `engine` are called while `hold` is entered."""
+    """Shares one engine, as described at the top of this file. Methods with an `engine` argument
+    are called while `hold` is entered."""
 
     def __init__(self, engine: Engine, fresh_trace: Callable[[], RunTrace]) -> None:
         self._engine: Engine | None = engine
@@ -70,7 +71,7 @@ class EngineShare:
         self._close_wanted = False
         self._num_failures = 0
         self.num_ended = 0
-        """Requests that have ended so far; while the number is unchanged, none has ended."""
+        """Requests that have ended so far; while the number is the same, no request has ended."""
 
     @property
     def engine(self) -> Engine:
@@ -81,14 +82,14 @@ class EngineShare:
 
     @property
     def is_idle(self) -> bool:
-        """True when no request is live."""
+        """True if no request is live."""
         engine = self._engine
         return engine is None or not engine.has_requests
 
     @contextmanager
     def hold(self) -> Iterator[Engine]:
-        """The engine, for this thread alone. Raises RuntimeError when it is closed, after a fork,
-        and when this thread holds it already."""
+        """The engine, for this thread alone. Raises RuntimeError if it is closed, after a fork, or
+        if this thread holds it already."""
         check_process(self._process, "LLM")
         if self._is_held_here:
             raise RuntimeError(REENTERED)
@@ -105,8 +106,8 @@ class EngineShare:
         return self._holder == threading.get_ident()
 
     def start_run(self, engine: Engine, *, alone: bool) -> None:
-        """Start a new trace, unless a request is already running. `alone`: apart from streams no
-        request should be live; one that is was left behind by an interrupted call, and is ended."""
+        """Start a new trace, unless a request is already running. `alone`: no request except
+        streams should be live; any other was left behind by an interrupted call, and is ended."""
         self._tell_departed(engine)
         if alone:
             orphans = [one for one in engine.live_requests() if one not in self._readers]
@@ -125,7 +126,7 @@ class EngineShare:
             self._step(engine)
 
     def open(self, name: str, ids: list[int], params: SamplingParams) -> Reader:
-        """A stream over a new request."""
+        """Open a stream over a new request."""
         with self.hold() as engine:
             self.start_run(engine, alone=False)
             reader = Reader(name, engine.add(name, ids, params, stream_text=True))
@@ -134,7 +135,7 @@ class EngineShare:
 
     def next_chunks(self, reader: Reader) -> list[StreamChunk]:
         """The chunks that the reader has not taken yet; steps the engine until there are some.
-        Empty at the end, where it raises EngineError if the request failed."""
+        Empty at the end. Raises EngineError at the end if the request failed."""
         while True:
             if self._engine is None:
                 chunks = reader.take()
@@ -143,7 +144,7 @@ class EngineShare:
                     if not reader.chunks and not reader.finished:
                         self._step(engine)
                     if reader.finished:
-                        # Deliver what an interrupted call of another thread did not.
+                        # Deliver what an interrupted call of another thread has not delivered.
                         self._deliver(engine, [r for r, c in reader.cursors.items() if not c.ended])
                     chunks = reader.take()
             if chunks:
@@ -155,16 +156,16 @@ class EngineShare:
                 return []
 
     def leave(self, name: str, requests: Sequence[Request]) -> None:
-        """Note that the caller of these requests has left. Safe at any moment, in any thread."""
+        """Record that the caller of these requests has left. Safe at any time, in any thread."""
         self._departed.append((name, requests))
 
     def unpin(self, handle: int) -> None:
-        """Let a pin's pages be evicted again, now or when the engine is free."""
+        """Allow a pin's pages to be evicted again, now or when the engine is free."""
         self._unpinned.append(handle)
         self.tell()
 
     def tell(self) -> None:
-        """End the requests whose callers have left; if this thread is in the middle of a step, at
+        """End the requests whose callers have left. If this thread is in the middle of a step, at
         the end of that step."""
         if self._engine is None or os.getpid() != self._process or self._is_held_here:
             return
@@ -172,15 +173,15 @@ class EngineShare:
             with self.hold():
                 pass
         except RuntimeError:
-            if self._engine is not None:  # None: another thread has closed it since
+            if self._engine is not None:  # None: another thread has closed it meanwhile
                 raise
 
     def close(self) -> None:
-        """End all requests and free the engine; in the middle of a step of the same thread, at its
-        end."""
+        """End all requests and free the engine. In the middle of a step of the same thread: at the
+        end of that step."""
         self._close_wanted = True
         if os.getpid() != self._process:
-            self._engine = None  # The engine, and its locks, are the parent's.
+            self._engine = None  # The engine and its locks belong to the parent process.
         self.tell()
 
     # -- while it is held --------------------------------------------------------------------------
@@ -208,7 +209,7 @@ class EngineShare:
                 self._readers.pop(request, None)
                 engine.forget(request)
             self._settle(engine)
-            # Removed only now, so that after an interrupt it is done again.
+            # Removed only after that, so that it is repeated after an interrupt.
             self._departed.popleft()
 
     def _settle(self, engine: Engine) -> None:
@@ -225,8 +226,8 @@ class EngineShare:
                 engine.step()
                 self._num_failures = 0
             except BaseException as error:
-                # The engine has ended the requests that the error belongs to; their callers raise
-                # it.
+                # The engine has ended the requests that the error belongs to; their
+                # callers raise it.
                 if is_interrupt(error) or self._num_failures >= MOST_FAILURES:
                     raise
                 self._num_failures += 1

@@ -1,8 +1,8 @@
-"""What machines can do, and what work a step is.
+"""What machines can do, and how much work a step is.
 
 `work` counts a step's FLOPs and bytes from shapes, `devices` is a table of GPUs with sources,
-`machine` says what this one is, `ceilings` measures it, `roofline` puts work over limits. Knows
-nothing about engines.
+`machine` describes this one, `ceilings` measures it, and `roofline` compares work with limits.
+Knows nothing about engines.
 """
 
 from minserve.hardware.ceilings import Ceilings, machine_ceilings, measure_ceilings

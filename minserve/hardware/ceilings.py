@@ -1,8 +1,8 @@
 """The best rates that this machine reaches: bandwidth by working set, products by number format.
 
 Measured once and kept on disk for the same processor, torch and number of threads, so that every
-figure can be shown against the limit of the machine it was measured on. A ceiling is the fastest
-round of the best operator found; an engine that beats it has found a better operator.
+figure can be compared with the limit of the machine it was measured on. A ceiling is the fastest
+round of the best operator found; an engine that exceeds it has a better operator.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MOST = 1e18
 
 _MIB = 1 << 20
 _QUIET_SHARE = 0.6
-"""Share of CPU time from which a machine counts as quiet. Allocation between measurements uses one
-thread only, so 1 is never reached."""
+"""If the share of CPU time is at least this, the machine counts as quiet. Allocation between
+measurements uses one thread only, so 1 is never reached."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Ceilings:
     quick: bool
     """Fewer sizes and fewer rounds: accurate to about ten percent on a quiet machine."""
     cpu_share: float | None
-    """CPU time this process got during the measurement, over time and threads: near 1 on a quiet
-    machine, whose threads compute or wait actively. None for a GPU, and where the system does not
-    tell."""
+    """CPU time this process got during the measurement, over time and threads: near 1 on a
+    quiet machine, whose threads compute or wait actively. None for a GPU, and if the system
+    does not report it."""
     bandwidth: tuple[BandwidthPoint, ...]
     """By ascending working set."""
     matmul: tuple[ProductPoint, ...]
@@ -95,7 +95,7 @@ class Ceilings:
         """Read bandwidth for data of this size that is read again and again.
 
         Between measured sizes it is interpolated over the logarithm of the size; beyond them it is
-        that of the nearest.
+        the value of the nearest size.
         """
         points = self.bandwidth
         if working_set_bytes <= points[0].working_set_bytes:
@@ -127,7 +127,7 @@ class Ceilings:
 
     @classmethod
     def from_dict(cls, data: Any) -> Ceilings:
-        """The inverse of `to_dict`. Raises ValueError, in a sentence, for anything else, and for
+        """The inverse of `to_dict`. Raises ValueError with a sentence for anything else, and for
         numbers that no measurement gives."""
         found = build(cls, data, "ceilings")
         sizes = [point.working_set_bytes for point in found.bandwidth]
@@ -148,7 +148,8 @@ def measure_ceilings(
     quick: bool = True,
     budget_s: float | None = None,
 ) -> Ceilings:
-    """Measure this machine now: about 5 s quick, half a minute otherwise. Nothing else should run.
+    """Measure this machine now: about 5 s if quick, half a minute otherwise. Nothing
+    else should run.
 
     Uses torch's current number of threads. `budget_s` replaces the time spent on rounds.
     """
@@ -201,7 +202,7 @@ def measure_ceilings(
 
 def _plan(quick: bool, on_gpu: bool) -> tuple[list[float], list[tuple[int, int]], list[int]]:
     """Working sets in MiB, (rows, size) of products, sizes of matrix-vector products."""
-    # Working sets around what L1, L2, L3 (a GPU's L2) and memory hold on today's machines.
+    # Working sets around the sizes of L1, L2, L3 (a GPU's L2) and memory on today's machines.
     if on_gpu:
         sizes = [4.0, 16, 64, 1024] if quick else [2.0, 4, 8, 16, 32, 64, 128, 512, 2048]
         squares, skinny = ([8192] if quick else [2048, 4096, 8192]), (64, 8192)
@@ -219,9 +220,10 @@ def machine_ceilings(
     quick: bool = True,
     refresh: bool = False,
 ) -> Ceilings:
-    """This machine's ceilings: from disk where the same machine was measured before, else now.
+    """This machine's ceilings: from disk if the same machine was measured before,
+    otherwise measured now.
 
-    A thorough measurement on disk also answers a quick request. A disturbed measurement is not
+    A thorough measurement on disk also serves a quick request. A disturbed measurement is not
     written to disk; like one that cannot be written, it is kept until the process ends.
     """
     kept = None if refresh else kept_ceilings(device, dtypes, quick=quick)
@@ -237,8 +239,8 @@ def machine_ceilings(
 
 
 _this_process: dict[Path, Ceilings] = {}
-"""What was measured and is not on disk. State of the process: the machine is the same for all
-engines, and measuring it takes seconds."""
+"""Measurements that are not on disk. State of the process: the machine is the same for all engines,
+and measuring it takes seconds."""
 
 
 def kept_ceilings(
@@ -247,7 +249,7 @@ def kept_ceilings(
     *,
     quick: bool = True,
 ) -> Ceilings | None:
-    """`machine_ceilings` where that needs no measurement, else None."""
+    """`machine_ceilings` if that needs no measurement, else None."""
     for thorough in (True, False) if quick else (True,):
         path = cache_path(device, dtypes, quick=not thorough)
         found = _this_process.get(path) or cache_dir.read(

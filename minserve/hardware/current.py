@@ -1,4 +1,4 @@
-"""The current GPU: where launches and captures go unless another is named."""
+"""The current GPU: launches and captures go there unless another device is named."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """Inside the block this GPU is the current one: Triton launches its kernels there, wherever
-    their tensors are, and a capture waits for no other."""
+    """Make this GPU the current one inside the block: Triton launches its kernels on the current
+    GPU, wherever their tensors are, and a capture waits for no other GPU."""
     if device.type == "cpu" or device.index is None:
         return nullcontext()
     return torch.cuda.device(device)

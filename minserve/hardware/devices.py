@@ -1,6 +1,6 @@
-"""GPUs by name, every figure from a vendor's data sheet or architecture white paper.
+"""GPUs by name; every figure is from a vendor's data sheet or architecture white paper.
 
-FLOP/s are dense (half of what vendors print "with sparsity"), products accumulated in float32,
+FLOP/s are dense (half of what vendors print "with sparsity"), for products accumulated in float32,
 at boost clock. A figure without a source is None, never a guess.
 """
 
@@ -14,7 +14,7 @@ _GB, _TFLOPS = 10**9, 1e12
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """What a vendor promises of one device."""
+    """The figures that a vendor publishes for one device."""
 
     name: str
     vendor: str
@@ -23,21 +23,22 @@ class DeviceSpec:
     """As printed: decimal gigabytes."""
     memory_bytes_per_s: float | None
     dense_flops: Mapping[str, float]
-    """Number format -> FLOP/s. float32 is without tensor cores; tf32 is their format for float32
-    inputs."""
+    """Number format -> FLOP/s. float32 is without tensor cores; tf32 is the tensor cores' format
+    for float32 inputs."""
     interconnect: str
     interconnect_bytes_per_s: float | None
     """Both directions together, as vendors print it."""
     tdp_watts: int | None
     source: str
-    """Titles of the documents the figures are from."""
+    """Titles of the documents that the figures are from."""
     aliases: tuple[str, ...] = ()
     """Substrings of the name the driver reports, lower case."""
     processors: int | None = None
-    """Streaming multiprocessors (AMD: compute units): programs that run at once, at least."""
+    """Streaming multiprocessors (AMD: compute units): at least this many programs run at once."""
 
     def flops_per_s(self, dtype: str) -> float:
-        """Dense FLOP/s in a number format. Raises ValueError where there is no sourced figure."""
+        """Dense FLOP/s in a number format. Raises ValueError if there is no figure with a
+        source."""
         try:
             return self.dense_flops[dtype]
         except KeyError:
@@ -75,7 +76,7 @@ def _spec(
     )
 
 
-# From the same documents; where they do not print it, there is no figure.
+# From the same documents; no figure if they do not print it.
 _PROCESSORS = {
     "T4": 40,
     "RTX 3090": 82,
@@ -110,7 +111,7 @@ DEVICES: dict[str, DeviceSpec] = {
               "NVIDIA Ampere GA102 GPU Architecture, appendix A", ("rtx 3090",)),
         _spec("A10", "Ampere", 24, 600, _tensor(125, 31.2, 62.5), _PCIE4, 150,
               "NVIDIA A10 Tensor Core GPU data sheet", ("nvidia a10",)),
-        # Its published product rates contradict each other, so there are none here.
+        # Its published product rates contradict each other, so none are listed here.
         _spec("A10G", "Ampere", 24, 600, {}, _PCIE4, None,
               "Amazon EC2 G5 instance documentation (memory and bandwidth only)",
               ("nvidia a10g", "a10g")),
@@ -148,7 +149,7 @@ DEVICES: dict[str, DeviceSpec] = {
 def find_device(name: str) -> DeviceSpec | None:
     """The table's entry for a name as the driver (or a person) writes it; None if there is none.
 
-    The longest alias wins, so that "NVIDIA A10G" is not an A10.
+    The longest alias wins, so that "NVIDIA A10G" is not taken for an A10.
     """
     wanted = " ".join(name.lower().split())
     for spec in DEVICES.values():

@@ -1,4 +1,4 @@
-"""What this machine is, in words and numbers that may be published: no host names, no paths."""
+"""This machine in words and numbers that may be published: no host names, no paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# Instruction sets that decide how fast a CPU multiplies matrices, as /proc/cpuinfo spells them.
+# Instruction sets that decide how fast a CPU multiplies matrices, spelled as in /proc/cpuinfo.
 _FLAGS = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "i8mm", "sve",
@@ -38,9 +38,9 @@ class MachineInfo:
     cpu_cores: int
     """Cores this process may use."""
     cpu_flags: tuple[str, ...]
-    """Those of the known instruction sets that the CPU has."""
+    """The known instruction sets that the CPU has."""
     cache_bytes: tuple[tuple[str, int], ...]
-    """Cache level ("L2") -> bytes of one such cache, where the system tells."""
+    """Cache level ("L2") -> bytes of one such cache, if the system reports it."""
     memory_bytes: int | None
     os: str
     python: str
@@ -73,7 +73,8 @@ class MachineInfo:
 
 
 def describe_machine() -> MachineInfo:
-    """This machine, as far as the system tells. Unknown parts are None or empty, never guessed."""
+    """This machine, as far as the system reports it. Unknown parts are None or empty, never
+    guessed."""
     flags = _cpuinfo("flags") or _cpuinfo("Features")
     present = set(flags.split())
     return MachineInfo(
@@ -90,7 +91,7 @@ def describe_machine() -> MachineInfo:
     )
 
 
-# A machine does not change while a process runs, and asking nvidia-smi takes a second.
+# A machine does not change while a process runs, and calling nvidia-smi takes a second.
 @cache
 def _cpuinfo(name: str) -> str:
     try:

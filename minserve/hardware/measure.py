@@ -1,4 +1,4 @@
-"""Timing candidates against each other: interleaved rounds, the best one, with its spread.
+"""Times candidates against each other: interleaved rounds, the best candidate, and its spread.
 
 Knows nothing about what the candidates do.
 """
@@ -19,10 +19,10 @@ class Rate:
     """Work per second of the best operator found, over rounds of a few milliseconds."""
 
     per_s: float
-    """In its fastest round: the ceiling. Other programs only ever make rounds slower."""
+    """Rate of the fastest round: the ceiling. Other programs only ever make rounds slower."""
     median: float
     low: float
-    """In its slowest round."""
+    """Rate of the slowest round."""
     operator: str
     rounds: int
 
@@ -34,9 +34,9 @@ def best_rate(
     budget_s: float,
     clock: Clock | None = None,
 ) -> Rate:
-    """Race the candidates, which each do `work` (FLOPs or bytes) per call, for `budget_s`.
+    """Time the candidates, which each do `work` (FLOPs or bytes) per call, for `budget_s`.
 
-    Rounds are interleaved, so that a disturbance hits all candidates alike. Raises ValueError
+    Rounds are interleaved, so that a disturbance affects all candidates equally. Raises ValueError
     without candidates.
     """
     if not candidates:
@@ -45,11 +45,11 @@ def best_rate(
     share = budget_s / len(candidates)
     repeats: dict[str, int] = {}
     for name, call in candidates.items():
-        # The first call pays for allocation and code generation.
+        # The first call includes allocation and code generation.
         _time(call, 1, device, clock)
         once = _time(call, 1, device, clock)
-        # So long that reading the clock and synchronizing the device do not matter, and short
-        # enough for rounds.
+        # Long enough that reading the clock and synchronizing the device do not matter, and short
+        # enough to have several rounds.
         repeats[name] = max(1, int(min(2e-3, share / 5) / max(once, 1e-7)))
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     end = clock.now() + budget_s
@@ -77,6 +77,6 @@ def _time(call: Callable[[], object], repeats: int, device: torch.device, clock:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished what was queued; on a CPU there is nothing to wait for."""
+    """Wait until the device has finished its queue; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The operators raced to find what a device can do: reads, copies, products.
+"""The operators that are timed to find what a device can do: reads, copies, products.
 
 Each function returns candidates by name and the work of one call, for `measure.best_rate`.
 """
@@ -24,7 +24,7 @@ def _values(*shape: int, device: torch.device, dtype: torch.dtype = torch.float3
 
 
 def reads(size_bytes: int, device: torch.device) -> tuple[Candidates, int]:
-    """Operators that read `size_bytes` of float32 once and write next to nothing."""
+    """Operators that read `size_bytes` of float32 once and write almost nothing."""
     columns = 1024 if size_bytes >= 1 << 20 else 64
     x = _values(max(1, size_bytes // (4 * columns)), columns, device=device)
     flat, vector = x.view(-1), _values(columns, device=device)
@@ -48,7 +48,8 @@ def copies(size_bytes: int, device: torch.device) -> tuple[Candidates, int]:
 def matrix_products(
     rows: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Candidates, int]:
-    """`[rows, size] x [size, size]`: plain, and with the weight laid out as the library likes."""
+    """`[rows, size] x [size, size]`: plain, and with the weight in the library's
+    preferred layout."""
     x = _values(rows, size, device=device, dtype=dtype)
     weight = _values(size, size, device=device, dtype=dtype)
     out = torch.empty(rows, size, device=device, dtype=dtype)

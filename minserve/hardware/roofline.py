@@ -16,7 +16,7 @@ from minserve.trace import StepWork
 
 @dataclass(frozen=True, slots=True)
 class RooflineEstimate:
-    """Least seconds for some counted work, and what they are made of."""
+    """Least seconds for some counted work, split into arithmetic and memory traffic."""
 
     compute_s: float
     """All arithmetic at the best matrix-product rate."""
@@ -24,10 +24,10 @@ class RooflineEstimate:
     """All traffic at the bandwidth of its working set."""
     flops_per_s: float
     weights_bytes_per_s: float
-    """Bandwidth taken for weights and KV cache."""
+    """Bandwidth used for weights and KV cache."""
     source: str
-    """The device whose limits these are, and whether they were measured or are from a data
-    sheet."""
+    """The device whose limits were used, and whether they were measured or are
+    from a data sheet."""
 
     @property
     def bound_s(self) -> float:
@@ -48,10 +48,10 @@ def roofline(
 ) -> RooflineEstimate:
     """The bound for `work` (of one step) in number format `dtype`.
 
-    `working_set_bytes` is what is read again at the next step, by default the step's weights and
-    cached keys and values: where it fits into a cache, that cache's bandwidth is the ceiling.
-    Activations live for one step and have a working set of their own. Raises ValueError where the
-    limits say nothing about `dtype`.
+    `working_set_bytes` is the size of what the next step reads again, by default the step's weights
+    and cached keys and values: if it fits into a cache, that cache's bandwidth is the ceiling.
+    Activations live for one step and have their own working set. Raises ValueError if the limits
+    have no figure for `dtype`.
     """
     resident = work.weight_bytes + work.kv_read_bytes + work.kv_write_bytes
     if isinstance(limits, DeviceSpec):

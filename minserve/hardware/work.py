@@ -12,17 +12,18 @@ from minserve.trace import StepWork
 
 
 class WorkCounter:
-    """Counts steps of one model; everything that does not depend on the step is counted once.
+    """Counts the work of steps of one model; everything that does not depend on the step
+    is counted once.
 
     `itemsize` is the bytes per number of weights and activations, `kv_itemsize` that of the cache
-    (the same when None).
+    (the same if None).
     """
 
     def __init__(self, spec: ModelSpec, itemsize: int, kv_itemsize: int | None = None) -> None:
         hidden = spec.hidden_size
         kv_itemsize = itemsize if kv_itemsize is None else kv_itemsize
         linear = activation = 0
-        # (window, FLOPs per attended token and row, bytes per cached token), layers summed.
+        # (window, FLOPs per attended token and row, bytes per cached token), summed over layers.
         by_window: dict[int | None, tuple[int, int]] = {}
         for layer in spec.layers:
             mixer, inner = layer.mixer, layer.feed_forward.intermediate_size
@@ -43,8 +44,8 @@ class WorkCounter:
         self._vocab_size = spec.vocab_size
         self._head_bytes = (spec.vocab_size + 1) * hidden * itemsize
         self._tied = spec.tie_embeddings
-        # Written and read once each: per row the embedding's output and the layers', per row of
-        # logits the unembedding's input and output.
+        # Written and read once each: per row the outputs of the embedding and of the layers, per
+        # row of logits the unembedding's input and output.
         self._row_activation_bytes = 2 * (hidden + activation) * itemsize
         self._logit_activation_bytes = 2 * (hidden + spec.vocab_size) * itemsize
 
@@ -53,9 +54,9 @@ class WorkCounter:
     ) -> StepWork:
         """Work of one step.
 
-        `query_lens[r]` rows of request r are computed; `context_lens[r]` tokens stand in its
-        context after them (`ForwardBatch.context_lens`), so that row i of a chunk sees
-        `context - query + i + 1` tokens, or its window's worth of them.
+        `query_lens[r]` rows of request r are computed; its context has `context_lens[r]` tokens
+        after them (`ForwardBatch.context_lens`), so that row i of a chunk sees `context - query + i
+        + 1` tokens, or at most its window.
         """
         rows = sum(query_lens)
         if not rows:
@@ -75,7 +76,7 @@ class WorkCounter:
         if num_logit_rows:
             weight_bytes += self._head_bytes
         if not (num_logit_rows and self._tied):
-            # Only the rows that are looked up; a tied table was read whole by the unembedding.
+            # Only the rows that are looked up; a tied table was read completely by the unembedding.
             weight_bytes += min(rows, self._vocab_size) * self._embedding_row_bytes
         return StepWork(
             linear_flops=rows * self._linear_flops + num_logit_rows * self._head_flops,
@@ -95,14 +96,14 @@ def count_step(
     context_lens: Sequence[int],
     num_logit_rows: int,
 ) -> StepWork:
-    """Work of a single step; `WorkCounter` for many steps of one model."""
+    """Work of a single step; use `WorkCounter` for many steps of one model."""
     return WorkCounter(spec, itemsize).count(query_lens, context_lens, num_logit_rows)
 
 
 def _seen(
     query_lens: Sequence[int], context_lens: Sequence[int], window: int | None
 ) -> tuple[int, int]:
-    """(tokens seen summed over rows, tokens cached before the step that any row sees)."""
+    """(tokens seen, summed over rows; tokens cached before the step that any row sees)."""
     # Nearly all requests decode one row, which sees its whole context or window; the few chunks are
     # then corrected one by one. This is three times faster than a formula for all requests.
     if window is None:
@@ -120,7 +121,7 @@ def _seen(
         if not n:
             continue
         cached += before if window is None or before < window else window - 1
-        # The first `growing` rows see one token more each; the others a full window.
+        # The first `growing` rows see one token more each; the others see a full window.
         growing = n if window is None else max(0, min(n, window - before))
         seen += growing * before + growing * (growing + 1) // 2
         if window is not None:

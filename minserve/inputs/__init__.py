@@ -1,1 +1,1 @@
-"""What a caller sends, checked and copied where it enters. Knows no model and no engine."""
+"""Checks and copies what a caller sends. Knows no model and no engine."""

@@ -2,7 +2,7 @@
 
 A check takes a value and returns it in its plain Python type, or raises `Refused` with what it
 expected. `checked` turns that into one sentence with the name of the field. Sampling parameters,
-prompts and configuration are made of these. Knows nothing about which fields there are.
+prompts and configuration use these checks. Knows nothing about which fields exist.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from typing import Any
 Check = Callable[[Any], Any]
 
 MOST = 2**63 - 1
-"""Integers are 64-bit: larger ones cannot enter a tensor."""
+"""Integers are 64-bit: larger ones cannot be stored in a tensor."""
 MOST_ITEMS = 1_000_000
-"""No list in a request's parameters is longer: `range(10**12)` must not be read to its end."""
+"""Longest list in a request's parameters: `range(10**12)` must not be read to its end."""
 MOST_NAME_CHARS = 1024
 """Longest request id or salt, in characters."""
 
 
 class TooLong(ValueError):
-    """There are more items than are read. The message continues a sentence that begins with a
-    name."""
+    """There are more items than may be read. The message continues a sentence that
+    begins with a name."""
 
 
 class Refused(ValueError):
-    """The message says what was expected. `where` and `value` point into a list or a mapping."""
+    """The message says what was expected. `where` and `value` say which item of a list or
+    mapping was refused."""
 
     def __init__(self, expected: str, where: str = "", value: Any = None) -> None:
         super().__init__(expected)
@@ -53,8 +54,8 @@ def checked(name: str, value: Any, check: Check, error: type[ValueError]) -> Any
 
 def read(value: Any, most: int) -> list[Any]:
     """A list of the items of anything with a length and an iterator. A one-dimensional array gives
-    Python's numbers, others their rows. Raises TooLong for more than `most` items, or more than the
-    value's own length: a caller's class may have an iterator without end."""
+    Python numbers, other arrays their rows. Raises TooLong for more than `most` items, or for more
+    than the value's own length: a caller's class may have an iterator without end."""
     try:
         length = len(value)
     except OverflowError:  # len() fails for range(10**30)
@@ -67,7 +68,7 @@ def read(value: Any, most: int) -> list[Any]:
 
 
 def read_mapping(value: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]]:
-    """A copy of a mapping's pairs; as `read`."""
+    """A copy of a mapping's pairs, with the limits of `read`."""
     length = len(value)
     if length > most:
         raise TooLong(f"has {length} entries, and may have {most}")
@@ -82,7 +83,7 @@ def _up_to(values: Iterable[Any], length: int) -> list[Any]:
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """The value as a sentence shows it: one line of at most `limit` characters, never an error."""
+    """The value for an error message: one line of at most `limit` characters. Never raises."""
     try:
         text = _shown(value, limit)
     except Exception:
@@ -111,7 +112,7 @@ def optional(check: Check) -> Check:
 
 
 def flag(value: Any) -> bool:
-    """True or False, Python's or numpy's; 0 and 1 are integers."""
+    """True or False, Python's or numpy's. 0 and 1 are integers, and are refused."""
     if isinstance(value, bool):
         return value
     is_numpy = type(value).__module__ == "numpy" and not _is_shaped(value)
@@ -121,8 +122,8 @@ def flag(value: Any) -> bool:
 
 
 def integer(low: int = -MOST - 1, high: int = MOST, note: str = "") -> Check:
-    """An integer from `low` to `high`: Python's, or a scalar of numpy or torch. Booleans and floats
-    are refused, 2.0 as well as 2.5. `note` is appended to what is expected."""
+    """An integer from `low` to `high`: Python's, or a scalar of numpy or torch. Refuses booleans
+    and floats, even 2.0. `note` is appended to the expectation in the error."""
     expected = f"an integer of at least {low}"
     if high < 2**31:
         expected = f"an integer from {low} to {high}"
@@ -163,7 +164,7 @@ def number(
     note: str = "",
 ) -> Check:
     """A finite number from `low` (or, with `above`, greater than it) to `high`, or `also`, as a
-    float: what Python's `float()` takes, without text, booleans and complex numbers."""
+    float. Accepts what Python's `float()` accepts, except text, booleans and complex numbers."""
     bounds = [f"above {low:g}" if above else f"at least {low:g}"] * math.isfinite(low)
     bounds += [f"at most {high:g}"] * math.isfinite(high)
     expected = f"a finite number{(bounds and ', ') or ''}{' and '.join(bounds)}"
@@ -212,7 +213,7 @@ def text(
     *, empty: bool = True, blank: bool = True, most: int = MOST_ITEMS, what: str = "a string"
 ) -> Check:
     """A string that can be encoded (no lone surrogates), of at most `most` characters. `empty` and
-    `blank` say whether it may be empty, or nothing but spaces."""
+    `blank` say whether it may be empty, or consist only of spaces."""
     kind = what if empty and blank else f"{what} that is not {'empty' if blank else 'blank'}"
 
     def check(value: Any) -> str:
@@ -253,8 +254,9 @@ def one_of(*choices: str) -> Check:
 
 
 def items(check: Check, what: str) -> Check:
-    """A list, tuple, set, range or array, every item of which `check` accepts, as a tuple; a set's
-    in ascending order. Generators are refused: they could be endless, and are gone once read."""
+    """A list, tuple, set, range or array in which `check` accepts every item, as a tuple;
+    the items of a set are sorted. Generators are refused: they could be endless, and can
+    be read only once."""
 
     def each(value: Any) -> tuple[Any, ...]:
         text_like = isinstance(value, (str, bytes, bytearray, memoryview, Mapping))

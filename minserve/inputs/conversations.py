@@ -22,7 +22,8 @@ from minserve.inputs.params import InvalidRequestError
 from minserve.inputs.reading import as_list, reading
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: "role", "content", and what else the model's template reads."""
+"""One turn of a conversation: "role", "content", and any other key that the model's template
+reads."""
 
 _CONVERSATION = "a conversation: a list of messages with 'role' and 'content'"
 _MOST_DEPTH = 16  # levels inside a message; a template's tools and tool calls need five
@@ -44,7 +45,7 @@ def parse_conversations(
 def parse_each_conversation(
     messages: Any, max_chars: int | None = None
 ) -> tuple[list[list[Message] | InvalidRequestError], bool]:
-    """As `parse_conversations`, but a conversation that is refused is replaced by its refusal."""
+    """As `parse_conversations`, but a conversation that is refused is replaced by its error."""
     given, many = _split_conversations(messages)
     found: list[list[Message] | InvalidRequestError] = []
     for name, conversation in given:
@@ -110,7 +111,7 @@ class _Budget:
         self._spent = 0
 
     def spend(self, num_chars: int) -> None:
-        """Count characters. Raises InvalidRequestError when there are too many."""
+        """Count characters. Raises InvalidRequestError if there are too many."""
         self._spent += num_chars
         if self._max_chars is not None and self._spent > self._max_chars:
             raise InvalidRequestError(
@@ -120,8 +121,8 @@ class _Budget:
 
 
 def _plain(value: Any, name: str, spend: Callable[[int], None], depth: int) -> Any:
-    """A copy of what JSON can hold; a chat template reads nothing else. The caller's own objects
-    may change later, the copy does not."""
+    """A copy of a value that JSON can hold; a chat template reads nothing else. The caller's own
+    objects may change later; the copy does not."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):

@@ -1,8 +1,8 @@
 """`SamplingParams`: how a request's tokens are drawn and when they end.
 
 Every field is checked, converted to its plain Python type and copied when the object is made, so
-that later readers (at every step) find what the annotation says. Limits that depend on the model or
-the configuration are checked by `admission`.
+that later readers (at every step) can rely on the annotated type. `engine.admission` checks limits
+that depend on the model or the configuration.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ from minserve.inputs.checks import (
 WHOLE_VOCABULARY = -1
 """As `logprobs` or `prompt_logprobs`: all tokens."""
 MOST_COUNT = 2**31 - 1
-"""Largest token id, top-k and number of logprobs: what float64 and int32 tensors hold exactly."""
+"""Largest token id, top-k and number of logprobs: float64 and int32 tensors hold it exactly."""
 MOST_BIAS = 1e30
-"""Largest bias: float32 holds the sum of it and a logit."""
+"""Largest bias: float32 can hold the sum of it and a logit."""
 
 
 class InvalidRequestError(ValueError):
-    """A request that cannot be served as asked. The message says which value, and what to do."""
+    """A request that cannot be served. The message says which value is wrong, and what to do."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is drawn and when to stop. Names and meanings are vLLM's and OpenAI's.
+    """How the next token is drawn and when to stop. Names and meanings are those of
+    vLLM and OpenAI.
 
-    Numbers may be scalars of numpy or torch; lists and maps may be None, and are copied.
-    Raises InvalidRequestError when a value is of another type or out of its range.
+    Numbers may be scalars of numpy or torch; lists and maps may be None, and are copied. Raises
+    InvalidRequestError if a value has another type or is out of its range.
     """
 
     max_tokens: int | None = 128
@@ -64,24 +65,25 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     """Divide the positive (multiply the negative) logits of tokens seen in prompt or output."""
     presence_penalty: float = 0.0
-    """Subtract from the logit of every token already generated."""
+    """Subtracted from the logit of every token already generated."""
     frequency_penalty: float = 0.0
-    """Subtract times the number of occurrences among the generated tokens."""
+    """Subtracted from a token's logit once for each of its occurrences among the
+    generated tokens."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids; minus infinity bans a token. Ids may be strings, as
     in JSON."""
     stop: Sequence[str] = ()
-    """Strings that end the text; they are cut from it unless `include_stop_str_in_output`."""
+    """Strings that end the text; they are removed from it unless `include_stop_str_in_output`."""
     stop_token_ids: Sequence[int] = ()
     """Token ids that end the text, besides the model's own end-of-sequence ids."""
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    """Go on past the model's end-of-sequence tokens: for benchmarks of fixed length."""
+    """Continue after the model's end-of-sequence tokens: for benchmarks of fixed length."""
     n: int = 1
     """Samples per prompt, each with its own random stream."""
     seed: int | None = None
-    """Same seed, same tokens for equal logits, whatever else is in the batch. None: the engine's
-    seed and the request's number."""
+    """With the same seed and equal logits, the same tokens are drawn, whatever else is in the
+    batch. None: derived from the engine's seed and the request's number."""
     logprobs: int | None = None
     """Report each drawn token's log probability and this many top alternatives; -1: all tokens."""
     prompt_logprobs: int | None = None
@@ -89,8 +91,8 @@ class SamplingParams:
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     cache_salt: str = ""
-    """Requests share cached prefixes only with requests of the same salt. Give each tenant one
-    where timing must not reveal another tenant's prompts."""
+    """Requests share cached prefixes only with requests of the same salt. Give each tenant its own
+    if timing must not reveal another tenant's prompts."""
     bad_words: Sequence[str] = ()
     """Words that are never generated: the last token that would complete one is banned, with and
     without a space before the word."""
@@ -119,7 +121,7 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
-        """True when the sampler needs the tokens seen so far."""
+        """True if the sampler needs the tokens seen so far."""
         return (
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
@@ -128,12 +130,12 @@ class SamplingParams:
 
 
 def plain(params: Any) -> SamplingParams:
-    """A SamplingParams whose checks have run: the same object where it is one.
+    """A SamplingParams whose checks have run; the same object if it is one already.
 
     A subclass may have skipped the checks or may compute its attributes, and `__new__` makes an
-    object without fields: from these a new object is made. Raises InvalidRequestError.
+    object without fields: for these, a new object is made. Raises InvalidRequestError.
     """
-    if not issubclass(type(params), SamplingParams):  # isinstance would ask the object itself
+    if not issubclass(type(params), SamplingParams):  # isinstance would call its own methods
         raise InvalidRequestError(f"the parameters are {shorten(params)}: expected SamplingParams")
     if type(params) is SamplingParams and vars(params).keys() == _CHECKS.keys():
         return params
@@ -148,7 +150,8 @@ def plain(params: Any) -> SamplingParams:
 
 
 class FrozenDict(dict[Any, Any]):
-    """A dict that cannot be changed. A dict, so that `asdict`, JSON and equality know it."""
+    """A dict that cannot be changed. A subclass of dict, so that `asdict`, JSON and equality
+    work."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("this mapping cannot be changed: make a new SamplingParams")
@@ -259,8 +262,8 @@ _CHECKS: dict[str, Check] = {
     "detokenize": flag,
 }
 
-# The defaults, which most fields of most requests are: compared by identity, so that no other value
-# passes for them.
+# The defaults, which most fields of most requests have. Compared by identity, so that no other
+# value is taken for them.
 _PLAIN_DEFAULTS = {
     item.name: item.default for item in fields(SamplingParams) if item.default is not MISSING
 }

@@ -1,7 +1,7 @@
-"""What a request has beside `SamplingParams`: its prompt, name, priority, arrival and salt.
+"""The parts of a request other than `SamplingParams`: prompt, name, priority, arrival and salt.
 
-Takes every form of a prompt that vLLM takes, and returns a copy in one plain form; anything else is
-refused, in a sentence that says which part of it is wrong. Sizes are checked before anything is
+Accepts every form of a prompt that vLLM accepts, and returns a copy in one plain form. Anything
+else is refused with a sentence that says which part is wrong. Sizes are checked before anything is
 tokenized. Knows nothing about tokenizers and vocabularies.
 """
 
@@ -27,13 +27,13 @@ from minserve.inputs.reading import as_list, is_array, is_integer, reading
 
 
 class TextPrompt(TypedDict):
-    """A prompt as vLLM's dictionaries have it: text."""
+    """A prompt in the form of vLLM's dictionaries: text."""
 
     prompt: str
 
 
 class TokensPrompt(TypedDict):
-    """A prompt as vLLM's dictionaries have it: token ids."""
+    """A prompt in the form of vLLM's dictionaries: token ids."""
 
     prompt_token_ids: Sequence[int]
 
@@ -48,25 +48,25 @@ _Numbers = (int, float, complex)
 
 @dataclass(frozen=True)
 class PromptInput:
-    """A prompt in its plain form: exactly one of the two is given."""
+    """A prompt in its plain form: exactly one of the two fields is given."""
 
     text: str | None
     token_ids: list[int] | None
 
 
 def parse_prompts(prompts: Any, max_chars: int) -> list[PromptInput]:
-    """One prompt or a list of prompts, in order; an empty list is no prompts. Raises
+    """One prompt or a list of prompts, in order; an empty list gives no prompts. Raises
     InvalidRequestError, naming the first item that is not a prompt.
 
     A list of numbers is one prompt, and so is a one-dimensional integer array; a two-dimensional
-    one has a prompt per row. `max_chars`: see `parse_prompt`.
+    array has a prompt per row. `max_chars`: see `parse_prompt`.
     """
     return [_parse(prompt, name, max_chars) for name, prompt in _split(prompts, max_chars)]
 
 
 def parse_each(prompts: Any, max_chars: int) -> list[PromptInput | InvalidRequestError]:
-    """As `parse_prompts`, but a prompt that is refused is replaced by its refusal. Raises
-    InvalidRequestError only when `prompts` cannot be split into prompts."""
+    """As `parse_prompts`, but a prompt that is refused is replaced by its error. Raises
+    InvalidRequestError only if `prompts` cannot be split into prompts."""
     found: list[PromptInput | InvalidRequestError] = []
     for name, prompt in _split(prompts, max_chars):
         try:
@@ -79,18 +79,18 @@ def parse_each(prompts: Any, max_chars: int) -> list[PromptInput | InvalidReques
 def parse_prompt(prompt: Any, max_chars: int) -> PromptInput:
     """One prompt, in any of its FORMS. Raises InvalidRequestError.
 
-    `max_chars` (`ResolvedConfig.max_prompt_chars`) bounds the characters of a text, and the number
-    of a list's ids, of which each stands for at least one character.
+    `max_chars` (`ResolvedConfig.max_prompt_chars`) bounds the characters of a text, and the length
+    of a list of ids, because each id stands for at least one character.
     """
     return _parse(prompt, "prompt", max_chars)
 
 
 def check_prompt_text(prompt: Any, max_chars: int, name: str = "prompt") -> str:
     """The text of a prompt or of a rendered conversation, before it is tokenized. Raises
-    InvalidRequestError when it is too long or not text."""
+    InvalidRequestError if it is too long or not text."""
     if not issubclass(type(prompt), str):
         raise InvalidRequestError(f"{name}={shorten(prompt)}: expected a string")
-    prompt = str.__str__(prompt)  # not what a subclass's own methods return
+    prompt = str.__str__(prompt)  # not the result of a subclass's own methods
     if len(prompt) > max_chars:
         raise InvalidRequestError(
             f"{name} has {len(prompt)} characters, and admission.max_prompt_chars allows "
@@ -141,7 +141,7 @@ def _parse(prompt: Any, name: str, max_chars: int) -> PromptInput:
 
 
 def _parse_mapping(prompt: Mapping[Any, Any], name: str, max_chars: int) -> PromptInput:
-    keys = list(itertools.islice(prompt, 3))  # two are known; a mapping may have no end
+    keys = list(itertools.islice(prompt, 3))  # one key more than known; a mapping may have no end
     for key in keys:
         if key not in ("prompt", "prompt_token_ids"):
             raise InvalidRequestError(
@@ -170,7 +170,7 @@ def _token_ids(value: Any, name: str, max_chars: int) -> list[int]:
     ids = as_list(value, name, FORMS, max_chars, f" ({most}): shorten it, or raise that field")
     if not ids:
         raise InvalidRequestError(f"{name} is empty: give at least one token id")
-    # Most lists hold plain integers, and are checked without a Python call per id.
+    # Most lists hold plain integers; they are checked without a Python call per id.
     if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= _MOST_TOKEN_ID:
         return ids
     check = integer(0, _MOST_TOKEN_ID)
@@ -181,7 +181,7 @@ def _token_ids(value: Any, name: str, max_chars: int) -> list[int]:
 
 
 def _split(prompts: Any, max_chars: int) -> list[tuple[str, Any]]:
-    """Each prompt with its name in error messages; the prompts themselves are not checked here."""
+    """Each prompt with its name in error messages; the prompts are not checked here."""
     with reading(prompts, "prompts"):
         if isinstance(prompts, (str, Mapping)):
             return [("prompt", prompts)]
@@ -197,5 +197,6 @@ def _split(prompts: Any, max_chars: int) -> list[tuple[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    """True for a number of any type, also one that is no valid token id; a scalar array is one."""
+    """True for a number of any type, even one that is not a valid token id, and for a scalar
+    array."""
     return isinstance(value, _Numbers) or (is_array(value) and not value.ndim)

@@ -1,4 +1,4 @@
-"""Reading the lists and arrays of a caller, whose methods may raise anything or never end."""
+"""Reads a caller's lists and arrays, whose methods may raise anything or never end."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def as_list(value: Any, name: str, expected: str, most: int, hint: str = "") -> 
 
 @contextmanager
 def reading(value: Any, name: str) -> Iterator[None]:
-    """Turns any exception of the block, which calls methods of `value`, into
-    InvalidRequestError."""
+    """Turn any exception in the block, which calls methods of `value`, into InvalidRequestError."""
     try:
         yield
     except InvalidRequestError:
@@ -42,7 +41,7 @@ def reading(value: Any, name: str) -> Iterator[None]:
 
 
 def is_array(value: Any) -> bool:
-    """True for an array of numpy or torch; neither is imported for it."""
+    """True for an array of numpy or torch; imports neither."""
     return all(hasattr(value, name) for name in ("dtype", "ndim", "shape", "tolist"))
 
 

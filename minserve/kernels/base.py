@@ -1,7 +1,7 @@
-"""The operators a decoder is made of, as one interface with several implementations.
+"""The operators of a decoder, as one interface with several implementations.
 
-`reference.TorchOps` is plain torch, works everywhere, and is the oracle of every other one. Which
-implementation an engine uses is a field of its configuration; the model and the attention backends
+`reference.TorchOps` is plain torch, works everywhere, and is the oracle of all others. The
+configuration names the implementation that an engine uses; the model and the attention backends
 receive it as an argument. Knows nothing about requests, models or memory policy.
 """
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from minserve.batch import SamplingBatch
 
 SampleKernel = Callable[[Tensor, SamplingBatch], Tensor]
-"""Logits `[num_samples, vocab]` of up to 32 bits, left unchanged, biases and penalties applied, and
-how to draw -> tokens, int64 `[num_samples]`, -1 where a row has logits that are not numbers."""
+"""Draws tokens from logits `[num_samples, vocab]` of up to 32 bits, with biases and penalties
+applied; the logits are not changed. Returns tokens, int64 `[num_samples]`, -1 for a row whose
+logits are not numbers."""
 
 
 class PlannedAttention(Protocol):
-    """Attention over one step's batch, planned by `Ops.plan_attention`: call it once per layer."""
+    """Attention over one step's batch, planned by `Ops.plan_attention`: called once per layer."""
 
     def __call__(
         self,
@@ -35,23 +36,23 @@ class PlannedAttention(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in one layer.
 
-        `q`: `[rows, num_heads, head_dim]` (rows may be strided); `keys`, `values`:
-        `[num_blocks, num_kv_heads, block_size, head_dim]`. Query head h reads KV head
-        `h // (num_heads // num_kv_heads)`. With a `window`, a query sees itself and the
-        `window - 1` tokens before it; together with a tree that is a ValueError. Returns
-        `[rows, num_heads, head_dim]` and, when asked, the natural log-sum-exp of the scaled
-        scores, float32 (float64 for float64 inputs) `[rows, num_heads]`.
+        `q`: `[rows, num_heads, head_dim]` (rows may be strided); `keys`, `values`: `[num_blocks,
+        num_kv_heads, block_size, head_dim]`. Query head h reads KV head `h // (num_heads //
+        num_kv_heads)`. With a `window`, a query sees itself and the `window - 1` tokens before it;
+        a window together with a tree raises ValueError. Returns `[rows, num_heads, head_dim]` and,
+        with `need_lse`, the natural log-sum-exp of the scaled scores, float32 (float64 for float64
+        inputs) `[rows, num_heads]`.
         """
         ...
 
 
 class PackedShape(NamedTuple):
-    """How packed weights lie in memory: see `Ops.packed_linear`."""
+    """The memory layout of packed weights: see `Ops.packed_linear`."""
 
     width: int
     """Outputs per panel."""
     depth: int = 1
-    """Inputs that lie side by side: 2 where a processor multiplies pairs."""
+    """Inputs that are adjacent in memory: 2 if a processor multiplies pairs."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class LayerTensors:
 
     input_norm: Tensor
     qkv: Tensor
-    """Packed, as `Ops.packed_linear` has it, like the three other matrices."""
+    """Packed as for `Ops.packed_linear`, like the three other matrices."""
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
@@ -86,7 +87,7 @@ class LayerTensors:
 
 
 class LayerStack(Protocol):
-    """The layers of one decoder, ready to run in one call."""
+    """The layers of one decoder, prepared to run in one call."""
 
     def run(
         self,
@@ -101,18 +102,18 @@ class LayerStack(Protocol):
     ) -> float | None:
         """Run layers `start` to `stop` over `h` `[rows, hidden]`, in place.
 
-        `caches`: keys and values of every layer; `groups`: its cache group; `slots`, `planned`: of
-        every group. Returns the seconds spent in attention; None, with nothing done, for a batch
-        that it cannot take.
+        `caches`: keys and values of every layer; `groups`: its cache group; `slots`, `planned`:
+        one per group. Returns the seconds spent in attention; None, and does nothing, for a batch
+        that it cannot run.
         """
         ...
 
 
 class Ops(Protocol):
-    """Operators over rows of a ragged batch. Unless said otherwise a row is one token."""
+    """Operators over rows of a ragged batch. Unless stated otherwise, a row is one token."""
 
     name: str
-    """What `EngineConfig.kernels.backend` calls this implementation."""
+    """The name of this implementation in `EngineConfig.kernels.backend`."""
 
     @property
     def sample_kernel(self) -> SampleKernel | None:
@@ -131,10 +132,12 @@ class Ops(Protocol):
     def packed_linear(
         self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
-        """`linear` with its weight packed: `packed[p, i, j, k]` is the weight of output
-        `p * width + j` and input `i * depth + k`,
-        `[ceil(out / width), ceil(in / depth), width, depth]`, filled up with zeros. `[rows, in]`,
-        packed, `[out]` -> `[rows, out]`."""
+        """`linear` with its weight packed.
+
+        `packed[p, i, j, k]` is the weight of output `p * width + j` and input `i * depth + k`; the
+        shape is `[ceil(out / width), ceil(in / depth), width, depth]`, filled up with zeros.
+        `[rows, in]`, packed, `[out]` -> `[rows, out]`.
+        """
         ...
 
     def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
@@ -148,8 +151,8 @@ class Ops(Protocol):
 
     def rms_norm_rows(self, x: Tensor, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`rms_norm(x[rows])` of `x` `[num_rows, hidden]` and int64 `rows` `[n]`, in any order,
-        repeats allowed -> `[n, hidden]`: the rows whose logits are needed. An implementation may do
-        it without a gathered copy of them."""
+        repeats allowed -> `[n, hidden]`. For the rows whose logits are needed. An implementation
+        may avoid copying them first."""
         ...
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -162,9 +165,9 @@ class Ops(Protocol):
 
     def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
         """Rotate `x` in place: `[rows, heads, head_dim]`, rows may be strided, the last two
-        dimensions are contiguous. `cos_sin` is `[max_position, head_dim]`: cosines of the
-        `head_dim / 2` angles, then their sines; the halves of a head are the pairs (rotate-half,
-        as Hugging Face checkpoints have it). `positions` is int64 `[rows]`."""
+        dimensions are contiguous. `cos_sin` is `[max_position, head_dim]`: cosines of the `head_dim
+        / 2` angles, then their sines. The two halves of a head form the pairs (rotate-half, as in
+        Hugging Face checkpoints). `positions` is int64 `[rows]`."""
         ...
 
     def store_kv(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
@@ -193,8 +196,8 @@ class Ops(Protocol):
         `heads`: `[rows, num_heads + 2 * num_kv_heads, head_dim]`, queries, keys and values of each
         row; rows may be strided. With `q_norm` and `k_norm` (`[head_dim]` each, Qwen3), query and
         key heads are RMS-normalised first. Queries are rotated in place; keys are rotated and, with
-        the values, written to their slots. What the key heads of `heads` hold afterwards is
-        unspecified. The other arguments are those of `rotary_` and `store_kv`.
+        the values, written to their slots. The contents of the key heads in `heads` are unspecified
+        afterwards. The other arguments are those of `rotary_` and `store_kv`.
         """
         ...
 
@@ -207,15 +210,15 @@ class Ops(Protocol):
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """Causal attention of a ragged batch of queries over paged keys and values. What depends on
-        the batch alone is prepared once for all layers of a step.
+        """Causal attention of a ragged batch of queries over paged keys and values. Everything that
+        depends only on the batch is prepared once for all layers of a step.
 
-        Request r owns rows `query_starts[r]` to `query_starts[r + 1]` (int32 `[num_requests + 1]`),
-        which are the last `query_lens[r]` of its `kv_lens[r]` tokens (int32 `[num_requests]`);
-        `context_lens` is `kv_lens` on the host. `block_tables`: int32 `[num_requests, max_blocks]`.
-        With a `tree`, int64 `[rows]` masks as in `kernels.tree`, the rows of a request may be a
-        speculative tree instead of a chain. For what the result takes and returns see
-        `PlannedAttention`.
+        Request r owns rows `query_starts[r]` to `query_starts[r + 1]` (int32 `[num_requests +
+        1]`), which are the last `query_lens[r]` of its `kv_lens[r]` tokens (int32
+        `[num_requests]`); `context_lens` is `kv_lens` on the host. `block_tables`: int32
+        `[num_requests, max_blocks]`. With a `tree`, int64 `[rows]` masks as in `kernels.tree`,
+        the rows of a request may be a speculative tree instead of a chain. See `PlannedAttention`
+        for the arguments and results of the plan.
         """
         ...
 
@@ -224,10 +227,10 @@ class Ops(Protocol):
     ) -> PlannedAttention | None:
         """A plan over static buffers with one row per request, valid for more than one step (CUDA
         graphs): pages and lengths are read from the tensors at every call, and no length may exceed
-        `longest` tokens. None where this implementation reads lengths on the host."""
+        `longest` tokens. None if this implementation reads lengths on the host."""
         ...
 
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
-        """Whole layers as one call, bit for bit what the operators compute one by one; None where
-        this implementation cannot run these layers so."""
+        """Runs whole layers in one call, with results bit for bit equal to those of the single
+        operators; None if this implementation cannot run these layers in this way."""
         ...

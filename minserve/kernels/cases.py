@@ -1,8 +1,8 @@
 """One call of every operator at a small shape, for code that counts or times operators.
 
-Rows of these shapes fill the 32-byte sectors that memory moves, so that a count shows what an
-operator wastes, not what the shape does. Contexts are so long that a GPU with eight multiprocessors
-would split each into two parts or more, as in a real launch.
+Rows of these shapes fill the 32-byte sectors that memory moves, so that a count shows the waste of
+the operator, not of the shape. Contexts are so long that a GPU with eight multiprocessors would
+split each into two parts or more, as in a real launch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from minserve.kernels.counts.least import Bytes
 ROWS, HEADS, KV_HEADS, HEAD_DIM, PAGE = 4, 8, 2, 64, 16
 CONTEXTS = (1024, 768)
 PROCESSORS = 8
-"""Multiprocessors that attention is split for: one part for each 256 tokens of these contexts."""
+"""Multiprocessors assumed when attention is split: one part for each 256 tokens of these
+contexts."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Case:
 def cases(
     dtype: torch.dtype = torch.float16, device: torch.device | str = "cpu", seed: int = 0
 ) -> list[Case]:
-    """Every operator but the matrix product, with random inputs of these shapes."""
+    """Every operator except the matrix product, with random inputs of these shapes."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -95,8 +96,8 @@ def cases(
 
 
 def _block_tables(generator: torch.Generator) -> tuple[Tensor, int]:
-    """Block tables of CONTEXTS over shuffled pages, int32 `[requests, pages]`; and how many pages
-    there are."""
+    """Block tables of CONTEXTS over shuffled pages, int32 `[requests, pages]`; and the
+    number of pages."""
     blocks = [-(-context // PAGE) for context in CONTEXTS]
     order = torch.randperm(sum(blocks), generator=generator).to(torch.int32)
     tables = torch.zeros(len(blocks), max(blocks), dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""How many programs a multiprocessor holds at once, and how many parts a decode is cut into.
+"""How many programs a multiprocessor runs at once, and into how many parts a decode is split.
 
 Pure functions of counts: no device is needed. The multiprocessor's sizes are those of NVIDIA's CUDA
 C programming guide, table "Technical Specifications per Compute Capability".
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 SPLIT_WARPS = 4
 """Warps of a program of the split decode."""
 LEAST_KEYS = 128
-"""Least keys of a part: with fewer a program of its own does not pay."""
+"""Least keys of a part: with fewer, a separate program costs more than it saves."""
 GAIN = 1.125
-"""More parts must save an eighth of the time: each part is written and read again by the merge."""
+"""More parts must save an eighth of the time: the merge writes and reads each part again."""
 WARP = 32
 REGISTER_UNIT = 256
-"""A warp gets registers in multiples of this."""
+"""Registers are allocated to a warp in multiples of this."""
 RESERVED_SHARED_BYTES = 1024
-"""Shared memory that the system takes of each program."""
+"""Shared memory of each program that is reserved for the system."""
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What all programs on one multiprocessor share."""
+    """The resources that all programs on one multiprocessor share."""
 
     registers: int
     shared_bytes: int
@@ -38,7 +38,7 @@ MULTIPROCESSORS = {
     89: Multiprocessor(65536, 100 << 10, 48, 24),
     90: Multiprocessor(65536, 228 << 10, 64, 32),
 }
-"""By compute capability times ten; for one that is not listed, the nearest below is used."""
+"""By compute capability times ten; if one is not listed, the nearest below it is used."""
 
 SPLIT_RESOURCES = {
     (16, 2): (78, 4864),
@@ -53,15 +53,16 @@ SPLIT_RESOURCES = {
     (256, 4): (128, 50368),
 }
 """Head size and bytes per number -> registers per thread and shared bytes per program of
-`split_attention_kernel`, the larger of what 8.0 and 9.0 need, with up to 16 query heads per KV
-head: as `resources` compiles it, held to the budgets by `tests/kernels/test_occupancy.py`."""
+`split_attention_kernel`: the larger of the values for 8.0 and 9.0, with up to 16 query heads per
+KV head, as compiled by `resources` and checked against budgets in
+`tests/kernels/test_occupancy.py`."""
 
 
 def programs_per_multiprocessor(
     registers: int, shared_bytes: int, num_warps: int, capability: int
 ) -> int:
-    """Programs that run at once on one multiprocessor: the least of what its registers, shared
-    memory, warps and slots hold, and 1 at least.
+    """Programs that run at once on one multiprocessor: the smallest number allowed by its
+    registers, shared memory, warps and slots, at least 1.
 
     `registers` per thread, `shared_bytes` per program, `capability` as 80 for 8.0.
     """
@@ -84,7 +85,7 @@ def split_programs(dim: int, itemsize: int, num_warps: int, capability: int) -> 
 
 
 def tile_shape(dim: int, itemsize: int) -> tuple[int, int, int]:
-    """Query rows, keys and warps of a tile: chosen so that nothing spills on compute capability
+    """Query rows, keys and warps of a tile, chosen so that no register spills on compute capability
     8.0 or 9.0 (`resources` compiles and counts; the budgets are in `tests/kernels`)."""
     if itemsize > 2 and dim > 32:
         return 32, 16, 8 if dim > 128 else 4
@@ -98,13 +99,13 @@ def num_splits(num_programs: int, longest: int, at_once: int, tile_keys: int) ->
     """Parts of each context in a decode of `num_programs` (requests times KV heads).
 
     `longest`: the longest context in tokens; `at_once`: programs the device runs at once, its
-    multiprocessors times `programs_per_multiprocessor`; `tile_keys`: keys a program takes at a
-    time. Programs run in waves of `at_once`, and a wave that is not full costs as much as one that
-    is: the time is modelled as waves times tiles per part, and the answer is the fewest parts whose
-    time is within GAIN of the shortest. No part has fewer than LEAST_KEYS keys.
+    multiprocessors times `programs_per_multiprocessor`; `tile_keys`: keys a program processes at a
+    time. Programs run in waves of `at_once`, and a partly filled wave costs as much as a full one.
+    The time is modelled as waves times tiles per part; the result is the fewest parts whose time is
+    within GAIN of the shortest. No part has fewer than LEAST_KEYS keys.
     """
-    # With more than one wave, eight parts already reduce the unfilled part of the last wave to an
-    # eighth.
+    # With more than one wave, eight parts already reduce the unfilled part of the last
+    # wave to an eighth.
     most = max(8, at_once // num_programs)
     most = max(1, min(most, longest // LEAST_KEYS))
     times = [

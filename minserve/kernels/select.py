@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs, given a configuration, a device and a number type."""
+"""Chooses the implementation of the operators for a configuration, a device and a number type."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CPU = torch.device("cpu")
 def select_ops(backend: str, device: torch.device, dtype: torch.dtype) -> Ops:
     """The operators of `KernelsConfig.backend`: "torch", "native", "triton" or "auto".
 
-    "auto" is native on a CPU where it compiles, Triton on a GPU that has what it needs, and torch
-    everywhere else, without a warning: `why_not_native` and `why_not_triton` say why. Raises
-    NativeUnavailable or TritonUnavailable, in a sentence, where the one asked for cannot run, and
-    ValueError for any other name.
+    "auto" is native on a CPU if it compiles, Triton on a GPU that has what it needs, and torch
+    otherwise, without a warning: `why_not_native` and `why_not_triton` say why. Raises
+    NativeUnavailable or TritonUnavailable, with a sentence, if a named implementation cannot run,
+    and ValueError for any other name.
     """
     if backend not in ("auto", "torch", "native", "triton"):
         raise ValueError(
@@ -96,7 +96,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def why_not_interpreted() -> str | None:
     """Why Triton's interpreter cannot run the kernels here; None if it can. Raises
-    PackageNotFoundError where Triton is not installed."""
+    PackageNotFoundError if Triton is not installed."""
     triton = importlib.metadata.version("triton")
     if _release(triton) < (3, 7) and _release(np.__version__) >= (2, 4):
         return (

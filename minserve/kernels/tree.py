@@ -1,14 +1,14 @@
-"""Tree masks: which of its request's other rows a row sees when they do not form a chain.
+"""Tree masks: which of its request's other rows a row sees if they do not form a chain.
 
 A speculator that proposes several continuations at once makes a tree (SpecInfer, Miao et al., arXiv
 2305.09781): the request's query rows are its nodes, a parent before its children, and a node may
-see its own branch only. A mask is int64 `[rows]`: bit j of a row's mask is set where it sees the
-request's row j of this batch, itself included. All keys before the request's first query row are
-seen by every row, and no row sees a later one whatever its bits say. `PLAIN` stands for a row of an
+see only its own branch. A mask is int64 `[rows]`: bit j of a row's mask is set if it sees the
+request's row j of this batch, itself included. Every row sees all keys before the request's first
+query row, and no row sees a later row, whatever its bits are. `PLAIN` is the mask of a row of an
 ordinary chunk, so that prompts, decodes and trees share a batch.
 
-The rows of a tree take consecutive places behind their context, siblings too, so a key's place does
-not give its distance: a sliding window together with a mask is refused.
+The rows of a tree have consecutive positions after their context, even siblings, so a key's
+position does not give its distance: a sliding window together with a mask is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from __future__ import annotations
 from torch import Tensor, int64
 
 PLAIN = -1
-"""The mask of a row that sees every row before it. All bits set, so it needs no case of its own."""
+"""The mask of a row that sees every row before it. All bits are set, so it needs
+no special case."""
 MOST_ROWS = 63
-"""Rows of a request that masks other than PLAIN can tell apart: the last bit is the sign."""
+"""Most rows of a request with masks other than PLAIN: the last bit is the sign."""
 
 
 def check_tree(tree: Tensor | None, num_rows: int) -> None:

@@ -1,7 +1,7 @@
-"""What a decoder layer is made of, as plain objects over `Ops`.
+"""The parts of a decoder layer, as plain objects over `Ops`.
 
 No `nn.Module`: a decode step at batch 1 spends tens of microseconds per layer, and module calls,
-hooks and attribute look-ups would be a good part of it. Weight holders (`Linear`, `RMSNorm`,
+hooks and attribute look-ups would be a large part of it. Weight holders (`Linear`, `RMSNorm`,
 `Embedding`) know no operators and can be shared by engines; mixers and feed-forwards bind them to
 one engine's `Ops`. Knows nothing about files, pages or requests.
 """

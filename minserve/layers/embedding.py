@@ -21,6 +21,6 @@ class Embedding:
         return self.table.nbytes
 
     def apply(self, token_ids: Tensor) -> Tensor:
-        """int64 `[rows]` -> `[rows, hidden_size]`, always a new tensor: the residual stream of a
-        forward pass starts here and is updated in place."""
+        """int64 `[rows]` -> `[rows, hidden_size]`. Always a new tensor, because the forward pass
+        updates it in place as its residual stream."""
         return self.table.rows(token_ids)

@@ -1,8 +1,9 @@
-"""`Linear` owns a weight format: how a matrix is read, stored, cut for tensor parallelism, applied.
+"""`Linear` owns a weight format: how a matrix is read, stored, split for tensor
+parallelism, applied.
 
 Projections that read the same input are one `Linear` with several parts (q|k|v, gate|up): one
-matrix product instead of three. Code outside a format never asks which format it is; quantized
-formats are further classes with the same four methods. Knows nothing about files.
+matrix product instead of three. Code outside a format never checks which format it is; quantized
+formats are further classes with the methods of `LinearWeight`. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from minserve.kernels.base import Ops, PackedShape
 from minserve.kernels.reference.ops import pack, unpack
 
 ShardDim = Literal["output", "input"]
-"""Which side of the matrix is cut: rows of every part (column-parallel in Megatron-LM's words,
-arXiv 1909.08053), or columns, whose partial results the caller sums (row-parallel)."""
+"""Which dimension of the matrix is split: the rows of every part (column-parallel in Megatron-LM's
+terms, arXiv 1909.08053), or the columns, whose partial results the caller sums (row-parallel)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class LinearShape:
         return sum(self.parts)
 
     def shard(self, world: int, dim: ShardDim) -> LinearShape:
-        """The shape of one of `world` equal shards; ValueError when it does not divide."""
+        """The shape of one of `world` equal shards. Raises ValueError if the sizes
+        are not divisible."""
         sizes = self.parts if dim == "output" else (self.in_features,)
         if any(size % world for size in sizes):
             raise ValueError(
@@ -52,30 +54,30 @@ class LinearShape:
 
 
 class TensorSource(Protocol):
-    """The stored tensors of one projection, read when asked for."""
+    """The stored tensors of one projection, each read when it is needed."""
 
     def read(self, suffix: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor `<projection>.<suffix>` in its stored number format; an error that names it
-        when it is missing or has another shape."""
+        """The tensor `<projection>.<suffix>` in its stored number format. Raises an error that
+        names it if it is missing or has another shape."""
         ...
 
 
 class LinearWeight(Protocol):
-    """A loaded weight: read-only, shared freely between engines."""
+    """A loaded weight: read-only, and may be shared by engines."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes it holds, scales and packing included."""
+        """Its bytes, including scales and packing."""
         ...
 
     @property
     def packed(self) -> Tensor | None:
-        """The matrix as `Ops.packed_linear` takes it; None where it is stored in another way."""
+        """The matrix in the layout of `Ops.packed_linear`; None if it is stored in another way."""
         ...
 
     @property
     def bias(self) -> Tensor | None:
-        """`[out_features]`, or none."""
+        """`[out_features]`, or None."""
         ...
 
     def apply(self, ops: Ops, x: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class TableWeight(LinearWeight, Protocol):
 
 
 class WeightFormat(Protocol):
-    """How a kind of weight is read from a checkpoint."""
+    """Reads one kind of weight from a checkpoint."""
 
     @property
     def name(self) -> str:
@@ -122,12 +124,12 @@ class WeightFormat(Protocol):
 def empty_matrix(
     out_features: int, in_features: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """An uninitialised `[out_features, in_features]` in the memory order that torch multiplies
-    fastest.
+    """An uninitialised `[out_features, in_features]` in the memory order that torch
+    multiplies fastest.
 
-    On a CPU in float32 and float64 that is input-major, a transposed view: MKL then takes 16 to 63
-    rows, the usual decode batch, 2.5 to 8 times as fast (256 wide, 2 threads of an Ice Lake Xeon,
-    torch 2.13), and other numbers of rows equally fast.
+    On a CPU in float32 and float64 that is input-major, a transposed view: MKL then multiplies 16
+    to 63 rows, the usual decode batch, 2.5 to 8 times as fast (256 wide, 2 threads of an Ice Lake
+    Xeon, torch 2.13), and other numbers of rows equally fast.
     """
     if device.type == "cpu" and dtype in (torch.float32, torch.float64):
         return torch.empty(in_features, out_features, dtype=dtype, device=device).t()
@@ -135,7 +137,7 @@ def empty_matrix(
 
 
 class DenseWeight:
-    """A matrix `[out_features, in_features]`, stored as `empty_matrix` has it, and an optional bias
+    """A matrix `[out_features, in_features]` in the layout of `empty_matrix`, and an optional bias
     `[out_features]`."""
 
     __slots__ = ("bias", "packed", "weight")
@@ -163,7 +165,7 @@ class DenseWeight:
         return torch.index_select(self.weight, 0, indices)
 
     def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> DenseWeight:
-        """Rank's rows of every part, or rank's columns."""
+        """This rank's rows of every part, or this rank's columns."""
         if dim == "input":
             width = shape.in_features // world
             weight = self._copy(self.weight[:, rank * width : (rank + 1) * width])
@@ -185,7 +187,7 @@ class DenseWeight:
 
 
 class DenseFormat:
-    """Unquantized weights: every part copied into its rows of one matrix."""
+    """Unquantized weights: every part is copied into its rows of one matrix."""
 
     name = "dense"
 
@@ -196,7 +198,8 @@ class DenseFormat:
         dtype: torch.dtype,
         device: torch.device,
     ) -> DenseWeight:
-        """Fill a preallocated matrix part by part: a fused matrix never exists twice in memory."""
+        """Fill a preallocated matrix part by part, so that a fused matrix never exists
+        twice in memory."""
         weight = empty_matrix(shape.out_features, shape.in_features, dtype, device)
         bias = torch.empty(shape.out_features, dtype=dtype, device=device) if shape.bias else None
         start = 0
@@ -232,7 +235,7 @@ class PackedWeight:
         return ops.packed_linear(x, self.packed, self.out_features, self.bias)
 
     def apply_gated(self, ops: Ops, x: Tensor) -> Tensor:
-        """`silu_and_mul(apply(x))`, without the projection in between where there is no bias."""
+        """`silu_and_mul(apply(x))`; without a bias, the projection's result is never stored."""
         if self.bias is not None:
             return ops.silu_and_mul(self.apply(ops, x))
         return ops.packed_gated_linear(x, self.packed, self.out_features // 2)
@@ -245,7 +248,7 @@ class PackedWeight:
         return found.flatten(1)[:, : self.in_features]
 
     def shard(self, shape: LinearShape, rank: int, world: int, dim: ShardDim) -> PackedWeight:
-        """Rank's rows of every part, or rank's columns, packed anew."""
+        """This rank's rows of every part, or this rank's columns, packed again."""
         matrix = unpack(self.packed, self.out_features, self.in_features)
         part = DenseWeight(matrix, self.bias).shard(shape, rank, world, dim)
         packed = pack(part.weight, PackedShape(*self.packed.shape[2:]))
@@ -255,7 +258,7 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """Unquantized weights, packed: our own CPU product reads them from front to back."""
+    """Unquantized weights, packed so that our own CPU product reads them from front to back."""
 
     packed: PackedShape
     """`Ops.packed_shape` of the operators that will multiply."""
@@ -268,7 +271,7 @@ class PackedFormat:
         dtype: torch.dtype,
         device: torch.device,
     ) -> PackedWeight:
-        """Read the matrix whole, then pack it: for a moment one projection exists twice."""
+        """Read the whole matrix, then pack it: for a moment one projection exists twice."""
         whole = DenseFormat().load(shape, sources, dtype, device)
         packed = pack(whole.weight, self.packed)
         return PackedWeight(packed, shape.out_features, shape.in_features, whole.bias)
@@ -283,7 +286,7 @@ class Linear:
         self.shape = shape
         self.weight = weight
         self.apply = weight.apply
-        """`apply(ops, x)`; held as an attribute to save one call per projection and step."""
+        """`apply(ops, x)`; stored as an attribute to save one call per projection and step."""
         self.apply_gated = weight.apply_gated
 
     @property
@@ -292,7 +295,7 @@ class Linear:
         return self.weight.nbytes
 
     def shard(self, rank: int, world: int, dim: ShardDim) -> Linear:
-        """This rank's share; ValueError when the sizes do not divide by `world`."""
+        """This rank's shard. Raises ValueError if the sizes are not divisible by `world`."""
         smaller = self.shape.shard(world, dim)
         weight = self.weight.shard(self.shape, rank, world, dim)
         if dim == "input" and rank:

@@ -1,7 +1,7 @@
 """The attention mixer: project, normalise heads (Qwen3), rotate, attend over pages, project back.
 
-Queries, keys and values stay in the one fused projection: nothing is copied before one operator of
-the attention plan rotates them and stores keys and values. Knows nothing about pages itself.
+Queries, keys and values stay in the one fused projection: nothing is copied until one operator of
+the attention plan rotates them and stores keys and values. Knows nothing about pages.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AttentionMixer:
         ops: Ops,
     ) -> None:
         self.layer = layer
-        """Index of the decoder layer: which cache the plan writes and reads."""
+        """Index of the decoder layer: the cache that the plan writes and reads."""
         self.qkv = qkv
         self.output = output
         self.q_norm = q_norm

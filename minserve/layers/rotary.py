@@ -2,21 +2,20 @@
 
 The formulas are those of transformers' `modeling_rope_utils`, in the same order of operations and
 the same precision: a checkpoint was trained with float32 tables, and at position 100,000 a table
-computed more exactly differs from it by 1e-2. Only a float64 model gets float64 throughout. Knows
-nothing about batches: a row of the table depends on its position alone, so cached keys stay valid
-however a prompt was cut into chunks.
+computed more exactly differs from it by 1e-2. Only a float64 model uses float64 throughout. Knows
+nothing about batches: a row of the table depends only on its position, so cached keys stay valid
+however a prompt was split into chunks.
 
-Scalings: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aware), "yarn"
-(arXiv 2309.00071), "llama3".
+Scalings: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aware), "yarn" (arXiv
+2309.00071), "llama3".
 
 **Dynamic NTK.** transformers derives the base from the length of the sequence at each step, and
-keeps keys rotated with older bases in its cache: its result depends on how a text was cut into
+keeps keys rotated with older bases in its cache: its result depends on how a text was split into
 steps. A paged engine that shares, chunks and recomputes pages cannot depend on that. Here a table
-for at most the original length is unscaled, which is exactly what transformers computes there; a
-table for anything longer uses the one base of `factor` times the original length for every
-position, which is what vLLM does. Such an engine differs from transformers on short texts, and no
-engine reproduces transformers' stepwise bases on long ones: limit `max_model_len` to the original
-length when exact agreement matters.
+for at most the original length is unscaled, as in transformers; a longer table uses one base, that
+of `factor` times the original length, for every position, as in vLLM. Such an engine differs from
+transformers on short texts, and no engine reproduces transformers' stepwise bases on long ones:
+limit `max_model_len` to the original length if exact agreement matters.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def rotary_table(
     """`[max_position, head_dim]`: cosines of the `head_dim / 2` angles of a position, then sines.
 
     `dtype` is the model's: the table is float64 for float64 and float32 for everything else.
-    `max_position` is the longest sequence, in tokens, that will be run.
-    Raises ValueError when `head_dim` is odd.
+    `max_position` is the longest sequence, in tokens, that will be run. Raises ValueError if
+    `head_dim` is odd.
     """
     if head_dim % 2:
         raise ValueError(f"rotary embedding needs an even head_dim, got {head_dim}")
@@ -97,7 +96,7 @@ def _yarn(rope: RopeSpec, head_dim: int, max_position: int, dtype: torch.dtype) 
     original = _original(rope)
 
     def dimension(rotations: float) -> float:
-        """The (fractional) dimension that turns this often within the original length."""
+        """The (fractional) dimension that makes this many rotations within the original length."""
         turns = math.log(original / (rotations * 2 * math.pi))
         return head_dim * turns / (2 * math.log(rope.theta))
 

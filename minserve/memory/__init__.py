@@ -1,10 +1,10 @@
 """Memory management (Miao et al., section 4.2.3): which request has which pages of the KV cache.
 
-`manager` gives pages to requests. Below it: `pool` (free, owned and cached pages), `tables` (which
-request holds which pages), `reuse` (what of a request is computed already), `pins`, `use` (how full
-pages are), and `layout` for memory without paging. `prefix/` has the prefix cache, its two indexes
-(`index`, `radix`); `keys` is what they look pages up by. `tiers/` has the host and the disk
-below the device, swapped-out requests, and the decision when loading pays (`costs`). `storage/` has
+`manager` gives pages to requests. It uses `pool` (free, owned and cached pages), `tables` (which
+request holds which pages), `reuse` (tokens of a request that are already computed), `pins`, `use`
+(how full pages are), and `layout` for memory without paging. `prefix/` has the prefix cache and its
+two indexes (`index`, `radix`), which look pages up by the keys in `keys`. `tiers/` has the host and
+the disk, swapped-out requests, and the decision whether loading is faster (`costs`). `storage/` has
 the keys and values themselves, and the order of copies between tiers.
 """
 

@@ -1,5 +1,5 @@
-"""Builds the memory manager from a configuration: the one place that maps each switch to a
-class."""
+"""Builds the memory manager from a configuration: the only file that maps each
+switch to a class."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ INDEXES: dict[str, type[HashIndex] | type[RadixIndex]] = {"hash": HashIndex, "ra
 def build_manager(
     config: ResolvedConfig, num_blocks: int, clock: Clock, store: BlockStore | None = None
 ) -> KVManager:
-    """The manager of `num_blocks` pages; without a `store` pages are only counted.
+    """The manager of `num_blocks` pages. Without a `store`, pages are only counted.
 
-    Raises ConfigError where the directory for the disk tier can no longer be written.
+    Raises ConfigError if the directory for the disk tier can no longer be written.
     """
     memory = config.config.memory
     store = store or NoStore()
@@ -59,5 +59,5 @@ def _disk(config: ResolvedConfig) -> DiskTier | None:
     folder = disk_folder(config)
     try:
         return DiskTier(folder, config.config.memory.disk_bytes)
-    except OSError as error:  # `resolve` has checked it, but the disk may have changed since.
+    except OSError as error:  # `resolve` has checked it, but the disk may have changed.
         raise disk_refused(folder, error.strerror or str(error)) from None

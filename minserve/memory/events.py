@@ -1,4 +1,4 @@
-"""What happened to pages since the last step: counters for its trace."""
+"""What happened to pages since the last step: counters for the step's trace."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MemoryEvents:
     """Seconds spent on copies between tiers; on a GPU, on queueing them."""
 
     def __bool__(self) -> bool:
-        """True when anything happened: in most steps nothing does."""
+        """True if anything happened; in most steps nothing does."""
         return bool(
             self.hit_tokens
             or self.copied_blocks

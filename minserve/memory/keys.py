@@ -1,8 +1,8 @@
-"""A request's tokens cut into pages, each with a key made of all tokens up to the page's end.
+"""A request's tokens cut into pages; each page has a key made of all tokens up to its end.
 
-Keys and values of a page depend on every token before it, so a page may be reused only where the
-whole prefix is the same. Hash chain as in vLLM; SHA-256, because two prefixes that collide would
-show one caller the text of another.
+The keys and values in a page depend on every token before it, so a page may be reused only if the
+whole prefix is the same. Hash chain as in vLLM, with SHA-256, because a collision of two prefixes
+would show one caller the text of another.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Key = bytes
 
 
 def root_key(namespace: Sequence[str]) -> Key:
-    """The parent of first pages. Requests share pages only within one namespace. It holds what
-    decides keys and values besides the tokens (an adapter) and which requests may share at all (a
-    salt)."""
+    """The parent key of first pages. Requests share pages only within one namespace, which holds
+    everything besides the tokens that changes keys and values (an adapter), and a salt that limits
+    which requests may share."""
     digest = hashlib.sha256()
     for part in namespace:
         data = part.encode()
@@ -28,7 +28,7 @@ def root_key(namespace: Sequence[str]) -> Key:
 
 
 class TokenBlocks:
-    """The full pages of a growing list of tokens. Keys are computed once, when first asked for."""
+    """The full pages of a growing list of tokens. Keys are computed once, when first needed."""
 
     def __init__(self, root: Key, token_ids: Sequence[int], block_size: int) -> None:
         self.root = root

@@ -1,8 +1,8 @@
-"""How many pages a request is given, and when.
+"""How many pages a request gets, and when.
 
-Paged memory (PagedAttention) gives a page when a token needs it. Contiguous memory, the older way,
-gives a request at admission neighbouring pages for all the tokens it may reach; three estimates of
-that number are the baselines of Kwon et al. (arXiv 2309.06180, section 6.1).
+Paged memory (PagedAttention) adds a page when a token needs it. Contiguous memory, the older
+method, gives a request neighbouring pages at admission for all the tokens it may reach. The three
+estimates of that number are the baselines of Kwon et al. (arXiv 2309.06180, section 6.1).
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ Reservation = Callable[[Request], int]
 
 
 def reservation(kind: str, max_model_len: int) -> Reservation:
-    """`max_model_len`: the longest request that can be sent, whatever this one asks for.
-    `power_of_two`: its prompt, and its output rounded up to a power of two. `oracle`: exactly what
-    it may reach."""
+    """How many tokens a request reserves.
+
+    `max_model_len`: the longest request that can be sent, whatever this one asks for.
+    `power_of_two`: its prompt, plus its output rounded up to a power of two. `oracle`: exactly
+    what it may reach.
+    """
     if kind == "max_model_len":
         return lambda request: max_model_len
     if kind == "power_of_two":

@@ -1,6 +1,6 @@
-"""Pages to requests: admit, reserve before a step, commit after it, release at the end.
+"""Gives pages to requests: admit, reserve before a step, commit after it, release at the end.
 
-Which request is preempted is for the scheduler to decide; what pages contain is the store's.
+The scheduler decides which request is preempted; the store holds the contents of pages.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from minserve.request import Request
 class KVManager:
     """KV memory of one engine (PagedAttention, Kwon et al., arXiv 2309.06180).
 
-    `admit(request)` finds what is already computed, `reserve(request, n)` makes room for n more
-    tokens, `commit(request, kept)` keeps the first `kept` of them and returns what is not needed.
+    `admit(request)` finds tokens that are already computed, `reserve(request, n)` makes room
+    for n more tokens, `commit(request, kept)` keeps the first `kept` of them and returns the
+    pages not needed.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class KVManager:
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens that one request alone can keep, none of them pinned."""
+        """Tokens that a single request can keep if it is alone; pinned pages are not
+        available to it."""
         blocks = min(int(self._tables.rows.shape[1]), self.pool.num_blocks - self.num_pinned)
         return blocks * self.block_size
 
@@ -96,7 +98,7 @@ class KVManager:
         return tuple(table.blocks) if table is not None else ()
 
     def tokens_of(self, request: Request) -> int | None:
-        """Tokens that the request's pages hold; None where it has no block table."""
+        """Tokens that the request's pages hold; None if it has no block table."""
         table = self._tables.get(request)
         return table.tokens if table is not None else None
 
@@ -108,9 +110,9 @@ class KVManager:
         return self._find(request).num_tokens(self.block_size) if swapped is None else swapped
 
     def needed_blocks(self, request: Request, num_tokens: int | None = None) -> int:
-        """Pages that a waiting request would take out of the available ones for its first
-        `num_tokens` (None: all it knows); where pages are reserved at admission, for all it may
-        ever reach."""
+        """Pages that a waiting request would take from the available ones for its first
+        `num_tokens` (None: all it knows). If pages are reserved at admission: pages for all
+        it may ever reach."""
         if self._reservation is not None:
             most = int(self._tables.rows.shape[1])  # no request outgrows its table or the pool
             return min(most, self.blocks_for(self._reservation(request)))
@@ -125,9 +127,9 @@ class KVManager:
         return needed + kept_back <= self.pool.num_available
 
     def admit(self, request: Request) -> int:
-        """Give the request a block table and what is already computed of it; returns how many
-        tokens that is. If it raises, the request has no table, as before."""
-        self._tables.close(request)  # returns what an interrupted admission took
+        """Give the request a block table and the pages of its computed tokens; returns their number
+        of tokens. If it raises, the request has no table, as before."""
+        self._tables.close(request)  # returns pages of an interrupted admission
         table = self._tables.open(request)
         try:
             if self._reservation is not None:
@@ -154,18 +156,18 @@ class KVManager:
     # -- steps -------------------------------------------------------------------------------------
 
     def missing_blocks(self, request: Request, num_tokens: int) -> int:
-        """Pages the request still lacks to hold `num_tokens` in total."""
+        """Pages the request still needs to hold `num_tokens` in total."""
         table = self._tables.get(request)
         return self.blocks_for(num_tokens) - (len(table.blocks) if table is not None else 0)
 
     def returned_blocks(self, request: Request) -> int:
-        """Pages that become available when this request loses its own: those it does not share."""
+        """Pages that become available if this request loses its own: those it does not share."""
         table = self._tables.get(request)
         blocks = table.blocks if table is not None else []
         return sum(1 for block in blocks if self.pool.owners(block) == 1)
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
-        """Make room for `num_tokens` beyond the committed ones; False when pages are short."""
+        """Make room for `num_tokens` after the committed ones; False if there are too few pages."""
         table = self._tables[request]
         needed = -(-(table.tokens + num_tokens) // self.block_size) - len(table.blocks)
         if needed <= 0:
@@ -176,10 +178,10 @@ class KVManager:
         return True
 
     def commit(self, request: Request, kept: int, ahead: int = 0) -> None:
-        """Keep the first `kept` tokens of what was reserved and return surplus pages, but for
-        those of the next `ahead` tokens, which are in flight. Pages that became full enter the
-        prefix index; where it already has a page of the same content, the request's block table is
-        rewritten to that page."""
+        """Keep the first `kept` of the reserved tokens and return surplus pages, except
+        those of the next `ahead` tokens, which are in flight. Full pages enter the prefix
+        index; if it already has a page with the same content, the request's block table is
+        changed to that page."""
         table = self._tables[request]
         before, tokens = table.tokens, table.tokens + kept
         needed = -(-(tokens + ahead) // self.block_size)
@@ -194,13 +196,15 @@ class KVManager:
             self._reuse.enter(request, table, before // self.block_size, tokens // self.block_size)
 
     def forget(self, request: Request) -> None:
-        """Return all pages but keep the block table: the request computes from its start again."""
+        """Free all pages; the request keeps an empty row in the block tables and computes from its
+        first token again."""
         table = self._tables[request]
         self._tables.shrink(table, 0)
         table.tokens = 0
 
     def release(self, request: Request) -> None:
-        """Return everything the request has, in every tier. One that has nothing is left alone."""
+        """Free everything the request has, in every tier. Does nothing for a request
+        that has nothing."""
         self._tables.close(request)
         self._reuse.forget(request)
         self._swapped.drop(request)
@@ -208,8 +212,8 @@ class KVManager:
     # -- swapping ----------------------------------------------------------------------------------
 
     def swap_out(self, request: Request) -> bool:
-        """Move a running request's pages to the host and take its block table; False, with nothing
-        changed, where the host has no room."""
+        """Move a running request's pages to the host and close its block table. False, with nothing
+        changed, if the host has no room."""
         table = self._tables[request]
         blocks = table.blocks[: self.blocks_for(table.tokens)]
         if self.host is None or not blocks:
@@ -223,8 +227,8 @@ class KVManager:
         return saved
 
     def _swap_in(self, request: Request, table: BlockTable) -> None:
-        """Bring a swapped-out request back. Pages that the prefix cache still has on the device
-        are shared; the others are loaded."""
+        """Bring a swapped-out request back. Pages that the prefix cache still has on the device are
+        shared; the others are loaded."""
         start = self._clock.now()
         shared = self._find(request).blocks
         for block in shared:
@@ -242,7 +246,7 @@ class KVManager:
 
     def pin(self, token_ids: Sequence[int], namespace: Sequence[str] = ()) -> tuple[int, int]:
         """Keep the computed full pages of a prefix on the device until `unpin`. Returns a handle
-        and the number of tokens pinned, which may be 0. Needs a prefix index."""
+        and the number of pinned tokens, which may be 0. Needs a prefix index."""
         if self.prefix is None:
             raise ValueError("pinning needs memory.prefix_cache='hash' or 'radix'; it is off")
         tokens = TokenBlocks(root_key(namespace), list(token_ids), self.block_size)
@@ -250,11 +254,11 @@ class KVManager:
         return self._pins.add(blocks), len(blocks) * self.block_size
 
     def unpin(self, handle: int) -> None:
-        """Let pinned pages be evicted again. Raises KeyError for an unknown handle."""
+        """Allow pinned pages to be evicted again. Raises KeyError for an unknown handle."""
         self._pins.remove(handle)
 
     def check_pin(self, handle: int) -> None:
-        """Raise KeyError for a handle that is unknown, or unpinned already."""
+        """Raise KeyError for a handle that is unknown or already unpinned."""
         if handle not in self._pins:
             raise KeyError(handle)
 
@@ -270,15 +274,15 @@ class KVManager:
     # -- the whole ---------------------------------------------------------------------------------
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """Note that a batch over these pages was started: copies of pages must wait for it."""
+        """Report that a batch over these pages was started: copies of pages must wait for it."""
         self._store.submitted(batch)
 
     def failed(self) -> None:
-        """Note that a batch could not be started; a part of it may still run."""
+        """Report that a batch could not be started; a part of it may still run."""
         self._store.failed()
 
     def collected(self) -> None:
-        """Note that the oldest batch started has ended."""
+        """Report that the oldest started batch has ended."""
         self._store.collected()
 
     def take_notes(self) -> list[str]:
@@ -290,7 +294,7 @@ class KVManager:
         return [disk.failure]
 
     def take_events(self) -> MemoryEvents:
-        """What happened since the last call."""
+        """The events since the last call."""
         events = self._events
         if not events:
             return NOTHING
@@ -315,8 +319,8 @@ class KVManager:
         return self._tables.requests() | self._swapped.requests()
 
     def reset(self) -> None:
-        """Free every page; nothing is cached, pinned or swapped out. After an error that left the
-        books inconsistent, the engine starts over with this. No request may be live."""
+        """Free every page; nothing is cached, pinned or swapped out. Used when an error left the
+        state inconsistent and the engine starts over. No request may be live."""
         self.pool.reset()
         self._tables.reset()
         self._reuse.reset()

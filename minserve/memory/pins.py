@@ -8,7 +8,7 @@ from minserve.memory.pool import BlockPool
 
 
 class Pins:
-    """Pins by handle, and the pages of each. A handle is never given twice."""
+    """Pins by handle, and the pages of each. A handle is never used twice."""
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
@@ -24,7 +24,7 @@ class Pins:
         return self._num_pins
 
     def remove(self, handle: int) -> None:
-        """Let go of a pin's pages. Raises KeyError for an unknown handle."""
+        """Release a pin's pages. Raises KeyError for an unknown handle."""
         self._pool.release(reversed(self._blocks.pop(handle)))
 
     def __contains__(self, handle: int) -> bool:
@@ -49,5 +49,5 @@ class Pins:
         return len({block for blocks in self._blocks.values() for block in blocks})
 
     def reset(self) -> None:
-        """Every pin holds nothing. Handles stay known, so that each can still be unpinned once."""
+        """Make every pin empty. Handles stay known, so that each can still be unpinned once."""
         self._blocks = {handle: [] for handle in self._blocks}

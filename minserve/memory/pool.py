@@ -11,26 +11,27 @@ from collections.abc import Callable, Iterable
 
 
 class IntegrityError(RuntimeError):
-    """Pages do not add up: lost, freed twice, or owned twice. Always a bug of the engine."""
+    """The counts of pages disagree: a page is lost, freed twice, or owned twice. Always a
+    bug of the engine."""
 
 
 class BlockPool:
-    """`num_blocks` pages. Each is free, owned (by one holder or by several that share it), or
-    cached: without an owner, but still in the prefix index, so that a request can take it.
+    """`num_blocks` pages. Each is free, owned (by one or several holders), or cached: without an
+    owner, but still in the prefix index, so that a request can take it.
 
-    Cached pages are evicted, least recently used first, when free ones run out. Holders let go of
-    their last page first, so a page is always evicted before the one it continues.
+    When free pages run out, cached pages are evicted, least recently used first. Holders release
+    their last page first, so a page is always evicted before the page that it continues.
     """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.reset()
         self.on_evict: Callable[[list[int]], None] | None = None
-        """Called with pages that leave the index, before they can be written to."""
+        """Called with pages that leave the index, before they can be overwritten."""
 
     def reset(self) -> None:
         """Make every page free; does not change the index, if there is one."""
-        # Last in, first out: a page just freed is the one most likely still in a processor cache.
+        # Last in, first out: the page freed last is most likely still in a processor cache.
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._owners = [0] * self.num_blocks
         self._indexed = bytearray(self.num_blocks)
@@ -48,8 +49,8 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Pages that `allocate` can give: free ones, and cached ones, which can then no longer be
-        found."""
+        """Pages that `allocate` can give: free ones, and cached ones, which leave the index
+        then."""
         return len(self._free) + len(self._cached)
 
     @property
@@ -58,8 +59,8 @@ class BlockPool:
         return self.num_blocks - len(self._free) - len(self._cached)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` pages. The caller has checked `num_available`; too few is an
-        IntegrityError."""
+        """Take `count` pages. The caller has checked `num_available`; raises IntegrityError if
+        there are too few."""
         if count > self.num_available:
             raise IntegrityError(
                 f"{count} pages wanted, {self.num_available} available: reserve() first"
@@ -73,7 +74,8 @@ class BlockPool:
         return blocks
 
     def take(self, first: int, count: int) -> list[int]:
-        """Take the pages from `first` on: for layouts that need neighbours. All must be free."""
+        """Take `count` pages from `first` on, for layouts that need neighbouring pages.
+        All must be free."""
         blocks = list(range(first, first + count))
         wanted = set(blocks)
         kept = [block for block in self._free if block not in wanted]
@@ -93,8 +95,8 @@ class BlockPool:
         self._owners[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Take one owner from each page, in this order. Raises IntegrityError for a page that has
-        none."""
+        """Remove one owner from each page, in this order. Raises IntegrityError for a
+        page without owners."""
         for block in blocks:
             owners = self._owners[block]
             if not owners:
@@ -107,18 +109,18 @@ class BlockPool:
                     self._free.append(block)
 
     def mark_indexed(self, block: int) -> None:
-        """Note that the index knows this owned page: when its last owner releases it, it is cached
-        and not free."""
+        """Mark an owned page as being in the index: when its last owner releases it, it is cached
+        instead of free."""
         if not self._owners[block]:
             raise IntegrityError(f"page {block} has no owner and cannot enter the index")
         self._indexed[block] = 1
 
     def indexed_blocks(self) -> set[int]:
-        """Every page the index knows, owned or cached."""
+        """Every page in the index, owned or cached."""
         return {block for block, known in enumerate(self._indexed) if known}
 
     def cached_blocks(self) -> tuple[int, ...]:
-        """Pages without an owner, kept for a prefix hit; the next to be evicted comes first."""
+        """Pages without an owner, kept for a prefix hit; the next one to be evicted comes first."""
         return tuple(self._cached)
 
     def owners(self, block: int) -> int:
@@ -139,7 +141,7 @@ class BlockPool:
             if self.on_evict is not None:
                 self.on_evict(blocks)
         finally:
-            # Lower tiers may fail to keep a page; the page is freed in any case.
+            # A lower tier may fail to keep a page; the page is freed in any case.
             self._free.extend(reversed(blocks))
 
     def free_blocks(self) -> list[int]:
@@ -147,7 +149,8 @@ class BlockPool:
         return sorted(self._free)
 
     def find_hole(self, count: int) -> int | None:
-        """First page of the lowest `count` neighbouring free pages (first fit); None without."""
+        """First page of the lowest `count` neighbouring free pages (first fit); None
+        if there are none."""
         run, previous = 0, -2
         for block in self.free_blocks():
             run = run + 1 if block == previous + 1 else 1
@@ -157,8 +160,8 @@ class BlockPool:
         return None
 
     def check(self, holders: Iterable[Iterable[int]]) -> None:
-        """Verify that free, cached and owned pages add up, and that each page counts as many owners
-        as hold it. Raises IntegrityError."""
+        """Verify that free, cached and owned pages add up, and that each page has as many owners as
+        holders. Raises IntegrityError."""
         seen = [0] * self.num_blocks
         for blocks in holders:
             for block in blocks:

@@ -1,7 +1,8 @@
-"""What of a waiting request is computed already, and how its block table gets those pages.
+"""Which tokens of a waiting request are already computed, and how its block table gets their pages.
 
-Finds it in the prefix cache and in other samples of the same prompt. Full pages are shared, a part
-of a page is copied, pages of lower tiers are loaded. A request's own full pages enter the cache.
+Finds them in the prefix cache and in other samples of the same prompt. Full pages are shared,
+a part of a page is copied, and pages of lower tiers are loaded. A request's own full pages
+enter the cache.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from minserve.request import Request
 
 
 class Reuse:
-    """Finds, takes and enters computed pages. `prefix` is None without a prefix cache."""
+    """Finds computed pages, puts them into block tables, and adds new ones to the cache. `prefix`
+    is None without a prefix cache."""
 
     def __init__(
         self,
@@ -39,11 +41,11 @@ class Reuse:
         self._token_blocks: dict[Request, TokenBlocks] = {}
 
     def find(self, request: Request, swapped_tokens: int | None) -> Hit:
-        """What exists of a waiting request's tokens; changes nothing.
+        """The pages that already hold tokens of a waiting request; changes nothing.
 
-        `swapped_tokens`: how many it has in host slots; None where it is not swapped out. One token
-        is always left to compute: a hit on the whole request would leave no query row, and so no
-        logits to draw the next token from.
+        `swapped_tokens`: how many tokens it has in host slots; None if it is not swapped out. One
+        token is always left to compute: a hit on the whole request would leave no query row, and so
+        no logits to draw the next token from.
         """
         if request.params.prompt_logprobs is not None:
             return Hit()  # the logits of every position are needed
@@ -60,8 +62,8 @@ class Reuse:
         return Hit(leader.blocks[:full], leader.blocks[full] if rest else None, rest)
 
     def take(self, request: Request, table: BlockTable, hit: Hit) -> None:
-        """Put the hit's pages into the block table: share full ones, copy a part of one, load those
-        of lower tiers."""
+        """Put the hit's pages into the block table: share full pages, copy a partial one, load
+        pages of lower tiers."""
         for block in hit.blocks:
             self._pool.share(block)
         self._tables.extend(table, hit.blocks)
@@ -82,8 +84,8 @@ class Reuse:
             self._load(request, table, hit)
 
     def enter(self, request: Request, table: BlockTable, first: int, stop: int) -> None:
-        """Put full pages `first` to `stop - 1` of a request into the prefix index. Where it already
-        has a page of the same content, the block table is rewritten to that page."""
+        """Put full pages `first` to `stop - 1` of a request into the prefix index. If the index
+        already has a page with the same content, the block table is changed to that page."""
         assert self._prefix is not None
         blocks = table.blocks
         for index in range(first, stop):
@@ -94,11 +96,11 @@ class Reuse:
                 self._tables.replace(table, index, canonical)
 
     def forget(self, request: Request) -> None:
-        """Drop what was remembered of a request that has ended."""
+        """Drop the page keys of a request that has ended."""
         self._token_blocks.pop(request, None)
 
     def reset(self) -> None:
-        """Drop what was remembered of every request."""
+        """Drop the page keys of every request."""
         self._token_blocks.clear()
 
     def _blocks_of(self, request: Request) -> TokenBlocks:

@@ -1,6 +1,6 @@
 """Block tables: which pages each admitted request holds, in order of position.
 
-They are rows of one array, so that a batch's tables and slots are gathered, not built. Knows
+They are rows of one array, so that a batch's tables and slots are gathered instead of built. Knows
 nothing about where pages come from and what they contain.
 """
 
@@ -18,18 +18,18 @@ from minserve.request import Request
 
 @dataclass(slots=True)
 class BlockTable:
-    """What one admitted request holds."""
+    """The block table of one admitted request."""
 
     row: int
     max_tokens: int
     """Most tokens it may ever reach."""
     blocks: list[int]
     tokens: int = 0
-    """Committed: their keys and values are valid."""
+    """Committed tokens: their keys and values are valid."""
 
 
 class BlockTables:
-    """`rows[row, i]` is the page of the i-th run of `block_size` tokens."""
+    """`rows[row, i]` is the page of the i-th group of `block_size` tokens."""
 
     def __init__(
         self, pool: BlockPool, block_size: int, max_num_seqs: int, blocks_per_request: int
@@ -59,7 +59,7 @@ class BlockTables:
         return request in self._by_request
 
     def get(self, request: Request | None) -> BlockTable | None:
-        """What a request holds; None where it was not admitted."""
+        """The block table of a request; None if it was not admitted."""
         return self._by_request.get(request) if request is not None else None
 
     def holders(self) -> Iterator[list[int]]:
@@ -78,7 +78,7 @@ class BlockTables:
         return table
 
     def close(self, request: Request) -> None:
-        """Return a request's pages and its row; one without a row is left alone."""
+        """Free a request's pages and its row. Does nothing for a request without a row."""
         table = self._by_request.pop(request, None)
         if table is not None:
             self.shrink(table, 0)
@@ -93,15 +93,15 @@ class BlockTables:
         self.internal_slots += self._overhang(table) - before
 
     def shrink(self, table: BlockTable, num_blocks: int) -> None:
-        """Return all pages after the first `num_blocks`."""
+        """Free all pages after the first `num_blocks`."""
         before = self._overhang(table)
-        # The last page first: it is the first to be evicted, before the pages it continues.
+        # The last page first: it must be evicted before the pages it continues.
         self._pool.release(reversed(table.blocks[num_blocks:]))
         del table.blocks[num_blocks:]
         self.internal_slots += self._overhang(table) - before
 
     def replace(self, table: BlockTable, index: int, block: int) -> None:
-        """Hold another page of the same content instead of the one at `index`."""
+        """Replace the page at `index` by another page with the same content."""
         self._pool.share(block)
         old, table.blocks[index] = table.blocks[index], block
         self.rows[table.row, index] = block

@@ -1,4 +1,4 @@
-"""How full the pages are: what the trace and the panels show of KV memory at one moment."""
+"""How full the pages are: the state of KV memory that the trace and the panels show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minserve.memory.tables import BlockTables
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Pages and token slots at one moment; what several requests share is counted once."""
+    """Pages and token slots at one moment; pages shared by several requests count once."""
 
     blocks_total: int
     blocks_used: int
@@ -23,16 +23,16 @@ class MemoryUse:
     reserved_slots: int
     """Slots of owned pages that their request may still fill."""
     internal_slots: int
-    """Slots of owned pages beyond anything their request may reach."""
+    """Slots of owned pages that their request can never reach."""
 
 
 def measure_use(pool: BlockPool, tables: BlockTables, pins: Pins, block_size: int) -> MemoryUse:
-    """Count pages and tokens now. Called once a step."""
+    """Count pages and tokens now. Called once per step."""
     held_blocks, held_tokens = tables.totals()
     pinned_blocks = pins.num_held
     held_blocks += pinned_blocks
     held_tokens += pinned_blocks * block_size
-    # A page with several holders is full, and was counted once for each of them.
+    # A page with several holders is full, and was counted once for each holder.
     shared_slots = (held_blocks - pool.num_owned) * block_size
     kv_tokens = held_tokens - shared_slots
     open_slots = pool.num_owned * block_size - kv_tokens

@@ -1,8 +1,8 @@
 """Models: from a Hugging Face directory or hub name to a running decoder.
 
-`load_spec` says what a model is, `WeightStore.load` (or `load_weights`) reads its tensors, and
-`Decoder` runs them over a batch with one engine's operators and attention plan. Knows nothing about
-requests, pages, sampling or tokenizers.
+`load_spec` reads the description of a model, `WeightStore.load` (or `load_weights`) its tensors,
+and `Decoder` runs them over a batch with one engine's operators and attention plan. Knows nothing
+about requests, pages, sampling or tokenizers.
 """
 
 from minserve.models.decoder import Compilations, Decoder

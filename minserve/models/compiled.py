@@ -1,9 +1,9 @@
 """The decoder with everything between two attentions compiled by torch.compile.
 
-A layer is two graphs: up to its attention, and from there on. Attention itself, which is planned
-per batch over pages, stays outside, so a graph sees nothing but rows and weights; layers of one
-shape share it, because weights are its inputs. The number of rows is marked as dynamic: torch
-compiles for one row and for several, and never again for another batch. The embedding, the
+A layer has two graphs: one before its attention and one after it. Attention itself, which is
+planned per batch over pages, stays outside, so a graph sees only rows and weights. Layers of one
+shape share a graph, because weights are its inputs. The number of rows is marked as dynamic: torch
+compiles once for one row and once for several, and not again for another batch. The embedding, the
 unembedding and the sampler are not compiled. Knows nothing about requests or pages.
 """
 
@@ -24,16 +24,16 @@ from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
 
 MOST_GRAPHS = 64
-"""Graphs of one function that a process may keep. Torch's own limit, also one per process, is 8:
+"""Most graphs of one function that a process may keep. Torch's own limit, also per process, is 8:
 too few for several models, number formats and kinds of step."""
 
 
 def before_attention(
     layer: DecoderLayer, delta: Tensor | None, residual: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first half of `DecoderLayer.forward`: queries, keys and values, ready to be attended.
+    """The first half of `DecoderLayer.forward`: queries, keys and values, ready for attention.
 
-    `[rows, heads, head_dim]` each; `delta` is added into `residual` `[rows, hidden]` in place.
+    Each is `[rows, heads, head_dim]`; `delta` is added into `residual` `[rows, hidden]` in place.
     """
     ops, mixer = layer.ops, layer.mixer
     if delta is None:
@@ -49,7 +49,8 @@ def before_attention(
 
 
 def after_attention(layer: DecoderLayer, attended: Tensor, residual: Tensor) -> Tensor:
-    """The second half: `[rows, heads, head_dim]` -> the feed-forward's output, not added yet."""
+    """The second half: `[rows, heads, head_dim]` -> the feed-forward's output, not yet
+    added to `residual`."""
     x = layer.mixer.output.apply(layer.ops, attended.flatten(1))
     x = layer.post_norm.add_apply(layer.ops, x, residual)
     return layer.feed_forward.forward(x)
@@ -71,8 +72,8 @@ class CompiledDecoder(Decoder):
         super().__init__(spec, weights, ops, max_position)
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MOST_GRAPHS)
-        # Only what `rows_vary` marks is dynamic: otherwise a second model in the process would get
-        # graphs for weights of any size.
+        # Only dimensions marked by `rows_vary` are dynamic: otherwise a second model in the process
+        # would get graphs for weights of any size.
         self._before = torch.compile(before_attention, fullgraph=True, dynamic=False)
         self._after = torch.compile(after_attention, fullgraph=True, dynamic=False)
         self._clock = clock
@@ -86,7 +87,8 @@ class CompiledDecoder(Decoder):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """See `Decoder.run_layers`. The first call with a kind of step compiles, for seconds."""
+        """See `Decoder.run_layers`. The first call with a new kind of step compiles,
+        which takes seconds."""
         delta = None
         rows_vary(h, positions)
         for layer in self.layers[start:stop]:
@@ -99,12 +101,13 @@ class CompiledDecoder(Decoder):
         return h if delta is None else h.add_(delta)
 
     def take_compilations(self) -> Compilations:
-        """What was compiled since the last call."""
+        """The compilations since the last call."""
         made, self._made = self._made, Compilations()
         return made
 
     def _watch(self, graph: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a graph; where that compiled it first, note how long, and whether torch knew it."""
+        """Run a graph. If this call compiled it, record the time and whether torch found
+        it in its cache."""
         before, start_s = _counted(), self._clock.now()
         result = graph(*arguments)
         after = _counted()
@@ -131,7 +134,7 @@ class _Counted:
 
 
 def _counted() -> _Counted:
-    """Torch's own counts, of the whole process: graphs, and those whose code it found on disk."""
+    """Torch's own counts for the whole process: graphs, and graphs whose code it found on disk."""
     counters = torch._dynamo.utils.counters
     hits = counters["aot_autograd"]["autograd_cache_hit"]
     return _Counted(

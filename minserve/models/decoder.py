@@ -1,10 +1,10 @@
 """The one decoder: Llama, Qwen2, Qwen3 and Mistral are values of `ModelSpec` that it runs.
 
 Its primitives are `embed`, `run_layers(start, stop)` and `head`. **Between layers `h` is always the
-whole residual stream**, with nothing left to add, so a forward pass may be cut at any layer:
-early exit and self-drafting put `head` on an inner `h`, pipelines send it to another process.
-Inside `run_layers` each residual addition is fused with the norm that follows; the last one is
-plain, which costs one small operator per call. Knows nothing about requests, sampling or pages.
+whole residual stream**, with nothing left to add, so a forward pass may be split at any layer:
+early exit and self-drafting apply `head` to an inner `h`, pipelines send it to another process.
+Inside `run_layers` each residual addition is fused with the norm that follows; the last one is not
+fused, which costs one small operator per call. Knows nothing about requests, sampling or pages.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from minserve.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Compilations:
-    """What a decoder compiled since the last look."""
+    """The compilations of a decoder since the last call of `take_compilations`."""
 
     seconds: float = 0.0
     num_graphs: int = 0
     num_cached: int = 0
-    """Of the graphs, those whose machine code torch found in its cache on disk."""
+    """The part of `num_graphs` whose machine code torch found in its cache on disk."""
 
     def __add__(self, other: Compilations) -> Compilations:
         return Compilations(
@@ -40,7 +40,7 @@ class Compilations:
 
 
 class DecoderLayer:
-    """A mixer and a feed-forward, each behind its norm."""
+    """A mixer and a feed-forward, each after its norm."""
 
     __slots__ = ("feed_forward", "input_norm", "mixer", "ops", "post_norm")
 
@@ -62,7 +62,7 @@ class DecoderLayer:
         self, delta: Tensor | None, residual: Tensor, plan: AttentionPlan, positions: Tensor
     ) -> Tensor:
         """Add `delta` (the previous layer's feed-forward output) and this layer's attention into
-        `residual` in place; return this layer's feed-forward output, still to be added."""
+        `residual` in place; return this layer's feed-forward output, which is still to be added."""
         ops = self.ops
         if delta is None:
             x = self.input_norm.apply(ops, residual)
@@ -82,7 +82,7 @@ class Decoder:
         self, spec: ModelSpec, weights: DecoderWeights, ops: Ops, max_position: int | None = None
     ) -> None:
         """`max_position`: longest sequence that will be run, in tokens (an engine's
-        `max_model_len`); None takes the checkpoint's. Larger positions are out of bounds."""
+        `max_model_len`); None: the checkpoint's. Larger positions are out of bounds."""
         self.spec = spec
         self.weights = weights
         self.ops = ops
@@ -115,7 +115,7 @@ class Decoder:
 
     @property
     def runs_in_one_call(self) -> bool:
-        """Whether the operators take whole layers (`Ops.layer_stack`)."""
+        """Whether the operators run whole layers (`Ops.layer_stack`)."""
         return self._stack is not None
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -132,8 +132,8 @@ class Decoder:
     ) -> Tensor:
         """Run layers `start` to `stop` (exclusive; None: to the last) over the residual stream.
 
-        `h` is `[num_tokens, hidden_size]` and is updated in place and returned: clone it first to
-        keep the stream as it was before these layers. `positions`: int64 `[num_tokens]`.
+        `h` is `[num_tokens, hidden_size]`, updated in place and returned: clone it first to keep
+        the stream before these layers. `positions`: int64 `[num_tokens]`.
         """
         stop = len(self.layers) if stop is None else stop
         stack = self._stack
@@ -145,16 +145,18 @@ class Decoder:
         return h if delta is None else h.add_(delta)
 
     def head(self, h: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Rows of the residual stream `[num_tokens, hidden_size]` -> logits `[n, vocab_size]`:
-        final norm and unembedding of `rows`, int64 `[n]` (None: of all). Callers name the rows
-        they need and cut them into chunks: logits are the largest activation there is."""
+        """Rows of the residual stream `[num_tokens, hidden_size]` -> logits `[n, vocab_size]`.
+
+        Applies final norm and unembedding to `rows`, int64 `[n]` (None: to all). Callers name the
+        rows they need and split them into chunks, because logits are the largest activation.
+        """
         ops, weights = self.ops, self.weights
         norm = weights.final_norm
         x = norm.apply(ops, h) if rows is None else norm.apply_rows(ops, h, rows)
         return weights.head.apply(ops, x)
 
     def take_compilations(self) -> Compilations:
-        """What was compiled since the last call: nothing, because operators run uncompiled."""
+        """The compilations since the last call: none, because operators run uncompiled."""
         return Compilations()
 
     def forward(self, batch: ForwardBatch, plan: AttentionPlan) -> Tensor:

@@ -14,8 +14,8 @@ from minserve.spec import ModelSpec
 def layer_tensors(
     spec: ModelSpec, weights: DecoderWeights, tables: Mapping[int, Tensor]
 ) -> Sequence[LayerTensors] | None:
-    """Every layer's tensors, with `tables[head_dim]` its rotary table; None where a weight is not
-    a packed matrix, or a gated projection has a bias."""
+    """Every layer's tensors, with `tables[head_dim]` as its rotary table. None if a weight is not a
+    packed matrix, or a gated projection has a bias."""
     found = []
     for layer, stored in zip(spec.layers, weights.layers, strict=True):
         mixer = layer.mixer

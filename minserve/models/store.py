@@ -1,6 +1,6 @@
-"""Two engines on the same model hold one copy of its weights, for as long as either lives.
+"""Engines with the same model share one copy of its weights, for as long as any of them is alive.
 
-Only weak references are kept: the store alone keeps no weight in memory, so it needs no limit, no
+Only weak references are kept: the store itself keeps no weight in memory, so it needs no limit, no
 eviction and no clean-up.
 """
 
@@ -26,15 +26,15 @@ _Key = tuple[
 
 
 class WeightStore:
-    """Weights by what they were loaded from: real path, sizes and times of the files, spec, number
-    format, device and packing. A file that changes on disk is another model."""
+    """Weights by their source: real path, sizes and times of the files, spec, number format, device
+    and packing. A file that changes on disk is another model."""
 
     def __init__(self) -> None:
         self._live: WeakValueDictionary[_Key, DecoderWeights] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Distinct weights alive."""
+        """Number of distinct weights alive."""
         return len(self._live)
 
     def load(
@@ -48,7 +48,7 @@ class WeightStore:
     ) -> DecoderWeights:
         """`load_weights`, or the copy that another engine already holds.
 
-        Two threads that ask for the same model at once get one copy: the second waits.
+        If two threads load the same model at once, they get one copy: the second waits.
         """
         directory = resolve_model_dir(model).resolve()
         where = torch.device(device)
@@ -71,4 +71,4 @@ class WeightStore:
 
 
 default_store = WeightStore()
-"""The store that engines of one process share. It holds weak references only."""
+"""The store that all engines of a process share. It holds weak references only."""

@@ -1,7 +1,7 @@
 """`DecoderWeights`: a model's tensors as one plain, read-only structure.
 
-No operators in here, so engines with different kernels share one copy. Made from a checkpoint by
-`checkpoint.load_weights`, or at random for benchmarks of speed.
+There are no operators in here, so engines with different kernels share one copy. Loaded from a
+checkpoint by `checkpoint.load_weights`, or made at random for benchmarks of speed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DecoderWeights:
     final_norm: RMSNorm
     head: Linear
     tied: bool
-    """The head's matrix is the embedding's."""
+    """True if the head's matrix is the embedding's."""
 
     @property
     def nbytes(self) -> int:
@@ -72,20 +72,21 @@ class DecoderWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format activations are computed in."""
+        """The number format in which activations are computed."""
         return self.final_norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """The device of the weights."""
         return self.final_norm.weight.device
 
 
 class TensorReader(Protocol):
-    """Where a model's tensors come from, by their Hugging Face names."""
+    """A source of a model's tensors, by their Hugging Face names."""
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor of that name and shape, in any number format, or an error that names it."""
+        """The tensor with that name and shape, in any number format. Raises an error that
+        names it otherwise."""
         ...
 
     def has(self, name: str) -> bool:
@@ -112,7 +113,7 @@ def build_weights(
     device: torch.device,
     packed: PackedShape | None = None,
 ) -> DecoderWeights:
-    """Read every tensor the spec calls for, one at a time, into `dtype` on `device`.
+    """Read every tensor that the spec needs, one at a time, into `dtype` on `device`.
 
     `packed`: pack matrices in that shape (`Ops.packed_shape`); None: no packing.
     """

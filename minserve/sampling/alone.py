@@ -1,7 +1,7 @@
-"""After a batch could not be sampled: each row alone, so that one row's failure ends only its own
-request.
+"""After a batch could not be sampled: samples each row alone, so that the failure of a row ends
+only its own request.
 
-Only after the batch has failed, so speed does not matter. Knows nothing about requests.
+Runs only after a batch has failed, so speed does not matter. Knows nothing about requests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Biases, bans, penalties and masks: everything that changes single logits, in place.
 
 The first three are sparse: a gather, some arithmetic on the few logits concerned, a scatter. Each
-(row, token) occurs once, so nothing here depends on the order of a scatter. A mask is dense: a bit
-per token, for those rows only that have one.
+(row, token) occurs once, so nothing depends on the order of a scatter. A mask is dense: a bit per
+token, but only for the rows that have one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def edit_logits(scores: Tensor, batch: SamplingBatch, start: int, stop: int) -> 
     """Apply the edits of the batch's rows `start` to `stop` to their logits.
 
     `scores`: float32 or float64 `[stop - start, vocab]`, changed in place. Biases come first, so
-    that a penalty sees the biased logit (as in transformers and vLLM); masks come last, and what
-    they ban stays at minus infinity.
+    that a penalty sees the biased logit (as in transformers and vLLM); masks come last, so that a
+    banned token stays at minus infinity.
     """
     bias = _within(batch.bias_tokens[0], batch, start, stop)
     add_biases(scores, batch.bias_tokens[:, bias], batch.bias_values[bias], start)
@@ -39,8 +39,9 @@ def penalise(scores: Tensor, history: Tensor, batch: SamplingBatch, start: int =
     """Make tokens seen before less likely.
 
     Repetition (CTRL, Keskar et al., 1909.05858): divide a positive logit, multiply a negative one,
-    for every token of prompt and output. Then presence and frequency (OpenAI): subtract once, and
-    once per occurrence, for generated tokens only. `history` is `[3, n]` as in SamplingBatch.
+    for every token of prompt and output. Then, for generated tokens only (OpenAI): subtract the
+    presence penalty once, and the frequency penalty once per occurrence. `history` is `[3, n]` as
+    in SamplingBatch.
     """
     if not history.shape[1]:
         return
@@ -54,8 +55,8 @@ def penalise(scores: Tensor, history: Tensor, batch: SamplingBatch, start: int =
 
 
 def mask_tokens(scores: Tensor, rows: Tensor, bits: Tensor) -> None:
-    """Give minus infinity to all tokens of `rows` `[n]` but those whose bit is 1 in `bits`, uint8
-    `[n, num_bytes]` as in SamplingBatch."""
+    """Set all tokens of `rows` `[n]` to minus infinity, except those whose bit is 1 in `bits`,
+    uint8 `[n, num_bytes]` as in SamplingBatch."""
     if not len(rows):
         return
     vocab = scores.shape[1]
@@ -68,7 +69,7 @@ def mask_tokens(scores: Tensor, rows: Tensor, bits: Tensor) -> None:
 
 
 def _within(rows: Tensor, batch: SamplingBatch, start: int, stop: int) -> slice:
-    """The slice of the ascending `rows` that lies in `start` to `stop`."""
+    """The slice of the ascending `rows` from `start` to `stop`."""
     if start == 0 and stop == batch.num_samples:
         return slice(None)
     bounds = torch.searchsorted(rows, torch.tensor([start, stop], device=rows.device)).tolist()

@@ -1,12 +1,12 @@
 """Top-k, top-p and min-p as one threshold per row.
 
-Each filter keeps the tokens whose score reaches some value, so together they keep those that reach
-the largest of the three. Tokens of equal score stay or go together: the kept set depends on the
-scores alone, never on how a sort orders equals (a top-k of 5 can keep 6 tokens if two tie for the
-fifth place, as in transformers).
+Each filter keeps the tokens with at least a certain score, so together they keep the tokens that
+reach the largest of the three scores. Tokens of equal score are kept or dropped together: the kept
+set depends only on the scores, never on how a sort orders equals (a top-k of 5 can keep 6 tokens if
+two are tied in fifth place, as in transformers).
 
-The order is that of transformers: temperature; top-k; top-p, on the distribution that top-k
-leaves; min-p, relative to the likeliest token (a ratio, which the filters before it do not change).
+The order is that of transformers: temperature; top-k; top-p, on the distribution after top-k;
+min-p, relative to the likeliest token (a ratio, which the filters before it do not change).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from minserve.batch import SamplingBatch
 from minserve.sampling.rows import in_chunks
 
-_HEAD = 256  # scores looked at first for top-p: in practice they nearly always hold its mass
-_SLACK = 16  # scores beyond top-k, so that ties at its edge stay in view
+_HEAD = 256  # scores read first for top-p: they nearly always hold its mass
+_SLACK = 16  # extra scores after the top-k, so that ties at its edge are seen
 
 
 @dataclass(frozen=True)
 class Filters:
-    """The filters of some rows, float64 `[n]` each; None where no row uses the filter."""
+    """The filters of some rows, float64 `[n]` each; None if no row uses the filter."""
 
     top_k: Tensor | None
     """Whole numbers; 0 is off."""
@@ -34,13 +34,13 @@ class Filters:
     min_p: Tensor | None
     """0 is off."""
     num_head: int
-    """How many of a row's largest scores to look at first; 0 when min-p is the only filter."""
+    """How many of a row's largest scores to read first; 0 if min-p is the only filter."""
     needs_mass: bool
-    """True when a row uses top-p without top-k."""
+    """True if a row uses top-p without top-k."""
 
     @staticmethod
     def of(batch: SamplingBatch, params: Tensor) -> Filters:
-        """The filters of those rows of a batch whose `params` `[8, n]` are given."""
+        """The filters of the rows of a batch whose `params` `[8, n]` are given."""
         _, top_k, top_p, min_p, *_ = params.unbind()
         head = batch.max_top_k + _SLACK if batch.max_top_k else 0
         return Filters(
@@ -63,14 +63,14 @@ class Filters:
 def thresholds(
     values: Tensor, filters: Filters, mass: Tensor | None = None, complete: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The smallest score that each row keeps, judged from its largest scores.
+    """The smallest score that each row keeps, computed from its largest scores.
 
     `values`: `[n, m]` descending, the m largest scores of each row, shifted so that the maximum is
     0, with m at least every top-k; `complete`: they are all its scores. Otherwise `mass`, float64
     `[n]`, is the sum of exp(score) over each whole row; None if no row uses top-p without top-k.
 
-    Returns the thresholds `[n]`, -inf for rows without a filter; and bool `[n]`, False where m
-    scores were too few to tell (None: enough everywhere).
+    Returns the thresholds `[n]`, -inf for rows without a filter; and bool `[n]`, False if m scores
+    were too few to know the threshold (None: enough for all rows).
     """
     threshold = torch.full_like(values[:, 0], float("-inf"))
     known = None
@@ -83,8 +83,8 @@ def thresholds(
         running = weights.cumsum(dim=-1)
         whole = running[:, -1]
         if not complete:
-            # With a top-k, all that it keeps is among these scores, unless its threshold equals the
-            # last of them.
+            # With a top-k, all tokens it keeps are among these scores, unless its threshold
+            # equals the last one.
             in_view = values[:, -1] < threshold
             whole = whole if mass is None else torch.where(in_view, whole, mass)
             known = in_view | (filters.top_p >= 1.0)
@@ -105,9 +105,9 @@ def threshold_top_k(values: Tensor, top_k: Tensor) -> Tensor:
 
 def threshold_top_p(values: Tensor, running: Tensor, top_p: Tensor, whole: Tensor) -> Tensor:
     """The score at which the mass of the likeliest tokens reaches top-p (Holtzman et al.,
-    1904.09751), -inf where it is off: `[n, m]`, float64 `[n, m]`, `[n]`, `[n]` -> `[n]`.
+    1904.09751), -inf if it is off: `[n, m]`, float64 `[n, m]`, `[n]`, `[n]` -> `[n]`.
 
-    `running`: the mass of each score and those before it; `whole`: of all there are.
+    `running`: the mass of each score and the scores before it; `whole`: the mass of all scores.
     """
     index = torch.searchsorted(running, (top_p * whole)[:, None])
     score = values.gather(1, index.clamp_(max=values.shape[1] - 1))[:, 0]
@@ -115,7 +115,8 @@ def threshold_top_p(values: Tensor, running: Tensor, top_p: Tensor, whole: Tenso
 
 
 def threshold_min_p(min_p: Tensor, dtype: torch.dtype) -> Tensor:
-    """log(min-p): with the likeliest token at 0, the score of a token that fraction as likely."""
+    """log(min-p): with the likeliest token at 0, the score of a token that is this
+    fraction as likely."""
     return min_p.log().to(dtype)
 
 
@@ -125,7 +126,7 @@ def row_mass(weights: Tensor) -> Tensor:
 
 
 def keep(scores: Tensor, weights: Tensor, threshold: Tensor) -> Tensor:
-    """`weights`, zero where the score is below its row's threshold: `[n, width]` twice, `[n]`.
+    """`weights`, set to zero if the score is below its row's threshold: `[n, width]` twice, `[n]`.
 
     Overwrites both: a comparison into floats and a product are several times faster than a masked
     fill, and another buffer would cost more than either.

@@ -1,4 +1,4 @@
-"""Which tokens a request has seen, and how often it generated each: what penalties need.
+"""Which tokens a request has seen, and how often it generated each: the input of penalties.
 
 Counting a thousand tokens again for each draw would take longer than the draw. So the counts of a
 request are kept as long as the request, and only its new tokens are added.
@@ -25,7 +25,7 @@ class TokenCounts:
 
     def update(self, token_ids: list[int], num_prompt_tokens: int) -> None:
         """Count the tokens of `token_ids` that were not there at the last call."""
-        if len(token_ids) < self._num_seen:  # tokens were taken back: start again
+        if len(token_ids) < self._num_seen:  # tokens were removed: start again
             self.__init__()  # type: ignore[misc]
         for index in range(self._num_seen, len(token_ids)):
             token = token_ids[index]
@@ -44,7 +44,7 @@ class TokenCounts:
         return self._tokens[:num], self._counts[:num]
 
 
-# A cache keyed by identity, not state: dropping it changes only the time taken.
+# A cache keyed by identity, not state: dropping it only costs time.
 _MEMO: WeakKeyDictionary[Request, TokenCounts] = WeakKeyDictionary()
 
 

@@ -1,7 +1,7 @@
 """Log probabilities under the model's own distribution: of given tokens, and of the likeliest.
 
-Taken from the logits as they come from the model: no temperature, penalty, bias or filter. The
-same functions serve drawn tokens and the tokens of a prompt.
+Taken from the model's logits before any temperature, penalty, bias or filter. The same functions
+serve drawn tokens and the tokens of a prompt.
 
 Alternatives are ordered by logit, and equal logits (frequent in bfloat16) by token id: a row's
 first k are the same whatever number other rows ask for.
@@ -31,15 +31,16 @@ class Logprobs:
     logprobs: Tensor
     """`[num_rows]`: of the token at that position."""
     ranks: Tensor
-    """int64 `[num_rows]`: 1 for the likeliest token; equals share the better rank."""
+    """int64 `[num_rows]`: 1 for the likeliest token; equal tokens share the better rank."""
     top_token_ids: Tensor
-    """int64 `[num_rows, num_top]`, likeliest first; of equal logits the smaller id first."""
+    """int64 `[num_rows, num_top]`, likeliest first; between equal logits, the smaller id first."""
     top_logprobs: Tensor
     """`[num_rows, num_top]`."""
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
-    """Of `token_ids` int64 `[n]` under `logits` `[n, vocab]`, with `num_top` alternatives."""
+    """Log probabilities of `token_ids` int64 `[n]` under `logits` `[n, vocab]`, with
+    `num_top` alternatives."""
     with torch.inference_mode():
         size = max(1, _BLOCK // max(1, logits.shape[1]))
         parts = [
@@ -50,7 +51,8 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
 
 
 def prompt_logprobs(logits: Tensor, targets: Tensor, num: int) -> Logprobs:
-    """Of the prompt token that follows each row: `[num_rows, vocab]`, int64 `[num_rows]`.
+    """Log probabilities of the prompt token that follows each row: `[num_rows, vocab]`,
+    int64 `[num_rows]`.
 
     `num`: top alternatives per row, as in `ForwardBatch.num_prompt_logprobs`.
     """
@@ -64,7 +66,8 @@ def to_token_logprobs(
     values, ranks = logprobs.logprobs.tolist(), logprobs.ranks.tolist()
     records = []
     for row, (token, num) in enumerate(zip(token_ids, nums, strict=True)):
-        # Only what the row asked for becomes Python objects: another row may ask for all tokens.
+        # Only the alternatives that the row asked for become Python objects: another row may
+        # ask for all tokens.
         ids = logprobs.top_token_ids[row, :num].tolist()
         top = zip(ids, logprobs.top_logprobs[row, :num].tolist(), strict=True)
         records.append(TokenLogprobs(token, values[row], ranks[row], tuple(top)))
@@ -93,10 +96,11 @@ def _block(
 
 
 def _largest_on_cpu(logits: Tensor, count: int) -> Tensor:
-    """Ids of each row's `count` largest logits, equals by id: `[n, vocab]` -> int64 `[n, count]`.
+    """Ids of each row's `count` largest logits, equals ordered by id: `[n, vocab]` ->
+    int64 `[n, count]`.
 
-    Torch's topk returns equal logits in any order. To see whether there are equals at the edge, one
-    more logit is looked at.
+    Torch's topk returns equal logits in any order. One more logit is read to detect
+    equals at the edge.
     """
     if count < logits.shape[1]:
         values, ids = logits.topk(count + 1, dim=-1)
@@ -106,8 +110,8 @@ def _largest_on_cpu(logits: Tensor, count: int) -> Tensor:
 
 
 def _largest_with_equals(logits: Tensor, count: int) -> Tensor:
-    """The same by selecting values without indices: this finds the smallest one that belongs, and
-    only logits that reach it are sorted."""
+    """The same by selecting values without indices: finds the smallest value that belongs, and
+    sorts only logits that reach it."""
     values = logits.numpy()
     edges = np.partition(values, values.shape[1] - count, axis=-1)[:, -count]
     reach = values >= edges[:, None]
@@ -122,9 +126,10 @@ def _largest_with_equals(logits: Tensor, count: int) -> Tensor:
 def _keep_first_equals(
     reach: npt.NDArray[np.bool_], values: npt.NDArray[Any], edge: float, count: int
 ) -> None:
-    """Leave `count` tokens in `reach` `[vocab]`, in place: of those that equal the edge, the first.
+    """Leave `count` tokens in `reach` `[vocab]`, in place: of the tokens that equal the
+    edge, the first ones.
 
-    A NaN among the logits reaches nothing; its row's token is invalid, and any will do.
+    A NaN among the logits reaches no value; its row's token is invalid, so any tokens will do.
     """
     above = values > edge
     reach[:] = above
@@ -135,9 +140,9 @@ def _keep_first_equals(
 
 
 def _largest_on_device(logits: Tensor, count: int) -> Tensor:
-    """The same for float32, without waiting for the device: in one 64-bit key, the order of the
+    """The same for float32, without waiting for the device. A 64-bit key holds the order of the
     logit and then the order of the id, so that no two keys are equal."""
-    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0, which it is equal to
+    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0, because they are equal
     ordered = (bits ^ ((bits >> 31) & _LOW)).to(torch.int64)
     ids = torch.arange(logits.shape[1], device=logits.device)
     keys = (ordered << 32) + (_LOW - ids)

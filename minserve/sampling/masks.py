@@ -1,8 +1,9 @@
-"""Which tokens a request may draw: one hook for lists, bad words, grammars and verifiers.
+"""Which tokens a request may draw: one interface for lists, bad words, grammars and verifiers.
 
-A `LogitsMask` answers for one position of one request, on the host; `plan_sampling` asks it and
-`edit_logits` applies the answer after biases and penalties, so that a banned token stays banned.
-Reported log probabilities are those of the model, as always. Handles text only to encode bad words.
+A `LogitsMask` returns the allowed tokens for one position of one request, on the host.
+`plan_sampling` calls it, and `edit_logits` applies the result after biases and penalties, so that a
+banned token stays banned. Reported log probabilities are those of the model, as always. Handles
+text only to encode bad words.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _NO_BANS = TokenMask()
 
 
 class Encoder(Protocol):
-    """What masks need of a tokenizer."""
+    """The part of a tokenizer that masks need."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -41,7 +42,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class AllowedTokens:
-    """Only these tokens, at every position."""
+    """Allows only these tokens, at every position."""
 
     mask: TokenMask
 
@@ -56,11 +57,11 @@ class AllowedTokens:
 
 
 class BadWords:
-    """No token that would complete one of these sequences among the generated tokens."""
+    """Bans tokens that would complete one of these sequences among the generated tokens."""
 
     def __init__(self, sequences: Sequence[tuple[int, ...]]) -> None:
         self._always = tuple(each[0] for each in sequences if len(each) == 1)
-        # By the token before the last one: most positions are answered by one look-up.
+        # By the token before the last one: at most positions one look-up is enough.
         self._longer: dict[int, list[tuple[int, ...]]] = {}
         for each in sequences:
             if len(each) > 1:
@@ -69,7 +70,7 @@ class BadWords:
 
     @property
     def needs_known_tokens(self) -> bool:
-        """See `LogitsMask`: a word of several tokens depends on those before."""
+        """See `LogitsMask`: a word of several tokens depends on the tokens before."""
         return bool(self._longer)
 
     def at(self, request: Request, position: int) -> TokenMask:
@@ -90,8 +91,8 @@ class BadWords:
 
 
 def make_masks(params: SamplingParams, tokenizer: Encoder | None) -> tuple[LogitsMask, ...]:
-    """The masks that these parameters ask for: once per prompt, for `Request.masks` of all its
-    samples. Raises InvalidRequestError where nothing is left to draw, or there is no tokenizer."""
+    """The masks for these parameters: made once per prompt, for `Request.masks` of all its samples.
+    Raises InvalidRequestError if no token is left to draw, or if there is no tokenizer."""
     masks: list[LogitsMask] = []
     if params.allowed_token_ids is not None:
         masks.append(AllowedTokens(TokenMask(allowed=pack_tokens(params.allowed_token_ids))))
@@ -111,9 +112,9 @@ def make_masks(params: SamplingParams, tokenizer: Encoder | None) -> tuple[Logit
 def prepare_bad_words(
     params: SamplingParams, tokenizer: Encoder | None
 ) -> tuple[tuple[int, ...], ...]:
-    """The token sequences of `params.bad_words`: each word as it begins a text, and as it follows a
-    space. (vLLM leaves the second out where it has another number of tokens, and then the word
-    comes with a space before it.)
+    """The token sequences of `params.bad_words`: each word at the beginning of a text, and after
+    a space. (vLLM omits the second if it has another number of tokens; the word can then be
+    generated after a space.)
 
     Raises InvalidRequestError without a tokenizer.
     """
@@ -136,7 +137,7 @@ def prepare_bad_words(
 
 
 def pack_tokens(token_ids: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """`TokenMask.allowed` of these tokens: a bit each, as long as the largest needs."""
+    """`TokenMask.allowed` for these tokens: a bit each, up to the largest."""
     ids = np.asarray(token_ids, dtype=np.int64)
     bits = np.zeros(int(ids.max(initial=0)) + 1, dtype=np.uint8)
     bits[ids] = 1

@@ -1,7 +1,7 @@
-"""From the requests whose next token is drawn in this step to the tensors that say how.
+"""From the requests whose next token is drawn in this step to the tensors that the sampler needs.
 
-Runs on the host at every step, so it is written to cost tens of microseconds: Python touches each
-request once, the rest is a few numpy calls over the batch.
+Runs on the host at every step, so it must cost only tens of microseconds: Python handles each
+request once, and the rest is a few numpy calls over the batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
         "allowed_token_ids": params.allowed_token_ids or (),
     }
     for name, tokens in named.items():
-        largest = max(tokens, default=0)  # none is negative: SamplingParams saw to it
+        largest = max(tokens, default=0)  # never negative: SamplingParams has checked it
         if largest >= vocab_size:
             raise InvalidRequestError(
                 f"SamplingParams.{name} names token {largest}, and this model's tokens are 0 to "
@@ -61,11 +61,11 @@ def plan_sampling(
 ) -> SamplingBatch:
     """How to draw the next token of each request, in this order; tensors on the CPU.
 
-    `eos_token_ids`: the model's, banned (like the request's own stop ids) until `min_tokens` are
-    generated; not under `ignore_eos`, where they end nothing. `positions`: the place in prompt plus
-    output of each token being drawn, `num_tokens` unless the caller has tokens in flight. A request
-    may occur several times at different positions. Token ids must be in range: see
-    `check_token_ids`. A row is planned from its request and position alone: where this raises,
+    `eos_token_ids`: the model's; banned, like the request's own stop ids, until `min_tokens` are
+    generated. Under `ignore_eos` they are not banned, because they end nothing. `positions`: the
+    position in prompt plus output of each token being drawn; `num_tokens` unless the caller has
+    tokens in flight. A request may occur several times at different positions. Token ids must be in
+    range: see `check_token_ids`. A row depends only on its request and position: if this raises,
     planning the requests one by one finds the request that causes it.
     """
     params = [request.params for request in requests]
@@ -127,7 +127,7 @@ def _special_rows(
 
 def _numbers(params: Sequence[SamplingParams]) -> npt.NDArray[np.float64]:
     """`[num_requests, 7]`: the fields of `_ROW` of each request."""
-    # One SamplingParams object for all, as in an offline run, is read once.
+    # If all requests share one SamplingParams object, as in an offline run, it is read once.
     if len(set(map(id, params))) == 1:
         return np.array([_ROW(params[0])]).repeat(len(params), axis=0)
     return np.array([_ROW(each) for each in params]).reshape(len(params), 7)
@@ -203,8 +203,8 @@ def _biases(
     eos_token_ids: Collection[int],
     bans: Mapping[int, set[int]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`SamplingBatch.bias_tokens` and `bias_values`: logit biases, and bans for `min_tokens` and
-    by masks (`bans`, by row)."""
+    """`SamplingBatch.bias_tokens` and `bias_values`: logit biases, and bans by `min_tokens` and by
+    masks (`bans`, by row)."""
     pairs: list[tuple[int, int]] = []
     values: list[float] = []
     for row in edited:

@@ -1,10 +1,10 @@
 """Random numbers that depend on where they are used, not on when.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds
-of multiply and exclusive-or turn a 128-bit counter and a 64-bit key into 128 random bits. The
-counter names the draw and the key is the seed, so there is no state to keep, save or share: the
-same token of the same sample gets the same number whatever else is in the batch, in any order,
-after a preemption, on any device. Computed on the host, in numpy: a handful of rows per step.
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds of
+multiply and exclusive-or turn a 128-bit counter and a 64-bit key into 128 random bits. The counter
+names the draw and the key is the seed, so there is no state to keep, save or share: the same token
+of the same sample gets the same number whatever else is in the batch, in any order, after a
+preemption, on any device. Computed on the host, in numpy: a few rows per step.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MULTIPLIER_COLUMN = np.array(_MULTIPLIERS, dtype=np.uint64)[:, None]
 _KEY_STEPS = np.arange(_ROUNDS, dtype=np.uint32)[:, None, None] * np.array(
     _WEYL, dtype=np.uint32
 ).reshape(1, 2, 1)
-_FEW = 10  # below this many, plain integers are faster than numpy
+_FEW = 10  # for fewer than this, plain integers are faster than numpy
 
 DRAW_STREAM = 0
-"""The stream of the ordinary draw; speculative verification uses others."""
+"""The stream of the ordinary draw; speculative verification uses other streams."""
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

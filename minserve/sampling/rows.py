@@ -1,8 +1,8 @@
 """Searches over rows as wide as a vocabulary, faster than the plain operators, and exact.
 
 A row of 150,000 numbers is cut into chunks of 64. Maxima and sums per chunk run at memory speed;
-the searches that are slow per element (arg max, largest k, inverse cumulative sum) look at the
-chunks first, and only inside those that matter.
+the searches that are slow per element (arg max, largest k, inverse cumulative sum) read the chunks'
+values first, and then only the chunks that matter.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 CHUNK = 64
-"""Elements. Widths given to these functions are multiples of it unless said otherwise."""
+"""Elements per chunk. Widths given to these functions are multiples of it unless
+stated otherwise."""
 
-_LARGE = 1 << 16  # elements below which the plain arg max is faster
+_LARGE = 1 << 16  # with fewer elements, the plain arg max is faster
 _BELOW_ONE = 1.0 - 2.0**-53
 
 
@@ -36,8 +37,8 @@ def chunk_maxima(scores: Tensor) -> Tensor:
 def row_max(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum and its lowest index per row: `[n, width]`, any width -> `[n]`, int64 `[n]`.
 
-    NaN counts as larger than everything. On a CPU by numpy, whose argmax is vectorised (five times
-    faster here than torch's).
+    NaN counts as larger than everything. On a CPU with numpy, whose argmax is vectorised (five
+    times faster here than torch's).
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         indices = torch.from_numpy(scores.numpy().argmax(axis=-1))
@@ -53,8 +54,8 @@ def row_max(scores: Tensor) -> tuple[Tensor, Tensor]:
 def largest_values(scores: Tensor, count: int) -> Tensor:
     """Each row's `count` largest elements, descending: `[n, width]`, any width -> `[n, count]`.
 
-    On a CPU by numpy, whose selection and sort of bare values are vectorised (ten times faster
-    here than torch's, which carry indices along).
+    On a CPU with numpy, whose selection and sort of bare values are vectorised (ten times faster
+    here than torch's, which move indices along).
     """
     if scores.device.type != "cpu":
         return scores.topk(count, dim=-1).values
@@ -65,7 +66,8 @@ def largest_values(scores: Tensor, count: int) -> Tensor:
 
 
 def take_chunks(scores: Tensor, chunks: Tensor) -> Tensor:
-    """The chosen chunks of each row side by side: `[n, width]`, int64 `[n, k]` -> `[n, k * 64]`."""
+    """The chosen chunks of each row, side by side: `[n, width]`, int64 `[n, k]` -> `[n, k *
+    64]`."""
     num, count = chunks.shape
     wanted = chunks[:, :, None].expand(num, count, CHUNK)
     return in_chunks(scores).gather(1, wanted).view(num, count * CHUNK)
@@ -75,17 +77,17 @@ def invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one index per row with probability proportional to its weight.
 
     `weights`: `[n, width]`, none negative; `uniforms`: float64 `[n]` in [0, 1) -> int64 `[n]`. The
-    answer is the first index whose cumulative weight exceeds uniform x total, in index order, with
+    result is the first index whose cumulative weight exceeds uniform x total, in index order, with
     running totals in float64. An index of weight 0 is never drawn. For a row without usable weights
     (all 0, or a NaN among them) it is some index in range.
     """
-    # First the chunk. A double below 1 times the total is below the total, even when rounded.
+    # First the chunk. A double below 1 times the total is below the total, even after rounding.
     sums = in_chunks(weights).sum(dim=-1).double()
     totals = sums.cumsum(dim=-1)
     targets = totals[:, -1:] * uniforms[:, None]
     chunk = torch.searchsorted(totals, targets, right=True).clamp_(max=totals.shape[1] - 1)
-    # Then inside: what is left of the target as a share of the chunk, kept within the chunk's own
-    # total, which may differ from its part in the running total by a rounding error.
+    # Then inside the chunk: the rest of the target as a share of the chunk, kept within the chunk's
+    # own total, which may differ from its part in the running total by a rounding error.
     share = targets.sub_(totals.gather(1, chunk)).div_(sums.gather(1, chunk)).add_(1.0)
     inside = take_chunks(weights, chunk).double().cumsum(dim=-1)
     targets = share.clamp_(min=0.0, max=_BELOW_ONE).mul_(inside[:, -1:])

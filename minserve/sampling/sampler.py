@@ -1,11 +1,11 @@
-"""Logits to tokens: the stages of sampling in their order.
+"""From logits to tokens: the stages of sampling in their order.
 
 For each row: biases and bans, penalties, temperature, top-k, top-p, min-p, one draw; temperature 0
-takes the likeliest token instead. Log probabilities are reported from the logits as the model gave
-them, before all of this, so that they mean the same for every request.
+takes the likeliest token instead. Log probabilities are reported from the model's logits before all
+of these stages, so that they mean the same for every request.
 
-A row's token depends on its logits, parameters and random number alone, not on its neighbours.
-Knows nothing about requests: what to do comes in a SamplingBatch.
+A row's token depends only on its logits, parameters and random number, not on its neighbours. Knows
+nothing about requests: a SamplingBatch says how to draw.
 """
 
 from __future__ import annotations
@@ -31,39 +31,41 @@ from minserve.sampling.rows import (
 )
 
 INVALID_TOKEN = -1
-"""In place of a token where none could be drawn: a NaN or an infinity among them, or every token
-banned. The engine fails that one request; to keep tokens on a device, clamp before use."""
+"""The token of a row for which none could be drawn: its logits contain a NaN or an infinity, or
+every token is banned. The engine fails that one request. Code that keeps tokens on a device must
+clamp them before use."""
 
-_MIN_TEMPERATURE = 1e-30  # float32 holds it; colder than this is greedy but for exact ties
-_BLOCK = 1 << 20  # logits per block on a CPU: a block's temporaries stay in the caches
-_NARROW = 3  # looking into chosen chunks first pays when they are at most this part of a row
+_MIN_TEMPERATURE = 1e-30  # float32 holds it; below it, only exact ties differ from greedy
+_BLOCK = 1 << 20  # logits per block on a CPU, so that temporaries stay in the caches
+_NARROW = 3  # reading chosen chunks first is faster up to this part of a row
 
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """What was drawn."""
+    """The drawn tokens."""
 
     token_ids: Tensor
-    """int64 `[num_samples]`; INVALID_TOKEN where nothing could be drawn."""
+    """int64 `[num_samples]`; INVALID_TOKEN if nothing could be drawn."""
     logprobs: Logprobs | None
-    """Of the rows in `SamplingBatch.logprob_rows`, in that order; None if there are none."""
+    """Log probabilities of the rows in `SamplingBatch.logprob_rows`, in that order; None
+    if there are none."""
 
 
 class Sampler:
-    """Draws one token per row. Has no state: one may serve several engines.
+    """Draws one token per row. Has no state: one sampler may serve several engines.
 
-    `kernel` (`Ops.sample_kernel`) draws where logits are of up to 32 bits; it draws the same tokens
-    but where a sum in another order moves a boundary. None: torch operators, its oracle.
+    `kernel` (`Ops.sample_kernel`) draws from logits of up to 32 bits. It draws the same tokens,
+    unless a sum in another order moves a boundary. None: torch operators, which are its oracle.
     """
 
     def __init__(self, kernel: SampleKernel | None = None) -> None:
         self._kernel = kernel
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> SampledTokens:
-        """Draw from `logits` `[num_samples, vocab]`, of any float type and left unchanged.
+        """Draw from `logits` `[num_samples, vocab]`, of any float type; they are not changed.
 
-        The arithmetic is float32 (float64 for float64 logits), running totals are float64. On the
-        same device as the batch; without a kernel, top-k and top-p wait for the GPU.
+        The arithmetic is float32 (float64 for float64 logits), running totals are float64. Logits
+        and batch must be on the same device; without a kernel, top-k and top-p wait for the GPU.
         """
         with torch.inference_mode():
             tokens = self._tokens(logits, batch)
@@ -95,7 +97,7 @@ class Sampler:
 
 
 def _blocks(logits: Tensor, num: int) -> list[tuple[int, int]]:
-    """Row ranges to work on one after the other."""
+    """Row ranges to process one after the other."""
     size = num
     if logits.device.type == "cpu":
         size = max(1, min(num, _BLOCK // max(1, logits.shape[1])))
@@ -103,7 +105,7 @@ def _blocks(logits: Tensor, num: int) -> list[tuple[int, int]]:
 
 
 def _sample_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
-    """Tokens of rows `start` to `stop`; `logits` and `batch` are whole."""
+    """Tokens of rows `start` to `stop`; `logits` and `batch` are those of all rows."""
     params = batch.params
     if stop - start < batch.num_samples:
         logits, params = logits[start:stop], params[:, start:stop]
@@ -117,7 +119,7 @@ def _sample_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -
             rows = params[0].nonzero()[:, 0]
             params = params[:, rows]
             tokens[rows] = _draw(_scores(logits[rows], best[rows], params[0]), batch, params)
-        else:  # picking rows would wait for the device: draw for all
+        else:  # selecting rows would wait for the device: draw for all
             sampled = params[0] > 0
             params = torch.where(sampled, params, 1.0)
             drawn = _draw(_scores(logits, best, params[0]), batch, params)
@@ -134,7 +136,8 @@ def _edited(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tens
 
 
 def _scores(logits: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
-    """Logits less their row's maximum, over the temperature: `[n, padded width]`, padded by -inf.
+    """Logits minus their row's maximum, divided by the temperature: `[n, padded width]`,
+    padded with -inf.
 
     `best`: the maxima `[n]`; `temperature`: float64 `[n]`, positive.
     """
@@ -143,7 +146,7 @@ def _scores(logits: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
     scores = torch.empty(num, padded_width(vocab), dtype=dtype, device=logits.device)
     if scores.shape[1] > vocab:
         scores[:, vocab:] = float("-inf")
-    # The maximum goes first: (x - max) / t is never inf - inf, however cold.
+    # Subtract the maximum first: then (x - max) / t is never inf - inf, however small t is.
     torch.sub(logits.to(dtype), best.to(dtype)[:, None], out=scores[:, :vocab])
     coldness = temperature.clamp(min=_MIN_TEMPERATURE).reciprocal_().to(dtype)
     return scores.mul_(coldness[:, None])
@@ -161,10 +164,10 @@ def _draw(scores: Tensor, batch: SamplingBatch, params: Tensor) -> Tensor:
     if not 0 < _NARROW * filters.num_head * CHUNK <= scores.shape[1]:
         return invert_cdf(_filtered(scores, filters), uniforms)
 
-    # Look only into the m chunks with the largest maxima, which nearly always hold all that the
-    # filters keep: nothing outside exceeds the m-th largest maximum, nor the m-th largest score.
+    # Read only the m chunks with the largest maxima, which nearly always hold all tokens that the
+    # filters keep: nothing outside exceeds the m-th largest maximum, or the m-th largest score.
     chunks = chunk_maxima(scores).topk(filters.num_head, dim=-1, sorted=False).indices
-    chunks = chunks.sort(dim=-1).values  # in token order, as a draw from the whole row goes
+    chunks = chunks.sort(dim=-1).values  # in token order, like a draw from the whole row
     part = take_chunks(scores, chunks)
     values = largest_values(part, filters.num_head)
     mass = row_mass(scores.exp()) if filters.needs_mass else None
@@ -183,9 +186,10 @@ def _draw(scores: Tensor, batch: SamplingBatch, params: Tensor) -> Tensor:
 
 
 def _filtered(scores: Tensor, filters: Filters) -> Tensor:
-    """exp(score) where the filters keep it, 0 elsewhere: `[n, width]`. Overwrites `scores`."""
+    """exp(score) for tokens that the filters keep, 0 for the others: `[n, width]`.
+    Overwrites `scores`."""
     weights = scores.exp()
-    if not filters.num_head:  # min-p alone looks at no other score
+    if not filters.num_head:  # min-p alone needs no other score
         assert filters.min_p is not None
         return keep(scores, weights, threshold_min_p(filters.min_p, scores.dtype))
     head = min(filters.num_head, scores.shape[1])
@@ -200,7 +204,7 @@ def _filtered(scores: Tensor, filters: Filters) -> Tensor:
 def _sort_for_thresholds(
     threshold: Tensor, known: Tensor, scores: Tensor, filters: Filters
 ) -> None:
-    """Correct, in place, the thresholds for which a row's largest scores were too few."""
+    """Correct, in place, the thresholds of rows for which the largest scores were too few."""
     if not bool(known.all()):
         rows = (~known).nonzero()[:, 0]
         values = largest_values(scores[rows], scores.shape[1])
@@ -208,7 +212,7 @@ def _sort_for_thresholds(
 
 
 def _probabilities_block(logits: Tensor, batch: SamplingBatch, start: int, stop: int) -> Tensor:
-    """Distributions of rows `start` to `stop`; `logits` and `batch` are whole."""
+    """Distributions of rows `start` to `stop`; `logits` and `batch` are those of all rows."""
     vocab = logits.shape[1]
     logits = logits[start:stop]
     if batch.edits_logits:

@@ -1,7 +1,7 @@
-"""What an order, a policy or a predictor answers is checked where it enters the scheduler.
+"""Checks the values that an order, a policy or a predictor returns, before the scheduler uses them.
 
-These objects can be written by the caller. A rank that is not a number would break the sorted
-queue for all requests, so it is refused before it is stored. Knows nothing about requests' tokens.
+These objects can be written by the caller. A rank that is not a number would break the sorted queue
+for all requests, so it is refused before it is stored. Knows nothing about requests' tokens.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from minserve.request import Request
 
 
 class HookError(RuntimeError):
-    """An order, policy or predictor gave an answer that cannot be used. The message names its
+    """An order, policy or predictor returned a value that cannot be used. The message names its
     class, the value and what was expected."""
 
 
 def checked_rank(order: object, request: Request, rank: object) -> float:
-    """`QueuePolicy.rank` as a number that compares with every other. Raises HookError."""
+    """`QueuePolicy.rank` as a number that compares with every other number. Raises HookError."""
     if not isinstance(rank, Real) or rank != rank:
         raise _refusal(order, "rank", request, rank, "a number, and not NaN")
     return float(rank) if not isinstance(rank, Integral) else int(rank)
@@ -34,7 +34,7 @@ def checked_length(predictor: object, request: Request, length: object) -> float
 def checked_count(policy: object, method: str, count: object) -> int:
     """A policy's number of tokens or places, 0 or more. Raises HookError."""
     if type(count) is int and count >= 0:
-        return count  # at every step
+        return count  # fast path: runs at every step
     if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
         raise _refusal(policy, method, None, count, "a whole number, 0 or more")
     return int(count)

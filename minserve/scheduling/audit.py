@@ -1,6 +1,7 @@
-"""Verifies the scheduler's books: each live request is in exactly one queue, with its status.
+"""Verifies the scheduler's state: each live request is in exactly one queue, with the
+matching status.
 
-Read only. Asked after something went wrong, so every sentence names the request and the queue.
+Only reads. Runs after an error, so every message names the request and the queue.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def check_books(
     memory: KVManager,
     max_num_seqs: int,
 ) -> None:
-    """Raises IntegrityError with the first thing that does not add up."""
+    """Raise IntegrityError with the first disagreement between the scheduler's queues ("books")."""
     waiting.check(running)
     if len(running) > max_num_seqs:
         raise IntegrityError(f"{len(running)} requests run in {max_num_seqs} places")
@@ -49,8 +50,8 @@ def check_books(
 
 
 def _check_leaders(samples: SampleGroups, state_of: dict[Request, str]) -> None:
-    """A sample whose leader is gone would never be queued; one that just ended is replaced at the
-    next step."""
+    """Each leader of waiting samples must be known, or its samples would never be queued. A leader
+    that has just ended is allowed: the next step replaces it."""
     samples.check()
     for leader in samples.leaders():
         if leader not in state_of and not leader.finished:

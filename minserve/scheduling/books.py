@@ -1,6 +1,6 @@
-"""Which requests the scheduler has, and where each stands: running, waiting, or behind a sample.
+"""The requests of the scheduler and their state: running, waiting, or waiting for another sample.
 
-Requests enter with `add` and leave with `remove`, which is right in every state that an error can
+Requests enter with `add` and leave with `remove`. `remove` works in every state that an error can
 leave behind. What a step computes is decided in `scheduler`.
 """
 
@@ -20,7 +20,7 @@ from minserve.scheduling.waiting import WaitingQueue
 
 
 class Books:
-    """The requests of one engine."""
+    """The scheduler's lists of requests ("books") for one engine."""
 
     def __init__(self, config: ResolvedConfig, memory: KVManager, policies: Policies) -> None:
         scheduling = config.config.scheduling
@@ -32,10 +32,11 @@ class Books:
         self._limit_s = scheduling.starvation_limit_s
         self.waiting = WaitingQueue(policies.order, self._limit_s)
         self.running: list[Request] = []
-        """First come, first served, in order of admission; otherwise in order of rank."""
+        """In order of admission if the order is first come, first served; otherwise
+        in order of rank."""
         self.culprit: Request | None = None
-        """The request whose own values are being looked at: when `schedule` or `add` raises, ending
-        this one request is enough. None where the cause belongs to all of them."""
+        """The request being handled: if `schedule` or `add` raises, it is enough to end this
+        request. None if the cause belongs to all of them."""
 
     @property
     def has_requests(self) -> bool:
@@ -44,37 +45,37 @@ class Books:
 
     @property
     def num_waiting(self) -> int:
-        """Requests without a place, those waiting for their first sample included."""
+        """Requests without a place, including samples that wait for their first sample."""
         return len(self.waiting) + (len(self._samples) if self._samples else 0)
 
     def stranded_slots(self) -> int:
-        """External fragmentation as the first waiting request sees it."""
+        """External fragmentation for the first waiting request, in slots."""
         return self._memory.stranded_slots(self.waiting[0]) if self.waiting else 0
 
     def requests(self) -> Iterator[Request]:
-        """Every request that the scheduler knows, wherever it stands."""
+        """Every request that the scheduler knows, in whichever list it is."""
         yield from self.running
         yield from self.waiting
         if self._samples is not None:
             yield from self._samples.followers()
 
     def add(self, request: Request) -> None:
-        """Queue a new request. Where this raises, the request was not queued."""
+        """Queue a new request. If this raises, the request was not queued."""
         self.culprit = request
         entry = self.waiting.enter(request)
         predictor = self._policies.predictor
         if self._order.needs_lengths and entry.predicted_tokens is None:
             length = checked_length(predictor, request, predictor.predict(request))
             entry.predicted_tokens = length
-        # Scored prompts are computed by each sample for itself.
+        # If its prompt is scored, each sample computes the prompt itself.
         scored = request.params.prompt_logprobs is not None
         if self._samples is None or scored or not self._samples.add(request):
             self.waiting.push(request, request.arrival_s)
         self.culprit = None
 
     def remove(self, request: Request) -> None:
-        """Take a request out, wherever it stands, and free its pages. Also right for one that was
-        never added, and for one that an error left between two places."""
+        """Take a request out of whichever list it is in, and free its pages. Also works for a
+        request that was never added, and for one that an error left half-moved."""
         with suppress(ValueError):
             self.running.remove(request)
         if self._samples is not None:
@@ -84,16 +85,16 @@ class Books:
         self._memory.release(request)
 
     def check(self) -> None:
-        """Verify that each request stands in one place, with the status of it. Raises
-        IntegrityError."""
+        """Verify that each request is in exactly one list, with the matching status.
+        Raises IntegrityError."""
         check_books(self.running, self.waiting, self._samples, self._memory, self._max_num_seqs)
 
     def clear(self) -> None:
-        """Forget all requests, whatever state the books are in. Pages are not returned: the memory
-        manager is cleared by its own means."""
+        """Forget all requests, whatever state the lists are in. Does not free pages: the memory
+        manager is reset separately."""
         self.waiting = WaitingQueue(self._order, self._limit_s)
         self.running = []
         self._samples = SampleGroups() if self._samples is not None else None
         self.culprit = None
-        with suppress(Exception):  # The policy may be the caller's, and the very thing that failed.
+        with suppress(Exception):  # The policy may be the caller's, and may be what failed.
             self._policies.batching.clear()

@@ -1,4 +1,4 @@
-"""What one step computes: the scheduler's answer, and the batch builder's question."""
+"""The plan of one step: returned by the scheduler, read by the batch builder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from minserve.request import Request
 
 @dataclass
 class StepPlan:
-    """Which requests compute how many tokens in one step; their pages are already reserved."""
+    """Which requests compute how many tokens in one step. Their pages are already reserved."""
 
     requests: list[Request] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
-    """Tokens each request computes, behind those computed or in flight."""
+    """Tokens that each request computes, after those already computed or in flight."""
     preempted: list[Request] = field(default_factory=list)
     waits: bool = False
-    """The request that has to give way is in flight: requests behind the one that needs its pages
-    compute nothing until that step is collected."""
+    """The request to preempt is in flight. Until its step is collected, the request that needs its
+    pages and all requests after it compute nothing."""
     idle_places: int = 0
     """Places of a static batch whose request has left it (`BatchingPolicy.idle_places`)."""

@@ -1,7 +1,8 @@
-"""Which running request gives way: when pages run out, and to a waiting one of better rank.
+"""Which running request is preempted: when pages run out, or for a waiting one of better rank.
 
-A victim loses its place and its pages, to the host or for good, and waits again with the tokens it
-knows. What a step in flight computes is never thrown away: the plan then `waits` for that step.
+A victim loses its place; its pages are swapped to the host or dropped, and it waits again with
+the tokens it has. Tokens that a step in flight computes are never thrown away: the plan then
+`waits` for that step.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from minserve.scheduling.policies.chosen import Policies
 from minserve.scheduling.waiting import Rank
 
 Key = tuple[Rank, int]
-"""Rank, then arrival."""
+"""Rank, then arrival number."""
 
 
 class Preemption(Books):
-    """Books in which running requests give way."""
+    """Adds preemption to the scheduler's request lists."""
 
     def __init__(self, config: ResolvedConfig, memory: KVManager, policies: Policies) -> None:
         super().__init__(config, memory, policies)
@@ -31,20 +32,22 @@ class Preemption(Books):
         self._watermark_blocks = int(config.config.memory.watermark * memory.pool.num_blocks)
         self._swaps = scheduling.preemption == "swap"
         self._keys: dict[Request, Key] = {}
-        """Of running requests, as of this step; where only arrival counts, nothing."""
+        """Keys of running requests in this step; empty if only arrival counts."""
 
     def _make_room(self, request: Request, count: int, plan: StepPlan, now_s: float) -> bool:
-        """Reserve pages, preempting requests that are neither in the plan nor before `request` in
-        line. False when `request` itself had to go, or has to let this step pass: what is computed
-        in a step in flight is never thrown away, so the plan `waits` for a victim in flight."""
-        # Beyond what is committed, so room for what is in flight is asked for again.
+        """Reserve pages for `request`, preempting requests after it that are not in the plan.
+
+        False if `request` was preempted itself, or must skip this step. If the victim is in flight,
+        the plan `waits`: tokens that a step in flight computes are never thrown away.
+        """
+        # `reserve` counts from the committed tokens, so tokens in flight are included again.
         while not self._memory.reserve(request, request.num_inflight_tokens + count):
             planned = set(plan.requests)
             behind = self.running[self.running.index(request) :]
             victim = self._policies.victim([one for one in behind if one not in planned])
             if victim is request and any(one in planned for one in behind):
-                # Requests behind it took their turn first. They will need pages too, and then have
-                # to give way: nothing is gained by losing its own.
+                # Requests ranked after it had their turn first. They will need pages too and will
+                # then be preempted, so it gains nothing from losing its own pages.
                 return False
             if victim.num_inflight_tokens:
                 plan.waits = True
@@ -57,8 +60,8 @@ class Preemption(Books):
         return True
 
     def _preempt(self, victim: Request, now_s: float) -> None:
-        """The pages go, to the host or for good; the tokens stay known. Where this raises, the
-        victim is the culprit and still among the running."""
+        """Swap the victim's pages to the host or drop them; it keeps its tokens. If this raises,
+        the victim is the culprit and is still in `running`."""
         self.culprit = victim
         if not (self._swaps and self._memory.swap_out(victim)):
             self._memory.release(victim)
@@ -69,8 +72,8 @@ class Preemption(Books):
         self.running.remove(victim)
 
     def _displace(self, plan: StepPlan, now_s: float) -> None:
-        """Make running requests give way to waiting ones of a strictly better rank, as far as this
-        step's tokens go, and only where that makes enough room."""
+        """Preempt running requests for waiting ones of strictly better rank, as far as this step's
+        tokens go, and only if that frees enough pages and places."""
         view = self._admission_view()
         places = self._max_num_seqs - len(self.running)
         memory = self._memory
@@ -99,7 +102,7 @@ class Preemption(Books):
             tokens -= request.num_uncomputed_tokens
 
     def _blocks_freed_by(self, victim: Request) -> int:
-        """Pages that it has alone, and those that it is still promised."""
+        """Unshared pages, plus pages its chunked prompt would still need."""
         missing = self._memory.missing_blocks(victim, victim.num_coming_tokens)
         return self._memory.returned_blocks(victim) + max(0, missing)
 
@@ -108,7 +111,7 @@ class Preemption(Books):
         return self.waiting.rank_of(request)
 
     def _key(self, request: Request) -> Key:
-        """Rank, then arrival."""
+        """Rank, then arrival number."""
         return (self._rank(request), self.waiting.entry(request).arrival_number)
 
     def _admission_view(self) -> AdmissionView:

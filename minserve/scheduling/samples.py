@@ -1,7 +1,8 @@
 """Samples of one prompt wait until the first has computed it, and then share its pages.
 
-Copy-on-write, as beam search and parallel sampling in vLLM (Kwon et al., arXiv 2309.06180, section
-4.4): the manager shares and copies pages, this class only says which sample waits for which.
+Copy-on-write, as in vLLM's parallel sampling and beam search (Kwon et al., arXiv 2309.06180,
+section 4.4). The memory manager shares and copies pages; this class only records which sample
+waits for which.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from minserve.request import Request
 
 
 class SampleGroups:
-    """Samples that are not in the queue yet, by the sample that computes their prompt."""
+    """Samples that are not in the queue yet, grouped by the sample that computes their prompt."""
 
     def __init__(self) -> None:
         self._followers: dict[Request, list[Request]] = {}
@@ -25,7 +26,7 @@ class SampleGroups:
         return sum(len(group) for group in self._followers.values())
 
     def add(self, request: Request) -> bool:
-        """Let a sample wait for its leader; False where it has no live one."""
+        """Make a sample wait for its leader. False if it has no live leader."""
         leader = request.leader
         if leader is None or leader.finished:
             return False
@@ -33,7 +34,7 @@ class SampleGroups:
         return True
 
     def remove(self, request: Request) -> bool:
-        """Take a sample out; False where it does not wait here."""
+        """Remove a sample. False if it does not wait here."""
         leader = request.leader
         group = self._followers.get(leader, []) if leader is not None else []
         if leader is None or request not in group:
@@ -44,9 +45,12 @@ class SampleGroups:
         return True
 
     def ready(self) -> list[Request]:
-        """Samples whose prompt is computed now, to be queued, and then removed here by the caller:
-        one that cannot be queued is not lost. Where the leader ended before its prompt was
-        computed, the next sample leads the others."""
+        """Samples whose prompt is computed now; the caller queues each, then removes it here, so
+        that a failed push loses nothing.
+
+        If the leader ended before its prompt was computed, the next sample becomes the
+        leader of the others.
+        """
         found: list[Request] = []
         for leader, group in list(self._followers.items()):
             if leader.num_computed_tokens >= leader.num_prompt_tokens:

@@ -1,11 +1,11 @@
 """One token-centric scheduler: iteration-level batching with a token budget.
 
-There is no prefill phase and no decode phase. Each step, every running request may compute tokens
-it has and has not computed; what is left of the budget goes to waiting requests. Chunked prefill,
-mixed batches and resumption after preemption are that one subtraction. Orca (Yu et al., OSDI 2022),
-vLLM (arXiv 2309.06180), Sarathi-Serve (arXiv 2403.02310). Which request goes first, which may join,
-what a step computes first and whose pages go are small objects of their own: `order`, `policy`,
-`turns` and `victims`.
+There is no prefill phase and no decode phase. In each step, every running request may compute
+tokens that it knows and has not computed yet; the rest of the budget goes to waiting requests.
+Chunked prefill, mixed batches and resumption after preemption are all this one subtraction. Orca
+(Yu et al., OSDI 2022), vLLM (arXiv 2309.06180), Sarathi-Serve (arXiv 2403.02310). Small objects,
+the fields of `Policies`, decide which request goes first (`order`), which may join (`batching`),
+what a step computes first (`turns`) and which request is preempted (`victim`).
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ from minserve.scheduling.waiting import Rank
 
 
 class Scheduler(Preemption):
-    """Running requests before waiting ones, both in the order that `scheduling.order` names; in a
-    preemptive order, running and waiting requests in one line (`turns`)."""
+    """Schedules running requests before waiting ones, both in the order named by
+    `scheduling.order`. A preemptive order puts running and waiting requests in one line
+    (`turns`)."""
 
     def __init__(self, config: ResolvedConfig, memory: KVManager, policies: Policies) -> None:
         super().__init__(config, memory, policies)
         scheduling = config.config.scheduling
         self._max_num_prefill_tokens = scheduling.max_num_prefill_tokens
         self._policy = policies.batching
-        # Without a cache, and without chunking, a request's tokens are computed in one step.
+        # Without a cache or without chunking, all tokens of a request are computed in one step.
         self._whole = not scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
 
     def schedule(self, now_s: float = 0.0) -> StepPlan:
         """Decide the next step and reserve its pages. `now_s` is the engine's clock.
 
-        Where this raises, `culprit` is the request to end. All others are still queued or running,
-        with the pages they have: the next call plans again.
+        If this raises, `culprit` is the request to end. All others are still queued or running and
+        keep their pages: the next call plans again.
         """
         plan = StepPlan()
         if self._samples:
@@ -81,7 +82,7 @@ class Scheduler(Preemption):
             samples.remove(request)
 
     def _step_budget(self) -> Budget:
-        """The tokens that the policy gives this step."""
+        """The tokens that the policy allows for this step."""
         self.culprit = None
         limit = self._max_num_batched_tokens
         tokens = self._policy.budget(limit, self.running, self.waiting)
@@ -90,12 +91,12 @@ class Scheduler(Preemption):
 
     @property
     def has_plain_budget(self) -> bool:
-        """True when the policy leaves the token budget alone, so that steps without waiting
-        requests need not ask it."""
+        """True if the policy does not change the token budget, so that steps without waiting
+        requests need not call it."""
         return type(self._policy).budget is BatchingPolicy.budget
 
     def _line_up(self, plan: StepPlan, now_s: float) -> None:
-        """Bring the queue and the running requests in order, where ranks change meanwhile."""
+        """Sort queue and running requests again if ranks can change between steps."""
         self.culprit = None
         self.waiting.promote(now_s)
         if type(self._order) is QueuePolicy:
@@ -118,7 +119,7 @@ class Scheduler(Preemption):
         return [request for request in self.running if is_decoding(request) == decodes]
 
     def _leading(self) -> list[Request]:
-        """Requests that write and that rank before every prompt, running or waiting."""
+        """Decoding requests that rank before every prompt, running or waiting."""
         decoding = self._whose(Turn.DECODE)
         prefilling = [one for one in self._whose(Turn.PREFILL) if one.num_uncomputed_tokens]
         ranks = [self._keys[request][0] for request in prefilling]
@@ -136,7 +137,7 @@ class Scheduler(Preemption):
             if plan.waits:
                 return
             if request.status is not Status.RUNNING:
-                continue  # Preempted by one before it.
+                continue  # Preempted by a request before it.
             self.culprit = request
             count = self._chunk(request, request.num_uncomputed_tokens, budget)
             if count and self._make_room(request, count, plan, now_s):
@@ -152,10 +153,12 @@ class Scheduler(Preemption):
         now_s: float,
         num_displaced: int,
     ) -> None:
-        """Running requests and the queue as one line, by rank; between equals, the running ones.
+        """Running requests and the queue as one line, by rank; between equal ranks,
+        running requests first.
 
-        The tokens that `requests` write are set aside, so that a prompt, however good its rank,
-        takes only what they leave. A prompt that is not split cannot: it goes by rank alone.
+        Reserves one token of the budget for each decoding request, so that a prompt takes only
+        what they leave, however good its rank. If prompts are not split, that is impossible:
+        only rank counts.
         """
         if self._schedule_all(plan, budget, requests, now_s):
             return
@@ -171,7 +174,7 @@ class Scheduler(Preemption):
             stop = self._next_stop(requests, decodes, at, admits)
             if decodes[at]:
                 rows = max(0, rows - (stop - at))
-                budget.rows = 0  # What was set aside is for these.
+                budget.rows = 0  # The reserved tokens are for these requests.
             self._schedule_running(plan, budget, requests[at:stop], now_s)
             if plan.waits:
                 return
@@ -184,8 +187,10 @@ class Scheduler(Preemption):
     def _schedule_all(
         self, plan: StepPlan, budget: Budget, requests: Sequence[Request], now_s: float
     ) -> bool:
-        """The common case, done quickly: where none can join and tokens suffice for all, ranks
-        decide nothing. False, with nothing done, elsewhere."""
+        """Fast path: if no request can be admitted and the budget covers all, rank does not matter.
+
+        Returns False, and schedules nothing, in any other case.
+        """
         can_join = self.waiting and len(self.running) < self._max_num_seqs
         if can_join or budget.prefill_tokens is not None or self.waiting.stalled:
             return False
@@ -206,8 +211,8 @@ class Scheduler(Preemption):
     def _next_stop(
         self, requests: Sequence[Request], decodes: Sequence[bool], at: int, admits: bool
     ) -> int:
-        """End of what can be scheduled at once from `at` on: one prompt, or requests that write
-        and that no waiting one ranks before."""
+        """Index after the next group: one prompt, or the decoding requests that rank before the
+        first waiting request."""
         if not decodes[at]:
             return at + 1
         stop = at + 1
@@ -219,7 +224,7 @@ class Scheduler(Preemption):
         return stop
 
     def _note_stalls(self, plan: StepPlan, requests: Sequence[Request], now_s: float) -> None:
-        """Running requests to which the others left no tokens wait; those with tokens do not."""
+        """Mark running requests that got no tokens in this step as stalled; unmark the others."""
         planned = set(plan.requests)
         for request in self.waiting.stalled & planned:
             self.waiting.resume(request, now_s)
@@ -238,8 +243,10 @@ class Scheduler(Preemption):
     def _admit_waiting(
         self, plan: StepPlan, budget: Budget, now_s: float, before: Rank | None = None
     ) -> bool:
-        """Admit waiting requests, first in line first; with `before`, as long as they rank before
-        it. False when the next in line finds no room: it is not asked again in this step."""
+        """Admit waiting requests in order; with `before`, only those that rank before it.
+
+        False if there is no room for the next one: admission then stops for this step.
+        """
         while self.waiting:
             request = self.waiting[0]
             if before is not None and self.waiting.rank_in_line(request) >= before:
@@ -261,13 +268,13 @@ class Scheduler(Preemption):
         return True
 
     def _admit(self, request: Request, budget: Budget, plan: StepPlan, now_s: float) -> None:
-        """Give the first waiting request its place, and what is already computed of it. Where the
-        memory manager raises, the request still waits, and begins again with nothing."""
+        """Give the first waiting request a place and the tokens found in the cache. If the memory
+        manager raises, the request still waits and starts again from its first token."""
         try:
             request.num_computed_tokens = self._memory.admit(request)
         except BaseException:
             request.num_computed_tokens = 0
-            with suppress(Exception):  # What went wrong above is what has to be told.
+            with suppress(Exception):  # The first error is the one to report.
                 self._memory.release(request)
             raise
         self._give_place(request)
@@ -275,7 +282,7 @@ class Scheduler(Preemption):
         if request.first_scheduled_s is None:
             request.num_cached_tokens = request.num_computed_tokens
         request.status = Status.RUNNING
-        # A page that was counted on may turn out damaged: then there is more to compute.
+        # A page found in the cache may turn out to be damaged: then there is more to compute.
         count = self._chunk(request, request.num_uncomputed_tokens, budget)
         if count and self._memory.reserve(request, count):
             plan.requests.append(request)
@@ -283,8 +290,8 @@ class Scheduler(Preemption):
             budget.take(request, count)
 
     def _give_place(self, request: Request) -> None:
-        """Behind the others, or where a preemptive order ranks it: this line decides which request
-        gives way for the rest of the step."""
+        """Append to `running`, or insert by rank if the order preempts: the last in this list is
+        preempted first."""
         if not self._order.preemptive:
             self.running.append(request)
             return

@@ -1,9 +1,10 @@
-"""The queue: requests by urgency, rank and arrival, and the bound on how long one is overtaken.
+"""The queue: requests by urgency, rank and arrival, with a limit on how long one can be overtaken.
 
-A rank is computed when a request joins, and when all are ranked anew. A request that has waited
-`limit_s` in all (`now - arrival`, less the time it ran) becomes urgent for good: urgent requests go
-before all others, first come first served among themselves. So after the limit no later arrival
-goes ahead of it, whatever the order prefers. Knows nothing about places and pages.
+A rank is computed when a request joins, and again when all are ranked again. A request that has
+waited `limit_s` in total (`now - arrival`, less the time it ran) becomes urgent for the rest of
+its life: urgent requests go before all others, and first come, first served among themselves. So
+after the limit no later arrival goes ahead of it, whatever the order prefers. Knows nothing about
+places and pages.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from minserve.scheduling.policies.entry import QueueEntry
 from minserve.scheduling.policies.queueing import QueuePolicy
 
 Rank = tuple[bool, float]
-"""(not urgent, rank): smaller goes first; arrival decides between equals."""
+"""(not urgent, rank): smaller goes first; between equals, the earlier arrival."""
 _PLAIN = (float, int)
 
 
 class WaitingQueue(Sequence[Request]):
-    """Waiting requests, first in line first."""
+    """Waiting requests, in the order in which they are admitted."""
 
     def __init__(self, order: QueuePolicy, limit_s: float | None = None) -> None:
         self._order = order
@@ -38,10 +39,10 @@ class WaitingQueue(Sequence[Request]):
         self._deadlines: list[tuple[float, int, Request]] = []
         self._due: dict[Request, float] = {}
         self.stalled: set[Request] = set()
-        """Running requests whose time counts as waiting."""
+        """Running requests that get no tokens; this time counts as waiting."""
 
     def enter(self, request: Request) -> QueueEntry:
-        """The entry of a request, made where it has none: it arrives now."""
+        """The request's entry; makes one, with the next arrival number, if it has none."""
         entry = self._entries.get(request)
         if entry is None:
             entry = self._entries[request] = QueueEntry(request, self._num_entered)
@@ -49,17 +50,19 @@ class WaitingQueue(Sequence[Request]):
         return entry
 
     def entry(self, request: Request) -> QueueEntry:
-        """What is known of a request that has entered and not ended."""
+        """The entry of a request that has entered and not ended."""
         return self._entries[request]
 
     def forget(self, request: Request) -> None:
-        """Take out a request that has ended, wherever it stands, with what is known of it."""
+        """Remove a request that has ended, and its entry."""
         self.remove(request)
         self._entries.pop(request, None)
 
     def rank_of(self, request: Request) -> Rank:
-        """Where the request stands now, arrival aside. Raises HookError where the order's answer
-        is not a number."""
+        """The request's current rank, without the arrival tie-break.
+
+        Raises HookError if the order does not return a number.
+        """
         entry = self._entries[request]
         if entry.urgent:
             return (False, 0.0)
@@ -73,8 +76,7 @@ class WaitingQueue(Sequence[Request]):
         return self._where[request][0]
 
     def push(self, request: Request, now_s: float) -> None:
-        """Queue a request that begins to wait now. Where asking for its rank raises, it is not
-        queued."""
+        """Queue a request whose wait begins now. If computing its rank raises, it is not queued."""
         self.enter(request)
         self.resume(request, now_s)
         self._insert(request)
@@ -85,27 +87,29 @@ class WaitingQueue(Sequence[Request]):
         entry.waiting_since_s = now_s
         if self._limit_s is not None and not entry.urgent:
             due_s = now_s + self._limit_s - entry.waited_s
-            # One deadline per request and moment: a tuple never comes to compare two requests.
+            # One deadline per request and time, so comparing two tuples never
+            # compares two requests.
             if self._due.get(request) != due_s:
                 heapq.heappush(self._deadlines, (due_s, entry.arrival_number, request))
             self._due[request] = due_s
 
     def stall(self, request: Request, now_s: float) -> None:
-        """A running request gets no tokens in this step, because others rank before it: it waits
-        like a queued one, and becomes urgent like one."""
+        """Mark a running request that gets no tokens in this step, because others rank before it.
+        It waits like a queued request, and can become urgent like one."""
         if request not in self.stalled:
             self.stalled.add(request)
             self._begin_wait(request, now_s)
 
     def resume(self, request: Request, now_s: float) -> None:
-        """A stalled request gets tokens again. Any other one is left alone."""
+        """Unmark a stalled request, because it gets tokens again. Does nothing for other
+        requests."""
         if request in self.stalled:
             self.stalled.discard(request)
             self._due.pop(request, None)
             self._end_wait(request, now_s)
 
     def pop(self, now_s: float) -> Request:
-        """Take the first in line, whose wait ends now."""
+        """Remove and return the first request; its wait ends now."""
         request = self._line[0][2]
         self.remove(request)
         self._end_wait(request, now_s)
@@ -116,7 +120,8 @@ class WaitingQueue(Sequence[Request]):
         entry.waited_s += now_s - entry.waiting_since_s
 
     def remove(self, request: Request) -> bool:
-        """Take out a request wherever it stands; False where it does not wait here."""
+        """Remove a request from the queue and from the stalled ones. False if it was
+        not in the queue."""
         self._due.pop(request, None)
         self.stalled.discard(request)
         if request not in self._where:
@@ -129,7 +134,7 @@ class WaitingQueue(Sequence[Request]):
         index = bisect_left(self._line, item)
         if index < len(self._line) and self._line[index] is item:
             del self._line[index]
-        else:  # An interrupt came between two lines that belong together.
+        else:  # An interrupt came between two updates that belong together.
             self._line = [other for other in self._line if other[2] is not request]
         del self._where[request]
 
@@ -137,10 +142,10 @@ class WaitingQueue(Sequence[Request]):
         """Make requests urgent that have waited for the limit."""
         while self._deadlines and self._deadlines[0][0] <= now_s:
             due_s, _, request = heapq.heappop(self._deadlines)
-            # It may have run meanwhile, and then has another deadline.
+            # If it has run meanwhile, it has another deadline.
             if self._due.get(request) == due_s:
                 del self._due[request]
-                waits = request in self._where  # or it is a stalled one, which has a place
+                waits = request in self._where  # else it is stalled, and has a place already
                 if waits:
                     self._take(request)
                 self._entries[request].urgent = True
@@ -148,13 +153,13 @@ class WaitingQueue(Sequence[Request]):
                     self._insert(request)
 
     def rank_anew(self, rank_of: Callable[[Request], Rank]) -> None:
-        """Ask for every rank again: what the ranks depend on has changed."""
+        """Compute every rank again, because what the ranks depend on has changed."""
         where = {one: (rank_of(one), number, one) for _, number, one in self._line}
         self._line, self._where = sorted(where.values()), where
 
     def _insert(self, request: Request) -> None:
         item = (self.rank_of(request), self._entries[request].arrival_number, request)
-        # Noted first: a request in the line without a note could not be taken out again.
+        # Record the item first: without it, a request in the line could not be removed again.
         self._where[request] = item
         insort(self._line, item)
 
@@ -163,8 +168,8 @@ class WaitingQueue(Sequence[Request]):
         return set(self._entries)
 
     def check(self, running: Iterable[Request] = ()) -> None:
-        """Verify that line, notes and deadlines agree, and that what is stalled runs. Raises
-        IntegrityError."""
+        """Verify that queue, entries and deadlines agree, and that stalled requests are running.
+        Raises IntegrityError."""
         line = self._line
         if not self.stalled.issubset(running):
             raise IntegrityError("a request that does not run is stalled")

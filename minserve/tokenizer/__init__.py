@@ -1,7 +1,7 @@
-"""Text to token ids and back: the only room that knows about text, and nothing about tensors.
+"""Text to token ids and back: the only room that knows about text. Knows nothing about tensors.
 
-`Tokenizer` encodes, decodes and renders chats. `TextStream` turns one sample's tokens into text
-while they arrive: whole characters only, and never a part of a stop string.
+`Tokenizer` encodes, decodes and renders chats. `TextStream` turns one sample's tokens into text as
+they arrive: whole characters only, and never a part of a stop string.
 """
 
 from minserve.tokenizer.chat import ChatTemplateError

@@ -1,8 +1,8 @@
-"""Chat templates: a conversation to the text a model was trained to continue.
+"""Chat templates: from a conversation to the text that a model was trained to continue.
 
-Templates are programs that come with a checkpoint, so they run in jinja2's sandbox and on a budget,
-with the settings and the few functions that transformers gives them (its `apply_chat_template` is
-the oracle of the tests).
+Templates are programs that come with a checkpoint, so they run in jinja2's sandbox and within a
+budget, with the settings and the few functions that transformers gives them (its
+`apply_chat_template` is the oracle of the tests).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def render_chat(
 ) -> str:
     """The conversation as text.
 
-    `messages`: mappings with `role` and `content`, and what else the template reads; entries that
-    are None count as absent. `variables`: further names the template sees (special tokens, tools).
-    Raises ChatTemplateError.
+    `messages`: mappings with `role` and `content`, and any other key the template reads; entries
+    that are None count as absent. `variables`: further names for the template (special tokens,
+    tools). Raises ChatTemplateError.
     """
     if not messages:
         raise ChatTemplateError("The conversation is empty: give at least one message.")
@@ -80,7 +80,7 @@ def _short(error: Exception) -> str:
 
 @lru_cache(maxsize=16)
 def _compile(template: str) -> Template:
-    """A template ready to render. Raises ChatTemplateError when it is not valid jinja2."""
+    """A template ready to render. Raises ChatTemplateError if it is not valid jinja2."""
     # Imported here, so that the command line starts faster.
     import jinja2
 
@@ -132,8 +132,8 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
-    # The date that some templates write into the system prompt: text, not a measurement, so it
-    # does not come from the engine's clock.
+    # The date that some templates write into the system prompt. It is text, not a measurement, so
+    # it does not come from the engine's clock.
     if len(pattern) > 1000:
         raise ValueError(f"a date format has at most 1000 characters, not {len(pattern):,}")
     return datetime.now().strftime(pattern)

@@ -1,4 +1,4 @@
-"""Tokenizers in older formats, converted by transformers, which never runs the model's own code.
+"""Tokenizers in older formats, converted by transformers, without running the model's own code.
 
 transformers may open any file of the directory, so all are checked first: each must be a regular
 file of plausible size, and JSON must be valid.
@@ -43,8 +43,8 @@ def convert(path: Path) -> tuple[Backend, dict[str, str]]:
             "pip install transformers sentencepiece"
         ) from error
     try:
-        # Without the second argument transformers asks on standard input whether to run the
-        # directory's code, and runs it for a "y".
+        # Without the second argument, transformers asks on standard input whether to run the
+        # directory's code, and runs it after a "y".
         loaded = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )

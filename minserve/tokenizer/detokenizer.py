@@ -1,9 +1,9 @@
-"""Token ids to text while they arrive: whole characters only, and each piece of text once.
+"""Token ids to text as they arrive: whole characters only, and each piece of text once.
 
 A token is not always a piece of text: it may end in the middle of a character, and its text may
-depend on its neighbours. The promise of both classes here: whatever the tokens, all pushes and the
-final flush together are exactly the text of all tokens decoded at once; and a push costs the same
-however long the text already is.
+depend on its neighbours. Both classes guarantee that all pushes and the final flush together give
+exactly the text of all tokens decoded at once, and that a push costs the same however long the
+text already is.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Protocol
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_MAX_BYTES_TO_COME = 3  # of a UTF-8 character whose first byte has been seen
+_MAX_BYTES_TO_COME = 3  # of a UTF-8 character whose first byte has arrived
 
 
 class Detokenizer(Protocol):
-    """One sample's tokens becoming text."""
+    """Turns one sample's tokens into text."""
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Add tokens; returns the characters that are now complete and were not returned before."""
         ...
 
     def finish(self) -> str:
-        """No more tokens come: returns what was held back, incomplete bytes as U+FFFD."""
+        """No more tokens follow: returns the text that was held back, incomplete
+        bytes as U+FFFD."""
         ...
 
 
@@ -34,8 +35,8 @@ class ByteDetokenizer:
     """For byte-level vocabularies (GPT-2, Llama 3, Qwen): a token is a sequence of bytes.
 
     Text is the UTF-8 decoding of all bytes, so a byte decoder that keeps an incomplete character
-    for the next call is enough. `piece(token_id)` gives a token's bytes, empty for tokens that are
-    left out of the text.
+    for the next call is enough. `piece(token_id)` gives a token's bytes; empty for tokens that are
+    omitted from the text.
     """
 
     def __init__(self, piece: Callable[[int], bytes]) -> None:
@@ -47,23 +48,23 @@ class ByteDetokenizer:
         return self._decoder.decode(b"".join(map(self._piece, token_ids)))
 
     def finish(self) -> str:
-        """Returns what was held back."""
+        """Returns the text that was held back."""
         return self._decoder.decode(b"", final=True)
 
 
 class WindowDetokenizer:
-    """For every other vocabulary: decode a short window of tokens with and without the new ones.
+    """For all other vocabularies: decode a short window of tokens with and without the new ones.
 
-    The window starts with tokens whose text is already out; they stand for the whole past, so that
-    the decoder treats the new tokens as the middle of a text (it would strip the space before a
-    first one). This is the technique of vLLM and text-generation-inference, with two additions
-    that make it exact: a run of byte tokens (`<0xE4>`: SentencePiece's byte fallback) is held back
-    until it ends, since a decoder shows the whole run as U+FFFD if any byte of it is wrong; and
+    The window starts with tokens whose text has been returned. They represent all earlier text, so
+    that the decoder treats the new tokens as the middle of a text (it would strip the space before
+    a first token). This is the technique of vLLM and text-generation-inference, with two additions
+    that make it exact. A run of byte tokens (`<0xE4>`: SentencePiece's byte fallback) is held back
+    until it ends, because a decoder shows the whole run as U+FFFD if any byte of it is wrong. And
     the window grows while its known part shows no text.
 
-    `piece(token_id)` is a token's content, None for tokens that are left out; `decode(ids)` shows
+    `piece(token_id)` is a token's content, None for tokens that are omitted; `decode(ids)` shows
     tokens as text. `byte_level`: the decoder joins bytes of neighbouring tokens, and a trailing
-    U+FFFD may be a character still incomplete.
+    U+FFFD may be a character that is still incomplete.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class WindowDetokenizer:
         self._decode = decode
         self._byte_level = byte_level
         self._window: list[int] = []
-        self._num_known = 0  # tokens of the window whose text is out
+        self._num_known = 0  # tokens of the window whose text has been returned
         self._known = ""  # their text, as the window's decoder shows it
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Add tokens; returns the text that is now certain."""
+        """Add tokens; returns the text that is now final."""
         last: str | None = None
         for token in token_ids:
             piece = self._piece(token)
@@ -95,7 +96,7 @@ class WindowDetokenizer:
         return self._emit(text)
 
     def finish(self) -> str:
-        """Returns what was held back."""
+        """Returns the text that was held back."""
         return self._emit(self._decode(self._window)) if self._window else ""
 
     def _may_be_incomplete(self, text: str) -> bool:
@@ -105,7 +106,7 @@ class WindowDetokenizer:
 
     def _emit(self, text: str) -> str:
         delta = text[len(self._known) :]
-        # The new tokens become the past, unless they show no text by themselves.
+        # The new tokens become known, unless they show no text by themselves.
         recent = self._window[self._num_known :]
         shown = self._decode(recent) if recent else ""
         if shown:
@@ -117,10 +118,10 @@ class WindowDetokenizer:
 
 
 def byte_level_alphabet() -> Mapping[str, int]:
-    """The printable character that stands for each byte in byte-level vocabularies (GPT-2).
+    """The printable character for each byte in byte-level vocabularies (GPT-2).
 
-    Printable Latin-1 characters stand for themselves; the other bytes, in order, for the
-    characters from U+0100.
+    Printable Latin-1 characters represent themselves; the other bytes, in order, are represented by
+    the characters from U+0100.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}

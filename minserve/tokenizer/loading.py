@@ -1,8 +1,8 @@
-"""Reads a checkpoint's tokenizer files. The result behaves as transformers' AutoTokenizer does.
+"""Reads a checkpoint's tokenizer files. The result behaves like transformers' AutoTokenizer.
 
-`tokenizer.json` is read by the `tokenizers` library alone, since importing transformers takes
-seconds; checkpoints that only have older files (SentencePiece, vocabulary and merges) go through
-transformers, which converts them.
+`tokenizer.json` is read by the `tokenizers` library alone, because importing transformers takes
+seconds. Checkpoints with only older files (SentencePiece, vocabulary and merges) are converted
+by transformers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_TOKENIZER_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a checkpoint's tokenizer files say."""
+    """The contents of a checkpoint's tokenizer files."""
 
     backend: Backend
     special_tokens: dict[str, str] = field(default_factory=dict)
@@ -40,13 +40,13 @@ class TokenizerFiles:
     chat_templates: dict[str, str] = field(default_factory=dict)
     """By name; the usual one is "default"."""
     notes: tuple[str, ...] = ()
-    """Sentences that say, where files contradict each other, which one is used."""
+    """If files contradict each other: sentences that say which one is used."""
 
 
 def read_tokenizer(path: Path) -> TokenizerFiles | None:
-    """Read the tokenizer in a model's directory; None when there is none.
+    """Read the tokenizer in a model's directory; None if there is none.
 
-    Raises TokenizerError when there is one that cannot be used.
+    Raises TokenizerError if there is one that cannot be used.
     """
     if os.path.lexists(path / "tokenizer.json"):
         return _read_fast(path)
@@ -72,7 +72,7 @@ def _read_fast(path: Path) -> TokenizerFiles:
         elif settings.tokenizer_class() == "GPT2Tokenizer":
             notes = _gpt2_notes(backend)
         _add_tokens(backend, settings)
-        # Otherwise an error in a decoder or a template would show only at the first request.
+        # Otherwise an error in a decoder or a template would appear only at the first request.
         backend.decode(backend.encode("a 1", add_special_tokens=True).ids[:64])
     except (KeyboardInterrupt, SystemExit, TokenizerError):
         raise
@@ -103,14 +103,15 @@ def _unusable(file: Path, error: BaseException) -> TokenizerError:
 
 
 def _without_training_settings(backend: Backend) -> None:
-    """A file may carry the padding and truncation of its training script."""
+    """Remove the padding and truncation of the training script, which a file may contain."""
     backend.no_padding()
     backend.no_truncation()
 
 
 def _gpt2_notes(backend: Backend) -> tuple[str, ...]:
-    """transformers 5 rebuilds this class from the vocabulary and splits text as GPT-2 does. The
-    model was trained with the splitting in its tokenizer.json, which is used here."""
+    """Note for GPT-2 tokenizers: transformers 5 rebuilds this class from the vocabulary and
+    splits text as GPT-2 does. The model was trained with the splitting in its tokenizer.json,
+    which is used here."""
     if backend.pre_tokenizer is None:
         return ()
     kind = json.loads(backend.pre_tokenizer.__getstate__()).get("type")
@@ -124,10 +125,10 @@ def _gpt2_notes(backend: Backend) -> tuple[str, ...]:
 
 
 def _is_rebuilt_as_llama(path: Path, settings: Settings) -> bool:
-    """Whether transformers 5 takes only the vocabulary from this tokenizer.json.
+    """Whether transformers 5 uses only the vocabulary of this tokenizer.json.
 
-    It does so for checkpoints of Llama 2's kind; their files, converted by its older versions,
-    treat leading spaces and text after special tokens differently.
+    It does so for checkpoints like Llama 2's; their files, converted by older versions of
+    transformers, treat leading spaces and text after special tokens differently.
     """
     if settings.tokenizer_class() != "LlamaTokenizer":
         return False
@@ -135,7 +136,7 @@ def _is_rebuilt_as_llama(path: Path, settings: Settings) -> bool:
 
 
 def _rebuild_as_llama(backend: Backend, settings: Settings) -> None:
-    """What transformers' LlamaTokenizer puts around the vocabulary."""
+    """Add around the vocabulary what transformers' LlamaTokenizer adds."""
     from tokenizers import decoders, normalizers, pre_tokenizers
 
     prefix = settings.flag("add_prefix_space") is not False
@@ -154,7 +155,7 @@ def _add_tokens(backend: Backend, settings: Settings) -> None:
     for token in map(_added_token, settings.added_tokens()):
         if repr(token) not in known:
             backend.add_tokens([token])
-    # A role does not change the flags of a token that is there already.
+    # A role does not change the flags of a token that exists already.
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     entries = [*settings.roles().values(), *settings.extra_tokens()]
     backend.add_special_tokens(

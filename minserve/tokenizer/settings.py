@@ -25,7 +25,7 @@ TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 MAX_TEMPLATE_BYTES = 256 << 10
 """Ten times the longest chat template we know."""
 _MAX_SETTINGS_BYTES = 16 << 20
-"""Some repeat a thousand added tokens."""
+"""Some files repeat a thousand added tokens."""
 
 
 class TokenizerError(ValueError):
@@ -56,22 +56,22 @@ class Settings:
         )
 
     def flag(self, key: str) -> bool | None:
-        """True or false; None when null or absent."""
+        """True or False; None if null or absent."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
             raise self._error(key, value, "true or false")
         return value
 
     def tokenizer_class(self) -> str:
-        """The class in transformers, without "Fast"; "" when the file does not say. It is only
-        compared with known names; no code is imported by it."""
+        """The class in transformers, without "Fast"; "" if the file does not say. It is only
+        compared with known names; no code is imported because of it."""
         value = self.values.get("tokenizer_class")
         if value is not None and not isinstance(value, str):
             raise self._error("tokenizer_class", value, "a name")
         return (value or "").removesuffix("Fast")
 
     def roles(self) -> dict[str, str | dict[str, Any]]:
-        """By role, the token that has it."""
+        """The token of each role."""
         return {
             name: self._token(name, self.values[name])
             for name in SPECIAL_NAMES
@@ -79,7 +79,7 @@ class Settings:
         }
 
     def special_tokens(self) -> dict[str, str]:
-        """By role, the text of its token."""
+        """The text of each role's token."""
         return {name: content(entry) for name, entry in self.roles().items()}
 
     def added_tokens(self) -> list[str | dict[str, Any]]:
@@ -93,7 +93,7 @@ class Settings:
         return [self._token(f"{key}[{name!r}]", listed[name]) for name in sorted(listed, key=int)]
 
     def extra_tokens(self) -> list[str | dict[str, Any]]:
-        """Special tokens without a role, or with a role of the model's own."""
+        """Special tokens without a role, or with a role that only this model has."""
         for key in ("extra_special_tokens", "additional_special_tokens"):
             extra = self.values.get(key)
             if not extra:
@@ -117,7 +117,7 @@ class Settings:
         return token
 
     def chat_templates(self) -> dict[str, str]:
-        """Templates by name: from files of their own, or from tokenizer_config.json."""
+        """Templates by name: from separate files, or from tokenizer_config.json."""
         templates: dict[str, str] = {}
         listed = self.values.get("chat_template")
         if isinstance(listed, str):
@@ -143,12 +143,12 @@ class Settings:
 
 
 def content(entry: str | dict[str, Any]) -> str:
-    """The text of a token, written either way."""
+    """The text of a token, in either form."""
     return entry if isinstance(entry, str) else str(entry["content"])
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when the file is missing. Raises TokenizerError."""
+    """A JSON object; empty if the file is missing. Raises TokenizerError."""
     if not os.path.lexists(path):
         return {}
     try:

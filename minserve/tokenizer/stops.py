@@ -1,9 +1,9 @@
-"""Stop strings over text that arrives in pieces: found wherever the pieces are cut.
+"""Stop strings in text that arrives in pieces; the pieces do not affect the result.
 
-The rule: of all occurrences of all stop strings, the one that starts earliest ends the text (of two
-that start together, the shorter). It is a rule about the text, so how the text was split into
-tokens changes nothing. Its cost: while a longer stop string that started earlier could still be
-completed, an occurrence that was found has to wait for the next piece.
+The rule: of all occurrences of all stop strings, the one that starts earliest ends the text (if two
+start together, the shorter one). The rule is about the text, so how the text was split into tokens
+changes nothing. Its cost: while a longer stop string that started earlier could still be completed,
+an occurrence that was found has to wait for the next piece.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 
 class StopChecker:
-    """Passes text on until a stop string, holding back whatever could be part of one.
+    """Passes text on until a stop string, and holds back everything that could be part of one.
 
-    `include`: the stop string itself is passed on too. `matched` is the stop string that ended the
-    text, or None.
+    `include`: the stop string itself is passed on too. `matched` is the stop string that ended
+    the text, or None.
     """
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
@@ -28,8 +28,9 @@ class StopChecker:
     def push(self, delta: str, may_stop: bool = True) -> str:
         """Add text; returns the text that is now certain to be part of the result.
 
-        With `may_stop=False` no occurrence ending in the text so far counts, now or later: for the
-        text of the first `min_tokens` tokens. One that begins there and ends later does count.
+        With `may_stop=False`, no occurrence that ends in the text so far counts, now or later: used
+        for the text of the first `min_tokens` tokens. An occurrence that begins there and ends
+        later does count.
         """
         if self.matched is not None:
             return ""
@@ -45,14 +46,14 @@ class StopChecker:
         return self._release(min(start, possible))
 
     def finish(self) -> str:
-        """There is no more text: decide with what was held back, and pass on the rest."""
+        """There is no more text: decide about the held-back text, and return the rest."""
         if self.matched is not None:
             return ""
         start, stop = self._first()
         return self._release(len(self._held)) if stop is None else self._cut(start, stop)
 
     def _first(self) -> tuple[int, str | None]:
-        """Start and text of the complete occurrence that counts by the rule; without one, the
+        """Start and text of the complete occurrence that counts by the rule; if there is none, the
         text's length and None."""
         best: tuple[int, str | None] = (len(self._held), None)
         for stop in self._stops:
@@ -64,8 +65,8 @@ class StopChecker:
         return best
 
     def _possible_start(self) -> int:
-        """Where the longest tail that is a prefix of a stop string begins; without one, the text's
-        length."""
+        """Start of the longest tail that is a prefix of a stop string; the text's length
+        if there is none."""
         held = self._held
         earliest = len(held)
         for stop in self._stops:

@@ -1,4 +1,4 @@
-"""One sample's text as it grows: detokenisation and stop strings together."""
+"""One sample's text as it grows: combines detokenisation and stop strings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class TextStream:
-    """Turns tokens into text that can be shown at once: it is never taken back.
+    """Turns tokens into text that can be shown at once, because it never changes later.
 
-    Without streaming and without stop strings none is needed: `Tokenizer.decode` at the end gives
-    the same text. A token that ends the text by its id (end of sequence, `stop_token_ids`) is not
-    pushed unless it is to be part of the text.
+    Not needed without streaming and stop strings: `Tokenizer.decode` at the end gives the same
+    text. A token that ends the text by its id (end of sequence, `stop_token_ids`) is not pushed
+    unless it is to be part of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
@@ -28,8 +28,8 @@ class TextStream:
         self._parts: list[str] = []
         self._finished = False
         self.num_tokens = 0
-        """Tokens taken: with `stopped_by` set, the last of them decided it; later ones (a
-        verifier may push several at once) are to be dropped."""
+        """Tokens taken. If `stopped_by` is set, the last of them completed the stop string; later
+        ones (a verifier may push several at once) must be dropped."""
 
     @property
     def text(self) -> str:
@@ -44,11 +44,11 @@ class TextStream:
         return self._checker.matched
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Add tokens; returns the new text that is certain.
+        """Add tokens; returns the new text that is final.
 
-        Stop strings are looked for after every token. An occurrence counts only if it ends beyond
-        the text complete after the first `min_tokens` tokens. After a stop string was found, and
-        after `finish`, nothing is added.
+        Stop strings are searched after every token. An occurrence counts only if it ends after the
+        text of the first `min_tokens` tokens. After a stop string was found, and after `finish`,
+        nothing is added.
         """
         if self._finished or self.stopped_by is not None:
             return ""
@@ -65,7 +65,7 @@ class TextStream:
         return self._add(delta)
 
     def finish(self) -> str:
-        """No more tokens come: returns the text that was held back. May set `stopped_by`."""
+        """No more tokens follow: returns the text that was held back. May set `stopped_by`."""
         if self._finished:
             return ""
         self._finished = True

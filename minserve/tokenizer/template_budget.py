@@ -1,6 +1,6 @@
-"""What a chat template may spend: computing time, and characters that its operations produce.
+"""The budget of a chat template: computing time, and characters that its operations produce.
 
-Each loop round, call, filter and operator whose result can be larger than its input is charged
+Each loop iteration, call, filter and operator whose result can be larger than its input is charged
 before it runs, so the budget bounds memory as well as time. Knows nothing about jinja2.
 """
 
@@ -14,28 +14,30 @@ from typing import Any
 from minserve.clock import thread_cpu_s
 
 MAX_SECONDS = 1.0
-"""Seconds of computing time, not of the clock, so that a busy machine refuses no template. A usual
-chat takes a millisecond."""
+"""Seconds of computing time, not of the wall clock, so that a busy machine refuses no template. A
+usual chat takes a millisecond."""
 MAX_CHARS = 100_000_000
-"""Produced in all, intermediate results included. A usual chat makes ten times its own length."""
+"""Characters produced in total, including intermediate results. A usual chat produces ten
+times its own length."""
 MAX_WEIGHT = 4_000_000
-"""Characters of one nested value written out. Lists that hold one list twice double per level."""
+"""Characters of one nested value written out. A list that holds one list twice
+doubles at each level."""
 _ITEM_CHARS = 8
-"""Characters that an item of a list counts as, for its reference."""
+"""Characters charged for an item of a list, for its reference."""
 _STEPS_PER_LOOK = 32
 _MAX_BITS = 4096
-"""Digits of an integer; Python refuses to convert much longer ones to text."""
+"""Bits of an integer; Python refuses to convert much longer ones to text."""
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{|\d{5,}")
 """A width of five digits or more, or one that is an argument."""
 _CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
 
 
 class TemplateLimit(Exception):
-    """A template that takes too long or makes too much. The message says which."""
+    """A template that takes too long or produces too much. The message says which."""
 
 
 class Budget:
-    """The budget that one rendering has left."""
+    """The budget that is left for one rendering."""
 
     __slots__ = ("chars", "deadline", "until_look")
 
@@ -46,12 +48,12 @@ class Budget:
         self.deadline = thread_cpu_s() + MAX_SECONDS
 
     def charge(self, chars: int) -> None:
-        """Spend so many characters; TemplateLimit when they, or the time, are spent."""
+        """Spend this many characters. Raises TemplateLimit if they, or the time, are used up."""
         self.chars -= 1 + chars
         if self.chars < 0:
             raise TemplateLimit(f"it produces more than {MAX_CHARS:,} characters on its way")
-        # Reading the clock takes as long as the rest: it is read for large amounts, and for some
-        # small ones.
+        # Reading the clock takes as long as the rest, so it is read for large amounts and for
+        # some small ones.
         self.until_look -= 1 + chars // 64
         if self.until_look < 0:
             self.until_look = _STEPS_PER_LOOK
@@ -63,7 +65,7 @@ _current: ContextVar[Budget | None] = ContextVar("chat template budget", default
 
 
 class spending:
-    """A context in which this thread's templates spend one fresh budget."""
+    """A context in which this thread's templates spend one new budget."""
 
     def __enter__(self) -> None:
         self._token = _current.set(Budget())
@@ -73,8 +75,8 @@ class spending:
 
 
 def charge(chars: int) -> None:
-    """Spend from the current budget. While a template is compiled there is none, and only the size
-    of constants that are folded is limited."""
+    """Spend from the current budget. While a template is compiled there is no budget, and only the
+    size of folded constants is limited."""
     budget = _current.get()
     if budget is not None:
         budget.charge(chars)
@@ -83,7 +85,7 @@ def charge(chars: int) -> None:
 
 
 def charge_result(value: Any) -> Any:
-    """The value, paid for by its own length."""
+    """Charge for the length of a value; returns the value."""
     if isinstance(value, (str, bytes)):
         charge(len(value))
     elif isinstance(value, (list, tuple, dict)):
@@ -92,7 +94,8 @@ def charge_result(value: Any) -> Any:
 
 
 def charge_nested(value: Any) -> tuple[int, int]:
-    """Pay for writing out or comparing a value with all that is in it: its weight and depth."""
+    """Charge for writing out or comparing a value with everything in it; returns its
+    weight and depth."""
     if isinstance(value, (str, bytes)):
         charge(len(value))
         return len(value), 0
@@ -121,7 +124,7 @@ def charge_nested(value: Any) -> tuple[int, int]:
 
 
 def charge_binary(operator: str, left: Any, right: Any) -> None:
-    """Pay for `+`, `*`, `**` and `%` by the size of their result."""
+    """Charge for `+`, `*`, `**` and `%` by the size of their result."""
     if operator == "+":
         charge_result(left)
         charge_result(right)
@@ -144,14 +147,14 @@ def charge_binary(operator: str, left: Any, right: Any) -> None:
 
 
 def check_format(template: str | bytes) -> None:
-    """Refuse a format that pads to a great width: with long numbers, or widths from arguments."""
+    """Refuse a format that pads to a large width: with long numbers, or widths from arguments."""
     text = template if isinstance(template, str) else template.decode("latin-1")
     if _WIDE_FORMAT.search(text):
         raise TemplateLimit("it formats to a width of five digits or more, or of an argument")
 
 
 def charge_method(method: Any, args: tuple[Any, ...]) -> None:
-    """Pay, before it runs, for a method of a string that may return more than it is given."""
+    """Charge, before it runs, for a method of a string that may return more than it is given."""
     text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
     if not isinstance(text, (str, bytes)):
         if name == "to_bytes":
@@ -171,13 +174,13 @@ def charge_method(method: Any, args: tuple[Any, ...]) -> None:
 
 
 def charge_replace(text: Any, old: Any, new: Any) -> None:
-    """Pay for every occurrence."""
+    """Charge for every occurrence."""
     found = text.count(old) if len(new) > len(old) else 0
     charge(len(text) + found * (len(new) - len(old)))
 
 
 def charge_join(separator: Any, parts: Any) -> None:
-    """Pay for a joined list: its parts, and the separators between them."""
+    """Charge for a joined list: its parts, and the separators between them."""
     if isinstance(parts, (list, tuple, dict, str)):
         charge_nested(parts)
         charge(len(parts) * len(separator))

@@ -1,7 +1,7 @@
 """jinja2's sandbox for chat templates, with a budget.
 
-The sandbox keeps a template from reaching anything but its arguments. It does not bound time and
-memory, so loops, calls, filters, operators and output are all paid for from `template_budget`.
+The sandbox prevents a template from accessing anything but its arguments. It does not limit time
+and memory, so loops, calls, filters, operators and output are all charged to `template_budget`.
 jinja2 compiles a template to Python without hooks for loops and concatenations: these are rewritten
 into filters first. Imported only when a chat is rendered.
 """
@@ -36,7 +36,7 @@ _SHALLOW = frozenset(
     {"length", "count", "first", "last", "default", "d", "items", "list", "select", "selectattr"}
     | {"reject", "rejectattr", "map", "reverse", "batch", "slice", "random", "attr", "int", "float"}
 )
-"""Filters that do not look into the items of what they are given."""
+"""Filters that do not read the items of their input."""
 _COMPARING_TESTS = (
     *("eq", "equalto", "==", "ne", "!=", "lt", "<", "lessthan", "le", "<="),
     *("gt", ">", "greaterthan", "ge", ">=", "in"),
@@ -44,7 +44,7 @@ _COMPARING_TESTS = (
 
 
 class _GenerationBlocks(Extension):
-    """`{% generation %}` marks the text that training learns; here it has no effect."""
+    """`{% generation %}` marks the text that training learns; it has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 reads it from the class
 
@@ -56,7 +56,7 @@ class _GenerationBlocks(Extension):
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
-    """An environment for one template, with the settings of transformers'."""
+    """An environment for one template, with the settings that transformers uses."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -67,7 +67,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             extensions=[_GenerationBlocks, loopcontrols],
             finalize=_written,
         )
-        # Random filler text, of any length asked for.
+        # lipsum returns random filler text of any length.
         self.globals.pop("lipsum", None)
         self.globals.update(functions)
         self.filters |= filters
@@ -76,7 +76,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         for name in _COMPARING_TESTS:
             self.tests[name] = _paid_test(cast(Any, self.tests[name]))
         self.static_chars = 0
-        """Characters of the template outside of expressions: what a macro may write per call."""
+        """Characters of the template outside of expressions: a macro may write this many per
+        call."""
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -86,24 +87,24 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Run an operator, paid for first."""
+        """Run an operator, charged first."""
         charge_binary(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a call, paid for by what it may produce, and afterwards by its result."""
+        """Run a call, charged by what it may produce, and afterwards by its result."""
         if isinstance(__obj, Macro):
             charge(__self.static_chars)
         else:
             charge_method(__obj, args)
             if isinstance(__obj, (types.MethodType, types.BuiltinMethodType)):
-                # `list.index` and `loop.changed` compare with what is in their arguments.
+                # `list.index` and `loop.changed` compare with the contents of their arguments.
                 for each in args:
                     _compared(each)
         return charge_result(super().call(__context, __obj, *args, **kwargs))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Look up an item, paid for first: hashing a nested tuple visits all of it."""
+        """Look up an item, charged first: hashing a nested tuple visits all of it."""
         if isinstance(argument, tuple):
             charge_nested(argument)
         return super().getitem(obj, argument)
@@ -138,7 +139,7 @@ class _Rewriter(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        # A comparison ends with the smaller side: all but one have to be paid for.
+        # A comparison ends with the smaller side: all sides but one must be charged.
         node.expr = _comparable(node.expr)
         for operand in node.ops[:-1]:
             operand.expr = _comparable(operand.expr)
@@ -189,9 +190,9 @@ def _compared(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
-    """Pays for a value that is about to become text."""
+    """Charge for a value that will be converted to text."""
     if isinstance(value, Namespace):
-        # Its text would show everything that it holds, which no template needs.
+        # Its text would show everything in it, which no template needs.
         raise TemplateLimit("it writes a namespace as text")
     charge_nested(value)
     return value
@@ -206,8 +207,8 @@ _REWRITTEN: dict[str, Callable[..., Any]] = {
 
 
 def _paid_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that pays before it runs, by its own rule where it multiplies."""
-    # Some take jinja2's context or environment before the value.
+    """A filter that is charged before it runs, by its own rule if it multiplies its input."""
+    # Some filters take jinja2's context or environment before the value.
     at = 1 if hasattr(function, "jinja_pass_arg") else 0
     check = _CHECKS.get(name)
 
@@ -244,7 +245,7 @@ def _paid_test(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 Check = Callable[[Any, list[Any], int, int], None]
-"""Of a filter's value, its other arguments, and the value's weight and depth."""
+"""A function of a filter's value, its other arguments, and the value's weight and depth."""
 
 
 def _integers(args: list[Any]) -> int:

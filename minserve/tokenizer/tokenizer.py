@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """Encodes as transformers' AutoTokenizer does for the same directory; safe to share.
+    """Encodes like transformers' AutoTokenizer for the same directory; may be shared
+    between threads.
 
     `special_tokens`: contents by role (`bos_token`, ...). `chat_templates`: jinja2 sources by name.
-    `notes`: where the files contradict each other, which one is used.
+    `notes`: if the files contradict each other, which one is used.
     """
 
     def __init__(
@@ -45,16 +46,17 @@ class Tokenizer:
             for token_id, token in backend.get_added_tokens_decoder().items()
             if token.special
         )
-        """Ids that `skip_special_tokens` leaves out of the text."""
+        """Ids that `skip_special_tokens` omits from the text."""
         self._decoder_types = _decoder_types(backend)
         self._bytes: dict[int, bytes] = {}
         self._alphabet = byte_level_alphabet()
 
     @classmethod
     def from_dir(cls, path: str | Path) -> Tokenizer | None:
-        """The tokenizer of a model's directory; None when it has none, and takes only token ids.
+        """The tokenizer of a model's directory; None if it has none, so that the model
+        takes only token ids.
 
-        Raises TokenizerError when there is one that cannot be used.
+        Raises TokenizerError if there is one that cannot be used.
         """
         files = read_tokenizer(Path(path))
         if files is None:
@@ -63,7 +65,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids, added tokens included; a model may have more rows than that."""
+        """Number of ids, including added tokens; a model may have more rows."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
@@ -73,8 +75,8 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        """Id of the token that ends a text, if there is one. A model's generation_config.json may
-        name several, which are used instead."""
+        """Id of the token that ends a text, if there is one. If a model's generation_config.json
+        names several, they are used instead."""
         return self._role("eos_token")
 
     def _role(self, name: str) -> int | None:
@@ -82,7 +84,8 @@ class Tokenizer:
         return None if content is None else self._backend.token_to_id(content)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. `add_special_tokens`: with what the model expects around it (BOS).
+        """Token ids of a text. `add_special_tokens`: with the tokens that the model expects
+        around it (BOS).
 
         Raises InvalidRequestError for text that is not valid Unicode, or on which the tokenizer's
         regular expression fails.
@@ -105,11 +108,11 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids; incomplete characters as U+FFFD, unknown ids left out."""
+        """Text of token ids; incomplete characters as U+FFFD, unknown ids omitted."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_text(self, token_id: int) -> str | None:
-        """One token as the vocabulary writes it (a space may be "Ġ" or "▁"); None if unknown."""
+        """One token in the vocabulary's spelling (a space may be "Ġ" or "▁"); None if unknown."""
         return self._backend.id_to_token(token_id)
 
     def apply_chat_template(
@@ -120,7 +123,7 @@ class Tokenizer:
     ) -> str:
         """The conversation as text, ready for `encode(text, add_special_tokens=False)`.
 
-        `add_generation_prompt`: end with what begins the model's answer. `variables` (such as
+        `add_generation_prompt`: end with the beginning of the model's answer. `variables` (such as
         `tools`) are passed to the template. Raises ChatTemplateError.
         """
         name = "tool_use" if variables.get("tools") and "tool_use" in self.chat_templates else ""
@@ -146,7 +149,8 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False)
 
     def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        """Decodes one sample's tokens while they arrive, exactly as `decode` does all at once."""
+        """Decodes one sample's tokens as they arrive; together exactly the text that `decode`
+        gives."""
         hidden = self.special_ids if skip_special_tokens else frozenset()
         if self._decoder_types == ["ByteLevel"]:
             return ByteDetokenizer(lambda token: b"" if token in hidden else self._to_bytes(token))
@@ -157,20 +161,20 @@ class Tokenizer:
         )
 
     def _to_bytes(self, token_id: int) -> bytes:
-        """A byte-level token's bytes, remembered."""
+        """A byte-level token's bytes; cached."""
         found = self._bytes.get(token_id)
         if found is None:
             text = self.token_text(token_id) or ""
             if all(character in self._alphabet for character in text):
                 found = bytes(self._alphabet[character] for character in text)
-            else:  # an added token outside the alphabet stands for itself
+            else:  # an added token outside the alphabet represents itself
                 found = text.encode()
             self._bytes[token_id] = found
         return found
 
 
 def _decoder_types(backend: Backend) -> list[str]:
-    """What the decoder is made of, in order: ["ByteLevel"], ["Replace", "ByteFallback", ...]."""
+    """Types of the decoder's parts, in order: ["ByteLevel"], ["Replace", "ByteFallback", ...]."""
     if backend.decoder is None:
         return []
     described = json.loads(backend.decoder.__getstate__())

@@ -1,10 +1,10 @@
-"""Everything a run tells: one `StepTrace` per engine step, collected in a `RunTrace`.
+"""The trace of a run: one `StepTrace` per engine step, collected in a `RunTrace`.
 
-Widgets, metrics, reports, recorded runs and calibration all read this one stream. `parts` has what
-a step tells, a file per room, and says how to add one; `step` puts them together, `totals` and
-`tally` add them up. `snapshot` is a trace at one moment, `run` the bounded collection. `summary`
-has the figures people quote, `shares` what KV memory was used for; `formats`
-writes and reads files and tables. Knows nothing about how steps are made.
+Widgets, metrics, reports, recorded runs and calibration all read this one stream. `parts` has the
+fields of a step's trace, a file per room, and says how to add one; `step` puts them together,
+`totals` and `tally` add them up. `snapshot` is a trace at one moment, `run` the bounded collection.
+`summary` has the usual figures (latencies, throughput), `shares` what KV memory was used for;
+`formats` writes and reads files and tables. Knows nothing about how steps are made.
 """
 
 from minserve.trace.formats.reading import TraceFormatError

@@ -1,4 +1,4 @@
-"""`RunTrace`: the bounded record of a run, appended to by one engine while others read it.
+"""`RunTrace`: the bounded record of a run, written by one engine while others read it.
 
 The newest steps and finished requests are kept in rings; running totals count them all. Readers
 take a `TraceSnapshot` and work on that. Knows nothing about how steps are made or drawn.
@@ -46,12 +46,12 @@ class RunTrace:
         self._steps: deque[StepTrace] = deque(maxlen=max_steps)
         self._requests: deque[FinishedRequest] = deque(maxlen=max_requests)
         self._tally = Tally()
-        # A deque must not be iterated while it grows; held for the copy, never for an export.
-        # Reentrant, because a signal handler may look at a trace that is being written.
+        # A deque must not be iterated while it grows; the lock is held for the copy, never for an
+        # export. Reentrant, because a signal handler may read a trace while it is being written.
         self._lock = threading.RLock()
 
     def append(self, step: StepTrace) -> None:
-        """Add the newest step; the oldest one falls out when the ring is full."""
+        """Add the newest step; if the ring is full, the oldest is dropped."""
         with self._lock:
             self._steps.append(step)
             self._tally.add_step(step)
@@ -112,9 +112,9 @@ class RunTrace:
         return len(self._steps)
 
     def since(self, position: int) -> tuple[tuple[StepTrace, ...], int]:
-        """Steps appended after the first `position` ones, and the position to ask from next.
+        """Steps appended after the first `position` ones, and the position for the next call.
 
-        For live readers: starts at 0; steps that already fell out of the ring are skipped.
+        For live readers: start at 0. Steps that were already dropped from the ring are skipped.
         """
         with self._lock:
             appended = self._tally.steps
@@ -144,7 +144,7 @@ class RunTrace:
         steps: Iterable[StepTrace],
         requests: Iterable[FinishedRequest],
     ) -> None:
-        """Replace everything by what was recorded elsewhere; for readers of files."""
+        """Replace everything with what was recorded elsewhere; for readers of files."""
         with self._lock:
             self._tally = Tally(totals)
             self._steps.clear()
@@ -153,18 +153,18 @@ class RunTrace:
             self._requests.extend(requests)
 
     def summary(self) -> RunSummary:
-        """The figures people quote: latencies, throughput, memory, preemptions."""
+        """The usual figures of a run: latencies, throughput, memory, preemptions."""
         return summarize(self.snapshot())
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The trace as JSON text, also written to `path` (compressed where it ends in .gz)."""
+        """The trace as JSON text; also written to `path`, compressed if it ends in .gz."""
         return export.to_json(self.snapshot(), path)
 
     @classmethod
     def from_json(cls, source: str | Path) -> RunTrace:
         """A trace from JSON text or from a file written by `to_json`.
 
-        Raises TraceFormatError (a ValueError) for anything else, or a version not known here.
+        Raises TraceFormatError (a ValueError) for anything else, or for an unknown version.
         """
         read = reading.from_json(source)
         trace = cls(read.max_steps, read.max_requests, read.header)

@@ -1,8 +1,8 @@
 """The layout of a trace's JSON: its name, its version and its three tables.
 
-A new column is no new version: an older trace reads with the column's default, and an older
-minserve refuses a column that it does not know. When anything else changes, `VERSION` goes up, and
-`UPGRADES` gets a function that brings a trace of the version before to the new layout.
+A new column needs no new version: reading an older trace gives the column's default, and an older
+minserve refuses a column that it does not know. When anything else changes, `VERSION` is raised,
+and `UPGRADES` gets a function that converts a trace of the previous version to the new layout.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ VERSION = 4
 
 
 def _name_cached_blocks(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 to 4: the ids of cached blocks had the name of pages."""
+    """Version 3 to 4: the ids of cached blocks were called pages."""
     renamed = dict(data)
     renamed["cached_block_ids"] = renamed.pop("cached_pages", {})
     return renamed
 
 
 UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _name_cached_blocks}
-"""Version -> what makes a trace of that version one of the next; 3 is the oldest that is read."""
+"""Version -> function that converts a trace to the next version; 3 is the oldest
+that can be read."""
 
 STEPS = Table(StepTrace, beside=("requests", "cached_block_ids"))
-"""A row per step; what it did for each request, and cached pages, are kept beside the table."""
+"""A row per step; per-request detail and cached pages are stored outside the table."""
 DETAIL = Table(RequestStep)
 """A row per step and request."""
 REQUESTS = Table(FinishedRequest)

@@ -1,4 +1,5 @@
-"""What became of KV memory over a run: the division of Kwon et al. (arXiv 2309.06180, figure 2)."""
+"""What KV memory was used for over a run: the division of Kwon et al. (arXiv
+2309.06180, figure 2)."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ class MemoryShares:
     future: int = 0
     """Reserved for tokens that their request may still write."""
     internal: int = 0
-    """Owned, and beyond anything their request may reach."""
+    """In pages with an owner, in slots that their request can never reach."""
     external: int = 0
-    """Free, but in no hole large enough for the first waiting request."""
+    """Free, but in holes too small for the first waiting request."""
     free: int = 0
     """Free, and usable by the first waiting request."""
 
@@ -43,5 +44,5 @@ class MemoryShares:
 
     @property
     def useful(self) -> float:
-        """Share of what is taken that holds a token; 1 where nothing was taken."""
+        """Share of the taken bytes that hold a token; 1 if nothing was taken."""
         return self.used / self.taken if self.taken else 1.0

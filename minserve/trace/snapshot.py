@@ -1,6 +1,6 @@
 """A trace at one moment: what exports, figures and summaries read.
 
-Nothing in a snapshot changes any more, so that its readers need no lock.
+A snapshot never changes, so its readers need no lock.
 """
 
 from __future__ import annotations

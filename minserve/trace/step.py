@@ -1,7 +1,7 @@
-"""What one engine step tells: a `StepTrace`, put together from the parts of the rooms.
+"""The trace of a step: a `StepTrace`, put together from the parts of the rooms.
 
-Counters are always there; per-request detail is kept when asked for. Knows nothing about how
-steps are made, nor how they are collected.
+Counters are always present; per-request detail is kept if it is switched on. Knows nothing about
+how steps are made or collected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minserve.trace.parts.stages import StepTiming
 from minserve.trace.parts.work import CountedWork
 
 
-# Python takes the fields of the last base first: this is the order of the columns, read backwards.
+# Python takes the fields of the last base first, so the columns come in the reverse of this order.
 @dataclass(frozen=True, slots=True)
 class StepTrace(
     RoomParts, StepExecution, StepRequests, StepMemory, StepScheduling, CountedWork, StepTiming
@@ -26,5 +26,5 @@ class StepTrace(
 
     @property
     def num_rows(self) -> int:
-        """Rows computed: tokens, those computed in vain, and padding."""
+        """Rows computed: tokens, tokens computed in vain, and padding."""
         return self.num_tokens + self.num_discarded_tokens + self.num_padded_rows

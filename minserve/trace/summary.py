@@ -1,8 +1,8 @@
-"""The figures people quote of a run, each defined once.
+"""The usual figures of a run (latencies, throughput, memory), each defined once.
 
 TTFT counts from arrival; TPOT is (end-to-end - TTFT) / (n - 1) per request; ITL is the time
-between two deliveries of tokens to the same request. Percentiles interpolate linearly, as numpy's
-and vLLM's do.
+between two deliveries of tokens to the same request. Percentiles interpolate linearly, as
+in numpy and vLLM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minserve.trace.step import StepTrace
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What a set of measurements looks like; all in the measurements' own unit."""
+    """Statistics of a set of measurements, in the measurements' own unit."""
 
     count: int
     mean: float
@@ -34,7 +34,7 @@ class Distribution:
 def percentile(ordered: Sequence[float], percent: float) -> float:
     """The `percent`-th percentile of ascending values, linearly interpolated.
 
-    Raises ValueError for no values.
+    Raises ValueError if there are no values.
     """
     if not ordered:
         raise ValueError("a percentile needs at least one value")
@@ -45,7 +45,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def distribution(values: Sequence[float]) -> Distribution | None:
-    """Statistics of the values; None when there are none."""
+    """Statistics of the values; None if there are none."""
     if not values:
         return None
     ordered = sorted(values)
@@ -66,7 +66,7 @@ def distribution(values: Sequence[float]) -> Distribution | None:
 def inter_token_latencies(steps: Sequence[StepTrace]) -> list[float]:
     """Seconds between consecutive deliveries to the same sample, in order of the later one.
 
-    A delivery is a step that added tokens to it. Empty without `TraceConfig.per_request`.
+    A delivery is a step that added tokens to the sample. Empty without `TraceConfig.per_request`.
     """
     last: dict[tuple[str, int], float] = {}
     gaps: list[float] = []
@@ -84,8 +84,8 @@ def inter_token_latencies(steps: Sequence[StepTrace]) -> list[float]:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run in figures. Distributions are over the kept finished requests, counters over all
-    steps; a distribution is None where nothing was measured."""
+    """A run in figures. Distributions are over the kept finished requests, counters over all steps;
+    a distribution is None if nothing was measured."""
 
     steps: int
     duration_s: float
@@ -93,16 +93,16 @@ class RunSummary:
     busy_s: float
     finished_requests: int
     prompt_tokens: int
-    """Of finished requests."""
+    """Prompt tokens of finished requests."""
     output_tokens: int
-    """Added to requests by all steps."""
+    """Tokens added to requests by all steps."""
     output_tokens_per_s: float
     total_tokens_per_s: float
     """Tokens computed (prompt, recomputation and newest) per second."""
     preemptions: int
     recomputed_tokens: int
     cached_tokens: int
-    """Not computed, because the device, the host or the disk held them."""
+    """Tokens not computed, because the device, the host or the disk held them."""
     mean_batch: float
     """Requests that computed something, averaged over steps."""
     peak_kv_bytes: int

@@ -1,8 +1,9 @@
-"""How a record becomes a row of plain values, and rows become records again.
+"""Converts a record to a row of plain values, and rows back to records.
 
-Made from the fields of the record, so that a new field is a new column everywhere. The record's own
-fields come first, then those of its parts: the columns of a `StepTrace` are `index`, `start_s`, ...
-and, behind them, `schedule_s`, ... of its `stages`. Knows nothing about which records there are.
+The columns are made from the fields of the record, so that a new field is a new column
+everywhere. The record's own fields come first, then those of its parts: the columns of a
+`StepTrace` are `index`, `start_s`, ..., followed by `schedule_s`, ... of its `stages`. Knows
+nothing about which records exist.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ class Column:
 
     name: str
     part: str
-    """The record's field that has it; "" for a field of the record itself."""
+    """The record's field that contains it; "" for a field of the record itself."""
     kind: Any
     """The field's type."""
     required: bool
-    """True where the field has no default."""
+    """True if the field has no default."""
     total: Total | None
-    """How it totals over a run."""
+    """How it is totalled over a run."""
 
     @property
     def path(self) -> str:
-        """Where a record has it, as in `stages.schedule_s`."""
+        """The field's path in a record, such as `stages.schedule_s`."""
         return f"{self.part}.{self.name}" if self.part else self.name
 
 
@@ -58,7 +59,7 @@ class Table(Generic[R]):
     def records(
         self, found: Mapping[str, Sequence[Any]], count: int, **beside: Sequence[Any]
     ) -> list[R]:
-        """`count` records from their values by column; a column not found has its default."""
+        """`count` records from their values by column; a missing column gets its default."""
         parts = {
             name: _made(kind, self._of(name, found), count) for name, kind in self.parts.items()
         }

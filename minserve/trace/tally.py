@@ -1,8 +1,9 @@
-"""What the engine adds to at every step, until a reader asks for the `RunTotals`.
+"""The growing totals that the engine updates at every step, until a reader asks for
+the `RunTotals`.
 
-Which values are summed and which peaks are kept is said by the fields of a step and of its parts
-(`parts.totalling`). The code that adds a step is written from them once, when this file is
-imported: the same loop over names, at every step, would take three times as long.
+The fields of a step and of its parts say which values are summed and which peaks are kept
+(`parts.totalling`). The function that adds a step is generated from them once, when this file is
+imported: a loop over names at every step would take three times as long.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _PATHS = {name: name for name in _OWN} | {
     for room, part in _ROOMS.items()
     for item in fields(part)
 }
-"""Attribute of a tally -> where `RunTotals` has it."""
+"""Attribute of a tally -> its path in `RunTotals`."""
 
 
 def totalled(columns: tuple[Column, ...]) -> Iterator[tuple[str, Column]]:
     """(attribute of a tally, column of a step) for each column that has a total.
 
-    Raises TypeError for a total that `RunTotals` has not, and for a field in one of `RoomParts`
-    that has no default or no total.
+    Raises TypeError for a total that is missing in `RunTotals`, and for a field in one of
+    `RoomParts` that has no default or no total.
     """
     for column in columns:
         if column.part in _ROOMS and (column.required or column.total is None):
@@ -66,14 +67,14 @@ def add_step(self, step):
 
 
 def _add_step() -> Callable[[Tally, StepTrace], None]:
-    """A function of one line per total: `self.hit_tokens += pages.hit_tokens`."""
+    """Generate a function with one line per total: `self.hit_tokens += blocks.hit_tokens`."""
     lines = [_HEAD, *(f"    {part} = step.{part}\n" for part in STEPS.parts)]
     for total, column in totalled(STEPS.columns):
         value = f"{column.part or 'step'}.{column.name}"
         if column.total and column.total.kind == "sum":
             lines.append(f"    self.{total} += {value}\n")
         else:
-            # A comparison, not max(): three times cheaper.
+            # A comparison is three times cheaper than max().
             lines.append(f"    if {value} > self.{total}:\n        self.{total} = {value}\n")
     made: dict[str, Any] = {}
     exec(compile("".join(lines), f"<{__name__}.add_step>", "exec"), made)
@@ -82,7 +83,7 @@ def _add_step() -> Callable[[Tally, StepTrace], None]:
 
 
 class Tally:
-    """Totals that grow. Not locked: `RunTrace` does that."""
+    """Totals that grow. Not locked: `RunTrace` has the lock."""
 
     __slots__ = tuple(_PATHS)
 

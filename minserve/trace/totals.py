@@ -1,7 +1,7 @@
-"""Totals of a run: every step counts, also those that fell out of the ring.
+"""Totals of a run: every step counts, including those dropped from the ring.
 
-Which field of a step goes into which total is said where the step's field is declared
-(`parts.totalling`); `tally` adds them up.
+The declaration of a step's field says which total it goes into (`parts.totalling`);
+`tally` adds them up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class RunTotals(RoomParts):
     first_start_s: float | None = None
     last_end_s: float | None = None
     busy_s: float = 0.0
-    """Seconds spent inside steps; the rest of the run the engine was idle."""
+    """Seconds spent inside steps; for the rest of the run the engine was idle."""
 
     prefill_tokens: int = 0
     decode_tokens: int = 0
@@ -27,10 +27,10 @@ class RunTotals(RoomParts):
     sampled_tokens: int = 0
     padded_rows: int = 0
     discarded_tokens: int = 0
-    """Rows computed beside the tokens, whose results were dropped."""
+    """Rows computed in addition to the tokens, whose results were dropped."""
     compiled_graphs: int = 0
     cached_graphs: int = 0
-    """Of those, graphs found in torch's cache on disk."""
+    """The part of `compiled_graphs` that was found in torch's cache on disk."""
     preemptions: int = 0
     hit_tokens: int = 0
     loaded_tokens: int = 0

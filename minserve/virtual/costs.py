@@ -1,7 +1,8 @@
-"""What a step costs on a modelled device: its counted work to seconds.
+"""Converts the counted work of a step to seconds on a modelled device.
 
-`CostModel` is the roofline of the work over an efficiency, plus a fixed overhead per step; with
-efficiency 1 and no overhead it is a bound, not a prediction. `LaunchCost` adds the host's launches.
+`CostModel` divides the roofline of the work by an efficiency and adds a fixed overhead per
+step; with efficiency 1 and no overhead it is a bound, not a prediction. `LaunchCost` adds the
+host's launches.
 """
 
 from __future__ import annotations
@@ -15,26 +16,27 @@ from minserve.virtual.transfers import HostLink
 
 
 class StepCost(Protocol):
-    """What a step costs."""
+    """The cost of a step on some device."""
 
     @property
     def device(self) -> object:
-        """Of which: its `name`, `memory_bytes` and `memory_bytes_per_s` are used, if any."""
+        """The modelled device; its `name`, `memory_bytes` and `memory_bytes_per_s` are
+        used if it has them."""
         ...
 
     @property
     def dtype(self) -> str:
-        """In which number format."""
+        """The number format."""
         ...
 
     def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
-        """Seconds of a step with this work, over so many tokens of so many requests."""
+        """Seconds of a step with this work, over this many tokens of this many requests."""
         ...
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """The roofline of a step's work over an efficiency, and an overhead per step."""
+    """The roofline of a step's work divided by an efficiency, plus an overhead per step."""
 
     device: DeviceSpec | Ceilings
     """A GPU from the table, or this machine as measured."""
@@ -42,9 +44,9 @@ class CostModel:
     efficiency: float = 1.0
     """Share of the roofline that is reached, above 0 and at most 1."""
     overhead_s: float = 0.0
-    """Seconds per step that are neither arithmetic nor traffic: launches, scheduling."""
+    """Seconds per step for everything but arithmetic and traffic: launches, scheduling."""
     link: HostLink | None = None
-    """How pages move between tiers; None: as `HostLink` assumes."""
+    """How fast pages move between tiers; None: the defaults of `HostLink`."""
 
     def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
         """Modelled seconds of a step with this work."""
@@ -61,7 +63,7 @@ class CostModel:
 
 @dataclass(frozen=True)
 class LaunchCost(CostModel):
-    """A `CostModel` whose host launches every operator by itself, or a whole step as a graph where
+    """A `CostModel` whose host launches every operator separately, or a whole step as one graph if
     it captured one for exactly that many rows.
 
     The host runs ahead of the device, so a step takes as long as the slower of the two.
@@ -70,7 +72,7 @@ class LaunchCost(CostModel):
     launches: int = 0
     """Operators of a step."""
     launch_s: float = 5e-6
-    """Seconds of the host per launch: assumed, since no data sheet has it."""
+    """Seconds of the host per launch: an assumption, because no data sheet has it."""
     captured: frozenset[int] = frozenset()
     """Numbers of rows for which there is a graph."""
 

@@ -1,7 +1,7 @@
 """An engine on modelled time: the same loop, over a runner that charges for steps it never runs.
 
-Its fast-forward does runs of equal steps at once (`engine.repeat`): a property test holds that
-everything which can be observed afterwards is what single steps give.
+Its fast-forward does many equal steps at once (`engine.repeat`); a property test checks that the
+result, the trace included, equals that of single steps.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class VirtualEngine(Engine):
         self._token = runner.token_id
 
     def fast_forward(self, until_s: float = float("inf")) -> int:
-        """Do as many steps as go by without a decision, at least none; returns how many.
+        """Repeat the last step until there is something to decide; returns the number
+        of steps, maybe 0.
 
-        Begins no step at or after `until_s`. Call between steps.
+        Begins no step at or after `until_s`. Call it between steps.
         """
         return self.repeat(until_s, self._token, self._charge)

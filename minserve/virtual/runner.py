@@ -1,7 +1,7 @@
 """A runner without a model: it charges the time a modelled device would take, on a virtual clock.
 
-The same scheduler and page pool run over it as over a real one. What a step costs is asked of a
-`StepCost`. Draws no real tokens: lengths come from the requests.
+The same scheduler and page pool run over it as over a real runner. A `StepCost` says what a step
+costs. Draws no real tokens: lengths come from the requests.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class _VirtualHandle:
 
 
 class VirtualRunner:
-    """Charges modelled time. Every drawn token is `token_id`: give requests `ignore_eos` and a
-    `max_tokens`, so that their lengths are the workload's."""
+    """Charges modelled time. Every drawn token is `token_id`: give requests `ignore_eos` and
+    `max_tokens`, so that their lengths are those of the workload."""
 
     def __init__(
         self,
@@ -48,12 +48,12 @@ class VirtualRunner:
         return self._cost.step_s(work, batch.num_tokens, batch.num_requests)
 
     def submit(self, batch: ForwardBatch) -> _VirtualHandle:
-        """Queue the pass behind those before it."""
+        """Queue the pass after the ones before it."""
         duration_s = self.step_s(batch)
         return _VirtualHandle(self._occupy(duration_s), duration_s, batch.num_samples)
 
     def charge(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
-        """Let the time of one pass go by for which no batch was built; returns its seconds."""
+        """Advance the clock by one pass for which no batch was built; returns its seconds."""
         duration_s = self._cost.step_s(work, num_tokens, num_requests)
         self._clock.wait_until(self._occupy(duration_s))
         return duration_s
@@ -63,7 +63,7 @@ class VirtualRunner:
         return self._busy_until_s
 
     def collect(self, handle: _VirtualHandle) -> StepResult:
-        """Let time pass until the pass is done."""
+        """Advance the clock until the pass is done."""
         self._clock.wait_until(handle.ready_s)
         return StepResult(
             token_ids=[self.token_id] * handle.num_samples,

@@ -1,8 +1,8 @@
-"""Pages on their way between a modelled device and its host: tickets with completion times.
+"""Copies of pages between a modelled device and its host, as tickets with completion times.
 
-A link carries one transfer after the other in each direction. Saving is started and forgotten; a
-load waits for its own ticket, and before that for the ticket of the save that filled its slot: the
-page may still be on its way out. Knows bytes and times, no content.
+A link does one transfer after the other in each direction. The engine starts a save and does not
+wait for it. A load waits for its own ticket, and before that for the ticket of the save that filled
+its slot, because that save may not be done yet. Knows bytes and times, no content.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from minserve.clock import VirtualClock
 
 @dataclass(frozen=True)
 class HostLink:
-    """What lies between a device and its host."""
+    """The connection between a device and its host."""
 
     bytes_per_s: float = 50e9
-    """Each way. An assumption: PCIe 5.0 with 16 lanes is 63 GB/s by its specification, and copies
-    of pages do not reach all of it."""
+    """In each direction. An assumption: PCIe 5.0 with 16 lanes is 63 GB/s by its specification, and
+    copies of pages do not reach all of it."""
     latency_s: float = 10e-6
-    """Of every transfer, however small."""
+    """Seconds added to every transfer, whatever its size."""
     disk_bytes_per_s: float = 5e9
-    """Between the host and its disk, each way. An assumption: one NVMe drive of a server."""
+    """Between the host and its disk, in each direction. An assumption: one NVMe
+    drive of a server."""
 
     def __post_init__(self) -> None:
         if self.bytes_per_s <= 0 or self.latency_s < 0 or self.disk_bytes_per_s <= 0:
@@ -41,18 +42,18 @@ class Ticket:
 
     num_bytes: int
     done_s: float
-    """By the virtual clock."""
+    """Completion time by the virtual clock."""
 
 
 class Direction:
-    """One way of a link: transfers queue behind one another."""
+    """One direction of a link: each transfer waits for the one before."""
 
     def __init__(self, link: HostLink, clock: VirtualClock) -> None:
         self._link, self._clock = link, clock
         self._free_s = 0.0
 
     def start(self, num_bytes: int, not_before_s: float = 0.0) -> Ticket:
-        """Queue a transfer that can begin at `not_before_s` at the earliest."""
+        """Queue a transfer that begins at `not_before_s` or later."""
         begin_s = max(self._clock.now(), self._free_s, not_before_s)
         self._free_s = begin_s + self._link.latency_s + num_bytes / self._link.bytes_per_s
         return Ticket(num_bytes, self._free_s)
@@ -68,7 +69,8 @@ class VirtualStore:
         link: HostLink,
         device_bytes_per_s: float | None = None,
     ) -> None:
-        """`device_bytes_per_s` is the device's memory bandwidth; None: copies on it are free."""
+        """`device_bytes_per_s` is the device's memory bandwidth; None: copies on the
+        device take no time."""
         self._block_bytes, self._clock = block_bytes, clock
         self._device_bytes_per_s = device_bytes_per_s
         self._disk_s = block_bytes / link.disk_bytes_per_s
@@ -82,35 +84,35 @@ class VirtualStore:
             self._clock.advance(moved / self._device_bytes_per_s)
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        """Start a transfer out; reading its slots waits for it, nothing else does."""
+        """Start a transfer to the host; only reading its slots waits for it."""
         if slots:
             ticket = self._out.start(len(slots) * self._block_bytes)
             self._filled.update(dict.fromkeys(slots, ticket))
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        """Transfer in, and wait: the batch that comes next reads these pages."""
+        """Transfer to the device and wait, because the next batch reads these pages."""
         if slots:
             saved_s = max((self._filled[s].done_s for s in slots if s in self._filled), default=0.0)
             ticket = self._in.start(len(slots) * self._block_bytes, saved_s)
             self._clock.wait_until(ticket.done_s)
 
     def read_slot(self, slot: int) -> memoryview:
-        """No bytes, once they are there and written to the disk."""
+        """No bytes; waits until they have arrived and are written to the disk."""
         if slot in self._filled:
             self._clock.wait_until(self._filled[slot].done_s)
         self._clock.advance(self._disk_s)
         return memoryview(b"")
 
     def write_slot(self, slot: int, data: bytes) -> None:
-        """The slot is filled from the disk: no transfer of the device has to be waited for."""
+        """Fill the slot from the disk; loading it then waits for no transfer from the device."""
         self._filled.pop(slot, None)
         self._clock.advance(self._disk_s)
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """Nothing: a modelled batch is over before the next transfer starts."""
+        """Does nothing: a modelled batch ends before the next transfer starts."""
 
     def failed(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def collected(self) -> None:
-        """Nothing."""
+        """Does nothing."""

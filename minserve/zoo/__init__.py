@@ -18,13 +18,13 @@ from pathlib import Path
 __all__ = ["ZOO", "zoo_path"]
 
 ZOO = Path(__file__).parent
-"""Where the shipped model directories are."""
+"""The directory of the shipped model directories."""
 
 
 def zoo_path(name: str) -> Path:
     """The directory of a shipped model, from `"zoo/base"` or `"base"`.
 
-    Raises FileNotFoundError, naming the models there are, when there is none of that name.
+    Raises FileNotFoundError, naming the models that exist, if there is none with that name.
     """
     models = sorted(path.parent.name for path in ZOO.glob("*/config.json"))
     bare = name.removeprefix("zoo/")

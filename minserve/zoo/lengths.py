@@ -1,13 +1,13 @@
-"""How long will the answer be? A ridge regression on the hidden state of a prompt's last token.
+"""Predicts how long an answer will be: a ridge regression on a prompt's last hidden state.
 
-What a model computes for the last token of a prompt decides the first token of the answer, so it
+A model's hidden state at the last token of a prompt decides the first token of the answer, so it
 contains information about the rest (TRAIL, Shahout et al., arXiv 2410.01035, predicts lengths from
-it). Here a linear map of the stream after `layer` layers, with the prompt's length, gives the
-logarithm of the number of output tokens. `lengths_train` makes the map; `LengthProbe` is a
+it). Here a linear map of the stream after `layer` layers, together with the prompt's length, gives
+the logarithm of the number of output tokens. `lengths_train` makes the map; `LengthProbe` is a
 `LengthPredictor` for `EngineParts(predictor=...)`.
 
 The probe runs the first `layer` layers over the prompt a second time when the request arrives,
-which takes time: `forward_tokens` counts what it computed.
+which takes time: `forward_tokens` counts the tokens it computed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILE = "length_probe.json"
 @dataclass(frozen=True)
 class LengthMap:
     """`log(1 + tokens) = bias + weights . features`; features are `[layer's stream, log length]`,
-    each less its `mean` and over its `scale`."""
+    each minus its `mean` and divided by its `scale`."""
 
     layer: int
     mean: tuple[float, ...]
@@ -47,17 +47,17 @@ class LengthMap:
     weights: tuple[float, ...]
     bias: float
     max_tokens: int
-    """Lengths it was trained on are cut there."""
+    """Lengths in its training data are limited to this."""
     card: dict[str, Any]
-    """What it was trained on, and how good it is on prompts it never saw."""
+    """The data it was trained on, and how good it is on prompts it never saw."""
 
     def to_json(self) -> str:
-        """The file's text."""
+        """The text of the file."""
         return json.dumps(asdict(self), indent=None) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> LengthMap:
-        """The inverse. Raises ValueError for anything else."""
+        """The inverse of `to_json`. Raises ValueError for anything else."""
         try:
             data = json.loads(text)
             for name in ("mean", "scale", "weights"):
@@ -68,7 +68,7 @@ class LengthMap:
 
 
 def weights_digest(directory: str | Path) -> str:
-    """Which weights a probe was fitted to: other weights have other hidden states."""
+    """Identifies the weights that a probe was fitted to: other weights have other hidden states."""
     digest = hashlib.sha256()
     for path in sorted(Path(directory).glob("*.safetensors")):
         digest.update(path.read_bytes())
@@ -76,7 +76,8 @@ def weights_digest(directory: str | Path) -> str:
 
 
 class LastTokenStream:
-    """Runs prompts through the first layers of a model, one at a time, in its own few pages."""
+    """Runs prompts through the first layers of a model, one at a time, in a few
+    pages of its own."""
 
     def __init__(self, loaded: LoadedModel, layer: int) -> None:
         config = loaded.config
@@ -113,13 +114,13 @@ class LastTokenStream:
 
 
 class LengthProbe:
-    """Predicts output tokens from the prompt alone. See the module."""
+    """Predicts output tokens from the prompt alone, as described at the top of this file."""
 
     def __init__(self, loaded: LoadedModel, fitted: LengthMap | None = None) -> None:
-        """`fitted` is read from beside the weights where it is not given.
+        """`fitted`: by default it is read from the file beside the weights.
 
-        Raises FileNotFoundError for a model that ships without one, ValueError for one that was
-        fitted to other weights.
+        Raises FileNotFoundError for a model without that file, and ValueError if it was fitted
+        to other weights.
         """
         if fitted is None:
             path = Path(loaded.path) / FILE
@@ -137,7 +138,7 @@ class LengthProbe:
                 )
         self.fitted = fitted
         self.forward_tokens = 0
-        """Prompt tokens computed once more so far, through `fitted.layer` layers."""
+        """Prompt tokens computed a second time so far, through `fitted.layer` layers."""
         self._stream = LastTokenStream(loaded, fitted.layer)
         self._mean = torch.tensor(fitted.mean, dtype=torch.float64)
         self._scale = torch.tensor(fitted.scale, dtype=torch.float64)

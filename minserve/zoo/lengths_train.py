@@ -1,9 +1,10 @@
-"""Fit the length probe: have the model continue signatures, see how long it writes, regress.
+"""Fits the length probe: lets the model continue signatures, counts the tokens, and regresses.
 
-`python -m minserve.zoo.lengths_train` writes `length_probe.json` beside the weights, with how good
-it is on signatures of the held-out modules. The base model hardly ever draws its end-of-sequence
-token in the middle of code, and most of its functions outlast any reasonable cut, so a continuation
-ends with its first paragraph: at the first blank line, or the first line at the left margin.
+`python -m minserve.zoo.lengths_train` writes `length_probe.json` beside the weights, with its
+quality on signatures of the held-out modules. The base model rarely draws its end-of-sequence
+token in the middle of code, and most of its functions are longer than any reasonable limit.
+So a continuation ends with its first paragraph: at the first blank line, or the first line at
+the left margin.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from minserve.zoo.lengths import FILE, LastTokenStream, LengthMap, weights_diges
 
 TEMPERATURE, MAX_TOKENS = 0.8, 192
 END = ("\n\n", *(f"\n{first}" for first in string.ascii_letters + "_@#\"'([{}])"))
-"""A blank line, or a line break and what a line at the left margin may start with."""
+"""A blank line, or a line break followed by a character that may begin a line at
+the left margin."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ def fit(features: Tensor, lengths: Tensor, ridge: float) -> tuple[Tensor, Tensor
 
 
 def quality(predicted: Tensor, actual: Tensor) -> dict[str, float]:
-    """Of logarithms: spread of the error, share of variance explained, and share of pairs of
-    different length that are put in the right order (0.5 is guessing; ties of the prediction count
-    half)."""
+    """Quality of predicted logarithms: spread of the error, share of variance explained, and share
+    of pairs of different length that are in the right order (0.5 is guessing; ties of the
+    prediction count half)."""
     error = predicted - actual
     first, second = torch.triu_indices(len(actual), len(actual), 1)
     differ = actual[first] != actual[second]
@@ -97,9 +99,9 @@ def _log(written: Sequence[Written]) -> Tensor:
 
 
 def evaluate(fitted: LengthMap, features: Tensor, written: Sequence[Written]) -> dict[str, Any]:
-    """The probe, the prompt's length alone (shorter prompt, shorter answer) and one number for all,
-    on the same continuations. A second draw of the same prompts gives the best possible result:
-    with sampling a prompt does not determine its answer's length."""
+    """The quality of the probe, of the prompt's length alone (shorter prompt, shorter answer) and
+    of one constant, on the same continuations. A second draw of the same prompts gives the best
+    possible result: when sampling, a prompt does not determine its answer's length."""
     actual = _log(written)
     mean, scale = torch.tensor(fitted.mean), torch.tensor(fitted.scale)
     weights = torch.tensor(fitted.weights, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Which switches go together: the rules of each room, in the order in which they are asked.
+"""Which switches can be combined: the rules of each room, in the order in which they are applied.
 
-A new rule is a function in its room's file and a line in that file's `RULES`. It stands in the room
-of the switch it is about: the field that its sentence names first.
+A new rule is a function in its room's file and a line in that file's `RULES`. Its room is that of
+the field that its message names first.
 """
 
 from minserve.config.question import Rule
@@ -9,11 +9,11 @@ from minserve.config.rules import device, kernels, memory, scheduling, virtual
 
 RULES: tuple[Rule, ...] = (
     *device.RULES,  # Everything else depends on device and number format.
-    *virtual.RULES,  # On modelled time most of what follows would be beside the point.
+    *virtual.RULES,  # On modelled time, most other rules have nothing to check.
     *scheduling.RULES,  # Settles the lengths.
     *kernels.RULES,
     *memory.RULES,  # Last, because sizes in bytes need the lengths.
 )
-"""All rules. Each finds what those before it have filled in."""
+"""All rules. Each sees the values that the rules before it have filled in."""
 
 __all__ = ["RULES"]

@@ -1,4 +1,4 @@
-"""Which device and which number format: what "auto" means, and which devices are there."""
+"""Rules of the device: what "auto" means for device and number format, and which devices exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minserve.config.question import Answer, Question, Rule
 
 
 def device_is_there(question: Question) -> Answer:
-    """Fill in the device; refuse one that torch does not see."""
+    """Fill in the device; refuse one that torch does not find."""
     name = question.config.device
     if name == "auto":
         return Answer({"device": "cuda" if torch.cuda.is_available() else "cpu"})
@@ -34,7 +34,8 @@ def device_is_there(question: Question) -> Answer:
 
 
 def dtype_suits_device(question: Question) -> Answer | None:
-    """Fill in the number format: the checkpoint's own, unless the device is slow or lost in it."""
+    """Fill in the number format: the checkpoint's own, or another if the device is slow with it or
+    does not support it."""
     if question.config.dtype != "auto":
         return None
     device, own = question.device, question.model.dtype

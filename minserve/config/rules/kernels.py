@@ -1,4 +1,5 @@
-"""The rules of kernels: which operators run where; what can be padded, captured, compiled."""
+"""The rules of kernels: which operators run on which device, and what can be padded,
+captured or compiled."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from minserve.config.knobs import ConfigError
 from minserve.config.question import Answer, Question, Rule
 
 MATRIX_UNITS = (8, 0)
-"""Compute capability from which on the Triton kernels' products have matrix units."""
+"""First compute capability at which the Triton kernels can use matrix units."""
 
 
 def native_runs_on_cpu(question: Question) -> None:
@@ -21,7 +22,7 @@ def native_runs_on_cpu(question: Question) -> None:
 
 
 def compile_takes_torch(question: Question) -> Answer | None:
-    """Fill in torch's operators where they are compiled; refuse others."""
+    """Choose torch's operators if they are compiled; refuse the others."""
     kernels = question.config.kernels
     if not kernels.compile or kernels.backend == "torch":
         return None
@@ -36,7 +37,7 @@ def compile_takes_torch(question: Question) -> Answer | None:
 
 
 def batch_padding_needs_static(question: Question) -> None:
-    """Refuse to keep the rows of ended requests where their places are given away."""
+    """Refuse to keep the rows of ended requests if another request gets their place."""
     policy = question.config.scheduling.policy
     if question.config.kernels.padding == "batch" and policy != "static":
         raise ConfigError(
@@ -47,7 +48,7 @@ def batch_padding_needs_static(question: Question) -> None:
 
 
 def padding_takes_a_block(question: Question) -> Answer | None:
-    """Say where the keys and values of padding are."""
+    """Note where the keys and values of padding are stored."""
     padding = question.config.kernels.padding
     if padding == "none":
         return None
@@ -57,7 +58,7 @@ def padding_takes_a_block(question: Question) -> Answer | None:
 
 
 def triton_needs_matrix_units(question: Question) -> Answer | None:
-    """Say what an older GPU runs; refuse Triton's kernels on it."""
+    """Note which operators run on an older GPU; refuse Triton's kernels on it."""
     if not _lacks_matrix_units(question.device):
         return None
     major, minor = torch.cuda.get_device_capability(question.device)
@@ -75,7 +76,7 @@ def triton_needs_matrix_units(question: Question) -> Answer | None:
 
 
 def graphs_or_compile(question: Question) -> None:
-    """Refuse both ways to save launches at once."""
+    """Refuse to use both ways of saving launches."""
     kernels = question.config.kernels
     if kernels.cuda_graphs and kernels.compile:
         raise ConfigError(
@@ -85,7 +86,7 @@ def graphs_or_compile(question: Question) -> None:
 
 
 def graphs_have_their_padding(question: Question) -> None:
-    """Refuse other padding than to the captured row counts."""
+    """Refuse padding other than to the captured row counts."""
     kernels = question.config.kernels
     if kernels.cuda_graphs and kernels.padding != "none":
         raise ConfigError(
@@ -95,7 +96,7 @@ def graphs_have_their_padding(question: Question) -> None:
 
 
 def graphs_need_cache(question: Question) -> None:
-    """Refuse graphs where no step has one row per request."""
+    """Refuse graphs if no step has one row per request."""
     if question.config.kernels.cuda_graphs and not question.config.memory.kv_cache:
         raise ConfigError(
             "kernels.cuda_graphs=True replays steps of one row per request, and with memory."
@@ -105,7 +106,7 @@ def graphs_need_cache(question: Question) -> None:
 
 
 def graphs_need_lengths_on_device(question: Question) -> None:
-    """Refuse operators whose launches have the lengths built in."""
+    """Refuse operators that need the lengths on the host at launch."""
     kernels = question.config.kernels
     if kernels.cuda_graphs and kernels.backend == "native":
         raise ConfigError(
@@ -116,7 +117,7 @@ def graphs_need_lengths_on_device(question: Question) -> None:
 
 
 def graphs_capture_triton(question: Question) -> None:
-    """Refuse graphs on a GPU where the Triton kernels do not run."""
+    """Refuse graphs on a GPU if the Triton kernels do not run."""
     kernels, device = question.config.kernels, question.device
     if not kernels.cuda_graphs or device.type != "cuda":
         return
@@ -134,7 +135,7 @@ def graphs_capture_triton(question: Question) -> None:
 
 
 def graphs_on_a_cpu(question: Question) -> Answer | None:
-    """Say what graphs take, and what a CPU makes of them."""
+    """Note what graphs need, and what they do on a CPU."""
     kernels = question.config.kernels
     if not kernels.cuda_graphs:
         return None
@@ -152,7 +153,7 @@ def graphs_on_a_cpu(question: Question) -> Answer | None:
 
 
 def tuning_times_a_gpu(question: Question) -> None:
-    """Refuse to time kernels where there is no GPU."""
+    """Refuse to time kernels if there is no GPU."""
     if question.config.kernels.autotune and question.device.type != "cuda":
         raise ConfigError(
             "kernels.autotune=True times Triton's kernels on a GPU, and device="
@@ -186,7 +187,7 @@ def tuning_times_triton(question: Question) -> None:
 
 
 def compile_needs_compiler(question: Question) -> None:
-    """Refuse compilation for a CPU that no compiler is installed for."""
+    """Refuse compilation for a CPU if no compiler is installed."""
     look = question.facts.why_no_compiler
     if look is None or not question.config.kernels.compile or question.device.type != "cpu":
         return

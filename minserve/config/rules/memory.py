@@ -1,7 +1,7 @@
-"""The rules of memory: which pages can be shared or kept where, and how many bytes they need.
+"""The rules of memory: which pages can be shared or kept, where, and how many bytes they need.
 
-Also the sentences of refusals that only a measurement, a call or the disk itself can bring about:
-the room that finds out raises what these functions return.
+Some refusals depend on a measurement, a call or the disk itself. Their errors are made here too;
+the room that detects the problem raises them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minserve.config.resolved import ResolvedConfig
 
 
 def sharing_needs_paging(question: Question) -> None:
-    """Refuse a prefix cache over contiguous requests."""
+    """Refuse a prefix cache if each request has contiguous memory."""
     memory = question.config.memory
     if memory.prefix_cache != "off" and memory.layout == "contiguous":
         raise ConfigError(
@@ -28,7 +28,7 @@ def sharing_needs_paging(question: Question) -> None:
 
 
 def managing_needs_cache(question: Question) -> None:
-    """Refuse to manage pages that are not kept."""
+    """Refuse settings about pages if nothing is cached."""
     memory = question.config.memory
     managed = memory.prefix_cache != "off" or memory.layout == "contiguous"
     if managed and not memory.kv_cache:
@@ -40,7 +40,7 @@ def managing_needs_cache(question: Question) -> None:
 
 
 def host_memory_has_a_use(question: Question) -> None:
-    """Refuse a host tier that nothing is saved to."""
+    """Refuse a host tier if nothing is saved to it."""
     config, memory = question.config, question.config.memory
     used = memory.prefix_cache != "off" or config.scheduling.preemption == "swap"
     if memory.host_bytes > 0 and not used:
@@ -51,7 +51,7 @@ def host_memory_has_a_use(question: Question) -> None:
 
 
 def disk_lies_below_host(question: Question) -> None:
-    """Refuse a disk tier that nothing is evicted to."""
+    """Refuse a disk tier if nothing is evicted to it."""
     memory = question.config.memory
     if memory.disk_bytes > 0 and not (memory.host_bytes and memory.prefix_cache != "off"):
         raise ConfigError(
@@ -61,7 +61,7 @@ def disk_lies_below_host(question: Question) -> None:
 
 
 def samples_share_blocks(question: Question) -> Answer | None:
-    """Switch sharing off where there is nothing to share between samples of a prompt."""
+    """Turn sharing off if samples of a prompt have nothing to share."""
     memory = question.config.memory
     if not memory.copy_on_write:
         return None
@@ -110,7 +110,7 @@ def pool_holds_a_block(question: Question) -> None:
 
 
 def disk_can_be_written(question: Question) -> None:
-    """Refuse a directory for the disk tier that cannot be made or written. Makes nothing."""
+    """Refuse a directory for the disk tier that cannot be created or written. Creates nothing."""
     memory = question.config.memory
     if not memory.disk_bytes:
         return
@@ -126,7 +126,7 @@ def disk_folder(config: ResolvedConfig) -> str:
 
 
 def disk_refused(folder: str, reason: str) -> ConfigError:
-    """The directory of the disk tier cannot be used."""
+    """The error for a disk-tier directory that cannot be used."""
     return ConfigError(
         f"memory.disk_path={folder!r} cannot be written ({reason}): name another directory, or set "
         "memory.disk_bytes=0"
@@ -136,7 +136,7 @@ def disk_refused(folder: str, reason: str) -> ConfigError:
 def pool_refused(
     config: ResolvedConfig, allowed_bytes: int, used_bytes: int, peak_bytes: int
 ) -> ConfigError:
-    """A profile run on a GPU found no room for a page beside the largest batch."""
+    """The error if a profile run on a GPU found no room for a page beside the largest batch."""
     share = config.config.memory.gpu_memory_utilization
     return ConfigError(
         f"memory.gpu_memory_utilization={share} allows {allowed_bytes} bytes; {used_bytes} are in "
@@ -146,7 +146,7 @@ def pool_refused(
 
 
 def pin_refused() -> ConfigError:
-    """A prefix is to be pinned, and there is no prefix cache."""
+    """The error if a prefix is to be pinned and there is no prefix cache."""
     return ConfigError(
         "pin() keeps pages of the prefix cache, and memory.prefix_cache='off' has none: use "
         "memory.prefix_cache='hash' or 'radix'"
@@ -154,13 +154,13 @@ def pin_refused() -> ConfigError:
 
 
 def _why_not_writable(folder: Path) -> str | None:
-    """Why no file can be made in this directory, or the directory itself; None if they can."""
+    """Why no file can be created in this directory, or the directory itself; None if they can."""
     while True:
         try:
             mode = os.stat(folder).st_mode
             break
         except FileNotFoundError as error:
-            if folder == folder.parent:  # Not even the root, or the drive, is there.
+            if folder == folder.parent:  # Not even the root or the drive exists.
                 return error.strerror
             folder = folder.parent
         except OSError as error:
@@ -176,7 +176,7 @@ def _machine_bytes() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        # Windows has no sysconf; a modest pool is right for a laptop.
+        # Windows has no sysconf; use a pool that suits a laptop.
         return 8 << 30
 
 

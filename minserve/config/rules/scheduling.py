@@ -1,4 +1,4 @@
-"""The rules of scheduling: lengths, the token budget, orders, and what waiting costs."""
+"""The rules of scheduling: lengths, the token budget, orders, and limits on waiting."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def predictor_is_asked(question: Question) -> None:
 
 
 def lengths_suit_model(question: Question) -> Answer:
-    """Fill in the longest request; refuse one beyond the positions of the model."""
+    """Fill in the longest request; refuse one that is longer than the model's positions."""
     model = question.model
     max_model_len = question.config.scheduling.max_model_len or model.max_position
     if max_model_len > model.max_position:
@@ -68,7 +68,7 @@ def budget_by_default(question: Question) -> Answer | None:
 
 
 def budget_serves_all_running(question: Question) -> None:
-    """Refuse a budget with less than a token for each running request."""
+    """Refuse a budget of less than one token per running request."""
     budget, max_num_seqs = question.max_num_batched_tokens, question.config.scheduling.max_num_seqs
     if budget < max_num_seqs:
         raise ConfigError(
@@ -79,7 +79,7 @@ def budget_serves_all_running(question: Question) -> None:
 
 
 def budget_holds_whole_requests(question: Question) -> None:
-    """Refuse a budget that no long request fits into where requests cannot be split."""
+    """Refuse a budget too small for the longest request if requests cannot be split."""
     budget, longest = question.max_num_batched_tokens, question.max_model_len
     if _whole_prompts(question.config) and budget < longest:
         cached = question.config.memory.kv_cache
@@ -92,7 +92,7 @@ def budget_holds_whole_requests(question: Question) -> None:
 
 
 def static_batches_run_to_their_end(question: Question) -> None:
-    """Refuse orders that preempt in static batches."""
+    """Refuse preemptive orders with static batches."""
     scheduling = question.config.scheduling
     order = _order_of(question)
     if scheduling.policy == "static" and order.preemptive:
@@ -128,7 +128,7 @@ def predicted_lengths_need_sjf(question: Question) -> None:
 
 
 def prefill_cap_splits_prompts(question: Question) -> None:
-    """Refuse a cap on prompt tokens where prompts cannot be split."""
+    """Refuse a limit on prompt tokens if prompts cannot be split."""
     most = question.config.scheduling.max_num_prefill_tokens
     if most is not None and _whole_prompts(question.config):
         raise ConfigError(
@@ -139,7 +139,7 @@ def prefill_cap_splits_prompts(question: Question) -> None:
 
 
 def prefill_cap_within_budget(question: Question) -> None:
-    """Refuse a cap on prompt tokens above the budget of a whole step."""
+    """Refuse a limit on prompt tokens that is above the budget of a whole step."""
     most, budget = (
         question.config.scheduling.max_num_prefill_tokens,
         question.max_num_batched_tokens,
@@ -162,7 +162,7 @@ def starvation_limit_by_default(question: Question) -> Answer | None:
 
 
 def overlap_needs_cache(question: Question) -> None:
-    """Refuse overlapped steps where nothing remains of the step before."""
+    """Refuse overlapped steps if nothing is cached between steps."""
     config = question.config
     if config.scheduling.async_scheduling and not config.memory.kv_cache:
         raise ConfigError(
@@ -173,7 +173,7 @@ def overlap_needs_cache(question: Question) -> None:
 
 
 def swap_needs_host_memory(question: Question) -> None:
-    """Refuse swapping without a place to swap to."""
+    """Refuse swapping without host memory."""
     config = question.config
     if config.scheduling.preemption == "swap" and not config.memory.host_bytes:
         raise ConfigError(
@@ -183,7 +183,7 @@ def swap_needs_host_memory(question: Question) -> None:
 
 
 def swap_needs_blocks(question: Question) -> None:
-    """Refuse swapping where requests hold no pages that could be moved one by one."""
+    """Refuse swapping if requests have no pages that can be moved one by one."""
     memory = question.config.memory
     paged = memory.kv_cache and memory.layout == "paged"
     if question.config.scheduling.preemption == "swap" and not paged:

@@ -1,4 +1,4 @@
-"""The rules of modelled time: nothing is computed, so there is nothing to compile or to hide."""
+"""The rules of modelled time: nothing is computed, so there is nothing to compile or to overlap."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def modelled_time_overlaps_nothing(question: Question) -> None:
 
 
 def modelled_memory_holds_weights(question: Question) -> Answer | None:
-    """Fill in the pool's size: what the modelled device's memory leaves beside the weights."""
+    """Fill in the pool's size: the modelled device's memory that the weights leave free."""
     memory, num_bytes = question.config.memory, question.facts.modelled_bytes
     if not num_bytes or memory.kv_bytes is not None:
         return None

@@ -1,7 +1,7 @@
 """The sections of `EngineConfig`: the switches of each room, documented where they are declared.
 
-One file per room, which carries its name. Knows nothing about how a switch is implemented, nor
-about which switches go together: that is `minserve.config.rules`.
+One file per room, with the room's name. Knows nothing about how a switch is implemented, nor which
+switches can be combined: that is in `minserve.config.rules`.
 """
 
 from minserve.config.sections.admission import AdmissionConfig

@@ -1,4 +1,4 @@
-"""The section of `EngineConfig` that bounds what one request may ask for."""
+"""The section of `EngineConfig` that limits what one request may ask for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minserve.config.knobs import Section, knob
 
 @dataclass(frozen=True)
 class AdmissionConfig(Section):
-    """What one request may ask for: a request beyond it is refused before any work is done."""
+    """Limits for one request: a request above a limit is refused before any work is done."""
 
     max_n: int = knob(
         128,

@@ -1,4 +1,4 @@
-"""The section of `EngineConfig` about what a run remembers of its steps."""
+"""The section of `EngineConfig` about what a run records of its steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minserve.config.knobs import Section, knob
 
 @dataclass(frozen=True)
 class TraceConfig(Section):
-    """What a run remembers of its steps."""
+    """What a run records of its steps."""
 
     max_steps: int = knob(
         100_000,

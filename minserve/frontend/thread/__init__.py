@@ -1,1 +1,2 @@
-"""An engine on a thread of its own: the thread's loop, and what it shares with other threads."""
+"""An engine with its own thread: the thread's loop, and the objects it shares with other
+threads."""

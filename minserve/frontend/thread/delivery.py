@@ -1,4 +1,4 @@
-"""From what a step changed to chunks in mailboxes. Only the engine's thread calls this."""
+"""From the changes of a step to chunks in mailboxes. Only the engine's thread calls this."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Delivery:
             self.abort(mailbox)
 
     def abort(self, mailbox: Mailbox) -> None:
-        """End the mailbox's request, and deliver what it has."""
+        """End the mailbox's request, and deliver the tokens it has."""
         self._engine.abort_requests(mailbox.requests)
         self.deliver()
 
     def deliver(self) -> None:
-        """A chunk for every request that has changed since the last call."""
+        """Deliver a chunk for every request that has changed since the last call."""
         self._deliver(self._engine.take_updates())
 
     def recover(self) -> None:
-        """After an error between engine and mailboxes: abort requests without a mailbox, and send
-        mailboxes what they missed."""
+        """After an error between engine and mailboxes: abort requests without a mailbox, and
+        deliver to the mailboxes what they missed."""
         engine = self._engine
         lost = [request for request in engine.live_requests() if request not in self.cursors]
         engine.abort_requests(lost)
@@ -69,7 +69,7 @@ class Delivery:
                 self._end_sample(mailbox)
 
     def _end_sample(self, mailbox: Mailbox) -> None:
-        """One of the mailbox's samples has ended; with the last one, so does its request."""
+        """Handle the end of one of the mailbox's samples; the request ends with its last sample."""
         cursors = self.cursors
         if all(cursors[sample][0].ended for sample in mailbox.requests if sample in cursors):
             for sample in mailbox.requests:

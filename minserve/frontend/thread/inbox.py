@@ -1,7 +1,7 @@
-"""What other threads hand to the engine's thread: commands, and mailboxes to answer into.
+"""What other threads give to the engine's thread: commands, and mailboxes for the answers.
 
-Every command is either run or refused, and every mailbox that was opened is closed in the end,
-also when the thread dies. Knows nothing about the engine.
+Every command is either run or refused, and every mailbox is closed in the end, even if the thread
+dies. Knows nothing about the engine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Command:
-    """Something the engine's thread is to do."""
+    """A command for the engine's thread."""
 
     run: Callable[[], None]
     refuse: Callable[[BaseException], None]
-    """Called with the error when `run` raised, or instead of it when the thread has ended."""
+    """Called with the error if `run` raised, or instead of `run` if the thread has ended."""
 
 
 class Inbox:
@@ -34,15 +34,15 @@ class Inbox:
 
     def __init__(self) -> None:
         self.closed_by: str | None = None
-        """Why nothing more is taken; None while the inbox is open."""
+        """Why no more commands are accepted; None while the inbox is open."""
         self.mailboxes: dict[Mailbox, None] = {}
-        """Those that are not closed yet."""
-        # Reentrant: a signal handler or a finalizer may interrupt this very code and call it.
+        """The mailboxes that are not closed yet."""
+        # Reentrant: a signal handler or a finalizer may interrupt this code and call it.
         self._lock = threading.RLock()
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
 
     def open(self, request_id: str) -> Mailbox:
-        """A new mailbox. Raises RuntimeError when the inbox is closed."""
+        """A new mailbox. Raises RuntimeError if the inbox is closed."""
         mailbox = Mailbox(request_id)
         with self._lock:
             self._check_open()
@@ -50,7 +50,7 @@ class Inbox:
         return mailbox
 
     def named(self, request_id: str) -> list[Mailbox]:
-        """The open mailboxes of this name."""
+        """The open mailboxes with this name."""
         with self._lock:
             return [mailbox for mailbox in self.mailboxes if mailbox.request_id == request_id]
 
@@ -61,7 +61,7 @@ class Inbox:
             self.mailboxes.pop(mailbox, None)
 
     def post(self, run: Callable[[], None], refuse: Callable[[BaseException], None]) -> None:
-        """Queue a command, or refuse it when the inbox is closed."""
+        """Queue a command, or refuse it if the inbox is closed."""
         with self._lock:
             if self.closed_by is None:
                 self._commands.put(Command(run, refuse))
@@ -74,11 +74,11 @@ class Inbox:
         timeout_s: float,
         undo: Callable[[Answer], None] = lambda answer: None,
     ) -> Answer:
-        """Have the thread call `what`, and wait for its answer.
+        """Make the thread call `what`, and wait for the result.
 
-        After `timeout_s` the command is cancelled; if it is running already, its answer goes to
-        `undo`, because no caller waits for it any more. Raises EngineError then, RuntimeError when
-        the inbox is closed, and what `what` raised.
+        After `timeout_s` the command is cancelled and EngineError is raised; if the command is
+        already running, its result goes to `undo`, because no caller waits for it any more. Raises
+        RuntimeError if the inbox is closed, and any error that `what` raised.
         """
         answer: Future[Answer] = Future()
         with self._lock:
@@ -101,11 +101,11 @@ class Inbox:
             return answer.result(timeout_s)
         except TimeoutError:
             if not answer.cancel():
-                return answer.result()  # it came at the last moment
+                return answer.result()  # it arrived at the last moment
             raise late(timeout_s) from None
 
     def close(self, reason: str) -> None:
-        """Take nothing more, and tell the thread to end. A second time is harmless."""
+        """Accept no more commands, and tell the thread to end. Calling it twice does no harm."""
         with self._lock:
             if self.closed_by is None:
                 self.closed_by = reason
@@ -118,17 +118,17 @@ class Inbox:
     # -- called by the engine's thread -------------------------------------------------------------
 
     def next(self, wait: bool) -> Command | None:
-        """The next command; None when the thread is to end. Raises queue.Empty when there is none
-        and `wait` is false."""
+        """The next command; None if the thread is to end. Raises queue.Empty if there is none and
+        `wait` is false."""
         return self._commands.get(block=wait)
 
     def break_off(self, reason: str) -> None:
-        """Take nothing more because the thread is ending by an error, which is `reason`."""
+        """Accept no more commands because the thread is ending with an error, which is `reason`."""
         with self._lock:
             self.closed_by = reason
 
     def empty(self) -> list[Mailbox]:
-        """Refuse the commands that are left, and hand over the mailboxes that are left open. The
+        """Refuse the commands that are left, and return the mailboxes that are still open. The
         inbox must be closed."""
         while True:
             try:
@@ -144,7 +144,7 @@ class Inbox:
 
 
 def late(timeout_s: float) -> EngineError:
-    """What is raised when the engine's thread did not answer in time."""
+    """The error to raise if the engine's thread did not answer in time."""
     return EngineError(
         f"the engine gave no answer within {timeout_s} s; health() says what it does"
     )

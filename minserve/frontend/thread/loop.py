@@ -1,8 +1,8 @@
-"""The thread that owns an engine: commands in, chunks out, and nothing lost when it ends.
+"""The thread that owns an engine: takes commands, delivers chunks, and loses nothing when it ends.
 
 Only this thread touches the engine. It knows mailboxes, not their readers, and holds no reference
-to an `AsyncLLM`: one that is dropped is collected, and then its thread ends. However the thread
-ends, every command is answered and every mailbox is closed.
+to an `AsyncLLM`: when one is dropped, it is garbage-collected, and then its thread ends. However
+the thread ends, every command is answered and every mailbox is closed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from minserve.frontend.thread.watch import Health, Watch
 from minserve.request import InvalidRequestError, Request
 
 MOST_FAILURES = 3
-"""Turns in a row that may fail outside a step before the thread ends, because it would only go on
-failing."""
+"""After this many turns in succession with an error outside a step, the thread ends, because it
+would only fail again."""
 CLOSED = "this AsyncLLM is closed; make a new one"
 
 
@@ -55,29 +55,30 @@ class EngineThread:
     # -- from any thread ---------------------------------------------------------------------------
 
     def open(self, request_id: str) -> Mailbox:
-        """A mailbox that is sure to be closed. Raises RuntimeError when the thread has ended."""
+        """A mailbox that will certainly be closed. Raises RuntimeError if the thread has ended."""
         return self._inbox.open(request_id)
 
     def add(self, mailbox: Mailbox, make: Callable[[], list[Request]]) -> None:
-        """Have the engine take a request; what `make` raises ends the mailbox."""
+        """Add a request to the engine; an error raised by `make` ends the mailbox."""
         self._inbox.post(
             lambda: self._delivery.add(mailbox, make), lambda error: self.refuse(mailbox, error)
         )
 
     def refuse(self, mailbox: Mailbox, error: BaseException) -> None:
-        """End a mailbox whose request the engine did not take."""
+        """End a mailbox whose request the engine did not accept."""
         known = isinstance(error, InvalidRequestError) or type(error) is RuntimeError
         told = error if known else failure(mailbox.request_id, error)
         self._inbox.close_mailbox(mailbox, told)
 
     def abort(self, mailbox: Mailbox) -> None:
-        """End one mailbox's request, and no other of its name; one that has ended is left alone."""
+        """End one mailbox's request, and no other with the same name. Does nothing
+        if it has ended."""
         mailbox.aborted = True
         if not mailbox.ended:
             self.tell(lambda: self._delivery.abort(mailbox))
 
     def abort_name(self, request_id: str) -> None:
-        """End the requests of this name."""
+        """End the requests with this name."""
         for mailbox in self._inbox.named(request_id):
             self.abort(mailbox)
 
@@ -87,25 +88,25 @@ class EngineThread:
         timeout_s: float,
         undo: Callable[[Answer], None] = lambda answer: None,
     ) -> Answer:
-        """Have the thread call `what`, and wait for its answer; see `Inbox.ask`."""
+        """Make the thread call `what`, and wait for its answer; see `Inbox.ask`."""
         return self._inbox.ask(what, timeout_s, undo)
 
     def tell(self, what: Callable[[], None]) -> None:
-        """Have the thread call `what` at some time; never, where it has ended."""
+        """Make the thread call `what` at some later time; never, if the thread has ended."""
         self._inbox.post(what, lambda error: None)
 
     def stop(self) -> None:
-        """Ask the thread to end what runs, and itself. A second time is harmless."""
+        """Ask the thread to end all requests, and then itself. Calling it twice does no harm."""
         if self.is_here:  # a forked child has no such thread, and may have copied a lock held by it
             self._inbox.close(CLOSED)
 
     @property
     def is_here(self) -> bool:
-        """False in a process that was forked from the one that has the thread."""
+        """False in a process that was forked from the one with the thread."""
         return os.getpid() == self.process
 
     def join(self, timeout_s: float | None) -> bool:
-        """Wait for the thread to end; False where it has not."""
+        """Wait for the thread to end; False if it has not."""
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -117,7 +118,7 @@ class EngineThread:
     # -- in the thread -----------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Turn after turn, until told to stop or until an error ends the thread."""
+        """Run turn after turn, until asked to stop or until an error ends the thread."""
         error: BaseException | None = None
         try:
             goes_on = True
@@ -129,8 +130,8 @@ class EngineThread:
             self._end(error)
 
     def _turn(self) -> bool:
-        """Commands, a step, chunks; False when told to stop. Only an exit ends the thread: other
-        errors end what they belong to."""
+        """One turn: commands, a step, chunks; False if asked to stop. Only an exit ends the thread:
+        other errors end the requests they belong to."""
         try:
             if not self._obey(wait=not self.engine.has_work):
                 return False
@@ -149,7 +150,7 @@ class EngineThread:
         return True
 
     def _obey(self, wait: bool) -> bool:
-        """Run the commands that have come; False when told to stop."""
+        """Run the commands that have arrived; False if asked to stop."""
         while True:
             try:
                 command = self._inbox.next(wait)
@@ -175,8 +176,8 @@ class EngineThread:
         except SystemExit:
             raise
         except BaseException as error:
-            # The engine has ended the requests that this error belongs to; `deliver` tells their
-            # readers.
+            # The engine has ended the requests that this error belongs to; `deliver`
+            # informs their readers.
             self._watch.failed(error)
         finally:
             self._watch.end_step()
@@ -213,8 +214,8 @@ EXIT_TIMEOUT_S = 10.0
 
 
 def _stop_all() -> None:
-    """At the end of the process: a thread that is still inside torch while the interpreter shuts
-    down would crash it."""
+    """Stop all threads at the end of the process: a thread that is still inside torch while the
+    interpreter shuts down would crash it."""
     threads = [thread for thread in _THREADS if thread.is_here]
     for thread in threads:
         thread.stop()

@@ -1,6 +1,6 @@
 """Carries one request's chunks from the engine's thread to its readers, in any thread.
 
-Knows nothing about the engine: the thread puts chunks, readers take them.
+Knows nothing about the engine: the engine's thread puts chunks, readers take them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Mailbox:
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.requests: list[Request] = []
-        """The request's samples, once the engine has taken it."""
+        """The request's samples, after the engine has accepted it."""
         self.aborted = False
         self.ended = False
-        """True once a reader has taken the last item."""
+        """True after a reader has taken the last item."""
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._listeners: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        # Reentrant: a signal handler or a finalizer may interrupt this very code and call it.
+        # Reentrant: a signal handler or a finalizer may interrupt this code and call it.
         self._lock = threading.RLock()
         self._closed = False
 
@@ -63,8 +63,8 @@ class Mailbox:
     def take(self, block: bool, timeout_s: float | None = None) -> StreamChunk | None:
         """The next chunk; None at the end and at every call after it.
 
-        Raises queue.Empty when there is no item yet (with `block`: none within `timeout_s`), and
-        once the error that ended the request.
+        Raises queue.Empty if there is no item yet (with `block`: none within `timeout_s`), and the
+        error that ended the request, once.
         """
         if self.ended:
             return None

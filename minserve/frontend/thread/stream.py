@@ -16,19 +16,21 @@ from minserve.frontend.thread.mailbox import Mailbox
 class Stream:
     """The chunks of one request, with `for` or with `async for`; several readers share them.
 
-    The last chunk ends it; after that every iteration stops at once. A reader that leaves earlier
-    aborts the request, and so does `asyncio.wait_for` around one chunk when its time is over.
+    The last chunk ends the stream; after that, every iteration stops at once. A reader that
+    leaves earlier aborts the request, and so does `asyncio.wait_for` around one chunk when
+    its time is over.
     """
 
     def __init__(self, mailbox: Mailbox, thread: EngineThread, owner: object) -> None:
         self.request_id = mailbox.request_id
         self._mailbox = mailbox
         self._thread = thread
-        # Keeps the AsyncLLM, and with it the engine, while the stream is read.
+        # Keeps the AsyncLLM, and with it the engine, alive while the stream is read.
         self._owner = owner
 
     def abort(self) -> None:
-        """End this request, and no other of its name; the stream then ends with reason "abort"."""
+        """End this request, and no other with the same name; the stream then ends
+        with reason "abort"."""
         self._thread.abort(self._mailbox)
 
     def __iter__(self) -> Iterator[StreamChunk]:

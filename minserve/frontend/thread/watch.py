@@ -1,4 +1,4 @@
-"""What the engine's thread is doing, and a report when one of its steps takes too long."""
+"""Tracks what the engine's thread is doing, and reports a step that takes too long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minserve.trace import RunTrace
 
 @dataclass(frozen=True)
 class Health:
-    """How an engine's thread is doing, at one moment."""
+    """The state of an engine's thread at one moment."""
 
     state: Literal["idle", "working", "stuck", "closed"]
     """ "stuck": the current step has taken longer than `watchdog_s`."""
@@ -31,7 +31,7 @@ class Health:
 
 
 class Watch:
-    """The thread notes its steps and errors here; other threads read them."""
+    """The thread records its steps and errors here; other threads read them."""
 
     def __init__(self, watchdog_s: float | None) -> None:
         self._watchdog_s = watchdog_s
@@ -42,21 +42,22 @@ class Watch:
         self._last_error: str | None = None
 
     def begin_step(self) -> None:
-        """Note that a step begins."""
+        """Record that a step begins."""
         self._step_start_s = self._clock.now()
 
     def end_step(self) -> None:
-        """Note that the step has ended, with or without an error."""
+        """Record that the step has ended, with or without an error."""
         self._num_steps += 1
         self._step_start_s = None
 
     def failed(self, error: BaseException) -> None:
-        """Note an error of a step, or of the work around it."""
+        """Record an error of a step, or of the work around it."""
         self._num_errors += 1
         self._last_error = describe(error)
 
     def health(self, closed: bool, trace: RunTrace) -> Health:
-        """What the thread is doing now."""
+        """The state of the thread now, as of `trace`'s newest step; `closed`: the thread takes
+        no more commands."""
         start_s = self._step_start_s
         step_s = 0.0 if start_s is None else max(0.0, self._clock.now() - start_s)
         last = trace.newest
@@ -77,14 +78,14 @@ class Watch:
         )
 
     def late_step(self) -> float | None:
-        """When the current step began, if it has taken longer than `watchdog_s`."""
+        """Start of the current step, if it has taken longer than `watchdog_s`; otherwise None."""
         start_s = self._step_start_s
         if start_s is None or self._watchdog_s is None:
             return None
         return start_s if self._clock.now() - start_s > self._watchdog_s else None
 
     def report(self, thread: threading.Thread) -> str:
-        """Log that a step takes too long, with the thread's stack; returns the sentence."""
+        """Log that a step takes too long, with the thread's stack; returns the message."""
         frame = sys._current_frames().get(thread.ident or 0)
         where = "".join(traceback.format_stack(frame)) if frame is not None else ""
         sentence = f"a step of the engine has taken more than {self._watchdog_s} s"

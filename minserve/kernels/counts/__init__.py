@@ -1,1 +1,1 @@
-"""What operators cost, counted without a device: launches, and the least bytes they move."""
+"""The cost of operators, counted without a device: launches, and the least bytes they move."""

@@ -1,8 +1,8 @@
-"""What a composition of torch operators costs a GPU: launches, and the bytes between them.
+"""The cost of torch operators on a GPU: launches, and the bytes moved between them.
 
 Each torch operator that is not a view is at least one launch, and passes its result to the next
-through memory. Counted while they run, on any device; on torch's `meta` device nothing is computed,
-so a step of a model of any size can be counted. Knows nothing about time.
+through memory. They are counted while they run, on any device; on torch's `meta` device nothing is
+computed, so a step of a model of any size can be counted. Knows nothing about time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from minserve.kernels.counts.least import NOTHING, Bytes, size
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch, at least."""
+    """One launch, or more."""
 
     operator: str
-    """The operator of `Ops` that it is part of; "" outside of them."""
+    """The operator of `Ops` that it is part of; "" outside of one."""
     name: str
     """Torch's name of the operator that ran."""
     moved: Bytes
     flops: int = 0
-    """Of matrix products and attention; a multiply-add is two. Other arithmetic is not counted."""
+    """FLOPs of matrix products and attention; a multiply-add is two. Other arithmetic is not
+    counted."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Total:
 
     @classmethod
     def of(cls, launches: Iterable[Launch]) -> Total:
-        """Their sum."""
+        """The sum of these launches."""
         found, moved, flops = 0, NOTHING, 0
         for launch in launches:
             found, moved, flops = found + 1, moved.plus(launch.moved), flops + launch.flops
@@ -60,8 +61,8 @@ def by_operator(launches: Iterable[Launch]) -> dict[str, Total]:
 
 _GATHERS = ("index_select", "index", "embedding", "gather")
 _SCATTERS = {"index_put_": 2, "index_copy_": 3}
-"""In-place operators that write some elements -> the index of the argument with their new
-values."""
+"""In-place operators that write some elements -> the index of the argument with
+their new values."""
 _OVERWRITES = ("copy_", "fill_", "zero_")
 _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 
@@ -69,7 +70,7 @@ _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_
 class LaunchCounter(TorchDispatchMode):
     """Counts torch's operators over tensors of `device`: `with LaunchCounter(device) as counter`.
 
-    Views, allocations and copies from another device are no launches. A gather counts the rows it
+    Views, allocations and copies from another device are not launches. A gather counts the rows it
     returns, not the whole table; a scatter counts the rows it writes. Under `inference_mode` an
     operator that torch composes of several, such as `linear`, counts once: a lower bound.
     """
@@ -82,7 +83,7 @@ class LaunchCounter(TorchDispatchMode):
 
     @contextmanager
     def inside(self, operator: str) -> Iterator[None]:
-        """Launches inside this block belong to this operator of `Ops`."""
+        """Count launches inside this block as part of this operator of `Ops`."""
         before, self._operator = self._operator, operator
         try:
             yield
@@ -90,7 +91,7 @@ class LaunchCounter(TorchDispatchMode):
             self._operator = before
 
     def record(self, name: str, moved: Bytes, flops: int = 0) -> None:
-        """Count a launch that is none of torch's."""
+        """Count a launch that is not a torch operator."""
         self.launches.append(Launch(self._operator, name, moved, flops))
 
     def __torch_dispatch__(
@@ -130,7 +131,7 @@ def _written_arguments(func: Any) -> list[int]:
 
 
 def _only_views(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
-    """True where nothing was computed: every result shares memory with an argument."""
+    """True if nothing was computed: every result shares memory with an argument."""
     if _written_arguments(func) or not made:
         return not made
     storages = {each.untyped_storage()._cdata for each in given}
@@ -166,7 +167,7 @@ def _flops(name: str, given: list[Tensor], made: list[Tensor]) -> int:
 
 
 class LabelledOps:
-    """Wraps any `Ops`, and tells a counter which operator runs."""
+    """Wraps any `Ops`, and reports to a counter which operator runs."""
 
     def __init__(self, ops: Ops, counter: LaunchCounter) -> None:
         self.name = ops.name

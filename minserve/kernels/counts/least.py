@@ -1,5 +1,5 @@
-"""The least bytes an operator can move: every input that is needed read once, every output written
-once.
+"""The least bytes an operator can move: every needed input is read once, every output
+is written once.
 
 Counted from shapes alone, so tensors may be on torch's `meta` device. Temporary data of a kernel
 (partial results, scores) are not counted, so that a comparison with this bound shows them.
@@ -21,11 +21,11 @@ class Bytes(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Both ways."""
+        """Bytes read and written together."""
         return self.read + self.written
 
     def plus(self, other: Bytes) -> Bytes:
-        """The sum, way by way."""
+        """The sum, reads and writes separately."""
         return Bytes(self.read + other.read, self.written + other.written)
 
 
@@ -33,7 +33,7 @@ NOTHING = Bytes(0, 0)
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes of a tensor's numbers; those of an expanded tensor count once."""
+    """Bytes of a tensor's numbers; repeated numbers of an expanded tensor count once."""
     count = tensor.itemsize
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= length if stride or not length else 1
@@ -102,8 +102,8 @@ def attention(
     window: int | None = None,
     need_lse: bool = False,
 ) -> Bytes:
-    """See `Ops.plan_attention`: the keys and values that any row of a request sees, once, the
-    block table's entries for them, two lengths per request, queries and output."""
+    """See `Ops.plan_attention`: the keys and values that any row of a request sees, once; the block
+    table's entries for them; two lengths per request; queries and output."""
     _, num_kv_heads, block_size, head_dim = keys.shape
     seen = blocks = 0
     for rows, context in zip(query_lens, context_lens, strict=True):
@@ -125,10 +125,12 @@ def split_attention(
     splits: int,
     itemsize: int,
 ) -> Bytes:
-    """Decode attention whose context is cut into `splits` parts: what `attention` moves for
-    `requests` contexts of `context` tokens, without lengths and tables, and the parts with their
-    log-sum-exps in float32, written by one kernel and read by the other. With one part there is
-    nothing to merge."""
+    """Decode attention whose context is split into `splits` parts.
+
+    The bytes that `attention` moves for `requests` contexts of `context` tokens, without lengths
+    and tables, plus the parts with their log-sum-exps in float32, written by one kernel and read by
+    the other. With one part there is nothing to merge.
+    """
     rows = requests * heads * head_dim * itemsize
     cached = 2 * requests * kv_heads * context * head_dim * itemsize
     parts = requests * heads * splits * (head_dim + 1) * 4 if splits > 1 else 0

@@ -1,7 +1,7 @@
 """`Ops` that compute nothing: each counts one launch and the least bytes it can move.
 
-The bound that fused kernels are compared with. Results have the right shape and no meaning, so run
-them on torch's `meta` device.
+The bound that fused kernels are compared with. Results have the right shape but no values, so run
+these operators on torch's `meta` device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minserve.kernels.counts.launches import LaunchCounter
 
 
 class LeastOps:
-    """See the module. Everything is recorded in `counter`."""
+    """`Ops` that record each call in `counter` and compute nothing."""
 
     name = "least"
     sample_kernel: SampleKernel | None = None
@@ -42,7 +42,7 @@ class LeastOps:
         return x.new_empty(x.shape[0], weight.shape[0])
 
     def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """See `Ops.packed_shape`: how a matrix lies in memory changes no count."""
+        """See `Ops.packed_shape`: the memory layout of a matrix changes no count."""
         return None
 
     def packed_linear(
@@ -133,11 +133,11 @@ class LeastOps:
     def plan_decode(
         self, block_tables: Tensor, kv_lens: Tensor, longest: int
     ) -> PlannedAttention | None:
-        """See `Ops.plan_decode`: what is counted depends on every length."""
+        """See `Ops.plan_decode`: None, because the counts depend on every length."""
         return None
 
     def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
-        """See `Ops.layer_stack`: every operator is counted by itself."""
+        """See `Ops.layer_stack`: None, because every operator is counted separately."""
         return None
 
 
@@ -146,7 +146,7 @@ def _unpacked(x: Tensor, out_features: int) -> Tensor:
 
 
 def pairs(query_lens: Sequence[int], context_lens: Sequence[int], window: int | None) -> int:
-    """Pairs of a query and a key it sees, of all requests."""
+    """Number of (query, key it sees) pairs of all requests."""
     found = 0
     for rows, context in zip(query_lens, context_lens, strict=True):
         for position in range(context - rows, context):

@@ -1,8 +1,8 @@
 """Compiles the C++ file with the system's compiler, once per machine.
 
 The library is in the user's cache directory, under a name made of everything it depends on: source,
-compiler, flags and the processor's features. So a stale library is never loaded, also after an
-edit, a compiler upgrade, or in a home directory shared between machines. Beside it is its digest: a
+compiler, flags and the processor's features. So a stale library is never loaded, even after an
+edit, a compiler upgrade, or in a home directory shared between machines. Its digest is beside it: a
 truncated or changed library would crash the process when it is loaded, or run foreign code. Knows
 nothing about tensors.
 """
@@ -31,31 +31,31 @@ _HERE = Path(__file__).parent
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 120
 _LOCK_TIMEOUT_S = 180
-"""Time to wait while another process builds; after that this process builds by itself."""
+"""Time to wait while another process builds; after that, this process builds too."""
 
 
 class NativeUnavailable(RuntimeError):
-    """The native operators cannot run here; the message says why, in a sentence."""
+    """The native operators cannot run here; the message is a sentence that says why."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What is kept beside a library."""
+    """The data stored beside a library."""
 
     inputs: str
     """SHA-256 of the sources, the compiler, its flags and the processor's features."""
     sha256: str
-    """Of the library."""
+    """SHA-256 of the library."""
 
 
 def library_path() -> Path:
-    """The compiled operators, built now if this machine has not built them before.
+    """The path of the compiled operators; built now if this machine has not built them before.
 
     Only this user can write the directory and the file, so the content that is checked here is the
     content that is loaded. A library that fails the check is built again, and a cache that cannot
     be used is replaced by a directory of this process; both with a warning.
 
-    Raises NativeUnavailable when there is no compiler, or it fails, or nothing can be written.
+    Raises NativeUnavailable if there is no compiler, if it fails, or if nothing can be written.
     """
     compiler, version = _compiler()
     command = [*compiler, *_flags(version)]
@@ -95,6 +95,7 @@ def _kept(directory: Path, command: list[str], inputs: str) -> Path:
             fresh.chmod(0o700)
             built = Built(inputs, _sha256(fresh))
             # The digest is written last: if the process ends in between, the library is built
+            # The digest is written last: if the process ends before that, the library is built
             # again.
             cache_dir.move(fresh, library)
         if not cache_dir.write(_beside(library), asdict(built), "the digest of the operators"):
@@ -103,7 +104,7 @@ def _kept(directory: Path, command: list[str], inputs: str) -> Path:
 
 
 def _why_not(library: Path, inputs: str) -> str | None:
-    """Why a library may not be loaded: "" where there is none with a digest; None if it may."""
+    """Why a library may not be loaded; "" if there is none with a digest; None if it may."""
     beside = _beside(library)
     if not os.path.lexists(library) or not os.path.lexists(beside):
         return ""
@@ -111,7 +112,7 @@ def _why_not(library: Path, inputs: str) -> str | None:
         cache_dir.check_file(library)
         built = cache_dir.read(beside, lambda data: build(Built, data), "a digest of a library")
         if built is None:
-            return ""  # The reason was said.
+            return ""  # The reason was reported.
         if built != Built(inputs, _sha256(library)):
             return f"{library.name} is not what was built"
     except OSError as error:
@@ -149,12 +150,12 @@ def _said(error: OSError) -> str:
 
 
 def need_compiler() -> None:
-    """Raise NativeUnavailable, in a sentence, where there is no C++ compiler that starts."""
+    """Raise NativeUnavailable, with a sentence, if there is no C++ compiler that starts."""
     _compiler()
 
 
 def _compiler() -> tuple[list[str], str]:
-    """The compiler's command and the version that it prints."""
+    """The compiler's command, and the version that it prints."""
     chosen = os.environ.get("CXX")
     if chosen:
         command = shlex.split(chosen)
@@ -168,26 +169,27 @@ def _compiler() -> tuple[list[str], str]:
 
 
 def _flags(version: str) -> list[str]:
-    # torch's wheels for Linux bring libgomp, and g++'s -fopenmp uses that copy and its threads,
-    # because the name is the same. clang would load a second OpenMP runtime, so it builds without
-    # threads.
+    # torch's wheels for Linux include libgomp, and g++'s -fopenmp uses that copy and its
+    # threads, because the name is the same. clang would load a second OpenMP runtime, so it
+    # builds without threads.
     openmp = "-fopenmp-simd" if "clang" in version.lower() else "-fopenmp"
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     flags = ["-std=c++17", "-O3", native, openmp, "-fPIC", "-shared", "-fvisibility=hidden"]
     flags += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
     if platform.machine() in ("x86_64", "AMD64"):
-        # The source uses vectors of full width; without this g++ converts bfloat16 in two halves.
+        # The source uses vectors of full width; without this flag g++ converts
+        # bfloat16 in two halves.
         flags.append("-mprefer-vector-width=512")
         if openmp == "-fopenmp":
-            # For some processors g++ splits a multiply-add in loops with few sums, but not in those
-            # with many: a row's rounding would depend on the number of rows.
+            # For some processors g++ splits a multiply-add in loops with few sums, but not in loops
+            # with many: a row's rounding would then depend on the number of rows.
             flags.append("--param=avoid-fma-max-bits=0")
     return flags
 
 
 def processor_features() -> frozenset[str]:
-    """What -march=native depends on: Linux's list of features; elsewhere only the processor's
-    name."""
+    """The processor features that -march=native depends on: Linux's list; elsewhere only the
+    processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

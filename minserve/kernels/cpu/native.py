@@ -1,9 +1,9 @@
 """The operators in C++, for float32, float64 and bfloat16 on a CPU.
 
-What the compiled file does not take (float16, unusual strides, matrix products where torch's
-library is faster) goes to `TorchOps`. `native_library` loads the file, `native_check` tries it out,
-and `native_rows` has the operators that work row by row; here are the products, and what plans the
-attention and the layers of a step.
+Calls that the compiled file does not support (float16, unusual strides, matrix products for which
+torch's library is faster) go to `TorchOps`. `native_library` loads the file, `native_check` tests
+it, and `native_rows` has the operators that work row by row. This file has the products, and plans
+the attention and the layers of a step.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from minserve.kernels.cpu.native_rows import NativeRowOps
 from minserve.kernels.cpu.spinning import SpareTeam, SpinGovernor
 
 FEW_ROWS = 4
-"""Up to this many rows, products with bfloat16 weights that are not packed run here, not in
-torch."""
+"""Up to this many rows, products with unpacked bfloat16 weights run here and not in torch."""
 LONG = 1 << 24
-"""Multiplications from which a matrix product, about 0.1 ms, lets other Python threads run."""
+"""A matrix product of at least this many multiplications, about 0.1 ms, lets other
+Python threads run."""
 
 
 def native_ops() -> NativeOps:
     """The native operators of this process, compiled, loaded and checked on first use.
 
-    Raises NativeUnavailable, with the reason, where that fails; it is not tried again.
+    Raises NativeUnavailable, with the reason, if that fails; it is not tried again.
     """
     found = _tried()
     if isinstance(found, NativeUnavailable):
@@ -58,11 +58,11 @@ def _tried() -> NativeOps | NativeUnavailable:
 
 
 class NativeOps(NativeRowOps):
-    """`Ops` in C++. Raises NativeUnavailable when the file cannot be compiled or loaded.
+    """`Ops` in C++. Raises NativeUnavailable if the file cannot be compiled or loaded.
 
     A row's result is bitwise the same whatever else is in the batch and however many threads run,
-    and in float64 for every way of cutting a prompt into chunks: every sum is taken in one order.
-    Matrix products with weights that are not packed are torch's, and promise neither.
+    and in float64 for every way of splitting a prompt into chunks, because every sum is taken in
+    one order. Matrix products with unpacked weights are torch's, and guarantee neither.
     """
 
     name = "native"
@@ -84,8 +84,8 @@ class NativeOps(NativeRowOps):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`, for weights that are not packed.
 
-        torch's, except for few rows of bfloat16: for these torch takes two to three times as long
-        as reading the weights does, even with the processor's own instructions for bfloat16.
+        Uses torch, except for few rows of bfloat16: for these torch takes two to three times as
+        long as reading the weights, even with the processor's own instructions for bfloat16.
         """
         rows, inputs = x.shape
         if (
@@ -180,7 +180,7 @@ class NativeOps(NativeRowOps):
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`; torch attends over trees. Called once a step."""
+        """See `Ops.plan_attention`; torch computes attention over trees. Called once per step."""
         if torch.get_num_threads() > 1:
             self._spinning.step()
         if tree is not None:

@@ -14,8 +14,8 @@ from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps
 
 ONE_THREAD_PRODUCTS = 1 << 17
-"""Multiplications up to which attention and `linear` stay on one thread: starting a second costs a
-few microseconds."""
+"""With at most this many multiplications, attention and `linear` use one thread: starting a second
+costs a few microseconds."""
 
 Function = Callable[..., None]
 
@@ -48,7 +48,7 @@ class NativePlannedAttention:
     ) -> None:
         self._functions = functions
         self._batch = (block_tables, query_starts, kv_lens, query_lens, context_lens)
-        # The structure holds addresses only: these keep what is there alive.
+        # The structure holds only addresses; this list keeps the tensors alive.
         self._tensors = [
             tensor.to(torch.int32).contiguous() for tensor in (block_tables, query_starts, kv_lens)
         ]
@@ -58,7 +58,7 @@ class NativePlannedAttention:
         self._geometry: tuple[Any, ...] = ()
         self._torch: PlannedAttention | None = None
         self.call = call = AttentionCall()
-        """What C++ reads; `takes` fills in the shape of a layer."""
+        """The arguments that C++ reads; `takes` fills in the shape of a layer."""
         self._reference = ctypes.byref(call)
         call.block_tables, call.query_starts, call.kv_lens = (
             tensor.data_ptr() for tensor in self._tensors
@@ -104,7 +104,7 @@ class NativePlannedAttention:
         keys: Tensor,
         values: Tensor,
     ) -> bool:
-        """Fill in a layer's shape; False for one that torch must compute."""
+        """Fill in a layer's shape; False if torch must compute this layer."""
         strides = keys.stride()
         geometry = (dtype, q_shape, q_strides, keys.shape, strides, keys.dtype)
         if geometry == self._geometry:

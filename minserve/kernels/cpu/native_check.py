@@ -1,7 +1,6 @@
-"""The compiled operators compared with torch's, once in a process, before they are used.
+"""Compares the compiled operators with torch's, once per process, before they are used.
 
-With a compiler or a processor that miscompiles or miscomputes them, the engine then gets slower,
-not wrong.
+If a compiler or a processor gets them wrong, the engine becomes slower, not wrong.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps, pack
 
 BATCH, CONTEXTS = (1, 1, 19), (70, 3, 41)
-"""Query rows and context of three requests: two that decode, one that computes its prompt."""
+"""Query rows and context of three requests: two decode, one computes its prompt."""
 
 
 def check(native: Ops) -> None:
-    """Compare on a small ragged batch. Raises NativeUnavailable where the operators disagree."""
+    """Compare on a small ragged batch. Raises NativeUnavailable if the operators disagree."""
     for dtype in DTYPES:
-        # The packing of `native` for both sides; torch's operators take any.
+        # Both sides use the packing of `native`; torch's operators accept any.
         packing = native.packed_shape(dtype) or PackedShape(8)
         mine, torchs = (_results(ops, dtype, packing) for ops in (native, TorchOps()))
         error = (mine - torchs).abs().max().item()
@@ -36,7 +35,8 @@ def check(native: Ops) -> None:
 
 
 def _results(ops: Ops, dtype: torch.dtype, packing: PackedShape) -> Tensor:
-    """What these operators make of the batch, as one row of float64; the same at every call."""
+    """The results of these operators on the batch, as one row of float64; the same at every
+    call."""
     random = _numbers()
     tables = torch.arange(15, dtype=torch.int32).view(3, 5)
     starts = torch.tensor([0, 1, 2, 21], dtype=torch.int32)

@@ -1,8 +1,8 @@
 """Whole decoder layers in one call of the compiled file, which saves time around the arithmetic.
 
-A small model's operators take microseconds, and so does each call from Python: the 60 calls of a
-step take half the time of a single stream. Here Python fills in one structure per step. The C++
-code calls the same operators, so results are bit for bit the same.
+A small model's operators take microseconds, and so does each call from Python: with a single
+stream, the 60 calls of a step take half of its time. Here Python fills in one structure per step.
+The C++ code calls the same operators, so results are bit for bit the same.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class NativeLayers:
         self._hidden = first.input_norm.shape[0]
         self._projected = (first.num_heads + 2 * first.num_kv_heads) * first.head_dim
         self._attended = first.num_heads * first.head_dim
-        # Normed rows, what is to be added, and the larger of attention's and the feed-forward's.
+        # Normed rows, the rows to be added, and the larger of attention's and the
+        # feed-forward's buffers.
         self._width = 2 * self._hidden + max(self._projected + self._attended, 3 * first.inner)
         self._stored: Any = (_Layer * len(layers))()
         for stored, layer in zip(self._stored, layers, strict=True):

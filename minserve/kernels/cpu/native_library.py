@@ -1,4 +1,4 @@
-"""The compiled file as Python sees it: loaded, and each function declared with its types."""
+"""Loads the compiled file and declares each function with its types."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from minserve.kernels.cpu.native_attention import AttentionCall, Function
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 PerDtype = dict[torch.dtype, Function]
-"""The function of each number type that the file has."""
+"""A function of the file for each number type that it supports."""
 
 
 class NativeLibrary:
-    """The functions of ops.cpp. Raises NativeUnavailable when the file cannot be compiled or
-    loaded."""
+    """The functions of ops.cpp. Raises NativeUnavailable if the file cannot be
+    compiled or loaded."""
 
     def __init__(self) -> None:
         path = str(library_path())
         try:
-            # During a call by the first, other Python threads run. Short calls use the second: a
-            # step makes hundreds of them, and giving up the interpreter and waiting to get it back
-            # would take longer than the call.
+            # During a call with the first, other Python threads can run. Short calls use the
+            # second: a step makes hundreds of them, and releasing the interpreter lock and waiting
+            # to get it back would take longer than the call.
             releasing, holding = ctypes.CDLL(path), ctypes.PyDLL(path)
         except OSError as error:
             raise NativeUnavailable(f"the compiled operators do not load: {error}") from error
@@ -65,13 +65,13 @@ def _declare(function: Any, *types: type[Any]) -> Function:
 
 
 def _packed_shapes(library: ctypes.CDLL) -> dict[torch.dtype, PackedShape]:
-    """How weights are packed for the products of each number type that the file should do."""
+    """How weights are packed for products of each number type that this file computes."""
     panels = _per_dtype(library, "panel", *[ctypes.POINTER(ctypes.c_int64)] * 2)
     shapes = {dtype: _packed_shape(panels[dtype]) for dtype in DTYPES}
     pairs = shapes[torch.bfloat16].depth == 2
     if processor_features() & ({"amx_bf16"} if pairs else {"amx_bf16", "avx512_bf16", "bf16"}):
-        # torch multiplies bfloat16 with instructions that the file does not use, several times
-        # faster.
+        # torch multiplies bfloat16 with instructions that this file does not use,
+        # several times faster.
         del shapes[torch.bfloat16]
     return shapes
 

@@ -1,6 +1,6 @@
 """The operators of ops.cpp that work row by row: norms, activation, rotation, storing.
 
-What a call costs beside its arithmetic is about what a torch operator's does: pointers and sizes
+A call costs about as much around its arithmetic as a torch operator, because pointers and sizes
 are plain integers.
 """
 
@@ -14,13 +14,13 @@ from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps
 
 ONE_THREAD = 1 << 13
-"""Numbers up to which a row-wise operator stays on one thread: starting a second costs a few
-microseconds."""
+"""With at most this many numbers, a row-wise operator uses one thread: starting a second costs a
+few microseconds."""
 
 
 class NativeRowOps:
-    """The row-wise part of `Ops`. Number types and strides that the file does not take go to
-    `TorchOps`."""
+    """The row-wise part of `Ops`. Number types and strides that the file does not support
+    go to `TorchOps`."""
 
     def __init__(self, library: NativeLibrary) -> None:
         self._torch = TorchOps()

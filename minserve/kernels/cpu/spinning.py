@@ -1,16 +1,16 @@
-"""How long threads that wait for each other spin: long while cores are free, hardly at all while
+"""How long threads that wait for each other spin: long while cores are free, very briefly while
 other programs use them.
 
-Spinning saves a wake-up while the thread that is waited for runs; if that thread has lost its core,
-spinning delays it. Linux counts for each thread how long it was ready to run without a core, which
-tells the two cases apart. GNU's OpenMP library reads its spin count only once, but spins 100 turns
-instead whenever the process has more OpenMP threads than cores (its manual, GOMP_SPINCOUNT). So a
-spare team of two sleeping threads is opened while cores are taken, and closed when they are free
-again.
+Spinning saves a wake-up while the thread it waits for runs; if that thread has lost its core,
+spinning delays it. For each thread, Linux counts how long it was ready to run without a core, which
+distinguishes the two cases. GNU's OpenMP library reads its spin count only once, but spins only 100
+turns whenever the process has more OpenMP threads than cores (its manual, GOMP_SPINCOUNT). So a
+spare team of two sleeping threads is opened while other programs use the cores, and closed when
+they are free again.
 
 The operators, torch's and ours, keep their number of threads, so results do not change. On a system
-without these counters, or if the user has chosen a wait policy, nothing is done. One governor
-serves the process: cores and OpenMP's threads belong to it, not to an engine.
+without these counters, or if the user has set a wait policy, nothing is done. There is one governor
+per process: cores and OpenMP's threads belong to the process, not to an engine.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from minserve.clock import WallClock
 from minserve.process.openmp import user_chose
 
 INTERVAL_S = 0.2
-"""Time between two looks at the counters; a look takes about 0.2 ms."""
+"""Time between two reads of the counters; a read takes about 0.2 ms."""
 LEAST_S = 0.02
-"""An interval with less running and waiting than this is ignored: the engine was idle."""
+"""An interval with less running and waiting time than this is ignored: the engine was idle."""
 TAKEN, FREE = 0.15, 0.05
-"""Share of the time ready to run that was spent waiting for a core: from TAKEN on spinning stops,
-below FREE, in two looks, it starts again. A busy neighbour on two cores makes it about 0.25; alone
-it is 0.03 and less."""
+"""Share of the time ready to run that was spent waiting for a core. At TAKEN or more, spinning
+stops; below FREE, in two successive reads, it starts again. A busy neighbour on two cores makes it
+about 0.25; without other programs it is at most 0.03."""
 LOOKS = 2
 NEVER = float("inf")
 
@@ -54,7 +54,7 @@ class Switch(Protocol):
     """Switches between short and normal spinning of waiting threads."""
 
     def on(self) -> None:
-        """Spin hardly at all. Raises RuntimeError where no thread can be started."""
+        """Spin only briefly. Raises RuntimeError if no thread can be started."""
 
     def off(self) -> None:
         """Spin as long as the library's settings say."""
@@ -97,15 +97,16 @@ class SpinGovernor:
     ) -> None:
         self._switch, self._times, self._clock = switch, times, clock or WallClock().now
         self._last: tuple[float, float] | None = None
-        self._free = 0  # consecutive looks that found free cores
+        self._free = 0  # consecutive reads that found free cores
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._next_s = NEVER if user_chose(os.environ) else self._clock()
         self.short = False
-        """True while threads spin hardly at all."""
+        """True while threads spin only briefly."""
 
     def step(self) -> None:
-        """Called once a step, by any thread; reads the clock, and only looks when a look is due."""
+        """Called once per step, by any thread; reads the clock, and the counters only
+        when it is time."""
         if self._clock() >= self._next_s and self._lock.acquire(blocking=False):
             try:
                 self._look()

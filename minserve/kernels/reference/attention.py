@@ -1,9 +1,10 @@
 """Paged attention in plain torch, over a ragged batch, without a Python loop over decode rows.
 
-The batch is cut into segments (a request's rows, long chunks in tiles) and segments of similar
-shape share a bucket. A bucket gathers its pages with one `index_select`, folds the query heads that
-share a KV head into extra query rows, so that keys and values are never expanded, and is then one
-batched attention with a mask. Padding to the longest of a bucket at most doubles its work.
+The batch is split into segments (a request's rows, long chunks in tiles), and segments of
+similar shape share a bucket. A bucket gathers its pages with one `index_select` and folds the
+query heads that share a KV head into extra query rows, so that keys and values are never
+expanded. It is then one batched attention with a mask. Padding to the longest segment of a
+bucket at most doubles its work.
 """
 
 from __future__ import annotations
@@ -18,22 +19,24 @@ from torch import Tensor
 from minserve.kernels.tree import MOST_ROWS, check_tree, refuse_window
 
 QUERY_TILE = 128
-"""Query rows of one segment: a long chunk is cut, and each tile reads only the keys it can see."""
+"""Query rows of one segment: a long chunk is split, and each tile reads only the
+keys it can see."""
 GATHER_TOKENS = 1 << 15
-"""Keys gathered at once. At 8 KV heads of 128 in float32 that is 128 MiB each of K and V."""
+"""Keys gathered at once. With 8 KV heads of 128 in float32 that is 128 MiB each of K and V."""
 SCORE_ELEMENTS = 1 << 22
 """Entries of a bucket's mask, and of its scores per KV head."""
 KEPT_MASK_ELEMENTS = 1 << 20
-"""A mask up to this size is kept from layer to layer; a larger one is made anew in each."""
+"""A mask up to this size is kept from layer to layer; a larger one is made again in each."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type sums over numbers of `dtype` are taken in: float64 for itself, else float32."""
+    """The type in which numbers of `dtype` are summed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class _Geometry(NamedTuple):
-    """What a layer adds to the batch: layers that agree in it share index tensors."""
+    """The properties of a layer that the index tensors depend on: layers with equal
+    values share them."""
 
     num_kv_heads: int
     block_size: int
@@ -49,10 +52,10 @@ class _Segment(NamedTuple):
     """First row in the batch."""
     num_rows: int
     kv_len: int
-    """Keys the last row sees, itself included, counted from the request's first token."""
+    """Keys that the last row sees, itself included, counted from the request's first token."""
     first_block: int
     first_query: int
-    """Place of the request's first query row among its keys."""
+    """Index of the request's first query row among its keys."""
     num_blocks: int
 
     @property
@@ -64,7 +67,7 @@ class _Segment(NamedTuple):
 def _segments(
     query_lens: tuple[int, ...], context_lens: tuple[int, ...], geometry: _Geometry
 ) -> list[_Segment]:
-    """Cut every request's rows into tiles, each with the pages its rows can see."""
+    """Split every request's rows into tiles, each with the pages its rows can see."""
     segments, row = [], 0
     for request, (query_len, context_len) in enumerate(zip(query_lens, context_lens, strict=True)):
         for start in range(0, query_len, QUERY_TILE):
@@ -90,7 +93,7 @@ def _segments(
 
 
 def _most_keys(row_class: int, group_size: int) -> int:
-    """Keys, over all its segments, that a bucket of such rows may gather."""
+    """Most keys, over all its segments, that a bucket of such rows may gather."""
     return min(GATHER_TOKENS, SCORE_ELEMENTS // (group_size << row_class))
 
 
@@ -110,12 +113,12 @@ def _group(segments: list[_Segment], geometry: _Geometry) -> list[list[_Segment]
                 groups[-1].append(segment)
                 continue
         groups.append([segment])
-    # In batch order, so that a batch that is all one bucket needs no permutation.
+    # In batch order, so that a batch with a single bucket needs no permutation.
     return [sorted(group, key=lambda s: s.row) for group in groups]
 
 
 def _key_slices(group: list[_Segment], geometry: _Geometry) -> list[list[_Segment]]:
-    """The same rows over fewer keys at a time, when one segment alone exceeds the bounds."""
+    """The same rows over fewer keys at a time, if one segment alone exceeds the bounds."""
     head = group[0]
     most_blocks = _most_keys(head.row_class, geometry.group_size) // geometry.block_size
     most_blocks = max(1, most_blocks)
@@ -167,12 +170,12 @@ class _Bucket:
         blocks = block_tables[request.to(device), block.to(device)].long()
         self.blocks = blocks[:, None, :]
         self.heads = torch.arange(geometry.num_kv_heads, device=device)[:, None]
-        # The pages as rows of `[blocks * kv_heads]`: one index_select then yields contiguous
-        # `[size, kv_heads, keys, head_dim]`, without which batched products are very slow on a CPU.
+        # The pages as rows of `[blocks * kv_heads]`: one index_select then gives contiguous `[size,
+        # kv_heads, keys, head_dim]`; batched products of other layouts are very slow on a CPU.
         self.block_rows = (self.blocks * geometry.num_kv_heads + self.heads).flatten()
 
-        # Slots past the request's end may hold anything from an earlier request, also NaN: zero
-        # them.
+        # Slots after the request's end may hold anything from an earlier request, even NaN:
+        # set them to zero.
         key = first_block * geometry.block_size + torch.arange(self.num_keys)
         past = (key >= kv_len)[:, None, :].expand(-1, geometry.num_kv_heads, -1)
         self.tail = past.flatten().nonzero().flatten().to(device)
@@ -183,7 +186,7 @@ class _Bucket:
         self._mask: Tensor | None = None
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """`[size, 1, num_rows * group_size, num_keys]`: 0 where a row sees a key, else -inf."""
+        """`[size, 1, num_rows * group_size, num_keys]`: 0 if a row sees a key, else -inf."""
         if self._mask is not None and self._mask.dtype == dtype:
             return self._mask
         hidden = self.key_positions > self.positions
@@ -220,7 +223,8 @@ class _Bucket:
         return split.reshape(self.size, kv_heads, self.num_rows * group_size, -1)
 
     def unfold(self, folded: Tensor) -> Tensor:
-        """The way back, without repeated rows: `[rows, num_heads, ...]`, rows as in `targets`."""
+        """The inverse of `fold`, without repeated rows: `[rows, num_heads, ...]`, rows
+        as in `targets`."""
         kv_heads, group_size = self.geometry.num_kv_heads, self.geometry.group_size
         split = folded.reshape(self.size, kv_heads, self.num_rows, group_size, -1).transpose(1, 2)
         rows = split.reshape(self.size * self.num_rows, kv_heads * group_size, -1)
@@ -232,7 +236,7 @@ def written_out(
 ) -> tuple[Tensor, Tensor]:
     """Attention as two products and a softmax, and the log-sum-exp `[..., rows, 1]`.
 
-    Both results are in the type sums are taken in. A row that sees no key is all zeros.
+    Both results are in the type of the sums. A row that sees no key is all zeros.
     """
     wide = accumulation_dtype(q.dtype)
     scores = torch.matmul(q.to(wide), k.to(wide).transpose(2, 3)).mul_(scale).add_(mask)
@@ -244,9 +248,9 @@ def written_out(
 class TorchPlannedAttention:
     """`PlannedAttention` in plain torch. Index tensors are made at the first layer of a geometry.
 
-    `use_sdpa` True takes `scaled_dot_product_attention` where no log-sum-exp is wanted, False the
-    written-out form. None takes it for float32 and narrower types, where on a CPU it was one to
-    three times as fast at every shape tried; the written-out float64 is the oracle.
+    `use_sdpa`: True uses `scaled_dot_product_attention` unless the log-sum-exp is needed, False the
+    written-out form. None uses it for float32 and narrower types: on a CPU it was one to three
+    times as fast for every shape tried. The written-out float64 is the oracle.
     """
 
     def __init__(
@@ -294,7 +298,7 @@ class TorchPlannedAttention:
         return out, lse
 
     def _layout(self, geometry: _Geometry, num_tokens: int) -> list[list[_Bucket]]:
-        """Buckets of this geometry, each as the key slices it is attended in."""
+        """Buckets of this geometry, each as the key slices over which it is computed."""
         layout = self._layouts.get(geometry)
         if layout is None:
             groups = _group(_segments(self.query_lens, self.context_lens, geometry), geometry)
@@ -317,7 +321,7 @@ class TorchPlannedAttention:
         scale: float,
         need_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention of folded rows `q`; slices of the keys are joined by their log-sum-exps."""
+        """Attention of folded rows `q`; slices of the keys are merged by their log-sum-exps."""
         use_sdpa = q.dtype != torch.float64 if self.use_sdpa is None else self.use_sdpa
         if use_sdpa and not need_lse:
             (bucket,) = slices

@@ -1,7 +1,8 @@
-"""Decode attention in plain torch that knows no length on the host, so that one plan serves many
-steps, and its operators could be captured in a graph: it always covers as many pages as the longest
-context may have, and masks keys beyond a request's own length. More work than
-`reference_attention`.
+"""Decode attention in plain torch that reads no length on the host.
+
+So one plan serves many steps, and its operators could be captured in a graph. It always covers as
+many pages as the longest context may have, and masks keys after a request's own length. This is
+more work than `TorchPlannedAttention` does.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class TorchDecode:
         if window is not None:
             hidden |= positions < length - window
         shape = (requests, num_kv_heads, positions.shape[0], head_dim)
-        # Pages that are not the request's may hold anything, and 0 times NaN is NaN.
+        # Pages of other requests may hold anything, and 0 times NaN is NaN.
         k, v = (
             cache[blocks].transpose(1, 2).reshape(shape).masked_fill_(hidden[:, None, :, None], 0.0)
             for cache in (keys, values)

@@ -42,7 +42,7 @@ class TorchOps:
     """`Ops` in plain torch.
 
     `use_sdpa` chooses how attention multiplies: True is torch's fused scaled_dot_product_attention,
-    False the written-out two products and a softmax, None the faster correct one of the two.
+    False two separate products and a softmax, None the faster correct one of the two.
     """
 
     name = "torch"
@@ -62,7 +62,7 @@ class TorchOps:
     def packed_linear(
         self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
     ) -> Tensor:
-        """See `Ops.packed_linear`: unpacked anew at every call, for comparison only."""
+        """See `Ops.packed_linear`: unpacked again at every call, for comparison only."""
         return F.linear(x, unpack(packed, out_features, x.shape[1]), bias)
 
     def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
@@ -154,8 +154,8 @@ def unfused_rotary_store_(
     k_norm: Tensor | None,
     eps: float,
 ) -> None:
-    """`Ops.rotary_store_` as two to six separate operators: the baseline that the fused kernel is
-    compared with. Queries and keys are adjacent heads, so one call rotates both."""
+    """`Ops.rotary_store_` as two to six separate operators: the baseline for the fused kernel.
+    Queries and keys are adjacent heads, so one call rotates both."""
     num_kv_heads = keys.shape[1]
     rotated = heads.shape[1] - num_kv_heads
     num_heads = rotated - num_kv_heads

@@ -1,4 +1,4 @@
-"""SiLU and multiply: the two halves of a gated feed-forward become one, in one pass."""
+"""SiLU and multiply: combines the two halves of a gated feed-forward in one pass."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import triton.language as tl
 @triton.jit
 def load_tile(blocks, table, positions, inside, head_offset, block_stride, block_size, head_dim,
               column, DIM: tl.constexpr):  # fmt: skip
-    """Rows `[positions, DIM]` of a request's keys or values; zero outside, because what lies there
-    was never written and may be NaN."""
+    """Rows `[positions, DIM]` of a request's keys or values; zero outside, because memory there was
+    never written and may be NaN."""
     block = tl.load(table + positions // block_size, inside, other=0).to(tl.int64)
     start = block * block_stride + head_offset + (positions % block_size) * head_dim
     mask = inside[:, None] & (column < head_dim)[None, :]

@@ -1,7 +1,8 @@
 """Decode attention with the context split over programs, and the merge of the parts.
 
-Flash-decoding (Dao et al., 2023): each part of a context leaves its normalised output and its
-log-sum-exp, and a second kernel joins them exactly. `splits` says how many parts are worth it.
+Flash-decoding (Dao et al., 2023): each part of a context writes its normalised output and its
+log-sum-exp, and a second kernel merges them exactly. `occupancy.num_splits` chooses the
+number of parts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import triton.language as tl
 from minserve.kernels.triton.attention import attend
 
 PARTS = 8
-"""Parts that the merge takes at a time."""
+"""Parts that the merge processes at a time."""
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def merge_kernel(
     parts, part_lse, out, lse, num_splits, head_dim,
     PARTS: tl.constexpr, DIM: tl.constexpr, LSE: tl.constexpr,
 ):  # fmt: skip
-    """Program p joins the parts of one request and head, any number of them, each read once."""
+    """Program p merges the parts of one request and head, any number of them, each read once."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DIM)
     best = tl.max(tl.full([PARTS], float("-inf"), tl.float32), 0)

@@ -1,7 +1,7 @@
 """RMSNorm, alone and fused with the residual addition before it (Zhang and Sennrich, 1910.07467).
 
 One program normalises one row and keeps it in registers: each number is read once and written once,
-where separate operators move the residual stream five times.
+while separate operators move the residual stream five times.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def rms_norm_kernel(
     BLOCK: tl.constexpr,
     GATHER: tl.constexpr,
 ):
-    """Program p normalises head `p % num_heads` of row `p // num_heads`, or, with GATHER, of the
-    row that `rows` has there; `out` is contiguous."""
+    """Program p normalises head `p % num_heads` of row `p // num_heads`; with GATHER, of the row
+    whose index is stored there in `rows`. `out` is contiguous."""
     program = tl.program_id(0).to(tl.int64)
     row, head = program // num_heads, program % num_heads
     if GATHER:
@@ -106,5 +106,5 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 
 def warps_for(width: int) -> int:
-    """Warps of a program that holds one row: about 16 numbers a thread."""
+    """Warps of a program that holds one row: about 16 numbers per thread."""
     return max(1, min(16, int(triton.next_power_of_2(width)) // 512))

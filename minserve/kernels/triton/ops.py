@@ -1,4 +1,4 @@
-"""`Ops` on Triton kernels; matrix products are the vendor library's, through torch."""
+"""`Ops` on Triton kernels; matrix products use the vendor library, through torch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DEFAULTS = Tuning()
 
 
 class TritonOps:
-    """See the package. `num_processors` decides how decode attention is split; None: that of the
-    tensors' device. `tuning` says how attention is launched. With `split=False` no context of a
-    decode is split."""
+    """`Ops` on Triton kernels. `num_processors` decides how decode attention is split; None: the
+    number of the tensors' device. `tuning` says how attention is launched. With `split=False`, no
+    context of a decode is split."""
 
     name = "triton"
 
@@ -117,7 +117,7 @@ class TritonOps:
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`: split over the context where every request has one row.
+        """See `Ops.plan_attention`: split over the context if every request has one row.
 
         A single row is never a tree, whatever its mask.
         """
@@ -127,8 +127,8 @@ class TritonOps:
         return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree, self.tuning)
 
     def plan_decode(self, block_tables: Tensor, kv_lens: Tensor, longest: int) -> PlannedAttention:
-        """See `Ops.plan_decode`: `longest` is what the host knows of lengths: it decides the number
-        of parts."""
+        """See `Ops.plan_decode`: `longest` is the only length known on the host; it decides the
+        number of parts."""
         processors = self.num_processors or _processors(block_tables.device)
         return SplitAttention(block_tables, kv_lens, longest, processors, self.tuning, self.split)
 
@@ -195,8 +195,8 @@ class RaggedAttention:
             both[1, : len(requests)] = (np.arange(len(requests)) - first[requests]) * tokens
             host = torch.from_numpy(both)
             if device.type == "cuda":
-                # From other memory the copy may wait for the device, and the host with it. torch
-                # keeps pinned memory until what was queued with it is done.
+                # From unpinned memory the copy may wait for the device, and the host with it. torch
+                # keeps pinned memory until the work queued with it is done.
                 host = host.pin_memory()
             tiles = host.to(device, non_blocking=True)[:, : len(requests)]
             self._tiles[tokens] = tiles[0], tiles[1]
@@ -245,7 +245,7 @@ class SplitAttention:
             splits = num_splits(rows * num_kv_heads, longest, at_once, tile.keys)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty((rows, num_heads), dtype=torch.float32, device=q.device)
-        parts, part_lse = out, lse  # One part is the whole.
+        parts, part_lse = out, lse  # A single part needs no merge.
         if splits > 1:
             shape = (rows, num_heads, splits)
             parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
@@ -274,7 +274,7 @@ def _processors(device: torch.device) -> int:
 
 @functools.cache
 def capability_of(device: torch.device) -> int:
-    """Compute capability times ten; in the interpreter 9.0's, so that splits are those of a GPU."""
+    """Compute capability times ten; 9.0's in the interpreter, so that splits are those of a GPU."""
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)

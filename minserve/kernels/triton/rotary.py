@@ -1,4 +1,5 @@
-"""Rotary position embedding in place (Su et al., arXiv 2104.09864), halves of a head as pairs."""
+"""Rotary position embedding in place (Su et al., arXiv 2104.09864); the halves of a
+head form pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def rotary_kernel(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Program r rotates every head of row r: its angles are loaded once for all of them."""
+    """Program r rotates every head of row r; its angles are loaded once for all of them."""
     row = tl.program_id(0).to(tl.int64)
     half = head_dim // 2
     head = tl.arange(0, HEADS)[:, None]

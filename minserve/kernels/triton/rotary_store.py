@@ -1,7 +1,7 @@
 """Rotary embedding, per-head norms and the store into pages as one kernel.
 
-Apart, the operators read and write each key three times over and each query twice; together, every
-number of the projection is read once and every result written once.
+As separate operators, they read and write each key three times and each query twice; together,
+every number of the projection is read once and every result written once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 def turn(
     address, inside, cos, sin, weight, column, half, head_dim, eps, NORM: tl.constexpr
 ):  # fmt: skip
-    """Rotated first and second halves of the heads at `place`, float32 `[heads, half]` each; with
-    NORM they are RMS-normalised before."""
+    """Rotated first and second halves of the heads at `address`, float32 `[heads, half]` each; with
+    NORM they are RMS-normalised first."""
     first = tl.load(address, inside, other=0.0).to(tl.float32)
     second = tl.load(address + half, inside, other=0.0).to(tl.float32)
     if NORM:
@@ -34,7 +34,7 @@ def rotary_store_kernel(
     row_stride, block_stride, head_stride, block_size, num_heads, num_kv_heads, head_dim, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Program r does row r: its angles and its slot are loaded once for all heads."""
+    """Program r handles row r: its angles and its slot are loaded once for all heads."""
     row = tl.program_id(0).to(tl.int64)
     half = head_dim // 2
     column = tl.arange(0, HALF)[None, :]

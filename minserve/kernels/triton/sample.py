@@ -1,13 +1,14 @@
-"""Logits to tokens in one kernel, without a sort: what `sampling.Sampler` draws, a program a row.
+"""From logits to tokens in one kernel, without a sort: draws like `sampling.Sampler`, a
+program per row.
 
-All a sort would tell is one number per row, the lowest score that is kept. A score's distance below
-the row's best, times the inverse temperature, is a float that is not negative, and the bits of such
-floats, read as integers, are in their order. So the threshold is found by bisection over integers:
-a pass over the row counts the tokens (top-k) or adds their weight (top-p) at PIVOTS distances at
-once, and leaves a PIVOTS-th of the range. Of 2^31 patterns one is left after 11 passes, exactly:
-tokens of equal score stay or go together, as in `sampling.filters`. A row is read from memory once;
-later passes find it in the cache (150,000 logits in bfloat16 are 300 KB). Nothing waits for the
-host.
+A sort is needed only to find one number per row, the lowest score that is kept. A score's distance
+below the row's best, times the inverse temperature, is a float that is not negative, and the bits
+of such floats, read as integers, have the same order. So the threshold is found by bisection over
+integers: a pass over the row counts the tokens (top-k) or adds their weight (top-p) at PIVOTS
+distances at once, and reduces the range to a PIVOTS-th. Of 2^31 patterns one is left after 11
+passes, exactly: tokens of equal score are kept or dropped together, as in `sampling.filters`. A row
+is read from memory once; later passes find it in the cache (150,000 logits in bfloat16 are 300 KB).
+The host waits for nothing.
 
 Reads of a row: 1 for a greedy token, 3 without filters, up to 11 more for top-k, 12 for top-p.
 """
@@ -22,22 +23,22 @@ from torch import Tensor
 from minserve.batch import SamplingBatch
 
 TILE = 4096
-"""Tokens looked at together where a row is walked through."""
+"""Tokens processed together in a loop over a row."""
 LANES = 2048
-"""Tokens looked at together in a search: each of the pivots keeps that many partial sums."""
+"""Tokens processed together in a search: each pivot keeps this many partial sums."""
 PIVOTS = 8
-"""Distances tried in one pass. More make fewer passes of more arithmetic each."""
+"""Distances tried in one pass. More of them make fewer passes with more arithmetic each."""
 WARPS = 32
-"""A row has a multiprocessor to itself: there are seldom more rows to draw for than those."""
+"""A row has a multiprocessor to itself: there are seldom more rows to draw than multiprocessors."""
 
 
 @triton.jit
 def distances(row, start, vocab, best, coldness, SIZE: tl.constexpr):
-    """How far below the best the tokens `start` and on are, over the temperature: float32 `[SIZE]`,
-    the same as bits, and the weights exp(-distance)."""
+    """Distance of the tokens from `start` on below the best, divided by the temperature, as the
+    bits of a float32 `[SIZE]`; and the weights exp(-distance)."""
     column = start + tl.arange(0, SIZE)
     x = tl.load(row + column, column < vocab, other=float("-inf")).to(tl.float32)
-    # The maximum goes first: (max - x) / t is never inf - inf, however cold.
+    # Subtract from the maximum first: then (max - x) / t is never inf - inf, however small t is.
     distance = (best - x) * coldness
     return distance.to(tl.int32, bitcast=True), tl.exp(-distance)
 
@@ -47,7 +48,7 @@ def search(
     row, vocab, best, coldness, limit, target,
     MASS: tl.constexpr, PIVOTS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The smallest distance, as bits and up to `limit`, such that the tokens that near are at least
+    """The smallest distance, as bits and at most `limit`, such that the tokens within it reach
     `target` in number or, with MASS, in weight."""
     low, high = limit * 0, limit
     pivot = tl.arange(0, PIVOTS)
@@ -66,7 +67,7 @@ def search(
             else:
                 found += near.to(tl.int32)
         missed = tl.sum((tl.sum(found, 1) < target).to(tl.int32), 0)
-        # All are missed only where rounding makes the whole less than itself: then all is kept.
+        # All are missed only if rounding makes the total less than itself: then all are kept.
         low += tl.minimum(missed, PIVOTS - 1) * step
         high = tl.minimum(low + step - 1, high)
     return high
@@ -74,14 +75,14 @@ def search(
 
 @triton.jit
 def kept_weights(row, start, vocab, best, coldness, limit, TILE: tl.constexpr):
-    """Weights of the tokens `start` and on, 0 where they are further than `limit`."""
+    """Weights of the tokens from `start` on; 0 for those further than `limit`."""
     bits, weights = distances(row, start, vocab, best, coldness, TILE)
     return tl.where(bits <= limit, weights, 0.0)
 
 
 @triton.jit
 def draw(row, vocab, best, coldness, limit, uniform, TILE: tl.constexpr):
-    """The first token at which the running weight of the kept ones exceeds uniform x total."""
+    """The first token at which the running weight of the kept tokens exceeds uniform x total."""
     total = uniform * 0.0
     for start in range(0, vocab, TILE):
         weights = kept_weights(row, start, vocab, best, coldness, limit, TILE)
@@ -91,14 +92,15 @@ def draw(row, vocab, best, coldness, limit, uniform, TILE: tl.constexpr):
     for start in range(0, vocab, TILE):
         weights = kept_weights(row, start, vocab, best, coldness, limit, TILE)
         here = tl.sum(weights, 0).to(tl.float64)
-        # The last tile with a weight that begins at or before the target is the one it falls into.
+        # The target is in the last tile with a weight that begins at or before the target.
         into = (here > 0.0) & (running <= target)
         chosen = tl.where(into, start, chosen)
         rest = tl.where(into, target - running, rest)
         running += here
     column = chosen + tl.arange(0, TILE)
     weights = kept_weights(row, chosen, vocab, best, coldness, limit, TILE)
-    # A running sum may be rounded otherwise than the sum: then it is the last token with a weight.
+    # A running sum may be rounded differently from the sum: then it is the last token with a
+    # weight.
     past = (tl.cumsum(weights, 0).to(tl.float64) > rest) & (weights > 0.0)
     first = tl.min(tl.where(past, column, vocab), 0)
     return tl.minimum(first, tl.max(tl.where(weights > 0.0, column, 0), 0))
@@ -110,8 +112,9 @@ def sample_kernel(
     TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
     TILE: tl.constexpr, LANES: tl.constexpr, PIVOTS: tl.constexpr,
 ):  # fmt: skip
-    """Program r draws the token of row r. `params` is `SamplingBatch.params`; `thresholds` takes
-    the lowest score kept, less the row's best and over the temperature, as `sampling.filters`."""
+    """Program r draws the token of row r. `params` is `SamplingBatch.params`; `thresholds` receives
+    the lowest score kept, minus the row's best and divided by the temperature, as in
+    `sampling.filters`."""
     program = tl.program_id(0)
     row = logits + program.to(tl.int64) * row_stride
     temperature = tl.load(params + program)
@@ -149,7 +152,7 @@ def sample_kernel(
         if MIN_P:
             min_p = tl.load(params + 3 * num_rows + program)
             if min_p > 0.0:
-                furthest = (0.0 - tl.log(min_p)).to(tl.float32)  # not -log: no -0.0
+                furthest = (0.0 - tl.log(min_p)).to(tl.float32)  # not -log: avoids -0.0
                 limit = tl.minimum(limit, furthest.to(tl.int32, bitcast=True))
         uniform = tl.load(params + 7 * num_rows + program)
         token = draw(row, vocab, best, coldness, limit, uniform, TILE)
@@ -159,11 +162,11 @@ def sample_kernel(
 
 def sample(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
     """One token per row of `logits` `[num_samples, vocab]` in float32, float16 or bfloat16, with
-    biases and penalties already applied: int64 `[num_samples]`, -1 where a row's logits are no
+    biases and penalties already applied: int64 `[num_samples]`, -1 for a row whose logits are not
     numbers; and the threshold of each row, float32 `[num_samples]` (0 for greedy rows).
 
-    Tokens are those of `sampling.Sampler` but where a sum in another order moves a boundary: sums
-    are taken in float32 within a tile, in float64 over tiles.
+    Tokens are those of `sampling.Sampler`, unless a sum in another order moves a boundary: sums are
+    taken in float32 within a tile, in float64 over tiles.
     """
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)

@@ -1,4 +1,4 @@
-"""Keys and values of new tokens into their pages: a scatter, one program per token."""
+"""Writes keys and values of new tokens into their pages: a scatter, one program per token."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The prefix cache: what of a request is already computed, on the device or in a lower tier.
+"""The prefix cache: which tokens of a request are already computed, on the device or
+in a lower tier.
 
-Combines index, pool and host tier. `lookup` changes nothing. Knows nothing about block tables and
-requests.
+Combines index, pool and host tier. `lookup` changes nothing. Knows nothing about block
+tables and requests.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ class Hit:
     """A device page whose first `partial_tokens` are to be copied."""
     partial_tokens: int = 0
     keys: list[Key] = field(default_factory=list)
-    """Keys of the pages after `blocks` that lower tiers hold; there is no partial page then."""
+    """Keys of the pages after `blocks` that lower tiers hold; if there are any, there is
+    no partial page."""
     tiers: list[str] = field(default_factory=list)
-    """Where each of `keys` lies: "host" or "disk"."""
+    """The tier of each of `keys`: "host" or "disk"."""
 
     def num_tokens(self, block_size: int) -> int:
         """Tokens of the prefix."""
@@ -37,7 +39,7 @@ class Hit:
 
 
 class PrefixCache:
-    """Pages of finished, running and preempted requests, found by what they contain."""
+    """Pages of finished, running and preempted requests, found by their tokens."""
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class PrefixCache:
         pool.on_evict = self._evicted
 
     def lookup(self, token_blocks: TokenBlocks, max_tokens: int) -> Hit:
-        """The longest prefix of at most `max_tokens` tokens, and where it lies."""
+        """The longest prefix of at most `max_tokens` tokens, and where its pages are."""
         match = self.index.match(token_blocks, max_tokens)
         if self._host is not None:
             keys, tiers = self._below(self._host, token_blocks, len(match.blocks), max_tokens)
@@ -81,27 +83,30 @@ class PrefixCache:
         return keys, tiers
 
     def load(self, hit: Hit, blocks: list[int]) -> int:
-        """Fill `blocks` from the tiers, one for each of the first `hit.keys`; how many were really
-        there."""
+        """Fill `blocks` from the tiers, one for each of the first `hit.keys`; returns how many
+        pages were found."""
         assert self._host is not None
         start, done = self._clock.now(), 0
-        # In runs of as many pages as the host has slots: pages from the disk pass through these.
+        # In groups of as many pages as the host has slots, because pages from the disk
+        # pass through them.
         while slots := self._host.fetch(hit.keys[done : len(blocks)]):
             self._host.load(slots, blocks[done : done + len(slots)])
             done += len(slots)
         if done:
-            # The time of a run over both tiers is counted for the disk, which takes most of it.
+            # A group from both tiers counts as a load from the disk, which takes most of the time.
             tier = "disk" if "disk" in hit.tiers[:done] else "host"
             self._costs.loaded(tier, done, self._clock.now() - start)
         return done
 
     def touch(self, hit: Hit) -> None:
-        """Mark the hit's host pages as just used: making room for them must not evict them."""
+        """Mark the hit's host pages as just used, so that making room for them does not evict
+        them."""
         if self._host is not None:
             self._host.touch(reversed(hit.keys))
 
     def enter(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
-        """Put a full, committed page into the index; the canonical page of its content."""
+        """Put a full, committed page into the index; returns the page that the index has
+        for its content."""
         known = self.index.insert(token_blocks, index, parent, block)
         if known == block:
             self._pool.mark_indexed(block)
@@ -115,26 +120,26 @@ class PrefixCache:
         self._events.evicted_blocks += len(blocks)
         if self._host is not None:
             start = self._clock.now()
-            # In order of eviction, last pages first: where there is not room for all, those are
-            # dropped.
+            # In order of eviction, last pages first: if there is not room for all,
+            # those are dropped.
             self._host.demote([self._keys.pop(block) for block in blocks], blocks)
             self._events.transfer_s += self._clock.now() - start
 
     def clear(self) -> None:
-        """Forget everything that no request holds, in every tier."""
+        """Forget every page that no request holds, in every tier."""
         self._pool.drop_cached()
         if self._host is not None:
             self._host.drop_cached()
 
     def reset(self) -> None:
-        """Forget everything in every tier, whatever its state; the pool is reset by its owner."""
+        """Forget everything in every tier, whatever its state. The caller resets the pool."""
         self.index = type(self.index)()
         self._keys.clear()
         if self._host is not None:
             self._host.reset()
 
     def check(self) -> None:
-        """Verify that index and pool know the same pages. Raises IntegrityError."""
+        """Verify that index and pool have the same pages. Raises IntegrityError."""
         self.index.check()
         indexed = set(self.index.blocks())
         if indexed != self._pool.indexed_blocks():

@@ -1,9 +1,9 @@
 """The prefix index: which page already holds the keys and values of which prefix.
 
-Two indexes of the literature behind one interface. `HashIndex` is vLLM's: a dictionary from chain
+Two indexes from the literature with one interface. `HashIndex` is vLLM's: a dictionary from chain
 hash to page, whole pages only. `RadixIndex` (in `radix`) is SGLang's: a tree over tokens, which
-also sees that a prefix ends in the middle of a page. An index knows pages and tokens; owners and
-eviction order are kept by the pool.
+also finds a prefix that ends in the middle of a page. An index knows pages and tokens; the pool
+keeps owners and eviction order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minserve.memory.pool import IntegrityError
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest prefix the index holds."""
+    """The longest prefix that the index holds."""
 
     blocks: list[int]
     """Full pages, in order of position."""
@@ -39,18 +39,18 @@ class IndexNode:
 
 
 class PrefixIndex(Protocol):
-    """What the manager needs of an index. Pages enter when they are full and committed."""
+    """The interface of an index. Pages enter when they are full and committed."""
 
     def match(self, token_blocks: TokenBlocks, max_tokens: int) -> Match:
         """The longest prefix of at most `max_tokens` tokens."""
 
     def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
-        """Enter page `index` of `token_blocks`, which `block` holds and `parent` (a page of this
-        index) precedes. Returns the canonical page. Where the index already has a page of the same
-        prefix, that page is returned, and the caller rewrites its block table to it."""
+        """Add page `index` of `token_blocks`, which is stored in `block`; `parent` is the page
+        before it in this index. Returns the page the index now has for this content. If that is
+        another page, the caller changes its block table to it."""
 
     def remove(self, block: int) -> None:
-        """Forget a page that is being evicted."""
+        """Remove a page that is being evicted."""
 
     def blocks(self) -> Iterator[int]:
         """Every page of the index."""
@@ -80,7 +80,7 @@ class HashIndex:
         return Match(blocks)
 
     def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
-        """Enter a page, or return the one that is already there."""
+        """Add a page; returns the page the index now has for this content."""
         key = token_blocks.key(index)
         known = self._blocks.setdefault(key, block)
         if known == block:
@@ -89,7 +89,7 @@ class HashIndex:
         return known
 
     def remove(self, block: int) -> None:
-        """Forget a page: its number will soon hold other tokens."""
+        """Remove a page: its number will soon hold other tokens."""
         if block not in self._entries:
             raise IntegrityError(f"page {block} is not in the index")
         key, _, _ = self._entries.pop(block)
@@ -100,12 +100,13 @@ class HashIndex:
         return iter(self._entries)
 
     def check(self) -> None:
-        """Verify that keys and pages name each other. Raises IntegrityError."""
+        """Verify that the map from keys to pages and the map from pages to keys agree.
+        Raises IntegrityError."""
         if self._blocks != {key: block for block, (key, _, _) in self._entries.items()}:
             raise IntegrityError("the hash index finds other pages than it knows")
 
     def nodes(self) -> list[IndexNode]:
-        """A node per page: a dictionary has no edges of several pages."""
+        """One node per page: this index does not group pages into longer edges."""
         numbers = {key: number for number, (key, _, _) in enumerate(self._entries.values())}
         return [
             IndexNode(numbers[key], numbers.get(before), tokens, (block,))

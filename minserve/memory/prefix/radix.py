@@ -1,10 +1,10 @@
-"""The prefix index as a radix tree: edges carry runs of tokens, and tokens are compared.
+"""The prefix index as a radix tree: edges hold runs of tokens, and tokens are compared.
 
 RadixAttention (SGLang, Zheng et al., arXiv 2312.07104, section 3). Edges are split at page
 boundaries only, because a page belongs to one edge. Inside a page the tree still finds how many
-tokens agree; such a hit is served by copying the page. The children of a node are sorted by their
-tokens, so the pages that agree longest with a wanted page are neighbours of its place in that
-order.
+tokens agree; such a hit is served by copying the page. The children of a node are sorted by
+their tokens, so the pages that share the most tokens with a wanted page are next to its
+position in that order.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BlockTokens = tuple[int, ...]
 
 
 class _Node:
-    """An edge and the node at its end: pages in a row that nothing branches off from."""
+    """An edge and the node at its end: consecutive pages without a branch between them."""
 
     __slots__ = ("blocks", "children", "firsts", "key", "parent", "runs")
 
     def __init__(self, parent: _Node | None, key: Key = b"") -> None:
         self.parent = parent
         self.key = key
-        """Of a root: its namespace."""
+        """The namespace, if this is a root."""
         self.runs: list[BlockTokens] = []
         """Tokens of each page of the edge; `blocks` are the pages' ids."""
         self.blocks: list[int] = []
@@ -37,18 +37,18 @@ class _Node:
         """The keys of `children`, sorted."""
 
     def attach(self, child: _Node, first: BlockTokens) -> None:
-        """Let a child branch off that begins with `first`."""
+        """Add a child that begins with `first`."""
         self.children[first] = child
         insort(self.firsts, first)
 
     def detach(self, first: BlockTokens) -> None:
-        """Cut the child off that begins with `first`."""
+        """Remove the child that begins with `first`."""
         del self.children[first]
         del self.firsts[bisect_left(self.firsts, first)]
 
     def nearest(self, wanted: BlockTokens) -> tuple[BlockTokens, int] | None:
-        """The first page of the child that shares most leading tokens with `wanted`, and how many
-        it shares; of several such children the smallest. None where no child shares a token."""
+        """The first page of the child that shares the most leading tokens with `wanted`, and their
+        number. If several children share as many, the smallest. None if no child shares a token."""
         index = bisect_left(self.firsts, wanted)
         beside = self.firsts[max(0, index - 1) : index + 1]
         most = max((_common(first, wanted) for first in beside), default=0)
@@ -58,14 +58,15 @@ class _Node:
 
 
 class RadixIndex:
-    """A tree per namespace. `match` walks it, `insert` grows, extends or splits an edge."""
+    """A tree per namespace. `match` walks down it; `insert` adds, extends or splits an edge."""
 
     def __init__(self) -> None:
         self._roots: dict[Key, _Node] = {}
         self._node_of: dict[int, _Node] = {}
 
     def match(self, token_blocks: TokenBlocks, max_tokens: int) -> Match:
-        """The longest prefix, to the token: full pages, then the best start of one more."""
+        """The longest prefix, to the token: full pages, then the best partial match
+        of one more page."""
         node = self._roots.get(token_blocks.root)
         if node is None:
             return Match([])
@@ -86,8 +87,8 @@ class RadixIndex:
         return self._partial(node, at, token_blocks.tokens(len(blocks))[:left], blocks)
 
     def _partial(self, node: _Node, at: int, wanted: BlockTokens, blocks: list[int]) -> Match:
-        """The page after `node.runs[:at]` that shares most tokens with `wanted`; of several, the
-        smallest."""
+        """The page after `node.runs[:at]` that shares the most tokens with `wanted`; if several
+        do, the smallest."""
         if at < len(node.runs):
             shared = _common(node.runs[at], wanted)
             return Match(blocks, node.blocks[at], shared) if shared else Match(blocks)
@@ -98,14 +99,14 @@ class RadixIndex:
         return Match(blocks, node.children[first].blocks[0], shared)
 
     def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
-        """Enter a page behind `parent`, or return the one that is already there."""
+        """Add a page after `parent`; returns the page the index now has for this content."""
         tokens = token_blocks.tokens(index)
         if parent is None:
             node = self._roots.get(token_blocks.root) or self._grow_root(token_blocks.root)
             at = 0
         else:
             node = self._node_of[parent]
-            # In nearly all calls this is the last page of its edge.
+            # In nearly all calls, `parent` is the last page of its edge.
             at = len(node.blocks)
             if node.blocks[-1] != parent:
                 at = node.blocks.index(parent) + 1
@@ -130,7 +131,7 @@ class RadixIndex:
         return root
 
     def _split(self, node: _Node, at: int) -> None:
-        """Cut an edge in two: `node` keeps its first `at` pages, a new child has the others."""
+        """Cut an edge in two: `node` keeps its first `at` pages, a new child gets the others."""
         tail = _Node(node)
         tail.runs, tail.blocks = node.runs[at:], node.blocks[at:]
         tail.children, tail.firsts = node.children, node.firsts
@@ -142,7 +143,7 @@ class RadixIndex:
         node.children, node.firsts = {tail.runs[0]: tail}, [tail.runs[0]]
 
     def remove(self, block: int) -> None:
-        """Forget a page, which must be the last of a leaf."""
+        """Remove a page, which must be the last one of a leaf."""
         node = self._node_of.get(block)
         if node is None:
             raise IntegrityError(f"page {block} is not in the index")
@@ -163,7 +164,7 @@ class RadixIndex:
             del self._roots[parent.key]
 
     def _join(self, node: _Node) -> None:
-        """Undo a split: an edge and its only continuation become one edge again."""
+        """Undo a split: join an edge and its only child into one edge."""
         (child,) = node.children.values()
         node.runs += child.runs
         node.blocks += child.blocks
@@ -178,8 +179,8 @@ class RadixIndex:
         return iter(self._node_of)
 
     def check(self) -> None:
-        """Verify that every link goes both ways, children are sorted, and no edge is cut without a
-        reason. Raises IntegrityError."""
+        """Verify that every link goes both ways, that children are sorted, and that each split has
+        a branch. Raises IntegrityError."""
         seen: dict[int, _Node] = {}
         for key, root in self._roots.items():
             if root.key != key or root.parent is not None or root.runs or not root.children:
@@ -200,7 +201,7 @@ class RadixIndex:
             raise IntegrityError("the radix tree has lost a page, or keeps one that is gone")
 
     def nodes(self) -> list[IndexNode]:
-        """The tree, parents before children; roots hold no pages and are left out."""
+        """The tree, parents before children, without the roots, which hold no pages."""
         found: list[IndexNode] = []
         stack: list[tuple[_Node, int | None]] = [
             (child, None) for root in self._roots.values() for child in root.children.values()
@@ -215,7 +216,7 @@ class RadixIndex:
 
 
 def _common(a: BlockTokens, b: BlockTokens) -> int:
-    """Leading tokens that two runs share."""
+    """Number of leading tokens that two runs share."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return index

@@ -1,1 +1,1 @@
-"""Where keys and values really are, and in which order copies of pages run."""
+"""The memory that holds keys and values, and the order in which copies of pages run."""

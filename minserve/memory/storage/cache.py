@@ -1,6 +1,6 @@
 """The storage of the KV cache: one block of memory, cut into layers and pages, and host slots.
 
-Knows shapes and bytes; which request holds which page is for the manager to know.
+Knows shapes and bytes; the manager knows which request holds which page.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class KVCache:
     """Keys and values of all layers.
 
     `layers[i]` is `(keys, values)`, each `[num_blocks, num_kv_heads, block_size, head_dim]`: inside
-    a page a head's tokens are adjacent, so attention reads them in one run. A page id addresses
-    every layer at once, because all caches are kept for the whole sequence. A host slot holds one
-    page of all layers in one run of memory. This is the `BlockStore` of a real engine.
+    a page the tokens of a head are adjacent, so attention reads them in one run. A page id
+    addresses every layer at once, because all caches are kept for the whole sequence. A host slot
+    holds one page of all layers, adjacent in memory. This is the `BlockStore` of a real engine.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class KVCache:
                 block_size,
                 group.spec.head_dim,
             )
-            # Not zeroed: on a CPU untouched pages then cost no memory, and attention never reads a
-            # slot that was not written.
+            # Not zeroed: on a CPU, untouched pages cost no memory, and attention never reads a slot
+            # that was not written.
             pool = _empty(shape, dtype, device)
             # One page of this group: [layers, 2, kv_heads, block_size, head_dim].
             block = (shape[0], 2, *shape[3:])
@@ -69,7 +69,7 @@ class KVCache:
     def _host(
         self, num_slots: int, block: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Slots `[num_slots, *block]`; pinned where a GPU copies from them asynchronously."""
+        """Slots `[num_slots, *block]`; pinned if a GPU copies from them asynchronously."""
         self._host_bytes += num_slots * math.prod(block) * dtype.itemsize
         shape = (num_slots, *block)
         if device.type == "cuda":
@@ -87,7 +87,7 @@ class KVCache:
         return self._host_bytes
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy device pages onto others, in every layer, after the work that is queued."""
+        """Copy device pages onto others, in every layer, after the work that is already queued."""
         self._order.queued()
         for source, target in zip(sources, targets, strict=True):
             for pool, _ in self._groups:
@@ -95,7 +95,7 @@ class KVCache:
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy device pages into host slots; on a GPU in a side stream, in parallel with the batch
-        in flight where that is safe (`TransferOrder`)."""
+        in flight if that is safe (`TransferOrder`)."""
         with self._transfers(self._order.save_waits()):
             for block, slot in zip(blocks, slots, strict=True):
                 for pool, host in self._groups:
@@ -140,8 +140,8 @@ class KVCache:
 
     @contextlib.contextmanager
     def _transfers(self, wait: bool) -> Iterator[None]:
-        """The side stream. With `wait` its copies start after the work that is queued now; work
-        that is queued later always waits for the copies. The host does not wait."""
+        """Run copies in the side stream. With `wait` they start after the work that is queued now;
+        work that is queued later always waits for the copies. The host does not wait."""
         if self._stream is None:
             yield
             return
@@ -154,9 +154,9 @@ class KVCache:
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory; on Linux, for a CPU, asked for in huge pages.
+    """Uninitialised memory; on Linux, for a CPU, requested as huge pages.
 
-    A block table scatters a request over the pool. With memory pages of 4 KiB nearly every block
+    A block table scatters a request over the pool. With memory pages of 4 KiB, nearly every block
     then misses the TLB, which is expensive in a virtual machine: decode attention over a pool
     larger than the processor's caches takes about a quarter longer.
     """
@@ -164,7 +164,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu" or size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, size + _HUGE_PAGE)
-    # Only advice: an operating system that refuses it gives ordinary pages.
+    # Only a hint: an operating system that refuses it gives ordinary pages.
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)

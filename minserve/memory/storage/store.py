@@ -1,8 +1,8 @@
-"""What the manager needs of the storage of pages: copy, save, load.
+"""The interface that the manager needs to store pages: copy, save, load.
 
-Calls come in the order in which they must take effect, before the batch that relies on them is
-submitted. A store on a GPU queues them on streams of its own and returns at once. It is told of
-every batch, so that it knows which copies may run in parallel with it (`transfers`).
+Calls are made in the order in which they must take effect, before the batch that relies on them is
+submitted. A store on a GPU queues them on its own streams and returns at once. Every batch is
+reported to it, so that it knows which copies may run in parallel with the batch (`transfers`).
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ class BlockStore(Protocol):
         """Copy host slots into device pages."""
 
     def read_slot(self, slot: int) -> memoryview:
-        """The bytes of a host slot, once what was queued for it is done."""
+        """The bytes of a host slot, after the copies queued for it are done."""
 
     def write_slot(self, slot: int, data: bytes) -> None:
         """Fill a host slot."""
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """A batch over these pages was started."""
+        """Report that a batch over these pages was started."""
 
     def failed(self) -> None:
-        """A batch could not be started; a part of it may still run."""
+        """Report that a batch could not be started; a part of it may still run."""
 
     def collected(self) -> None:
-        """The oldest batch started has ended."""
+        """Report that the oldest started batch has ended."""
 
 
 class NoStore:
     """Pages without content: for runs in which only their number matters."""
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def read_slot(self, slot: int) -> memoryview:
         """No bytes."""
         return memoryview(b"")
 
     def write_slot(self, slot: int, data: bytes) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def failed(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def collected(self) -> None:
-        """Nothing."""
+        """Does nothing."""

@@ -1,16 +1,16 @@
 """Which transfers between device and host must wait for work that the device has queued.
 
-Transfers run in a stream of their own, in parallel with the batch in flight. Where they touch the
-same pages:
+Transfers run in their own stream, in parallel with the batch in flight. The cases in which they
+touch the same pages:
 
 - A save reads pages whose tokens are committed, so the batches that wrote them are done. Only a
   queued copy-on-write may not have filled its page yet.
-- A load writes pages that were free. A batch in flight may still use them, for a request that has
-  ended since; a queued copy may still read them; and a pass that failed half-way may still write to
-  them.
+- A load writes pages that were free. A batch in flight may still use them for a request that has
+  ended meanwhile, a queued copy may still read them, and a pass that failed half-way may still
+  write to them.
 
-Batches are submitted and collected in order; one that is collected is done, and so is everything
-queued before it. Work that is queued after a transfer always waits for it.
+Batches are submitted and collected in order. When a batch is collected, it is done, and so is
+everything queued before it. Work that is queued after a transfer always waits for it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ from minserve.batch import ForwardBatch
 
 
 class TransferOrder:
-    """Follows what is queued on the device."""
+    """Tracks what is queued on the device."""
 
     def __init__(self) -> None:
         self._in_flight: deque[tuple[Tensor, bool]] = deque()
-        """Pages that a batch may touch, and whether anything else was queued before it."""
+        """For each batch: the pages it may touch, and whether anything else was
+        queued before it."""
         self._loose = False
 
     def queued(self) -> None:
-        """Note that something else than a batch was queued: a copy between pages, or a part of a
-        pass."""
+        """Record that something other than a batch was queued: a copy between pages, or
+        a part of a pass."""
         self._loose = True
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """A batch was queued. All its groups share one numbering of pages."""
+        """Record that a batch was queued. All its groups share one numbering of pages."""
         tables = batch.groups[0].block_tables if batch.groups else torch.empty(0, dtype=torch.int32)
         self._in_flight.append((tables, self._loose))
         self._loose = False
 
     def collected(self) -> None:
-        """The oldest batch is done. Nothing happens for a batch that was never reported because its
-        submission was interrupted: `queued` has made transfers wait for it."""
+        """Record that the oldest batch is done. If the submission of a batch was interrupted,
+        it may never have been recorded; then this does nothing, and `queued` has made
+        transfers wait for it."""
         if self._in_flight:
             self._in_flight.popleft()
 

@@ -1,1 +1,1 @@
-"""Slower memory below the device: host and disk, and whether loading from them pays."""
+"""Slower memory below the device: host and disk, and whether loading from them is faster."""

@@ -1,7 +1,7 @@
 """Load a page or compute its tokens again? Whichever was measured to be faster.
 
-Both rates are running means of what this run measured, so that the answer fits the machine, the
-model and the format, and changes when they do.
+Both rates are running means of this run's measurements, so that the choice fits the machine, the
+model and the number format, and follows their changes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ class ResumeCosts:
         self._token_s: float | None = None
 
     def loaded(self, tier: str, num_blocks: int, seconds: float) -> None:
-        """Note that pages came from a tier ("host" or "disk")."""
+        """Record that pages were loaded from a tier ("host" or "disk")."""
         each = seconds / num_blocks
         self._load_s[tier] = _mean(self._load_s.get(tier), each)
 
     def computed(self, num_tokens: int, seconds: float) -> None:
-        """Note that a step computed prompt tokens."""
+        """Record that a step computed prompt tokens."""
         self._token_s = _mean(self._token_s, seconds / num_tokens)
 
     def load_s(self, tiers: list[str]) -> float | None:
-        """Expected seconds to load one page from each of these; None before one was measured."""
+        """Expected seconds to load one page from each of these tiers; None before
+        one was measured."""
         if any(tier not in self._load_s for tier in tiers):
             return None
         return sum(self._load_s[tier] for tier in tiers)
@@ -41,8 +42,8 @@ class ResumeCosts:
         return None if self._token_s is None else self._token_s * num_tokens
 
     def should_load(self, tiers: list[str], num_tokens: int) -> bool:
-        """True where pages that lie in these tiers should be loaded rather than their tokens be
-        computed. A tier that was never measured is tried: True."""
+        """True if pages in these tiers should be loaded instead of computing their tokens. True
+        also for a tier that was never measured, so that it is tried."""
         if self.mode != "auto":
             return self.mode == "load"
         load_s, compute_s = self.load_s(tiers), self.compute_s(num_tokens)

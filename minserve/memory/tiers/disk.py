@@ -1,9 +1,9 @@
 """The slowest tier: pages as files, each with a checksum.
 
-A damaged or missing file is a miss, never a wrong answer; a disk that is full or broken ends the
-use of this tier, with a sentence, and no request. Files are in a directory of their own, which is
-deleted when the tier is closed or collected as garbage, or when the process ends. What a killed
-process left is deleted by the next tier in the same place.
+A damaged or missing file is a miss, never a wrong answer. If the disk is full or broken, this tier
+stops taking pages and reports a sentence; no request ends. The files are in their own directory,
+which is deleted when the tier is closed or garbage-collected, or when the process ends. The files
+of a killed process are deleted by the next tier in the same place.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from minserve.memory.keys import Key
 _DIGEST_BYTES = 16
 _PREFIX = "minserve-kv-"
 _LOCK = "lock"
-"""Locked while the tier is in use. The system frees a lock when its process ends, in whatever way;
+"""Locked while the tier is in use. The system frees the lock when its process ends for any reason;
 a process id in a file could belong to a newer process."""
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Flags with which opening a page file that has become a link or a pipe is an error: another file
-is never read, and the read never blocks."""
+"""Flags that make it an error to open a page file that has become a link or a pipe: then no other
+file is ever read, and a read never blocks."""
 
 
 class DiskTier:
-    """Pages by key, at most `max_bytes` of them, the least recently used going first.
+    """Pages by key, at most `max_bytes` of them; the least recently used are deleted first.
 
-    Raises nothing after construction: a failure is a miss, or a sentence in `failure`.
+    Only the constructor raises. Later, a failure is a miss, or a sentence in `failure`.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
-        """Raises OSError where `folder` cannot be made or written."""
+        """Raises OSError if `folder` cannot be created or written."""
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-        except ValueError as error:  # `folder` has a name that no file can have.
+        except ValueError as error:  # `folder` is not a possible file name.
             raise OSError(errno.EINVAL, str(error)) from None
         remove_dead(folder)
         self._folder, lock = _locked_folder(folder)
@@ -51,9 +51,9 @@ class DiskTier:
         self._sizes: OrderedDict[Key, int] = OrderedDict()
         self.used_bytes = 0
         self.num_damaged = 0
-        """Files that were missing or whose checksum was wrong when they were read."""
+        """Files that were missing or had a wrong checksum when they were read."""
         self.failure: str | None = None
-        """Why the tier takes no more pages, in a sentence."""
+        """A sentence: why the tier takes no more pages."""
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -62,7 +62,7 @@ class DiskTier:
         return key in self._sizes
 
     def put(self, key: Key, data: memoryview | bytes) -> bool:
-        """Store a page; False where it does not fit or the disk refuses."""
+        """Store a page; False if it does not fit or the disk refuses."""
         if self.failure is not None:
             return False
         if key in self._sizes:
@@ -89,19 +89,20 @@ class DiskTier:
         return True
 
     def get(self, key: Key) -> bytes | None:
-        """A page as it was stored; None where it is missing or damaged, and it is forgotten."""
+        """A page as it was stored. None if it is missing or damaged; it is then removed."""
         size = self._sizes.get(key)
         if size is None:
             return None
         self._sizes.move_to_end(key)
         try:
             with open(self._path(key), "rb", opener=_open) as file:
-                # One byte more than expected: a file that grew is noticed, and not read to its end.
+                # One byte more than expected: a file that has grown is detected, and not
+                # read to its end.
                 data = file.read(size + 1) or b""
         except OSError:
             data = b""
         content = memoryview(data)[_DIGEST_BYTES:]
-        # The key is part of the digest: a file under a wrong name is damage too.
+        # The key is part of the digest, so a file under a wrong name counts as damaged.
         if len(data) != size or data[:_DIGEST_BYTES] != _digest(key, content):
             self.num_damaged += 1
             self._drop(key)
@@ -138,8 +139,8 @@ class DiskTier:
 
 
 def remove_dead(folder: str | Path) -> None:
-    """Delete what tiers of killed processes left in `folder`: directories of this user whose lock
-    is free. Everything else stays; what cannot be deleted stays too."""
+    """Delete the directories that tiers of killed processes left in `folder`: those of this user
+    whose lock is free. All other files stay, and so do directories that cannot be deleted."""
     try:
         left = [Path(entry) for entry in os.scandir(folder) if _may_be_dead(entry)]
     except OSError:
@@ -152,8 +153,8 @@ def remove_dead(folder: str | Path) -> None:
 
 
 def _may_be_dead(entry: os.DirEntry[str]) -> bool:
-    """True for a tier's directory of this user. One without a lock may be so new that its lock is
-    still to come."""
+    """True for a tier's directory of this user. False if it has no lock file: it may be so new that
+    its lock is not made yet."""
     if not entry.name.startswith(_PREFIX) or not entry.is_dir(follow_symlinks=False):
         return False
     if hasattr(os, "geteuid") and entry.stat(follow_symlinks=False).st_uid != os.geteuid():
@@ -162,7 +163,7 @@ def _may_be_dead(entry: os.DirEntry[str]) -> bool:
 
 
 def _locked_folder(folder: str | Path) -> tuple[Path, FileLock]:
-    """A new directory and its lock, held."""
+    """A new directory and its lock, which is held."""
     for _ in range(10):
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
         lock = FileLock(path / _LOCK, thread_local=False)
@@ -175,7 +176,7 @@ def _locked_folder(folder: str | Path) -> tuple[Path, FileLock]:
             raise
         if lock.is_locked:
             # `remove_dead` of another process may have deleted the directory between creating the
-            # lock and holding it. The lock then made the directory anew, readable by all users.
+            # lock and holding it. The lock then created the directory again, readable by all users.
             path.chmod(0o700)
             return path, lock
     raise OSError(errno.EBUSY, "a directory for pages cannot be locked")

@@ -1,8 +1,8 @@
-"""The second tier: page slots in host memory, below it a disk.
+"""The second tier: page slots in host memory, and a disk below it.
 
-Two kinds of content share the slots. Pages of a swapped-out request belong to it until it returns;
-pages that the device's prefix cache evicted stay here for a request that begins with the same
-tokens. The least recently used of these are evicted first, to the disk where there is one.
+The slots hold two kinds of content. Pages of a swapped-out request belong to it until it returns.
+Pages evicted from the device's prefix cache stay here for a request that begins with the same
+tokens; the least recently used of them are evicted first, to the disk if there is one.
 CachedAttention (Gao et al., arXiv 2403.19708), Pensieve (Yu and Li, arXiv 2312.05516), Mooncake
 (Qin et al., arXiv 2407.00079).
 """
@@ -19,7 +19,8 @@ from minserve.memory.tiers.disk import DiskTier
 
 
 class HostTier:
-    """`num_slots` page slots; each is free, a request's, or a cached page under its key."""
+    """`num_slots` page slots; each is free, owned by a request, or holds a cached
+    page under its key."""
 
     def __init__(self, num_slots: int, store: BlockStore, disk: DiskTier | None = None) -> None:
         self.num_slots = num_slots
@@ -28,7 +29,7 @@ class HostTier:
         self.reset()
 
     def reset(self) -> None:
-        """Free every slot, and delete what is on disk."""
+        """Free every slot, and delete the pages on disk."""
         self._free = list(range(self.num_slots - 1, -1, -1))
         self._cached: OrderedDict[Key, int] = OrderedDict()
         self._owned: set[int] = set()
@@ -37,7 +38,7 @@ class HostTier:
 
     @property
     def num_cached(self) -> int:
-        """Pages under a key in host memory."""
+        """Cached pages in host memory."""
         return len(self._cached)
 
     @property
@@ -46,13 +47,13 @@ class HostTier:
         return len(self._owned)
 
     def find(self, key: Key) -> str | None:
-        """Where a page is: "host", "disk", or None."""
+        """The tier that has a page: "host", "disk", or None."""
         if key in self._cached:
             return "host"
         return "disk" if self.disk is not None and key in self.disk else None
 
     def swap_out(self, blocks: Sequence[int]) -> list[int] | None:
-        """Save a request's pages; its slots, or None where they do not fit."""
+        """Save a request's pages; returns its slots, or None if they do not fit."""
         if len(blocks) > len(self._free) + len(self._cached):
             return None
         slots = self._filled(blocks)
@@ -64,7 +65,7 @@ class HostTier:
         self._store.load(slots, blocks)
 
     def release(self, slots: Iterable[int]) -> None:
-        """Take slots back from a request."""
+        """Free the slots of a request."""
         for slot in slots:
             if slot not in self._owned:
                 raise IntegrityError(f"host slot {slot} freed twice")
@@ -72,7 +73,7 @@ class HostTier:
             self._free.append(slot)
 
     def demote(self, keys: Sequence[Key], blocks: Sequence[int]) -> None:
-        """Keep evicted device pages; where there is no room for all, the last ones."""
+        """Keep evicted device pages; if there is not room for all, the last ones."""
         kept: dict[Key, int] = {}
         for key, block in zip(keys, blocks, strict=True):
             if key in self._cached:
@@ -86,15 +87,15 @@ class HostTier:
             self._cached[key] = slot
 
     def touch(self, keys: Iterable[Key]) -> None:
-        """Mark pages as just used: they will be fetched next, and are evicted last."""
+        """Mark pages as just used: they will be fetched next, so they are evicted last."""
         for key in keys:
             if key in self._cached:
                 self._cached.move_to_end(key)
 
     def fetch(self, keys: Sequence[Key]) -> list[int]:
-        """Host slots with these pages, read from disk where they are there; stops at the first that
-        is missing or damaged. The host keeps the pages, so that another eviction of the device page
-        need not save it again."""
+        """Host slots that hold these pages, read from disk if they are only there; stops at the
+        first missing or damaged page. The host keeps the pages, so that evicting the device page
+        again needs no new save."""
         slots: list[int] = []
         for key in keys[: len(self._free) + len(self._cached)]:
             slot = self._cached.get(key)
@@ -114,14 +115,14 @@ class HostTier:
         return slots
 
     def drop_cached(self) -> None:
-        """Forget every page under a key, on disk too."""
+        """Forget every cached page, on disk too."""
         self._free.extend(self._cached.values())
         self._cached.clear()
         if self.disk is not None:
             self.disk.clear()
 
     def close(self) -> None:
-        """Delete what is on disk."""
+        """Delete the pages on disk."""
         if self.disk is not None:
             self.disk.close()
 
@@ -147,7 +148,7 @@ class HostTier:
         return slot
 
     def check(self, holders: Iterable[Iterable[int]]) -> None:
-        """Verify that every slot is exactly one thing. Raises IntegrityError."""
+        """Verify that every slot has exactly one use. Raises IntegrityError."""
         held = [slot for slots in holders for slot in slots]
         if sorted(held) != sorted(self._owned):
             raise IntegrityError("host slots of swapped-out requests are lost or owned twice")

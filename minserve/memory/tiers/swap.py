@@ -9,8 +9,7 @@ from minserve.request import Request
 
 
 class SwappedRequests:
-    """The host slots and the token count of each swapped-out request. Without a host tier there
-    are none."""
+    """The host slots and the token count of each swapped-out request. Empty without a host tier."""
 
     def __init__(self, host: HostTier | None) -> None:
         self._host = host
@@ -24,7 +23,7 @@ class SwappedRequests:
         return set(self._swapped)
 
     def num_tokens(self, request: Request) -> int | None:
-        """Tokens that the request's slots hold; None where it is not swapped out."""
+        """Tokens that the request's slots hold; None if it is not swapped out."""
         found = self._swapped.get(request)
         return found[1] if found is not None else None
 
@@ -33,8 +32,7 @@ class SwappedRequests:
         return len(self._swapped[request][0])
 
     def save(self, request: Request, blocks: Sequence[int], num_tokens: int) -> bool:
-        """Copy a request's pages to the host; False, with nothing changed, where there is no
-        room."""
+        """Copy a request's pages to the host. False, with nothing changed, if there is no room."""
         slots = self._host.swap_out(blocks) if self._host is not None else None
         if slots is None:
             return False
@@ -42,8 +40,8 @@ class SwappedRequests:
         return True
 
     def restore(self, request: Request, first: int, blocks: Sequence[int]) -> int:
-        """Copy a request's slots, from slot `first` on, into device pages, and free all of them;
-        returns how many tokens they hold."""
+        """Copy a request's slots, starting at slot `first`, into device pages, and free all of
+        them; returns how many tokens they hold."""
         slots, num_tokens = self._swapped[request]
         assert self._host is not None
         self._host.load(slots[first:], blocks)
@@ -52,7 +50,8 @@ class SwappedRequests:
         return num_tokens
 
     def drop(self, request: Request) -> None:
-        """Free the slots of a request that will not return; one that has none is left alone."""
+        """Free the slots of a request that will not return. Does nothing for a
+        request without slots."""
         slots, _ = self._swapped.pop(request, ((), 0))
         if slots and self._host is not None:
             self._host.release(slots)

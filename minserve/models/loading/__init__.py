@@ -1,1 +1,1 @@
-"""From a directory or hub name to a model: its config, its weights, and what is wrong with them."""
+"""From a directory or hub name to a model: reads its config and its weights, and checks them."""

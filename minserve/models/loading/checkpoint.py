@@ -1,7 +1,7 @@
 """Reading safetensors checkpoints: one file or shards with an index, memory-mapped.
 
 The headers are compared with the spec before anything is allocated. Then each tensor is mapped,
-converted and copied before the next is touched, so the peak is one model plus one tensor. Knows
+converted and copied before the next one is read, so the peak is one model plus one tensor. Knows
 nothing about model families; names and shapes come from `weights.build_weights`.
 """
 
@@ -26,14 +26,14 @@ from minserve.models.weights import DecoderWeights, build_weights
 from minserve.spec import ModelSpec
 
 _STORED_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# Buffers that old checkpoints carry and that are computed here.
+# Buffers that old checkpoints contain and that are computed here.
 _RECOMPUTED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 _BASE = "model."
 _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def stored_dtype(directory: Path) -> str | None:
-    """The number format of a checkpoint's first tensor; None when there is no readable one."""
+    """The number format of a checkpoint's first tensor; None if there is no readable one."""
     try:
         header = read_header(checkpoint_files(directory)[0])
     except ModelError:
@@ -43,10 +43,11 @@ def stored_dtype(directory: Path) -> str | None:
 
 
 class CheckpointHeaders:
-    """The tensors of a checkpoint by their names in a causal language model, and nothing of their
-    content: a `TensorReader` whose tensors are on the meta device.
+    """The headers of a checkpoint's tensors, by their names in a causal language model; no
+    contents. A `TensorReader` whose tensors are on the meta device.
 
-    A checkpoint of the decoder alone, whose names lack "model.", is read as transformers reads it.
+    If a checkpoint has only the decoder, so that its names lack "model.", it is read as
+    transformers reads it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -65,15 +66,15 @@ class CheckpointHeaders:
         self.unread.update(self.tensors)
 
     def stored_name(self, name: str) -> str:
-        """What the files call a tensor of a causal language model."""
+        """The name in the files for a tensor of a causal language model."""
         return name.removeprefix(self._prefix)
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint stores a tensor of this name."""
+        """Whether the checkpoint stores a tensor with this name."""
         return self.stored_name(name) in self.tensors
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor without memory, after its header was compared with what is expected."""
+        """A tensor without memory; its header is compared with the expected shape first."""
         stored = self.stored_name(name)
         tensor = self.tensors.get(stored)
         if tensor is None:
@@ -96,14 +97,13 @@ class CheckpointHeaders:
         return torch.empty(shape, dtype=getattr(torch, _STORED_DTYPES[tensor.dtype]), device="meta")
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise ModelError unless these are the tensors of a spec, each of its shape, and no
-        others.
+        """Raise ModelError unless the tensors are exactly those of a spec, each with its shape.
 
         Runs the loading code on the meta device, where nothing is allocated.
         """
         build_weights(spec, self, torch.float32, torch.device("meta"))
         if spec.tie_embeddings and self.has(_HEAD) and self.has(_TABLE):
-            # A tied model may store its head all the same.
+            # A tied model may still store its head.
             self.read(_HEAD, (spec.vocab_size, spec.hidden_size))
         left = sorted(name for name in self.unread if not name.endswith(_RECOMPUTED))
         if left:
@@ -116,7 +116,8 @@ class CheckpointHeaders:
 
 
 class Checkpoint:
-    """Opened safetensors files as a `TensorReader`, after their headers. A context manager."""
+    """Opened safetensors files as a `TensorReader`; their headers were checked before. A
+    context manager."""
 
     def __init__(self, headers: CheckpointHeaders, progress: tqdm[Any] | None = None) -> None:
         self.headers = headers
@@ -140,7 +141,7 @@ class Checkpoint:
         self._stack.close()
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint stores a tensor of this name."""
+        """Whether the checkpoint stores a tensor with this name."""
         return self.headers.has(name)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -164,7 +165,8 @@ class Checkpoint:
         return tensor
 
     def check_tied_head(self) -> None:
-        """A tied model may store its head all the same; refuse it when it is another matrix."""
+        """Refuse a tied model that also stores its head, if the head differs from the
+        embedding table."""
         if not (self.has(_HEAD) and self.has(_TABLE)):
             return
         head, table = self._tensor(_HEAD), self._tensor(_TABLE)
@@ -190,11 +192,11 @@ def load_weights(
     progress: bool = True,
     packed: PackedShape | None = None,
 ) -> DecoderWeights:
-    """Load a checkpoint's weights in `dtype` on `device`, packed where `packed` says how.
+    """Load a checkpoint's weights in `dtype` on `device`; with `packed`, packed in that shape.
 
-    `progress` shows a bar on standard error when loading takes longer than two seconds.
-    Raises ModelError, naming the tensor, when one is missing, misshapen, quantized or unexpected,
-    and when the directory holds no safetensors.
+    `progress` shows a bar on standard error if loading takes longer than two seconds. Raises
+    ModelError, naming the tensor, if one is missing, misshapen, quantized or unexpected, and if the
+    directory holds no safetensors.
     """
     headers = CheckpointHeaders(resolve_model_dir(model))
     headers.check(spec)

@@ -1,6 +1,6 @@
 """Which files of a directory are the checkpoint: safetensors, never pickle, never outside it.
 
-Knows nothing about what is in them.
+Knows nothing about their contents.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _MAX_INDEX_BYTES = 32 << 20
 _MOST_SHARDS = 4096
-"""Each is an open file while it is read, and a mapping."""
+"""Each shard is an open file and a mapping while it is read."""
 
 
 def checkpoint_files(directory: Path) -> tuple[Path, ...]:
     """The safetensors files that make up a checkpoint, in the order of their names.
 
-    Where one whole file lies beside an index, the file is taken, as transformers does.
-    Raises ModelError when there are none, when only pickle files exist, or shards are missing.
+    If there are both a single file and an index, the single file is used, as in transformers.
+    Raises ModelError if there are none, if only pickle files exist, or if shards are missing.
     """
     single, index = directory / _SINGLE, directory / _INDEX
     if os.path.lexists(single):
@@ -81,7 +81,7 @@ def _sharded(directory: Path, index: Path) -> tuple[Path, ...]:
 
 
 def _is_beside(name: str) -> bool:
-    """Whether this is the plain name of a safetensors file, without a way to another directory."""
+    """Whether this is the plain name of a safetensors file, without a path to another directory."""
     return (
         name.endswith(".safetensors")
         and not any(character in name for character in "/\\\0")

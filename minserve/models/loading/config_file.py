@@ -1,6 +1,6 @@
 """Typed reads of a `config.json`, with errors that name file, key, value and remedy.
 
-Read as JSON, never through transformers, which takes seconds to import. Knows nothing about models.
+Read as JSON, not with transformers, which takes seconds to import. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from minserve.files.json_file import FileError, read_json, shorten
 from minserve.models.loading.errors import ModelError
 
 LARGEST_SIZE = 1 << 24
-"""No width, vocabulary or length of a decoder is larger; products of a few still fit 63 bits."""
+"""Larger than any width, vocabulary or length of a decoder; a product of two still
+fits in 63 bits."""
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """The keys of one JSON file, over the defaults of a family."""
+    """The keys of one JSON file, with a family's defaults for missing ones."""
 
     path: Path
     values: Mapping[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> ConfigFile:
-        """Parse a file; ModelError when it is not a JSON object."""
+        """Parse a file. Raises ModelError if it is not a JSON object."""
         try:
             values = read_json(path)
         except FileError as error:
@@ -38,18 +39,18 @@ class ConfigFile:
         return cls(path, values)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigFile:
-        """The same file with values for keys it leaves out."""
+        """The same file with values for keys that it lacks."""
         return replace(self, values={**defaults, **self.values})
 
     def error(self, key: str, expected: str, remedy: str, shown: str | None = None) -> ModelError:
-        """An error about one key, to be raised by the caller. `shown` stands for a long value."""
+        """An error about one key, to be raised by the caller. `shown` replaces a long value."""
         given = shown or ("missing" if key not in self.values else repr(self.values[key]))
         return ModelError(
             f"{key} in {self.path} is {shorten(given)}: expected {expected}; {remedy}."
         )
 
     def get(self, key: str) -> Any:
-        """The raw value, None when absent."""
+        """The raw value; None if absent."""
         return self.values.get(key)
 
     def text(self, key: str) -> str:
@@ -60,11 +61,11 @@ class ConfigFile:
         return value
 
     def optional_integer(self, key: str, at_least: int = 1) -> int | None:
-        """An integer as of `integer`, or None when null or absent."""
+        """An integer as in `integer`; None if null or absent."""
         return None if self.get(key) is None else self.integer(key, at_least)
 
     def integer(self, key: str, at_least: int = 1, at_most: int = LARGEST_SIZE) -> int:
-        """An integer in a range. Neither `true` nor `8.0` is one, as in transformers."""
+        """An integer in a range. Neither `true` nor `8.0` counts as one, as in transformers."""
         value = self.get(key)
         if (
             isinstance(value, bool)
@@ -85,7 +86,7 @@ class ConfigFile:
         at_least: float = -math.inf,
         at_most: float = math.inf,
     ) -> float:
-        """A number in a range; `default` when null or absent."""
+        """A number in a range; `default` if null or absent."""
         value = self.get(key)
         if value is None and default is not None:
             return default
@@ -98,7 +99,7 @@ class ConfigFile:
         return float(value)
 
     def flag(self, key: str) -> bool:
-        """True or False; False when null or absent."""
+        """True or False; False if null or absent."""
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
             raise self.error(key, "true or false", "correct the file")
@@ -116,8 +117,8 @@ class ConfigFile:
         return tuple(dict.fromkeys(token for token in ids if token >= 0))
 
     def dtype(self) -> str | None:
-        """The checkpoint's number format, under its key in transformers 5 or the older one; None
-        when the file does not say."""
+        """The checkpoint's number format, under its key in transformers 5 or the older one; None if
+        the file does not say."""
         key = "dtype" if self.get("dtype") is not None else "torch_dtype"
         value = self.get(key)
         if value is None:

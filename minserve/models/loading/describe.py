@@ -1,7 +1,7 @@
 """What a model directory says about its model: the spec, and the sampling parameters that its
 authors recommend.
 
-Read from `config.json` and `generation_config.json`, without touching the weights.
+Read from `config.json` and `generation_config.json`, without reading the weights.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from minserve.spec import ModelSpec
 
 
 def load_spec(model: str | Path) -> ModelSpec:
-    """What the model at a directory or hub name is.
+    """The spec of the model at a directory or hub name.
 
-    End-of-sequence ids come from `generation_config.json` when it names them, and the number format
-    from the weights when `config.json` leaves it out.
-    Raises ModelError when the model is not found, of an unknown family, or uses a feature this
-    decoder does not have.
+    End-of-sequence ids come from `generation_config.json` if it names them, and the number format
+    comes from the weights if `config.json` lacks it. Raises ModelError if the model is not found,
+    is of an unknown family, or uses a feature that this decoder does not have.
     """
     directory = resolve_model_dir(model)
     path = directory / "config.json"
@@ -53,8 +52,8 @@ SAMPLING_KEYS = ("do_sample", "top_k", "max_new_tokens", *_RANGES)
 def load_generation_defaults(model: str | Path) -> dict[str, Any]:
     """The sampling defaults of `generation_config.json`, by Hugging Face's names.
 
-    Only keys out of `SAMPLING_KEYS` that have a value; empty when the file is missing.
-    Raises ModelError for a value of another type, or outside its range.
+    Only keys in `SAMPLING_KEYS` that have a value; empty if the file is missing. Raises ModelError
+    for a value of another type, or outside its range.
     """
     generation = _generation_config(resolve_model_dir(model))
     if generation is None:

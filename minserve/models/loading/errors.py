@@ -1,4 +1,4 @@
-"""The error of a model that cannot be served, in a sentence for its user."""
+"""The error for a model that cannot be served, as a sentence for the user."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """From a Hugging Face `config.json` to a `ModelSpec`: one entry per family, one reader for all.
 
-A family says what its modelling code in transformers hard-wires (which projections have a bias,
-whether heads are normalised, which layers have a window) and what its configuration class assumes
-for keys a file leaves out. A feature that this decoder does not have is refused by name; no key of
-a file that would change a logit is ignored. Knows nothing about weights.
+A family describes what its modelling code in transformers fixes (which projections have a bias,
+whether heads are normalised, which layers have a window) and the defaults of its configuration
+class for missing keys. A feature that this decoder does not have is refused by name; no key that
+would change a logit is ignored. Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST_HEAD = 1 << 14
 _SMALLEST_EPS = 1e-20
 """With a smaller epsilon, 1 / sqrt(epsilon) of a row of zeros overflows float32."""
 Windows = Callable[[ConfigFile, int], list[int | None]]
-"""Sliding window of each of so many layers, in tokens; None attends to everything."""
+"""Sliding window of each layer, in tokens, for a number of layers; None attends to everything."""
 
 
 def _no_windows(config: ConfigFile, num_layers: int) -> list[int | None]:
@@ -72,7 +72,7 @@ def _qwen_windows(config: ConfigFile, num_layers: int) -> list[int | None]:
 
 @dataclass(frozen=True)
 class Family:
-    """What transformers' code for one `model_type` assumes."""
+    """The assumptions of transformers' code for one `model_type`."""
 
     windows: Windows
     qkv_bias: bool | None = None
@@ -83,7 +83,7 @@ class Family:
     """None: read `mlp_bias`."""
     qk_norm: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The configuration class's values for keys absent from the file."""
+    """The configuration class's values for keys missing in the file."""
 
 
 _QWEN_DEFAULTS = {
@@ -106,14 +106,15 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(_qwen_windows, qkv_bias=True, output_bias=False, defaults=_QWEN_DEFAULTS),
     "qwen3": Family(_qwen_windows, qk_norm=True, defaults=_QWEN_DEFAULTS | {"head_dim": 128}),
 }
-"""By Hugging Face's `model_type`. A family of the same layers is added here and nowhere else."""
+"""By Hugging Face's `model_type`. To add a family with the same kinds of layers, add an
+entry here only."""
 
 
 def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None = None) -> ModelSpec:
-    """The spec a `config.json` describes.
+    """The spec that a `config.json` describes.
 
-    `eos_token_ids`: what `generation_config.json` says, which goes before the configuration's own.
-    Raises ModelError for an unknown family and for any feature this decoder does not have.
+    `eos_token_ids`: the ids in `generation_config.json`, which replace the configuration's own.
+    Raises ModelError for an unknown family and for any feature that this decoder does not have.
     """
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
@@ -163,8 +164,8 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
 
 
 def _out_of_vocabulary(ends: tuple[int, ...], vocab_size: int) -> tuple[str, ...]:
-    """Drops end tokens outside the vocabulary: some files name tokens that were never added to the
-    model, which it cannot generate."""
+    """Notes about end tokens outside the vocabulary, which are dropped: some files name tokens that
+    were never added to the model, so it cannot generate them."""
     outside = [token for token in ends if token >= vocab_size]
     if not outside:
         return ()

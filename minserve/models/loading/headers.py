@@ -1,8 +1,8 @@
-"""Headers of safetensors files, read and checked before any tensor is: names, formats, shapes.
+"""Headers of safetensors files, read and checked before any tensor: names, formats, shapes.
 
 A file is eight bytes of length, a JSON header and the tensors' bytes, without a hole or an overlap.
-Nothing in a header is used before it was found consistent in itself and with the file's size. Knows
-nothing about models.
+Nothing in a header is used before it is known to be consistent in itself and with the file's size.
+Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from minserve.files.json_file import FileError, open_regular, parse_json, shorte
 from minserve.models.loading.errors import ModelError
 
 _MAX_HEADER_BYTES = 16 << 20
-"""A hundred thousand tensors."""
+"""Enough for a hundred thousand tensors."""
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
-"""Whole bytes per number. Formats of half bytes are quantized, and are refused as such anyway."""
+"""Whole bytes per number. Formats with half bytes are quantized, and are refused for
+that reason anyway."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What the header says about one tensor."""
+    """The header of one tensor."""
 
     path: Path
     dtype: str
@@ -73,7 +74,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorHeader, int, int]:
-    """One entry and the bytes it spans."""
+    """One header entry, and the first and last byte of its tensor."""
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(dtype, str) and _are_sizes(shape) and _are_sizes(span) and len(span) == 2):
@@ -101,7 +102,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
-    """Tensors lie one after another from the first byte to the last."""
+    """Check that tensors follow one another from the first byte to the last."""
     at = 0
     for begin, end, name in spans:
         if begin != at or end < begin:

@@ -1,7 +1,7 @@
 """Finds the directory of a model that a user names.
 
-A name is an existing directory or a Hugging Face hub name "org/name"; zoo names are resolved above
-this room, by `minserve.llm`. Knows nothing about what is in the directory.
+A name is an existing directory or a Hugging Face hub name "org/name"; `minserve.loading` resolves
+zoo names. Knows nothing about what is in the directory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _MOST_HUB_CHARS = 2 * 96 + 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Weights in one format, configurations, and every kind of tokenizer file.
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*"]
-# Mistral's and Meta's own layouts lie beside Hugging Face's and would double the download.
+# Mistral's and Meta's own formats are in the same repositories and would double the download.
 _UNWANTED = ["consolidated*", "original/*", "*.bin", "*.pt", "*.pth", "*.gguf", "onnx/*"]
 
 
 def resolve_model_dir(model: str | Path) -> Path:
-    """The directory that holds a model, downloading it from the hub when the name is a hub name.
+    """The directory that holds a model; downloads it if the name is a hub name.
 
-    Raises ModelError when there is no such directory, or the hub cannot be reached or refuses.
+    Raises ModelError if there is no such directory, or if the hub cannot be reached or refuses.
     """
     check_model_name(model)
     path = Path(model).expanduser()
@@ -45,8 +45,8 @@ def resolve_model_dir(model: str | Path) -> Path:
 
 
 def check_model_name(model: str | Path) -> None:
-    """Raises ModelError for a name that the file system cannot even look for: longer than any path,
-    in a directory that may not be entered, or under the home of a user that does not exist."""
+    """Raise ModelError for a name that the file system cannot look up: longer than any path, in a
+    directory that may not be entered, or under the home of a user that does not exist."""
     try:
         Path(model).expanduser().stat()
     except (FileNotFoundError, NotADirectoryError):

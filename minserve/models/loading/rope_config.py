@@ -1,8 +1,7 @@
 """Rotary parameters of a `config.json`, as transformers 5 writes them and as older versions did.
 
-transformers 5 has one `rope_parameters`; before, `rope_theta` stood beside a `rope_scaling` whose
-kind was called `type` or `rope_type`. Where a file has both, what transformers does decides, and a
-note says so.
+transformers 5 has one `rope_parameters`; older versions had `rope_theta` and a `rope_scaling` whose
+kind was called `type` or `rope_type`. If a file has both, we follow transformers and add a note.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from minserve.spec import ModelSpec, RopeKind, RopeSpec
 _KINDS: tuple[str, ...] = get_args(RopeKind)
 _NEEDS_FACTOR = ("linear", "dynamic", "llama3")
 _MAX_TABLE_BYTES = 1 << 29
-"""A million positions of 128-wide heads."""
+"""Enough for a million positions of 128-wide heads."""
 _LARGEST_THETA = 1e15
 _LARGEST = 1e6
-"""Of the small factors: a thousand times any that a model uses, and far from overflow."""
+"""Limit of the small factors: a thousand times any that a model uses, and far from overflow."""
 
 
 def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
-    """The rotary spec, the longest position in tokens that the file claims, and notes.
+    """The rotary spec, the longest position in tokens that the file declares, and notes.
 
-    The claim is `max_position_embeddings`, which some scalings leave at the length before scaling:
-    "linear" and "dynamic" multiply it by their factor, "yarn" its original length, as vLLM does.
-    Raises ModelError for a scaling this engine does not have.
+    The longest position is `max_position_embeddings`. Some scalings leave that at the length before
+    scaling: "linear" and "dynamic" multiply it by their factor, and "yarn" multiplies its original
+    length, as in vLLM. Raises ModelError for a scaling that this engine does not have.
     """
     values, notes = _merged(config)
     rope = ConfigFile(config.path, values)
@@ -43,7 +42,7 @@ def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
     longest = config.integer("max_position_embeddings")
     spec = _spec(rope, cast(RopeKind, kind), longest)
     original = spec.original_max_position or longest
-    # A factor below 1 scales positions, and does not reduce their number.
+    # A factor below 1 scales positions, but does not reduce their number.
     stretched = int(max(spec.factor, 1.0) * original)
     if kind in ("linear", "dynamic"):
         longest = stretched
@@ -65,9 +64,9 @@ def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
 
 
 def check_rotary_table(spec: ModelSpec, max_position: int) -> None:
-    """Raise ModelError when the table of cosines and sines for so many positions is too large.
+    """Raise ModelError if the table of cosines and sines for this many positions is too large.
 
-    A file may claim any length, which the engine uses if its user gives none.
+    A file may declare any length, and the engine uses it if its user gives none.
     """
     widest = max((layer.mixer.head_dim for layer in spec.layers), default=0)
     table_bytes = max_position * widest * 4
@@ -80,13 +79,13 @@ def check_rotary_table(spec: ModelSpec, max_position: int) -> None:
 
 
 def _merged(config: ConfigFile) -> tuple[dict[str, Any], list[str]]:
-    """One dict of rotary parameters, whichever way the file spells them, and notes on conflicts."""
+    """One dict of rotary parameters, for both spellings of the file, and notes on conflicts."""
     parts = {key: _part(config, key) for key in ("rope_scaling", "rope_parameters")}
-    # In transformers the old key, where it has a value, replaces the new one as a whole.
+    # In transformers the old key, if it has a value, replaces the new one as a whole.
     part = parts["rope_scaling"] or parts["rope_parameters"]
     theta = config.get("rope_theta")
     values = {"rope_theta": 10_000.0 if theta is None else theta, **part}
-    # For the scalings that read it, the value outside takes precedence over the one inside.
+    # In the scalings that read it, the value outside takes precedence over the one inside.
     outside = config.get("original_max_position_embeddings")
     if outside is not None:
         values["original_max_position_embeddings"] = outside
@@ -148,7 +147,8 @@ def _spec(rope: ConfigFile, kind: RopeKind, max_position: int) -> RopeSpec:
 
 
 def _yarn_values(rope: ConfigFile) -> dict[str, Any]:
-    """What only YaRN reads. 0 means absent to transformers, but for `attention_factor`."""
+    """The values that only YaRN reads. transformers treats 0 as absent, except for
+    `attention_factor`."""
     values: dict[str, Any] = {
         "truncate": True if rope.get("truncate") is None else rope.flag("truncate")
     }

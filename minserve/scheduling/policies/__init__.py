@@ -1,1 +1,2 @@
-"""The choices of the scheduler, a small file each: batching, order, turns, victims."""
+"""The scheduler's policies, a small file each: batching, order, turns, victims,
+predicted lengths."""

@@ -1,9 +1,9 @@
-"""What the scheduler asks at every step, and the two answers of the literature.
+"""The batching policy: continuous or static.
 
 A policy decides how many tokens a step may compute and whether the first waiting request may join
-now; places, pages and order stay the scheduler's. `continuous` is Orca's iteration-level scheduling
-(Yu et al., OSDI 2022) with pages counted instead of reserved; `static` is what came before it. Any
-`BatchingPolicy` may stand in: `EngineParts(policy=...)`.
+now. The scheduler decides about places, pages and order. `continuous` is Orca's iteration-level
+scheduling (Yu et al., OSDI 2022), with pages that are counted instead of reserved; `static` is the
+method before it. A caller can pass its own `BatchingPolicy`: `EngineParts(policy=...)`.
 """
 
 from __future__ import annotations
@@ -19,51 +19,52 @@ from minserve.scheduling.policies.entry import QueueEntry
 
 
 class AdmissionError(RuntimeError):
-    """A policy let a request in that has no room. The message says what was missing."""
+    """A policy admitted a request for which there is no room. The message says what was missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionView:
-    """What runs, what waits, and what is left for the first in line: one moment of one step."""
+    """The state that a policy sees when it decides about the first waiting request."""
 
     running: Sequence[Request]
-    """Requests that hold a place, in order of admission; pages for this step are already
-    theirs."""
+    """Requests that hold a place, in order of admission. Their pages for this step are
+    already reserved."""
     waiting: Sequence[Request]
     """At least one request."""
     max_num_seqs: int
     memory: KVManager
     watermark_blocks: int
-    """Pages to be left free beside running requests (`memory.watermark`)."""
+    """Pages to leave free while requests run (`memory.watermark`)."""
     entry_of: Callable[[Request], QueueEntry]
-    """What the queue knows of a request."""
+    """What the queue has recorded about a request."""
 
     @property
     def needed_blocks(self) -> int:
-        """Pages that the first waiting request takes out of those available, for every token it
-        knows; fewer where it shares a prefix that others hold."""
+        """Pages that the first waiting request would take from the available ones for all its known
+        tokens. Pages of a shared prefix that other requests hold are not counted."""
         return self.memory.needed_blocks(self.waiting[0])
 
     @property
     def promised_blocks(self) -> int:
-        """Pages that chunked prompts of running requests will still ask for."""
+        """Pages that running requests will still need for the rest of their chunked prompts."""
         missing = (self.memory.missing_blocks(one, one.num_coming_tokens) for one in self.running)
         return sum(max(0, blocks) for blocks in missing)
 
     @property
     def has_blocks(self) -> bool:
-        """True where the first in line fits beside what is promised; while no request runs, no
-        page is kept back."""
+        """True if the first waiting request fits in addition to the promised pages. While no
+        request runs, no page is kept back."""
         kept_back = self.promised_blocks + self.watermark_blocks if self.running else 0
         return self.memory.fits(self.waiting[0], kept_back)
 
 
 class BatchingPolicy:
-    """What the scheduler asks at every step; a policy of the caller's own overrides some of it."""
+    """The scheduler calls these methods at every step; a caller's own policy
+    overrides some of them."""
 
     @classmethod
     def from_config(cls, config: ResolvedConfig) -> BatchingPolicy:
-        """The policy with the parameters that the configuration gives it."""
+        """The policy with the parameters from the configuration."""
         return cls()
 
     def budget(self, limit: int, running: Sequence[Request], waiting: Sequence[Request]) -> int:
@@ -71,31 +72,31 @@ class BatchingPolicy:
         return limit
 
     def admits(self, view: AdmissionView) -> bool:
-        """May the first waiting request join now? Asked only where there is a free place."""
+        """May the first waiting request join now? Called only if there is a free place."""
         raise NotImplementedError(f"{type(self).__name__} has no method admits(view)")
 
     def idle_places(self, running: Sequence[Request]) -> int:
-        """Places that were given away and may not be taken yet. None: a request that leaves makes
-        room for the next."""
+        """Places that are taken although no request runs in them. By default none: when a request
+        leaves, its place is free."""
         return 0
 
     def clear(self) -> None:
-        """Forget all requests: the engine starts again after its books were damaged."""
+        """Forget all requests: the engine starts again after an error damaged its state."""
 
 
 class ContinuousBatching(BatchingPolicy):
     """A waiting request joins at any step in which there is room."""
 
     def admits(self, view: AdmissionView) -> bool:
-        """May the first waiting request join now? Asked only where there is a free place."""
+        """See `BatchingPolicy.admits`."""
         return view.has_blocks
 
 
 class StaticBatching(BatchingPolicy):
-    """A batch is formed when no request runs any more; until its last one ends, none joins.
+    """A batch is formed when no request is running; no other request joins until its last one ends.
 
     With `bucket`, a batch holds only requests whose predicted lengths fall into the same multiple
-    of it, so that its places empty together.
+    of it, so that its places become free at about the same time.
     """
 
     def __init__(self, bucket: int | None = None) -> None:
@@ -104,7 +105,8 @@ class StaticBatching(BatchingPolicy):
         self._batch: set[Request] = set()
 
     def admits(self, view: AdmissionView) -> bool:
-        """With a small token budget the batch's prompts take several steps to get in."""
+        """The batch is formed once. With a small token budget, its prompts are admitted
+        over several steps."""
         if not view.running:
             self._open_places = min(self._alike(view), view.max_num_seqs)
             self._batch.clear()
@@ -117,17 +119,17 @@ class StaticBatching(BatchingPolicy):
         return joins
 
     def idle_places(self, running: Sequence[Request]) -> int:
-        """Of the batch, requests that do not run any more: finished, aborted, or preempted. A
-        preempted request that comes back gets its own place again."""
+        """Requests of the batch that are no longer running: finished, aborted, or preempted. A
+        preempted request gets its place back."""
         return len(self._batch) - len(running)
 
     def clear(self) -> None:
-        """The next batch forms from the start."""
+        """Forget the batch; the next one is formed from the beginning."""
         self._open_places = 0
         self._batch = set()
 
     def _alike(self, view: AdmissionView) -> int:
-        """Requests at the head of the queue that may share a batch."""
+        """Number of requests at the head of the queue that may share a batch."""
         if self._bucket is None:
             return len(view.waiting)
         lengths = (view.entry_of(request).predicted_tokens or 0.0 for request in view.waiting)

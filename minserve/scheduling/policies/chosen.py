@@ -1,4 +1,4 @@
-"""The policies of one scheduler: those that the configuration names, or the caller's own."""
+"""The policies of one scheduler: the ones named in the configuration, or the caller's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minserve.scheduling.policies.victims import VICTIMS, Victim
 
 @dataclass(frozen=True)
 class Policies:
-    """What the scheduler leaves to small objects."""
+    """The decisions that the scheduler delegates to small objects."""
 
     batching: BatchingPolicy
     order: QueuePolicy
@@ -30,7 +30,8 @@ class Policies:
         order: QueuePolicy | None = None,
         predictor: LengthPredictor | None = None,
     ) -> Policies:
-        """What the configuration names; an object given here stands in for its own."""
+        """The policies named in the configuration; an object given here replaces the configured
+        one."""
         scheduling = config.config.scheduling
         order = order or ORDERS[scheduling.order].from_config(config)
         turns = RANKED_TURNS if order.preemptive else TURNS

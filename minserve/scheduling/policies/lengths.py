@@ -1,9 +1,9 @@
-"""How long will this answer be? What shortest-job-first asks before anything has been generated.
+"""Predicts how long an answer will be; shortest-job-first needs it before anything is generated.
 
-The truth is known only at the end, so orders take a prediction. The one that ships knows the length
-of a workload whose lengths are fixed, and can be made wrong on purpose: S3 (Jin et al., arXiv
-2306.06000) and response-length perception (Zheng et al., arXiv 2305.13144) live from predictions
-that are mostly right. A predictor that looks at the prompt is given by the caller.
+The true length is known only at the end, so orders use a prediction. The predictor in this file
+knows the lengths of a fixed-length workload and can be made wrong on purpose, because S3 (Jin et
+al., arXiv 2306.06000) and response-length perception (Zheng et al., arXiv 2305.13144) rely on
+predictions that are only mostly right. A caller can pass a predictor that reads the prompt.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from minserve.request import Request
 
 
 class LengthPredictor(Protocol):
-    """Guesses a request's number of output tokens once, when it arrives."""
+    """Predicts a request's number of output tokens once, when it arrives."""
 
     def predict(self, request: Request) -> float:
-        """Output tokens, above 0; need not be whole."""
+        """Output tokens, above 0; may be a fraction."""
         ...
 
 
 class LengthOracle:
     """The most tokens the request may generate, times a random factor.
 
-    That is its true length where end-of-sequence is ignored (fixed-length workloads), and an upper
-    bound elsewhere. `error` is the standard deviation of the logarithm of prediction over truth: 0
-    is perfect, 0.7 is off by a factor of two one time in three. The factor depends on `seed` and
-    the request's name only.
+    This is its true length if end-of-sequence is ignored (fixed-length workloads), and an upper
+    bound otherwise. `error` is the standard deviation of the logarithm of prediction over truth: 0
+    is perfect, 0.7 is off by a factor of two one time in three. The factor depends only on `seed`
+    and the request's name.
     """
 
     def __init__(self, error: float = 0.0, seed: int = 0) -> None:

@@ -1,7 +1,7 @@
-"""Which request goes first: one small class with one method for each answer of the literature.
+"""Which request goes first: one small class per order, each with one method.
 
-An order ranks requests; places, pages and tokens are the scheduler's. A smaller rank goes first,
-and among equal ranks the earlier arrival. An order of the caller's own needs no more than `rank`:
+An order ranks requests; the scheduler decides about places, pages and tokens. A smaller rank goes
+first; between equal ranks, the earlier arrival. A caller's own order needs only `rank`:
 `EngineParts(order=...)`.
 """
 
@@ -15,24 +15,26 @@ from minserve.scheduling.policies.entry import QueueEntry
 
 
 class QueuePolicy:
-    """First come, first served: all requests rank the same, so arrival decides.
+    """First come, first served: all requests have the same rank, so arrival decides.
 
-    No request is overtaken while it waits, so none starves.
+    No waiting request is overtaken, so none starves.
     """
 
     preemptive: ClassVar[bool] = False
-    """True: a waiting request that ranks strictly before a running one takes its tokens, and where
-    there is no room its place and pages. Ranks of running requests are asked for at every step."""
+    """True: a waiting request that ranks strictly before a running one takes its tokens, and if
+    there is no room, its place and pages. `rank` is called for running requests at every step."""
     needs_lengths: ClassVar[bool] = False
-    """True: `QueueEntry.predicted_tokens` is filled in before `rank` is asked."""
+    """True: `QueueEntry.predicted_tokens` is filled in before `rank` is called."""
     needs_prefixes: ClassVar[bool] = False
     """True: before every step with a free place, `QueueEntry.found_tokens` of all waiting requests
-    is brought up to date and the queue is ranked anew."""
+    is updated and the queue is ranked again."""
 
     def rank(self, entry: QueueEntry) -> float:
-        """Smaller goes first; a number, and not NaN. Asked when a request joins the queue and, if
-        `preemptive`, of running ones at every step: a waiting request's rank is computed once,
-        unless `needs_prefixes`."""
+        """A number, not NaN; smaller goes first.
+
+        Called when a request joins the queue and, if `preemptive`, for running requests at every
+        step. A waiting request's rank is computed once, unless `needs_prefixes`.
+        """
         return 0.0
 
     def traits(self) -> OrderTraits:
@@ -47,14 +49,14 @@ class QueuePolicy:
 
     @classmethod
     def from_config(cls, config: ResolvedConfig) -> QueuePolicy:
-        """The order with the parameters that the configuration gives it."""
+        """The order with the parameters from the configuration."""
         return cls()
 
 
 class ShortestFirst(QueuePolicy):
-    """Shortest job first by predicted output tokens; what runs is left to run.
+    """Shortest job first by predicted output tokens; running requests are not preempted.
 
-    With `bucket`, lengths count as equal where they fall into the same multiple of it.
+    With `bucket`, lengths count as equal if they fall into the same multiple of it.
     """
 
     needs_lengths = True
@@ -74,10 +76,10 @@ class ShortestFirst(QueuePolicy):
 
 
 class LongestPrefixFirst(QueuePolicy):
-    """The request that finds most of its tokens computed goes first: a cached prefix is used while
-    it is there, before others evict it (RadixAttention, Zheng et al., arXiv 2312.07104, section 3).
+    """The request with the most tokens already in the cache goes first: it uses a cached prefix
+    before other requests evict it (RadixAttention, Zheng et al., arXiv 2312.07104, section 3).
 
-    What runs is left to run.
+    Running requests are not preempted.
     """
 
     needs_prefixes = True
@@ -88,12 +90,12 @@ class LongestPrefixFirst(QueuePolicy):
 
 
 class PriorityFirst(QueuePolicy):
-    """The priority a request was sent with, a smaller number first, as in vLLM."""
+    """By the priority that the request was sent with: a smaller number goes first, as in vLLM."""
 
     preemptive = True
 
     def rank(self, entry: QueueEntry) -> float:
-        """The request's own number."""
+        """The request's priority."""
         return entry.request.priority
 
 
@@ -101,9 +103,9 @@ class MultiLevelFeedback(QueuePolicy):
     """Skip-join multi-level feedback queue (FastServe, Wu et al., arXiv 2305.05920).
 
     The request with the least service goes first, so short answers overtake long ones without a
-    predicted length. Service is counted in steps: one per output token, and for a prompt the
-    share of a step's token budget that it takes. Level i is left after `quantum * 2**i` steps in
-    it; the last level is never left. A request *skips* the levels whose quantum its prompt alone
+    predicted length. Service is counted in steps: one per output token, and for a prompt the share
+    of a step's token budget that it takes. A request leaves level i after `quantum * 2**i` steps in
+    it, and never leaves the last level. A request *skips* the levels whose quantum its prompt alone
     would use up: there it would be moved down before its first token.
     """
 
@@ -126,12 +128,12 @@ class MultiLevelFeedback(QueuePolicy):
         first = self._first_level(1 + prompt // self._tokens_per_step)
         read = min(request.num_ever_computed, prompt) // self._tokens_per_step
         served = read + request.num_output_tokens
-        # Levels f, f+1, ... last quantum * 2**f * (1 + 2 + ...) steps in all.
+        # Levels f, f+1, ... last quantum * 2**f * (1 + 2 + ...) steps in total.
         down = int(math.log2(served / (self._quantum << first) + 1))
         return min(first + down, self._last)
 
     def _first_level(self, first_token_steps: int) -> int:
-        """The highest level in which a first token is reached."""
+        """First level whose quantum covers the prompt."""
         level = 0
         while level < self._last and self._quantum << level < first_token_steps:
             level += 1
@@ -139,7 +141,7 @@ class MultiLevelFeedback(QueuePolicy):
 
     @classmethod
     def from_config(cls, config: ResolvedConfig) -> QueuePolicy:
-        """With `scheduling.mlfq_quantum`, and the token budget as what a step reads of a prompt."""
+        """With `scheduling.mlfq_quantum`; a step computes one token budget's worth of a prompt."""
         return cls(config.config.scheduling.mlfq_quantum, config.max_num_batched_tokens)
 
 

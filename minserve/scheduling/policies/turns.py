@@ -1,7 +1,7 @@
 """What a step computes first: `scheduling.prefill` as the order in which requests take their turns.
 
-Each turn takes from what the turns before it left of the token budget. All requests still share one
-subtraction; a turn only says which of them do it now.
+Each turn takes tokens from what earlier turns left of the budget. All requests compute their
+missing tokens in the same way; a turn only says which of them do it now.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Turn(Enum):
     RUNNING = "running"
     """Every request that holds a place."""
     PREFILL = "prefill"
-    """Those with more than their newest token to compute: prompts, and what is recomputed."""
+    """Requests with more than their newest token to compute: prompts, and tokens to recompute."""
     DECODE = "decode"
-    """Those with exactly their newest token to compute."""
+    """Requests with exactly their newest token to compute."""
     WAITING = "waiting"
     """The queue, as far as there is room."""
     RANKED = "ranked"
@@ -28,7 +28,7 @@ class Turn(Enum):
     CATCHING_UP = "catching up"
     """PREFILL and WAITING in one line, by rank."""
     LEADING = "leading"
-    """Of DECODE, those that rank before every prompt."""
+    """The requests of DECODE that rank before every prompt."""
     ALONE = "alone"
     """Stop here if a prompt is already scheduled."""
 
@@ -38,23 +38,28 @@ TURNS: dict[str, tuple[Turn, ...]] = {
     "decode_first": (Turn.DECODE, Turn.PREFILL, Turn.WAITING),
     "prefill_first": (Turn.PREFILL, Turn.WAITING, Turn.ALONE, Turn.DECODE),
 }
-"""`scheduling.prefill` -> its turns. decode_first: Sarathi-Serve (arXiv 2403.02310) and DeepSpeed-
-FastGen (arXiv 2401.08671), whose chunk is `max_num_prefill_tokens`; prefill_first: vLLM before its
-chunks, with the decodes stalled that Sarathi-Serve's figure 1 shows."""
+"""`scheduling.prefill` -> its turns.
+
+decode_first: Sarathi-Serve (arXiv 2403.02310) and DeepSpeed-FastGen (arXiv 2401.08671); its chunk
+is `max_num_prefill_tokens`. prefill_first: vLLM before chunked prefill; it stalls decoding
+requests, as in figure 1 of Sarathi-Serve.
+"""
 
 RANKED_TURNS: dict[str, tuple[Turn, ...]] = {
     "mixed": (Turn.RANKED,),
     "decode_first": (Turn.DECODE, Turn.CATCHING_UP),
     "prefill_first": (Turn.LEADING, Turn.CATCHING_UP, Turn.ALONE, Turn.DECODE),
 }
-"""The same where the order is preemptive. A prompt that runs does not take the budget before a
-waiting request of better rank does: otherwise an urgent request would wait for the whole of the
-prompt in front of it (priority inversion). For the same reason prompts go before rows only where no
-row ranks before them."""
+"""The same for a preemptive order.
+
+A running prompt does not take the budget before a waiting request of better rank does: otherwise an
+urgent request would wait for the whole prompt in front of it (priority inversion). For the same
+reason, prompts go before decoding requests only if no decoding request ranks before them.
+"""
 
 
 def is_decoding(request: Request) -> bool:
-    """True when only the newest generated token is left to compute."""
+    """True if only the newest generated token is left to compute."""
     has_written = request.num_output_tokens > 0 or request.num_pending_tokens > 0
     return has_written and request.num_uncomputed_tokens == 1
 
@@ -65,13 +70,13 @@ class Budget:
 
     tokens: int
     prefill_tokens: int | None = None
-    """Of them, tokens that are not a request's newest one; None: all."""
+    """Of these, tokens that are not a request's newest one; None: all."""
     rows: int = 0
-    """Of them, tokens set aside for running requests that write. One token is left beside them, so
-    that a request of better rank never stands still."""
+    """Of these, tokens reserved for decoding requests. At least one token stays available to other
+    requests, so that a request of better rank always makes progress."""
 
     def for_request(self, request: Request) -> int:
-        """Most tokens this request may take."""
+        """Most tokens that this request may take."""
         if (self.prefill_tokens is None and not self.rows) or is_decoding(request):
             return self.tokens
         most = self.tokens
@@ -80,7 +85,7 @@ class Budget:
         return most if self.prefill_tokens is None else min(most, self.prefill_tokens)
 
     def take(self, request: Request, count: int) -> None:
-        """Count what it took."""
+        """Subtract the tokens that the request took."""
         self.tokens -= count
         if self.prefill_tokens is not None and not is_decoding(request):
             self.prefill_tokens -= count

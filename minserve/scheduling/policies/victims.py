@@ -1,7 +1,7 @@
-"""Which request loses its pages when they run out: one function per answer.
+"""Which request is preempted when pages run out: one function per policy.
 
-Candidates come in order of the queue, and none of them ranks before the request that needs pages:
-so the first in line never loses its pages, and every run comes to an end.
+Candidates come in queue order, and none of them ranks before the request that needs pages. So the
+first request never loses its pages, and every run ends.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from minserve.request import Request
 
 Victim = Callable[[Sequence[Request]], Request]
-"""At least one candidate, in order of the queue -> the one that goes."""
+"""Candidates in queue order, at least one -> the request to preempt."""
 
 
 def last_in_line(candidates: Sequence[Request]) -> Request:
-    """The last in order; with first come first served, the one admitted last."""
+    """The last in order; with first come, first served, the one admitted last."""
     return candidates[-1]
 
 
 def least_computed(candidates: Sequence[Request]) -> Request:
-    """The one with the fewest computed tokens, so that the least is done twice."""
+    """The request with the fewest computed tokens, so that the fewest are recomputed."""
     return min(reversed(candidates), key=lambda request: request.num_computed_tokens)
 
 

@@ -1,6 +1,6 @@
 """A trace in the Trace Event Format, which ui.perfetto.dev and chrome://tracing open.
 
-The engine is one process with a lane of steps and a lane of stages, and counters of KV memory and
+The engine is one process with a lane of steps, a lane of stages, and counters of KV memory and
 tokens; requests are another process with a lane each. Times are microseconds from the first event.
 """
 
@@ -97,7 +97,8 @@ def _step_events(step: StepTrace, origin: float) -> list[_Event]:
             continue
         found.append(_slice(stage, _ENGINE, _STAGES_LANE, at, duration))
         if stage == "forward" and step.stages.attention_s > 0:
-            # One slice for the sum over layers: the trace knows how much, not when.
+            # One slice for the sum over layers: the trace knows the total, not the
+            # times of each layer.
             name, attention = "attention, all layers", step.stages.attention_s * 1e6
             found.append(_slice(name, _ENGINE, _STAGES_LANE, at, min(duration, attention)))
         at += duration
@@ -121,7 +122,7 @@ def _step_events(step: StepTrace, origin: float) -> list[_Event]:
 
 
 def _request_events(snapshot: TraceSnapshot, origin: float) -> list[_Event]:
-    """A lane per sample: its steps where they were kept, otherwise its phases."""
+    """A lane per sample: its steps if they were kept, otherwise its phases."""
     found = [_label("process_name", _REQUESTS, "requests")]
     lanes: dict[tuple[str, int], int] = {}
 
@@ -160,7 +161,7 @@ def _request_events(snapshot: TraceSnapshot, origin: float) -> list[_Event]:
 
 
 def _phases(metrics: RequestMetrics) -> list[tuple[str, float, float]]:
-    """(name, begin, end) in seconds of what is known of a request's life."""
+    """(name, begin, end) in seconds of the known phases of a request."""
     marks = [
         ("waiting", metrics.arrival_s),
         ("to the first token", metrics.first_scheduled_s),

@@ -1,7 +1,7 @@
 """A trace as JSON.
 
-The JSON is a table: column names once, then a row per step, so that a hundred thousand steps stay
-readable in seconds. Floats are written so that they read back exactly.
+The JSON is a table: column names once, then a row per step, so that a hundred thousand steps can be
+read in seconds. Floats are written so that they read back exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minserve.trace.snapshot import TraceSnapshot
 
 
 def to_json(snapshot: TraceSnapshot, path: str | Path | None = None) -> str:
-    """The trace as JSON text, also written to `path` (compressed where it ends in .gz)."""
+    """The trace as JSON text; also written to `path`, compressed if it ends in .gz."""
     text = json.dumps(
         {
             "schema": SCHEMA,
@@ -47,9 +47,9 @@ def to_json(snapshot: TraceSnapshot, path: str | Path | None = None) -> str:
     if path is not None:
         target = Path(path)
         data = text.encode()
-        # Renamed when complete, so that no reader meets half a file.
+        # Renamed when complete, so that no reader opens half a file.
         partial = target.with_name(target.name + ".tmp")
-        # A fixed time stamp: the same trace gives the same file.
+        # A fixed time stamp, so that the same trace gives the same file.
         partial.write_bytes(gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
         partial.replace(target)
     return text

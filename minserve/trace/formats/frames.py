@@ -1,4 +1,4 @@
-"""A trace as data frames of pandas, which is imported when one is asked for."""
+"""A trace as pandas data frames. pandas is imported only when a frame is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LATENCIES = ("queue_s", "ttft_s", "tpot_s", "e2e_s")
 
 
 def steps_dataframe(snapshot: TraceSnapshot) -> pandas.DataFrame:
-    """One row per step; `attrs` carry where the run comes from."""
+    """One row per step; `attrs` say where the run comes from."""
     frame = _frame(STEPS.names, [STEPS.row(step) for step in snapshot.steps], snapshot)
     frame["duration_s"] = frame["end_s"] - frame["start_s"]
     frame["num_tokens"] = frame["num_prefill_tokens"] + frame["num_decode_tokens"]

@@ -1,7 +1,7 @@
-"""A trace read back from JSON: from this machine, from a GPU's recording, or from a stranger.
+"""Reads a trace from JSON that may come from another machine or an unknown source.
 
-Every value is checked for its type and range, column by column, so that a hundred thousand steps
-stay readable in seconds and no figure meets a string where a number should be.
+Every value is checked for its type and range, column by column: a hundred thousand steps can be
+read in seconds, and no figure gets a string instead of a number.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from minserve.trace.totals import RunTotals
 R = TypeVar("R")
 
 MAX_BYTES = 1 << 30
-"""Of a file, and of its text: some million steps."""
+"""Limit for a file and for its uncompressed text: some million steps."""
 _MOST = 1e24
-"""No count, byte or second of a run is larger."""
+"""Larger than any count, byte or second of a run."""
 
 
 class TraceFormatError(ValueError):
@@ -75,7 +75,7 @@ def from_json(source: str | Path) -> TraceSnapshot:
 def _read(source: str | Path) -> str:
     path = Path(source)
     if not path.exists():
-        path.stat()  # The system's own words: it may be a typing error, and no damage.
+        path.stat()  # Raises the system's error: the path may be mistyped, nothing is damaged.
     try:
         data = read_bytes(path, max_bytes=MAX_BYTES, what="a trace")
         if path.suffix == ".gz":
@@ -89,7 +89,8 @@ def _read(source: str | Path) -> str:
 
 
 def _inflated(data: bytes) -> bytes:
-    """A gzip file's content, which may be a thousand times its size, and no more than allowed."""
+    """The content of a gzip file, at most `MAX_BYTES`: it may be a thousand times
+    the file's size."""
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
@@ -180,9 +181,9 @@ def _size(data: Mapping[str, Any], name: str) -> int:
 
 
 def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, list[Any]]:
-    """A table's values by column, each of its column's types. Raises ValueError.
+    """A table's values by column, each of its column's type. Raises ValueError.
 
-    A column may be missing where its field has a default: the trace is older than the field.
+    A column may be missing if its field has a default: the trace is older than the field.
     """
     _check_names(what, table, names)
     if type(rows) is not list or not all(type(row) is list for row in rows):
@@ -202,7 +203,7 @@ def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, lis
 
 
 def _check_names(what: str, table: Table[R], names: Any) -> None:
-    """Raise ValueError for columns that are unknown, that are there twice, or that are missing."""
+    """Raise ValueError for columns that are unknown, duplicated or missing."""
     if type(names) is not list or not set(map(type, names)) <= {str}:
         raise ValueError(f"the columns of {what} are not a list of names")
     if len(set(names)) != len(names):
@@ -219,7 +220,8 @@ def _check_names(what: str, table: Table[R], names: Any) -> None:
 
 
 def _numbers(what: str, values: Iterable[Any]) -> None:
-    """Raise ValueError where a number is none, or not that of a run; None passes."""
+    """Raise ValueError for a value that is not a number or outside the range of a run;
+    None is allowed."""
     some = [value for value in values if value is not None]
     if not set(map(type, some)) <= {int, float}:
         raise ValueError(f"{what} has values that are no numbers")
@@ -228,7 +230,7 @@ def _numbers(what: str, values: Iterable[Any]) -> None:
 
 
 def _whole(what: str, values: Iterable[Any]) -> None:
-    """Raise ValueError for anything but whole numbers of a run."""
+    """Raise ValueError for anything but whole numbers within the range of a run."""
     some = list(values)
     if not set(map(type, some)) <= {int}:
         raise ValueError(f"{what} has values that are no whole numbers")

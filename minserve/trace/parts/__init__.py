@@ -1,12 +1,14 @@
-"""What a step tells, one file per room.
+"""The fields of a step's trace, one file per room.
 
-A part is a frozen data class. `stages`, `work` and `pages` are parts by name: `step.work.flops`.
-The other counters are flat, `step.num_running`: their parts are base classes of `StepTrace`. Only
-`StepTrace` is ever built from those, so they have no methods of a data class (`init=False`, ...).
-The metadata of a field says how it totals over a run (`summed`, `peak`). Columns of JSON and data
-frames, and the totals, are made from the fields.
+A part is a frozen data class. `stages`, `work` and `blocks` are parts with a name of their own:
+`step.work.flops`. The other counters are flat, `step.num_running`: their parts are base classes of
+`StepTrace`. These base classes are never built on their own, so they have no methods of a data
+class (`init=False`, ...). The metadata of a field says whether it is summed over a run (`summed`)
+or its largest value is kept (`peak`). Columns of JSON and data frames, and the totals, are made
+from the fields.
 
-To add a part, say what speculative decoding proposed, write one file, `parts/speculation.py`:
+To add a part, for example the counts of speculative decoding, write one file,
+`parts/speculation.py`:
 
     @dataclass(frozen=True, slots=True)
     class Speculation:
@@ -17,11 +19,11 @@ and one line in `RoomParts` below:
 
     speculation: Speculation = Speculation()
 
-Then the engine may pass `StepTrace(..., speculation=Speculation(4, 3))`. `step.speculation` has the
-counts of one step and `trace.totals.speculation` those of the run, in the same class, so that a
-property such as an acceptance rate serves both. JSON and data frames have the columns, and a trace
-that was recorded before reads with the defaults. Every field of such a part needs the default 0 and
-a total, and its name must be new among all columns.
+Then the engine can pass `StepTrace(..., speculation=Speculation(4, 3))`. `step.speculation` has the
+counts of one step and `trace.totals.speculation` the counts of the run, in the same class, so that
+a property such as an acceptance rate works for both. JSON and data frames have the columns, and
+reading an older trace gives the defaults. Every field of such a part needs the default 0 and a
+total, and its name must differ from all other columns.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from dataclasses import dataclass
 class RoomParts:
     """The registry: parts that both `StepTrace` and `RunTotals` have, one line each.
 
-    In a step a part has the step's counts, in the totals their sums and peaks.
+    In a step, a part has the step's counts; in the totals, their sums and peaks.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""What a step held in KV memory, and what became of pages."""
+"""What a step held in KV memory, and what happened to pages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from minserve.trace.parts.totalling import peak, summed
 
 @dataclass(frozen=True, slots=True)
 class StepBlocks:
-    """What became of pages in one step, and what their bytes are used for when it ends.
+    """What happened to pages in one step, and what their bytes are used for when it ends.
 
     `owned_bytes` is `StepTrace.kv_bytes_used` + `future_bytes` + `internal_bytes`: the division of
-    Kwon et al. (arXiv 2309.06180, figure 2). What several requests share counts once.
+    Kwon et al. (arXiv 2309.06180, figure 2). Pages shared by several requests count once.
     """
 
     hit_tokens: int = field(default=0, metadata=summed())
@@ -20,7 +20,7 @@ class StepBlocks:
     loaded_tokens: int = field(default=0, metadata=summed())
     """Tokens not computed because the host or the disk held them."""
     copied_blocks: int = field(default=0, metadata=summed())
-    """Pages copied because two requests agree on a part of them only."""
+    """Pages copied because two requests share only a part of them."""
     evicted_blocks: int = field(default=0, metadata=summed())
     """Cached pages given to another request."""
     swapped_out_blocks: int = field(default=0, metadata=summed())
@@ -30,9 +30,10 @@ class StepBlocks:
     owned_bytes: int = 0
     """Bytes of pages with an owner."""
     future_bytes: int = 0
-    """Of those, slots their request may still fill: reserved."""
+    """The part of `owned_bytes` in slots that their request may still fill: reserved."""
     internal_bytes: int = 0
-    """Of those, slots beyond anything their request may reach: internal fragmentation."""
+    """The part of `owned_bytes` in slots that their request can never reach: internal
+    fragmentation."""
     external_bytes: int = 0
     """Free bytes that the first waiting request cannot use, because its pages must be neighbours
     and no hole is large enough: external fragmentation."""

@@ -1,4 +1,4 @@
-"""What a step did for each request: kept when asked for."""
+"""What a step did for each request; kept if `TraceConfig.per_request` is on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RequestStep:
-    """What one step did for one request; kept when `TraceConfig.per_request` is on."""
+    """What one step did for one request; kept if `TraceConfig.per_request` is on."""
 
     request_id: str
     sample_index: int
@@ -20,7 +20,7 @@ class RequestStep:
     new_token_ids: tuple[int, ...]
     """Tokens this step added to the request."""
     blocks: tuple[int, ...] = ()
-    """Pages held during the step, when `TraceConfig.pages` is on."""
+    """Pages held during the step; kept if `TraceConfig.pages` is on."""
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)

@@ -12,22 +12,23 @@ class StageTimes:
     """Seconds of one step by stage."""
 
     schedule_s: float = field(default=0.0, metadata=summed())
-    """Deciding which requests compute how many tokens, pages included."""
+    """Deciding which requests compute how many tokens, and reserving pages."""
     transfer_s: float = field(default=0.0, metadata=summed())
-    """Copies of pages, between tiers too: a part of `schedule_s`. On a GPU only queueing them."""
+    """Copies of pages, also between tiers: a part of `schedule_s`. On a GPU, only queueing them."""
     prepare_s: float = field(default=0.0, metadata=summed())
     """Building the batch's tensors."""
     forward_s: float = field(default=0.0, metadata=summed())
     """Decoder layers (attention included) and logits."""
     attention_s: float = field(default=0.0, metadata=summed())
-    """Attention's part of `forward_s`, rotation and the store into pages included; 0 on a GPU
-    and in a replayed step, where it is not timed apart."""
+    """Attention's part of `forward_s`, including rotation and storing into pages. 0 on a GPU and in
+    a replayed step, because it is not timed separately there."""
     sample_s: float = field(default=0.0, metadata=summed())
-    """Logits to tokens, the wait for the device included."""
+    """Drawing tokens from logits, including the wait for the device."""
     commit_s: float = field(default=0.0, metadata=summed())
-    """Tokens to requests: stop conditions, text, freed pages."""
+    """Giving tokens to requests: stop conditions, text, freed pages."""
     compile_s: float = field(default=0.0, metadata=summed())
-    """The part of `forward_s` that compiled, or captured graphs: the first step of its kind."""
+    """The part of `forward_s` spent on compiling or capturing graphs: the first
+    step of its kind."""
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)

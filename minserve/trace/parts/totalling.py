@@ -1,4 +1,4 @@
-"""How a field of a step totals over a run: said in the field's metadata.
+"""How a field of a step is totalled over a run; the field's metadata says it.
 
 `num_running: int = field(metadata=peak("peak_running"))` makes `RunTotals.peak_running`. A field
 without such metadata has no total.
@@ -15,7 +15,7 @@ _KEY = "total"
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """How a field totals, and where."""
+    """How a field is totalled, and under which name."""
 
     kind: Literal["sum", "peak"]
     name: str
@@ -33,6 +33,6 @@ def peak(name: str = "") -> Mapping[str, Any]:
 
 
 def total_of(item: Field[Any]) -> Total | None:
-    """How a field totals; None where it does not."""
+    """How a field is totalled; None if it has no total."""
     total = item.metadata.get(_KEY)
     return total if isinstance(total, Total) else None

@@ -1,4 +1,4 @@
-"""What a step computed and moved, counted from shapes."""
+"""The arithmetic and memory traffic of a step, counted from shapes."""
 
 from __future__ import annotations
 

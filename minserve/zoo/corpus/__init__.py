@@ -1,1 +1,1 @@
-"""The text that the zoo learns from: source files, held-out files, tokenizer, batches."""
+"""The training text of the zoo: source files, held-out files, tokenizer, batches."""

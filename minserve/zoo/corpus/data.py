@@ -19,25 +19,25 @@ from minserve.zoo.corpus.tokenizer import END_OF_TEXT_ID
 
 Tokens = npt.NDArray[np.uint16]
 
-#: Share of the training windows that each mix gives, while the rate is high and in the decay.
-#: Evaluation is on standard library code, so the end of the run has more of it.
+#: Share of the training windows from each mix, while the rate is high and in the decay. Evaluation
+#: is on standard library code, so the end of the run has more of it.
 SHARES = {"stdlib": 0.60, "stdlib_tests": 0.10, "general": 0.20, "science": 0.07, "ml": 0.03}
 DECAY_SHARES = {"stdlib": 0.68, "stdlib_tests": 0.08, "general": 0.17, "science": 0.05, "ml": 0.02}
 
-#: How often a token that holds a line break is given to the model in two pieces. Prompts end
-#: anywhere: after "def f(x):" the line break must be a likely next token, although whole text
-#: always has the two in one.
+#: How often a token that contains a line break is given to the model as two tokens. Prompts can end
+#: anywhere: after "def f(x):" the line break must be a likely next token, although in whole text
+#: the two are always one token.
 SPLIT_SHARE = 0.04
 
-#: How often a window is given a BOS in front, whatever its place in a file: scores are taken so.
+#: How often a window begins with BOS, wherever it is in a file: scores are measured that way.
 BOS_SHARE = 0.9
 
 
 def prepare(folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """Collect the corpus, train the tokenizer unless it is there, and write one token file per
-    mix into `folder`. Returns (and saves) the facts that a model card needs.
+    """Collect the corpus, train the tokenizer unless it exists, and write one token file per mix
+    into `folder`. Returns (and saves) the facts that a model card needs.
 
-    Raises FileNotFoundError when the tokens are there and their tokenizer is not.
+    Raises FileNotFoundError if the tokens exist and their tokenizer does not.
     """
     from minserve.zoo.corpus import source as corpus
     from minserve.zoo.corpus import tokenizer
@@ -65,7 +65,7 @@ def prepare(folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
         parts: list[Tokens] = []
         for encoding in bpe.encode_batch_fast(texts, add_special_tokens=False):
             parts.append(np.array([END_OF_TEXT_ID, *encoding.ids], dtype=np.uint16))
-        # Shuffled, so that files next to each other in the list are not so in the stream.
+        # Shuffled, so that neighbouring files in the list are not neighbours in the stream.
         order = np.random.default_rng(0).permutation(len(parts))
         stream = np.concatenate([parts[i] for i in order])
         np.save(folder / f"{mix}.npy", stream)
@@ -86,9 +86,9 @@ def load_streams(folder: Path) -> dict[str, Tokens]:
 class Sampler:
     """Draws windows from several token streams.
 
-    Each stream is cut into windows at a random offset and read in random order, once per epoch.
-    The whole state is a few integers, so it travels in a checkpoint. `splits` is what
-    `split_table` returns, or None to leave every token whole.
+    Each stream is split into windows at a random offset and read in random order, once per epoch.
+    The whole state is a few integers, so that it can be stored in a checkpoint. `splits` is the
+    result of `split_table`, or None to keep every token whole.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Sampler:
         self._orders: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
 
     def add(self, name: str, stream: Tokens) -> None:
-        """One more stream to draw from, also in the middle of a run."""
+        """Add a stream to draw from; works in the middle of a run too."""
         self.streams[name] = stream
         self.tokens_drawn.setdefault(name, 0)
 
@@ -146,7 +146,7 @@ class Sampler:
         return window if self.splits is None else self._split(window, self.splits)
 
     def _split(self, window: Tokens, splits: npt.NDArray[np.uint16]) -> Tokens:
-        """`window` with some of its line-break tokens in two pieces, cut to its old length."""
+        """`window` with some of its line-break tokens split in two, cut to its old length."""
         pieces = splits[self.rng.integers(0, len(splits)), window]
         chosen = (pieces[:, 1] > 0) & (self.rng.random(len(window)) < SPLIT_SHARE)
         repeats = 1 + chosen.astype(np.int64)
@@ -169,7 +169,7 @@ class Sampler:
         return known[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every stream stands, in plain values."""
+        """The position in every stream, in plain values."""
         return {
             "rng": self.rng.bit_generator.state,
             "cursors": {key: list(cursor) for key, cursor in self.cursors.items()},
@@ -177,16 +177,17 @@ class Sampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue at the position of `state_dict`."""
         self.rng.bit_generator.state = state["rng"]
         self.cursors = {key: list(cursor) for key, cursor in state["cursors"].items()}
         self.tokens_drawn = dict(state["tokens_drawn"])
 
 
 def split_table(tokenizer_folder: Path) -> npt.NDArray[np.uint16]:
-    """The two pieces of each token that holds a line break [2, vocab, 2], zeros for the others.
+    """The two pieces of each token that contains a line break [2, vocab, 2], zeros for the others.
 
-    Cut before the first line break, or after the last; pieces that are no tokens do not count.
+    A token is split before its first line break, or after its last. Both pieces must be tokens;
+    otherwise the token is not split.
     """
     from minserve.zoo.corpus.tokenizer import PAD_ID, decode_bytes, load_tokenizer
 
@@ -204,7 +205,7 @@ def split_table(tokenizer_folder: Path) -> npt.NDArray[np.uint16]:
 
 
 def token_lengths(tokenizer_folder: Path) -> torch.Tensor:
-    """Bytes that each token id stands for [vocab]; special tokens stand for none."""
+    """Bytes of each token id [vocab]; 0 for special tokens."""
     from minserve.zoo.corpus.tokenizer import END_OF_TEXT_ID, PAD_ID, decode_bytes, load_tokenizer
 
     bpe = load_tokenizer(tokenizer_folder)

@@ -1,7 +1,7 @@
 """How much of the held-out source occurs, word for word, in the training source.
 
-Knows runs of 13 tokens and how to find them among tens of millions; knows nothing about the reason:
-licence headers, idioms and doctest output occur in unrelated files.
+Knows runs of 13 tokens and how to find them among tens of millions. Does not know why they occur in
+unrelated files: licence headers, idioms and doctest output do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Text that a trained model writes itself, as one more stream to train a draft on.
+"""Text written by a trained model, as one more stream to train a draft on.
 
 A draft predicts the text that its base writes, not the text that people wrote, so it is best
-trained on the former. Knows prompts, temperatures and loops; the engine does the writing.
+trained on the former. Knows prompts, temperatures and loops; the engine generates.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from minserve.zoo import zoo_path
 from minserve.zoo.corpus.data import SHARES, Tokens, load_streams
 from minserve.zoo.corpus.tokenizer import END_OF_TEXT_ID
 
-#: Greedy, nearly greedy (which loops less), and two at which people sample.
+#: Greedy, nearly greedy (which loops less), and two usual sampling temperatures.
 TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
-#: A continuation loops where more than this share of its runs of four tokens came before.
+#: A continuation loops if more than this share of its runs of four tokens occurred before.
 LOOP_SHARE = 0.30
 PROMPT_TOKENS = (24, 128)
 NEW_TOKENS = 64
@@ -30,7 +30,7 @@ PART = 256
 
 
 def digest(model: Path) -> str:
-    """Names the weights in a model directory."""
+    """A name for the weights in a model directory."""
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
@@ -41,7 +41,7 @@ def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
 
 
 def before_the_loop(tokens: Sequence[int], n: int = 4) -> list[int]:
-    """`tokens` up to the last place where no more than `LOOP_SHARE` of them is repetition."""
+    """`tokens` up to the last place at which no more than `LOOP_SHARE` of them is repetition."""
     seen: set[tuple[int, ...]] = set()
     keep = min(len(tokens), n)
     for end in range(n, len(tokens) + 1):
@@ -55,7 +55,7 @@ def before_the_loop(tokens: Sequence[int], n: int = 4) -> list[int]:
 def draw_prompts(
     streams: Mapping[str, Tokens], count: int, rng: np.random.Generator
 ) -> list[list[int]]:
-    """`count` prompts with BOS in front, from the training text in the shares of the training."""
+    """`count` prompts with BOS in front, from the training text, in the shares used in training."""
     names = list(SHARES)
     weights = np.array([SHARES[name] for name in names])
     prompts = []
@@ -68,7 +68,8 @@ def draw_prompts(
 
 
 def write_part(model: Path, streams: Mapping[str, Tokens], number: int) -> Tokens:
-    """Part `number`: documents of a prompt and what `model` wrote after it, cut where it loops."""
+    """Part `number`: documents of a prompt and the continuation that `model` wrote,
+    cut where it loops."""
     from minserve import LLM, EngineConfig, SamplingParams
 
     prompts = draw_prompts(streams, PART, np.random.default_rng([11, number]))
@@ -93,9 +94,9 @@ def write_part(model: Path, streams: Mapping[str, Tokens], number: int) -> Token
 def prepare_own_text(
     model: Path, streams: Mapping[str, Tokens], run_folder: Path, parts: int
 ) -> Tokens:
-    """The stream of `parts` part files; those that are missing are written first.
+    """The stream of `parts` part files; missing ones are written first.
 
-    They lie in `run_folder` under the weights' digest: another model writes its own.
+    They are in `run_folder` under the weights' digest, because another model writes other text.
     """
     folder = run_folder / "own" / digest(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def prepare_own_text(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Have a model write text of its own. Run it again to continue a stopped run."""
+    """Let a model write the text for training a draft. Run it again to continue a stopped run."""
     parser = argparse.ArgumentParser(prog="minserve.zoo.corpus.own_text", description=main.__doc__)
     parser.add_argument("--model", type=Path, default=zoo_path("base"))
     parser.add_argument("--run", type=Path, default=Path("work/zoo"), help="working folder")

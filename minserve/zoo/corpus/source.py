@@ -1,7 +1,7 @@
-"""The Python source that the zoo is trained on, and the modules it is never shown.
+"""The Python source that the zoo is trained on, and the modules that are never used for training.
 
-Knows where source lies on this machine, which packages may be used and why, what is held out,
-and how duplicates are found; knows nothing about tokens, models or training.
+Knows where source is on this machine, which packages may be used and why, what is held out, and how
+duplicates are found; knows nothing about tokens, models or training.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "zmq": ("general", "BSD-3-Clause"),
 }
 
-# Folders without hand-written modern code: character tables, topics of `help()`, generated
-# classes, tests of packages (the standard library's own tests are a mix of their own).
+# Folders without hand-written modern code: character tables, topics of `help()`, generated classes,
+# tests of packages (the standard library's own tests are a separate mix).
 _SKIPPED_FOLDERS = {
     "__pycache__",
     "site-packages",
@@ -158,7 +158,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Document:
-    """One source file: `mix` says which part of the training mix it belongs to."""
+    """One source file; `mix` is its part of the training mix."""
 
     mix: str
     package: str
@@ -177,7 +177,7 @@ def held_out_path(module: str) -> Path:
 
 
 def held_out_name(stem: str) -> bool:
-    """Whether a file of this stem is a held-out module, its test or, by name, a twin of it."""
+    """Whether a file with this stem is a held-out module, its test or, by name, a twin of it."""
     bare = stem.lower().strip("_")
     if bare.startswith("test_"):
         bare = bare[len("test_") :]
@@ -211,7 +211,7 @@ def data_lines(lines: Sequence[str]) -> list[bool]:
 
 
 def clean(text: str) -> str | None:
-    """`text` without long runs of data, or None when little else would remain."""
+    """`text` without long runs of data, or None if little else would remain."""
     lines = text.replace("\r\n", "\n").split("\n")
     if _GENERATED.search("\n".join(lines[:12])):
         return None
@@ -236,7 +236,7 @@ def _source_files(root: Path) -> Iterator[Path]:
 
 
 def _candidates() -> Iterator[tuple[str, str, str, Path]]:
-    """(mix, package, name, path) of every file that may be used, the preferred first: of two
+    """(mix, package, name, path) of every file that may be used, preferred ones first: of two
     duplicates the earlier is kept."""
     root = standard_library()
     for path in _source_files(root):
@@ -257,7 +257,7 @@ def _candidates() -> Iterator[tuple[str, str, str, Path]]:
 
 
 def collect() -> list[Document]:
-    """The training corpus: clean, without duplicates, without anything held out."""
+    """The training corpus: clean, without duplicates, without any held-out text."""
     forbidden: set[int] = set()
     for module in HELD_OUT:
         forbidden |= word_grams(held_out_path(module).read_text(encoding="utf-8"))
@@ -275,18 +275,18 @@ def collect() -> list[Document]:
         if text is None or len(text) < 200:
             continue
         if len(word_grams(text) & forbidden) > 20:
-            continue  # a copy of something held out, under another name
+            continue  # a copy of a held-out text, under another name
         lines = [line.strip() for line in text.split("\n") if line.strip()]
         own = {hash(tuple(lines[i : i + 3])) for i in range(len(lines) - 2)}
         if len(own & shingles) > 0.4 * len(own):
-            continue  # a near duplicate of what is already there
+            continue  # a near duplicate of an earlier document
         shingles |= own
         documents.append(Document(mix, package, name, text))
     return documents
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what the corpus would be made of on this machine."""
+    """Print the contents of the corpus on this machine."""
     parser = argparse.ArgumentParser(prog="minserve.zoo.corpus.source", description=main.__doc__)
     parser.add_argument("--files", action="store_true", help="list every file")
     args = parser.parse_args(argv)

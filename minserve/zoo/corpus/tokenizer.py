@@ -1,7 +1,7 @@
 """The zoo's tokenizer: byte-level BPE over Python source, 4,096 tokens.
 
-Knows how source is cut before merging and how any bytes go to ids and back; knows nothing about
-the model. The saved form is Hugging Face's, so `AutoTokenizer` loads it too.
+Knows how source is split before merging and how any bytes are converted to ids and back; knows
+nothing about the model. The saved form is Hugging Face's, so `AutoTokenizer` loads it too.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PAD = "<|pad|>"
 END_OF_TEXT_ID = 0
 PAD_ID = 1
 
-# How source is cut; merges never cross a cut. In order: a word with the one sign or space before
-# it; a digit; signs, with the line break and the indentation after them when they end a line, so
-# that "):\n        " is one token; line breaks with the indentation after them; other spaces.
+# How source is split; merges never cross a split. In order: a word with the one sign or space
+# before it; a digit; signs, with the line break and the indentation after them if they end a line,
+# so that "):\n        " is one token; line breaks with the indentation after them; other spaces.
 _CUTS = (
     r"[^\r\n\p{L}\p{N}]?\p{L}+"
     r"|\p{N}"
@@ -87,7 +87,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """The printable sign that byte-level BPE writes for each byte, as GPT-2 defined it."""
+    """The printable character that byte-level BPE writes for each byte, as defined by GPT-2."""
     kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     signs = {chr(byte): byte for byte in kept}
     moved = (byte for byte in range(256) if byte not in set(kept))
@@ -96,7 +96,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def encode_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:
-    """Ids of any bytes: text is tokenized as text, bytes that are no UTF-8 one by one."""
+    """Ids of any bytes: text is tokenized as text, bytes that are not UTF-8 one by one."""
     sign_of = {byte: sign for sign, byte in _byte_alphabet().items()}
     ids: list[int] = []
     text: list[str] = []
@@ -114,7 +114,7 @@ def encode_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:
 
 
 def decode_bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
-    """The bytes that `ids` stand for; a special token gives its name."""
+    """The bytes of `ids`; a special token gives its name."""
     byte_of = _byte_alphabet()
     special = {END_OF_TEXT_ID, PAD_ID}
     out = bytearray()
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def training_sample(texts: Sequence[tuple[str, str]]) -> list[str]:
-    """The text that merges are learnt from: the whole standard library, a share of the rest."""
+    """The text that merges are learnt from: the whole standard library, and a share of the rest."""
     share = {"stdlib": 1, "stdlib_tests": 8, "general": 3, "science": 8, "ml": 16}
     seen = dict.fromkeys(share, 0)
     sample = []

@@ -1,13 +1,14 @@
 """How well a draft predicts its base: agreement, and what speculation would accept.
 
-Both are judged where a draft is used: along text that the base itself writes after prompts it was
-never trained on. Knows probabilities and rounds of proposals; knows nothing about the models.
+Both are measured along text that the base itself writes after prompts it was never trained on,
+because that is where a draft is used. Knows probabilities and rounds of proposals; knows nothing
+about the models.
 
-Everything is read off one teacher-forced pass of both models over the finished text. For greedy
-decoding that is exact because a round ends at the first token the base would not have written.
-For sampling it is exact because a token x that speculative sampling emits was an accepted
-proposal with probability min(1, q(x) / p(x)), p being the base and q the draft: accepted proposals
-have density min(p, q), and what is emitted has density p.
+Everything is computed from one teacher-forced pass of both models over the finished text. For
+greedy decoding that is exact because a round ends at the first token the base would not have
+written. For sampling it is exact because a token x that speculative sampling emits was an accepted
+proposal with probability min(1, q(x) / p(x)), where p is the base and q the draft: accepted
+proposals have density min(p, q), and emitted tokens have density p.
 
 Leviathan et al., 2023: arxiv.org/abs/2211.17192
 """
@@ -25,12 +26,12 @@ from minserve.zoo.corpus.own_text import LOOP_SHARE, repeated_share
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was counted along some texts. Counts add up."""
+    """Counts along some texts. Counts can be added."""
 
     tokens: int = 0
     agreed: float = 0.0
-    """Tokens that are the most likely of both; when sampling, the sum of what the two distributions
-    share."""
+    """Tokens that are the most likely of both models; when sampling, the sum of the shared
+    probability of the two distributions."""
     proposed: int = 0
     accepted: int = 0
 
@@ -59,10 +60,10 @@ def loops(tokens: Sequence[int]) -> bool:
 
 
 def rounds(accepts: Sequence[bool], gamma: int) -> tuple[int, int]:
-    """(proposed, accepted) of speculation whose proposal for token i would pass where `accepts[i]`.
+    """(proposed, accepted) of speculation whose proposal for token i is accepted if `accepts[i]`.
 
     A round proposes `gamma` tokens; the accepted ones are those before the first that fails, then
-    the base adds one token of its own. Rounds that would reach past the end are left out.
+    the base adds one token. Rounds that would reach past the end are omitted.
     """
     if gamma < 1:
         raise ValueError(f"A round proposes at least one token; got gamma={gamma}.")
@@ -86,8 +87,8 @@ def compare(
 ) -> Agreement:
     """Agreement along one continuation that the base wrote at `temperature`.
 
-    Logits [n, vocab] are those that predict `tokens` [n]. At temperature 0 a proposal passes where
-    it is the base's token; above, by the standard rule, with `generator` drawing the chances.
+    Logits [n, vocab] are those that predict `tokens` [n]. At temperature 0 a proposal is accepted
+    if it is the base's token; above 0, by the standard rule, with random numbers from `generator`.
     """
     if temperature == 0.0:
         same = draft_logits.argmax(-1) == tokens

@@ -1,7 +1,7 @@
 """The numbers of a model card, written from the model's `evaluation.json`.
 
-Knows the tables and the markers around them in a card; the text outside is written by hand and not
-changed.
+Knows the tables and the markers around them in a card; the text outside the markers is written by
+hand and not changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Report = dict[str, Any]
 
 
 def scores_table(report: Report) -> str:
-    """Bits per byte of every text, with the 13-gram overlap where it was measured."""
+    """Bits per byte of every text, with the 13-gram overlap if it was measured."""
     overlap = report.get("overlap", {})
     columns = "| held out | window 256 | window 1,000 |" + (" 13-gram overlap |" if overlap else "")
     rows = [columns, "|---" * (columns.count("|") - 1) + "|"]
@@ -78,7 +78,7 @@ def pair_table(report: Report) -> str:
 
 
 def cost_table(report: Report) -> str:
-    """What one token costs beside the base's, by threads."""
+    """The cost of one token beside the base's, by threads."""
     first = report["cost"][0]
     rows = ["| threads | draft, µs | base, µs | the base's is |", "|---|---|---|---|"]
     for cost in report["cost"]:
@@ -107,7 +107,7 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
 
 
 def filled(card: str, report: Report) -> str:
-    """`card` with the text between its markers replaced by what `report` says."""
+    """`card` with the text between its markers replaced by the sections for `report`."""
     for name, section in SECTIONS.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in card:
@@ -118,7 +118,7 @@ def filled(card: str, report: Report) -> str:
 
 
 def renew(folder: Path) -> None:
-    """Bring the numbers of the card in `folder` up to its evaluation.json."""
+    """Update the numbers of the card in `folder` from its evaluation.json."""
     report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     card = folder / "README.md"
     card.write_text(filled(card.read_text(encoding="utf-8"), report), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What a model writes after a function signature it never saw, and whether that is Python.
+"""A model's continuations of function signatures it never saw, and whether they are Python.
 
-Knows how signatures are taken from held-out modules and how a continuation that was stopped in
-mid-statement is judged; knows nothing about scores.
+Knows how signatures are taken from held-out modules, and how a continuation that stopped in the
+middle of a statement is judged; knows nothing about scores.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-#: Prompts to the texts that follow them.
+#: Prompts -> the texts that follow them.
 Writer = Callable[[Sequence[str]], list[str]]
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A signature, what was written after it, and whether the whole statements of both parse."""
+    """A signature, its continuation, and whether the whole statements of both parse."""
 
     signature: str
     text: str
@@ -30,7 +30,7 @@ class Continuation:
 def signatures(modules: Iterable[str]) -> list[str]:
     """Every function signature of the held-out `modules`, at the left margin, in source order.
 
-    It ends with its colon; the model writes what follows, the line break included.
+    It ends with its colon; the model writes everything after it, beginning with the line break.
     """
     from minserve.zoo.corpus.source import held_out_path
 
@@ -52,10 +52,10 @@ def signatures(modules: Iterable[str]) -> list[str]:
 
 
 def whole_statements(source: str) -> str | None:
-    """`source` up to its last whole statement, or None when its indentation is broken.
+    """`source` up to its last whole statement, or None if its indentation is broken.
 
-    Whole is a statement whose line is finished; a header such as `if x:` without any body yet is
-    no statement.
+    A statement is whole if its line is finished; a header such as `if x:` without a body is not
+    a statement yet.
     """
     ends: list[tuple[int, bool]] = []  # last line of each logical line, and whether it is a header
     previous = ""
@@ -68,7 +68,7 @@ def whole_statements(source: str) -> str | None:
     except IndentationError:
         return None
     except (tokenize.TokenError, SyntaxError):
-        pass  # the source stops inside brackets or a string: what came before may be whole
+        pass  # the source stops inside brackets or a string; statements before may be whole
     while ends and ends[-1][1]:
         ends.pop()
     if not ends:
@@ -93,7 +93,8 @@ def parses(signature: str, text: str) -> bool:
 def continue_signatures(
     write: Writer, modules: Sequence[str], count: int = 200, seed: int = 0
 ) -> list[Continuation]:
-    """Have `write` continue `count` signatures of `modules`, chosen by `seed`, and judge them."""
+    """Let `write` continue `count` signatures of `modules`, chosen by `seed`, and
+    judge the results."""
     prompts = signatures(modules)
     random.Random(seed).shuffle(prompts)
     chosen = prompts[:count]

@@ -1,8 +1,8 @@
-"""Scores a model directory: bits per byte on unseen source, and whether what it writes parses.
+"""Scores a model directory: bits per byte on unseen source, and whether its continuations parse.
 
-Knows the held-out modules, the windows of the house measure and how continuations are judged;
-transformers computes the scores, the engine writes. A draft is judged with its base (`pair`).
-Knows nothing about training.
+Knows the held-out modules, the windows of our bits-per-byte measure and how continuations are
+judged; transformers computes the scores, the engine generates. A draft is judged with its base
+(`pair`). Knows nothing about training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WINDOWS = (256, 1000)
 
 
 def score_text(model: OpenedModel, text: str, window: int) -> Score:
-    """Score of one text, tokenized as a whole and then cut into windows."""
+    """Score of one text, tokenized as a whole and then split into windows."""
     from minserve.zoo.evaluation.score import score_ids
 
     ids = model.tokenizer.encode(text, add_special_tokens=False).ids
@@ -50,7 +50,7 @@ def score_modules(
 
 
 def total(scores: Iterable[Score]) -> Score:
-    """All the bits over all the bytes."""
+    """The sum of all bits and all bytes."""
     from minserve.zoo.evaluation.score import Score
 
     result = Score(0.0, 0, 0)
@@ -60,8 +60,8 @@ def total(scores: Iterable[Score]) -> Score:
 
 
 def extra_texts(folder: Path, limit: int = 24) -> list[str]:
-    """Up to `limit` Python files under `folder`, chosen by a fixed seed, of ordinary size and
-    not generated: source that this model was not trained on, which the caller has to make sure."""
+    """Up to `limit` Python files under `folder`, chosen by a fixed seed, of ordinary size and not
+    generated. The caller must make sure that this model was not trained on them."""
     from minserve.zoo.corpus.source import clean
 
     paths = sorted(p for p in folder.rglob("*.py") if 1000 < p.stat().st_size < 100_000)
@@ -82,7 +82,8 @@ def extra_texts(folder: Path, limit: int = 24) -> list[str]:
 
 
 def sampled_writer(folder: Path, max_tokens: int = 64, temperature: float = 0.7) -> Writer:
-    """Continues prompts in the engine by sampling from the whole distribution, a seed each."""
+    """Continues prompts in the engine by sampling from the whole distribution, with one
+    seed per prompt."""
 
     def write(prompts: Sequence[str]) -> list[str]:
         from minserve import LLM, EngineConfig, SamplingParams
@@ -100,7 +101,7 @@ def sampled_writer(folder: Path, max_tokens: int = 64, temperature: float = 0.7)
 def evaluate(
     folder: Path, extra: Sequence[Path] = (), signatures_count: int = 200
 ) -> dict[str, Any]:
-    """Every score of a model directory, as a dict that goes to JSON."""
+    """Every score of a model directory, as a dict that can be written as JSON."""
     from minserve.zoo.corpus.source import HEADLINE, HELD_OUT
 
     model = open_model(folder)
@@ -172,7 +173,7 @@ def render_pair(pair: dict[str, Any]) -> str:
 
 
 def default_base(folder: Path) -> Path | None:
-    """The base that a model is judged with where none is named: `zoo/base` for `zoo/draft`."""
+    """The default base that a model is judged with: `zoo/base` for `zoo/draft`."""
     return zoo_path("base") if folder == ZOO / "draft" else None
 
 

@@ -1,4 +1,4 @@
-"""A model directory opened with transformers: the arithmetic that scores are defined by."""
+"""A model directory opened with transformers, whose arithmetic defines the scores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Scores a draft against its base on held-out prompts.
 
-Knows the prompts, the decoding settings and which continuations do not count; what is counted is in
-`agreement`. The engine writes, transformers judges.
+Knows the prompts, the decoding settings and which continuations do not count; the counting is in
+`agreement`. The engine generates, transformers scores.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ TEMPERATURES = (0.0, 0.8)
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How a pair is judged."""
+    """The settings for judging a pair."""
 
     prompts: int = 1000
     prompt_tokens: int = 128
-    """BOS included."""
+    """Tokens of a prompt, including BOS."""
     new_tokens: int = 64
     gamma: int = GAMMA
 
 
 def held_out_prompts(model: OpenedModel, settings: PairSettings) -> list[list[int]]:
-    """Prompts that start evenly spread over all held-out modules, in order, BOS in front."""
+    """Prompts with BOS in front, whose starts are evenly spread over all held-out
+    modules, in order."""
     from minserve.zoo.corpus.source import HELD_OUT, held_out_path
     from minserve.zoo.corpus.tokenizer import END_OF_TEXT_ID
 
@@ -52,7 +53,7 @@ def held_out_prompts(model: OpenedModel, settings: PairSettings) -> list[list[in
 def write_continuations(
     base: Path, prompts: Sequence[Sequence[int]], temperature: float, new_tokens: int
 ) -> list[list[int]]:
-    """What the base writes after each prompt, in float32; it ends at the end-of-text token."""
+    """The base's continuation of each prompt, in float32; it ends at the end-of-text token."""
     from minserve import LLM, EngineConfig, SamplingParams
 
     params = [
@@ -84,7 +85,7 @@ def agreement_along(
         group = range(start, min(start + 16, len(prompts)))
         rows = [[*prompts[i], *continuations[i]] for i in group]
         longest = max(len(row) for row in rows)
-        # Padding lies to the right, where causal attention keeps it out of what is counted.
+        # Padding is on the right, so causal attention keeps it out of every counted position.
         inputs = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         with torch.inference_mode():
             theirs, ours = base.logits_of(inputs), draft.logits_of(inputs)
@@ -129,7 +130,7 @@ def _groups(rows: Sequence[list[int]], size: int = 16) -> list[list[list[int]]]:
 def judge_pair(
     base_folder: Path, draft_folder: Path, settings: PairSettings | None = None
 ) -> dict[str, Any]:
-    """Every figure of a pair, as a dict that goes to JSON."""
+    """Every figure of a pair, as a dict that can be written as JSON."""
     from dataclasses import asdict
 
     from minserve.zoo.evaluation.agreement import loops

@@ -1,4 +1,4 @@
-"""Bits per byte: the one number by which the zoo's models are compared.
+"""Bits per byte: the number by which the zoo's models are compared.
 
 Knows windows, BOS and how bits become bits per byte; knows nothing about where logits come from.
 """
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Token ids [batch, length] to logits [batch, length, vocab].
+#: Token ids [batch, length] -> logits [batch, length, vocab].
 LogitsOf = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Score:
-    """Bits spent on so many bytes and tokens. Scores add up over files."""
+    """Bits spent on a number of bytes and tokens. Scores of several files can be added."""
 
     bits: float
     num_bytes: int
@@ -26,7 +26,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """All the bits over all the bytes."""
+        """Bits divided by bytes."""
         return self.bits / self.num_bytes
 
     def __add__(self, other: Score) -> Score:
@@ -59,7 +59,7 @@ def score_ids(
     for start in range(0, len(windows), rows):
         group = windows[start : start + rows]
         longest = max(len(row) for row in group)
-        # Padding lies to the right: causal attention keeps it out of every counted position.
+        # Padding is on the right, so causal attention keeps it out of every counted position.
         inputs = torch.tensor([[bos, *row[:-1]] + [bos] * (longest - len(row)) for row in group])
         targets = torch.tensor([row + [-100] * (longest - len(row)) for row in group])
         logits = logits_of(inputs).float()

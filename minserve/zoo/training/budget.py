@@ -14,10 +14,10 @@ from minserve.clock import Clock, WallClock
 
 
 class Budget:
-    """How far a run has come, from 0 to 1: by steps, by active minutes, or until a moment.
+    """The progress of a run, from 0 to 1: by steps, by active minutes, or until a deadline.
 
-    Time in which the process was stopped does not count as active, but a deadline stays where it
-    is: progress then jumps forward and the decay still completes.
+    Time in which the process was stopped does not count as active. A deadline does not move:
+    progress then jumps forward and the decay still completes.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Budget:
         return elapsed_s if elapsed_s < 4.0 * usual else usual
 
     def remaining_s(self, active_s: float) -> float:
-        """Seconds until the first of the ends in time."""
+        """Seconds until the first of the time limits."""
         ends = [math.inf]
         if self.minutes is not None:
             ends.append(self.minutes * 60.0 - active_s)
@@ -50,7 +50,7 @@ class Budget:
         return min(ends)
 
     def progress(self, step: int, active_s: float) -> float:
-        """From 0 to 1."""
+        """Progress from 0 to 1."""
         if self.steps is not None:
             return step / self.steps
         remaining = self.remaining_s(active_s)

@@ -1,7 +1,7 @@
-"""Trains `zoo/draft`: first on text, then to give the probabilities that `zoo/base` gives.
+"""Trains `zoo/draft`: first on text, then to match the probabilities of `zoo/base`.
 
-Knows the draft's shape, when training by the teacher begins and on which text: the corpus, and what
-the teacher itself wrote. The loop, the optimizers and the checkpoint are those of `train`.
+Knows the draft's shape, when training by the teacher begins and on which text: the corpus, and text
+that the teacher wrote. The loop, the optimizers and the checkpoint are those of `train`.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from minserve.zoo.training.net import NetConfig, rotary_table
 from minserve.zoo.training.taught import TaughtBatches
 from minserve.zoo.training.trainer import TrainConfig, Trainer
 
-#: Two layers, the fewest that can copy what came before. Most of the forward pass is the head.
+#: Two layers, the fewest that can copy earlier text. Most of the forward pass is the head.
 DRAFT = NetConfig(hidden_size=128, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=384)
 
 
 @dataclass(frozen=True)
 class DistilConfig(TrainConfig):
-    """What decides a distillation, except how long it may take."""
+    """Everything that decides a distillation, except how long it may take."""
 
     net: NetConfig = field(default_factory=lambda: DRAFT)
-    teach_from: float = 0.35  # progress at which the teacher comes in; text alone is cheaper
-    own_share: float = 0.75  # share of the windows, from then on, that the teacher wrote
+    teach_from: float = 0.35  # progress at which the teacher is first used; text alone is cheaper
+    own_share: float = 0.75  # after that, share of the windows that the teacher wrote
     own_parts: int = 35  # files of 256 continuations each
-    replays: int = 3  # batches learnt from again for each that the teacher is asked about
+    replays: int = 3  # batches used again for each batch computed by the teacher
     hard_share: float = 0.10  # weight of the text's own next token beside the teacher's
 
 
 class Distiller(Trainer):
-    """A trainer whose targets are, from `teach_from` on, a teacher's probabilities."""
+    """A trainer whose targets, from `teach_from` on, are a teacher's probabilities."""
 
     def __init__(
         self, config: DistilConfig, sampler: Sampler, teacher_folder: Path, run_folder: Path
@@ -61,7 +61,7 @@ class Distiller(Trainer):
         self._teacher_head = torch.empty(0)
 
     def begin_teaching(self) -> None:
-        """Load the teacher, and its own text, which it writes now unless it is there."""
+        """Load the teacher and the text it wrote; if there is none yet, it writes it now."""
         own = prepare_own_text(
             self.teacher_folder, self.sampler.streams, self.run_folder, self.distil_config.own_parts
         )
@@ -84,7 +84,7 @@ class Distiller(Trainer):
         return hidden
 
     def shares(self, progress: float) -> Mapping[str, float]:
-        """As for the base, and from `teach_from` on with a share of own text."""
+        """As for the base; from `teach_from` on, with a share of the teacher's text."""
         text = super().shares(progress)
         if progress < self.distil_config.teach_from:
             return text
@@ -92,7 +92,7 @@ class Distiller(Trainer):
         return {name: (1.0 - own) * share for name, share in text.items()} | {"own": own}
 
     def batch(self, progress: float) -> tuple[Tensor, ...]:
-        """Text alone, or text and the teacher's hidden states: new ones, or old ones again."""
+        """Text alone, or text and the teacher's hidden states: newly computed, or used again."""
         config = self.distil_config
         if progress < config.teach_from:
             return super().batch(progress)
@@ -107,7 +107,7 @@ class Distiller(Trainer):
         return self.taught.keep(self.step_count, (inputs, targets, self.teacher_hidden(inputs)))
 
     def loss(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
-        """Cross-entropy under the text, or under teacher and text."""
+        """Cross-entropy with the text, or with teacher and text."""
         if not more:
             return super().loss(inputs, targets)
         cos, sin = rotary_table(self.config.net, inputs.shape[1])
@@ -121,8 +121,8 @@ class Distiller(Trainer):
         )
 
     def score(self, model_folder: Path) -> dict[str, float]:
-        """Bits per byte and, once the teacher is used, how often both have the same most likely
-        token."""
+        """Bits per byte and, once the teacher is used, how often both have the same
+        most likely token."""
         scores = super().score(model_folder)
         if self._teacher is not None:
             scores["held_out_agreement"] = round(self._text_agreement(model_folder), 4)

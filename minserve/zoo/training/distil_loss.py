@@ -1,7 +1,7 @@
 """Cross-entropy of a student's distribution under its teacher's, over tied heads.
 
-Knows hidden states and heads of both; knows nothing about networks, optimizers or data.
-Hinton et al., 2015: arxiv.org/abs/1503.02531
+Knows hidden states and heads of both; knows nothing about networks, optimizers or data. Hinton et
+al., 2015: arxiv.org/abs/1503.02531
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 class _DistilLoss(torch.autograd.Function):
-    """Gradients computed in the forward pass, chunk by chunk, as in `net.head_loss`: a whole
-    batch's logits of two models would be 32 KB a row."""
+    """Gradients computed in the forward pass, chunk by chunk, as in `net.head_loss`: the logits of
+    two models for a whole batch would be 32 KB per row."""
 
     @staticmethod
     def forward(

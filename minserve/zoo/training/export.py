@@ -1,7 +1,7 @@
 """Writes a trained network as a complete Hugging Face directory, and reads it back.
 
-Knows the file names and configuration fields that transformers reads; knows nothing about how
-the weights came to be.
+Knows the file names and configuration fields that transformers reads; knows nothing about how the
+weights were trained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from minserve.zoo.training.net import Net, NetConfig
 
 
 def hf_config(config: NetConfig) -> dict[str, Any]:
-    """`config.json` of a Llama of this shape, the rotary base in its old and its new place."""
+    """`config.json` of a Llama of this shape, with the rotary base under its old
+    and its new key."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -80,7 +81,8 @@ def load_net(folder: Path) -> Net:
 
 
 def export(net: Net, tokenizer_folder: Path, folder: Path, curve: list[dict[str, Any]]) -> None:
-    """Write `net` in bf16 with its tokenizer and its training curve. Each file appears whole."""
+    """Write `net` in bf16 with its tokenizer and its training curve. Each file appears
+    completely or not at all."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,10 +25,11 @@ def run(
     score_every_s: float = 900.0,
     log_every: int = 20,
 ) -> None:
-    """Train until the budget is spent, resuming from the checkpoint in `run_folder` if any.
+    """Train until the budget is spent, resuming from the checkpoint in `run_folder`
+    if there is one.
 
-    The state in which the decay began is kept as `before_decay.pt`: to train longer, continue from
-    there (copy it over `checkpoint.pt`), not from the end, where the rate is zero.
+    The state at the beginning of the decay is kept as `before_decay.pt`: to train longer, continue
+    from there (copy it over `checkpoint.pt`), not from the end, where the rate is zero.
     """
     checkpoint = run_folder / "checkpoint.pt"
     run_folder.mkdir(parents=True, exist_ok=True)

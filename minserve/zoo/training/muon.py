@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A quintic whose iterates push every singular value into about 0.7 to 1.2, quickly.
+# A quintic whose iterates quickly move every singular value to between about 0.7 and 1.2.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(stack: Tensor, steps: int = 4) -> Tensor:
-    """The nearest (semi-)orthogonal matrix of each in `stack` [n, rows, columns], about."""
+    """Approximately the nearest (semi-)orthogonal matrix of each matrix in `stack`
+    [n, rows, columns]."""
     a, b, c = _QUINTIC
     tall = stack.shape[1] > stack.shape[2]
     x = stack.mT if tall else stack
@@ -31,7 +32,7 @@ def orthogonalise(stack: Tensor, steps: int = 4) -> Tensor:
 
 
 class Muon:
-    """Steps matrices by their orthogonalised Nesterov momentum.
+    """Updates matrices by their orthogonalised Nesterov momentum.
 
     `groups`: lists of (parameter, rows of each block). A parameter that holds several logical
     matrices stacked by rows (query, key, value) is orthogonalised block by block.
@@ -50,7 +51,8 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update from the parameters' gradients. Blocks of equal shape go together."""
+        """One update from the parameters' gradients. Blocks of equal shape are
+        processed together."""
         by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for (param, rows), buffer in zip(self.params, self.buffers, strict=True):
             grad = param.grad
@@ -73,6 +75,6 @@ class Muon:
         return {"buffers": self.buffers}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Take the momentum over from `state_dict`."""
+        """Load the momentum from a `state_dict`."""
         for buffer, saved in zip(self.buffers, state["buffers"], strict=True):
             buffer.copy_(saved)

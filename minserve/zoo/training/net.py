@@ -52,13 +52,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x` over its root mean square along the last dimension, times `weight`."""
+    """`x` divided by its root mean square along the last dimension, times `weight`."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
 class Block(nn.Module):
-    """One decoder layer. Query, key and value share a matrix, and so do gate and up: fewer,
-    larger products; `Net.hf_state_dict` takes them apart again."""
+    """One decoder layer. Query, key and value share a matrix, and so do gate and up: fewer, larger
+    products; `Net.hf_state_dict` separates them again."""
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class Block(nn.Module):
         return x + F.linear(F.silu(gate) * up, self.down)
 
     def _expand(self, kv: Tensor) -> Tensor:
-        """[batch, length, kv_heads, d] to [batch, heads, length, d]: consecutive query heads
-        share a KV head. Written out, because `enable_gqa` is slower on a CPU."""
+        """[batch, length, kv_heads, d] -> [batch, heads, length, d]: consecutive query heads share
+        a KV head. Written out, because `enable_gqa` is slower on a CPU."""
         c = self.config
         repeats = c.num_heads // c.num_kv_heads
         batch, length, heads, d = kv.shape
@@ -150,16 +150,16 @@ class Net(nn.Module):
 
     @torch.no_grad()
     def load_hf_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights over from `hf_state_dict`, in whatever number format they are."""
+        """Load the weights of an `hf_state_dict`, in any number format."""
         for name, ours in self.hf_state_dict().items():
             ours.copy_(state[name])  # slices of the parameters: writing to them sets these
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy over a tied head, gradients computed in the forward pass.
+    """Mean cross-entropy over a tied head; gradients are computed in the forward pass.
 
-    Logits of a batch would be 16 KB a row; in chunks they stay in the cache, and the softmax
-    overwrites them, so nothing of that size is ever written to memory twice.
+    Logits of a batch would be 16 KB per row. In chunks they stay in the cache, and the softmax
+    overwrites them, so that nothing of that size is ever written to memory twice.
     """
 
     @staticmethod

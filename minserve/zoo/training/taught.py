@@ -1,4 +1,4 @@
-"""A teacher's hidden states over windows, kept on disk to be learnt from again.
+"""A teacher's hidden states over windows, kept on disk to be used again.
 
 A small student needs to see a window several times, and a pass of the teacher takes longer than the
 student's own step. Knows batches, steps and files; knows nothing about networks.
@@ -19,8 +19,8 @@ Taught = tuple[Tensor, Tensor, Tensor]
 class TaughtBatches:
     """Batches by the step at which they were made.
 
-    What is drawn at a step depends on that step's number and on the batches of earlier steps
-    alone, so that a resumed run draws what an uninterrupted one would have.
+    The batch drawn at a step depends only on that step's number and on the batches of earlier
+    steps, so that a resumed run draws the same batches as an uninterrupted one.
     """
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
@@ -50,7 +50,7 @@ class TaughtBatches:
         return inputs, targets, hidden.half().float()
 
     def draw(self, step: int, length: int) -> Taught | None:
-        """A batch made before `step`, of windows of `length`; None when there is none."""
+        """A batch made before `step`, with windows of `length`; None if there is none."""
         earlier = sorted(made for made in self._steps.get(length, ()) if made < step)
         if not earlier:
             return None

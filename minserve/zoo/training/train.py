@@ -1,6 +1,6 @@
 """Trains `zoo/base` on Python source.
 
-Knows the command; `trainer` has the state of a run, `loop` its course and `data` its text.
+This file has the command; `trainer` has the state of a run, `loop` its course and `data` its text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state of a training run, and one step of it: net, optimizers, schedule, checkpoint.
 
 Knows how a batch becomes an update and how everything is saved; knows nothing about how long a run
-lasts (`budget`, `loop`), where the source comes from (`data`, `corpus`), how matrices are stepped
+lasts (`budget`, `loop`), where the source comes from (`data`, `corpus`), how matrices are updated
 (`muon`) or how files are named for Hugging Face (`export`).
 """
 
@@ -78,19 +78,20 @@ class Trainer:
         return warm * max(0.0, min(1.0, (1.0 - progress) / (1.0 - self.config.decay_from)))
 
     def shares(self, progress: float) -> Mapping[str, float]:
-        """The share of the windows that each stream gives at `progress`."""
+        """The share of the windows from each stream at `progress`."""
         return DECAY_SHARES if progress >= self.config.decay_from else SHARES
 
     def batch(self, progress: float) -> tuple[Tensor, ...]:
-        """What the next step learns from: inputs and targets [rows, length], and what else `loss`
-        takes, row by row."""
+        """The input of the next step: inputs and targets [rows, length], and any further arguments
+        of `loss`, row by row."""
         config = self.config
         length = config.long_length if progress >= config.long_from else config.short_length
         shares = self.shares(progress)
         return self.sampler.batch(config.tokens_per_step // length, length, shares)
 
     def loss(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> Tensor:
-        """What a step minimises, the mean over `targets`, in nats; `more` is from `batch`."""
+        """The quantity that a step minimises: the mean over `targets`, in nats; `more`
+        comes from `batch`."""
         cos, sin = rotary_table(self.config.net, inputs.shape[1])
         hidden = self.trunk(inputs, cos, sin)
         return head_loss(hidden.flatten(0, 1), self.net.embed, targets.flatten())
@@ -101,7 +102,7 @@ class Trainer:
         return {"held_out_bits_per_byte": round(bits, 4)}
 
     def step(self, progress: float) -> tuple[float, Tensor]:
-        """One update at `progress`. Returns the loss in nats and the targets it was taken on."""
+        """One update at `progress`. Returns the loss in nats and the targets it was computed on."""
         config = self.config
         batch = self.batch(progress)
         inputs, targets = batch[:2]
@@ -125,7 +126,7 @@ class Trainer:
         return total, targets
 
     def save(self, path: Path) -> None:
-        """Write the whole state; a kill at any moment leaves the old file or the new one."""
+        """Write the whole state; a kill at any time leaves the old file or the new one."""
         state = {
             "config": asdict(self.config),
             "net": self.net.state_dict(),
@@ -145,7 +146,7 @@ class Trainer:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Continue from what `save` wrote."""
+        """Continue from a state written by `save`."""
         state = torch.load(path, weights_only=True)
         if state["config"]["net"] != asdict(self.config.net):
             raise ValueError(

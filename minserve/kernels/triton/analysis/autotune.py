@@ -1,9 +1,9 @@
-"""Which tiles attention is fastest with on this device: tried once, kept on disk.
+"""Finds the tiles with which attention is fastest on this device: tried once, kept on disk.
 
 Candidates are compiled, those that spill or do not fit are dropped, and the others are timed on one
 decode and one prefill. Separate from the kernels, which stay plain functions that the interpreter
-runs. The result is valid for one device, one version of Triton and one source text of the kernels;
-when one of them changes, it is searched again. Results of different tiles differ by rounding only.
+can run. A result is valid for one device, one version of Triton and one source text of the kernels;
+if one of them changes, the search runs again. Results of different tiles differ only by rounding.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from minserve.spec import ModelSpec
 
 VERSION = 1
 MOST = 64
-"""Programs of a multiprocessor at once: more than any GPU has room for."""
+"""Programs of a multiprocessor at once: more than any GPU can run."""
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
-"""The most that one program may have, by capability times ten (CUDA C programming guide)."""
+"""The most that one program may use, by capability times ten (CUDA C programming guide)."""
 
 Timer = Callable[[Callable[[], object]], float]
 """Seconds that a call takes."""
@@ -58,7 +58,8 @@ class Workload:
 
 
 def cuda_timer(call: Callable[[], object], rounds: int = 20) -> float:
-    """The median of some calls, between CUDA events; the first compiles and is not counted."""
+    """The median of several calls, between CUDA events; the first call compiles and is not
+    counted."""
     call()
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
     for start, stop in marks:
@@ -71,7 +72,7 @@ def cuda_timer(call: Callable[[], object], rounds: int = 20) -> float:
 
 
 def ragged_candidates(heads: Heads) -> Iterator[Tile]:
-    """The default, and what else is worth a try."""
+    """The default, and other tiles worth trying."""
     default = default_ragged(heads)
     yield default
     for rows, keys, warps, stages in itertools.product(
@@ -83,7 +84,7 @@ def ragged_candidates(heads: Heads) -> Iterator[Tile]:
 
 
 def split_candidates(heads: Heads, capability: int) -> Iterator[Tile]:
-    """The default, and what else is worth a try; how many run at once is not known yet."""
+    """The default, and other tiles worth trying; how many programs run at once is not known yet."""
     default = default_split(heads, capability)
     yield default
     for keys, warps, stages in itertools.product((16, 32, 64, 128), (2, 4, 8), (2, 3, 4)):
@@ -100,9 +101,9 @@ def tune(
     compiler: Compiler = compile_for,
     workload: Workload | None = None,
 ) -> Tuning:
-    """The fastest tiles for these heads: from disk where they are known, else by timing.
+    """The fastest tiles for these heads: from disk if they are known, otherwise by timing.
 
-    A directory that cannot be written costs only the repetition.
+    If the directory cannot be written, the search is repeated the next time.
     """
     path = cache_path(heads, num_kv_heads, dtype, device)
     capability = capability_of(device)
@@ -129,7 +130,8 @@ def tune(
 
 
 def head_shapes(spec: ModelSpec, dtype: torch.dtype) -> dict[Heads, int]:
-    """Every shape of heads in a model, and how many KV heads the first layer of it has."""
+    """Every shape of heads in a model -> the number of KV heads of the first layer
+    with that shape."""
     found: dict[Heads, int] = {}
     for mixer in dict.fromkeys(layer.mixer for layer in spec.layers):
         dim = max(16, triton.next_power_of_2(mixer.head_dim))
@@ -139,7 +141,7 @@ def head_shapes(spec: ModelSpec, dtype: torch.dtype) -> dict[Heads, int]:
 
 
 def is_tuned(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> bool:
-    """True if `tune_model` would find everything on disk, and so take no time."""
+    """True if `tune_model` would find everything on disk, so that it takes no time."""
     shapes = head_shapes(spec, dtype).items()
     capability = capability_of(device)
     return all(
@@ -164,7 +166,7 @@ def tune_model(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Tun
 
 
 def _resident(heads: Heads, capability: int, compiler: Compiler) -> Iterator[Tile]:
-    """Split candidates that fit, with how many of their programs run at once."""
+    """Split candidates that fit, with the number of their programs that run at once."""
     for tile in split_candidates(heads, capability):
         needed = _fits(compiler, split_variant(heads, tile), capability)
         if needed is not None:
@@ -175,8 +177,8 @@ def _resident(heads: Heads, capability: int, compiler: Compiler) -> Iterator[Til
 
 
 def _fits(compiler: Compiler, variant: Variant, capability: int) -> Resources | None:
-    """The resources it needs, if nothing spills and the device has that much shared memory; else
-    None."""
+    """The resources of a variant, if nothing spills and the device has that much shared
+    memory; else None."""
     try:
         needed = compiler(variant, capability)
     except RuntimeError:  # Triton's compiler fails for some tiles.
@@ -256,7 +258,7 @@ class _Kept:
 
 
 def _read(path: Path, heads: Heads, capability: int) -> tuple[Tile, Tile] | None:
-    """Ragged and split tile; None where there is no file, or one that cannot be used."""
+    """Ragged and split tile; None if there is no file, or one that cannot be used."""
 
     def tiles(data: Any) -> tuple[Tile, Tile]:
         if not isinstance(data, dict) or data.get("version") != VERSION:

@@ -1,8 +1,9 @@
-"""What the kernels compile to, on a machine without a GPU: registers, stack, shared memory.
+"""The resources of compiled kernels (registers, stack, shared memory), found without a GPU.
 
-Triton compiles for any target, and its wheel brings NVIDIA's `cuobjdump`. Registers decide how many
-programs share a multiprocessor, and a stack means that values spill to memory: both are budgets,
-kept beside the tests. `python -m minserve.kernels.triton.analysis.resources` prints them.
+Triton compiles for any target, and its wheel includes NVIDIA's `cuobjdump`. Registers decide
+how many programs share a multiprocessor, and a stack means that values spill to memory: there
+is a budget for both, stored with the tests. `python -m
+minserve.kernels.triton.analysis.resources` prints them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Variant:
     name: str
     kernel: Any
     pointers: Mapping[str, str]
-    """Pointer argument -> what it points to."""
+    """Pointer argument -> the type it points to."""
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 2
@@ -50,19 +51,19 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one program of a compiled kernel needs."""
+    """The resources of one program of a compiled kernel."""
 
     registers: int
     """Per thread, at most 255."""
     stack_bytes: int
-    """Per thread: spilled registers."""
+    """Bytes per thread, for spilled registers."""
     shared_bytes: int
 
 
 def compile_for(variant: Variant, capability: int) -> Resources:
-    """Compile a kernel for compute capability `capability / 10` and read what it needs.
+    """Compile a kernel for compute capability `capability / 10` and read its resources.
 
-    Raises RuntimeError where the tools of Triton's wheel are missing.
+    Raises RuntimeError if the tools of Triton's wheel are missing.
     """
     names = variant.kernel.arg_names
     signature, attributes = {}, {}
@@ -73,7 +74,7 @@ def compile_for(variant: Variant, capability: int) -> Resources:
             signature[name] = "*" + variant.pointers[name]
         else:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
-        # As in a real launch: aligned pointers, strides and sizes that 16 divides.
+        # As in a real launch: aligned pointers, and strides and sizes divisible by 16.
         if name in variant.pointers or name.endswith(("_stride", "_dim", "_size")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(
@@ -171,8 +172,8 @@ def _split(head_dim: int, itemsize: int = 2) -> Variant:
 
 
 def variants() -> list[Variant]:
-    """Every kernel at the shapes of an 8B model in bfloat16; attention at several head sizes, and
-    in float32 what is nearest to spilling and what `occupancy` has in its table."""
+    """Every kernel at the shapes of an 8B model in bfloat16; attention at several head sizes; and
+    in float32 the variants nearest to spilling and those in the table of `occupancy`."""
     gated = {"gate_up": _HALF, "out": _HALF}
     joined = {"parts": "fp32", "part_lse": "fp32", "out": _HALF, "lse": "fp32"}
     return [

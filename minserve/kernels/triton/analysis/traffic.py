@@ -1,12 +1,12 @@
 """The bytes a Triton kernel moves, counted without a GPU, in Triton's interpreter.
 
-Two counts. *Requested* bytes are those of every lane that is not masked off: what the kernel asks
-the first cache for. *Memory* bytes are the 32-byte sectors a launch touches, each once per tensor
-and direction: what memory moves if the caches keep everything that a launch reads again, such as
-the weight of a norm. No data are assumed to stay in a cache between two launches.
+Two counts. *Requested* bytes are those of every unmasked lane: the kernel's requests to the first
+cache. *Memory* bytes are the 32-byte sectors a launch touches, each once per tensor and direction:
+the traffic of memory if the caches keep everything that a launch reads again, such as the weight of
+a norm. No data are assumed to stay in a cache between two launches.
 
-`TRITON_INTERPRET=1` must be set before Triton is imported; `python -m minserve.kernels.triton.
-traffic` sees to that and prints every kernel's count at a small shape.
+`TRITON_INTERPRET=1` must be set before Triton is imported; `python -m
+minserve.kernels.triton.analysis.traffic` sets it and prints every kernel's count at a small shape.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SECTOR_BYTES = 32
 
 @dataclass(frozen=True)
 class TensorTraffic:
-    """What one launch did to one tensor."""
+    """The bytes that one launch moved for one tensor."""
 
     requested: Bytes
     memory: Bytes
@@ -50,16 +50,16 @@ class Launch:
     kernel: str
     programs: int
     tensors: Mapping[str, TensorTraffic]
-    """By argument; arguments that share storage are one, "k, v"."""
+    """By argument; arguments that share storage are one entry, "k, v"."""
 
     @property
     def requested(self) -> Bytes:
-        """Of all tensors."""
+        """Requested bytes of all tensors."""
         return _sum(each.requested for each in self.tensors.values())
 
     @property
     def memory(self) -> Bytes:
-        """Of all tensors."""
+        """Memory bytes of all tensors."""
         return _sum(each.memory for each in self.tensors.values())
 
 
@@ -78,17 +78,17 @@ class Traffic:
 
     @property
     def requested(self) -> Bytes:
-        """Of all launches."""
+        """Requested bytes of all launches."""
         return _sum(launch.requested for launch in self.launches)
 
     @property
     def memory(self) -> Bytes:
-        """Of all launches."""
+        """Memory bytes of all launches."""
         return _sum(launch.memory for launch in self.launches)
 
 
 class _Watcher:
-    """Sees one launch: sorts each access to the argument whose storage it falls into."""
+    """Observes one launch: assigns each access to the argument whose storage contains it."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         spans: dict[tuple[int, int], list[str]] = {}
@@ -105,7 +105,8 @@ class _Watcher:
         self._sectors: list[list[np.ndarray]] = [[], []]
 
     def saw(self, pointers: Any, mask: Any, written: bool) -> None:
-        """One access of one program. Raises IndexError for an address outside all arguments."""
+        """Record one access of one program. Raises IndexError for an address outside all
+        arguments."""
         addresses = pointers.data[np.broadcast_to(mask, pointers.data.shape)].ravel()
         if not addresses.size:
             return
@@ -146,7 +147,7 @@ class _Watcher:
 def watch() -> Iterator[Traffic]:
     """Count the kernels that are launched inside the block. Not for two threads at once.
 
-    Raises RuntimeError where kernels are compiled instead of interpreted.
+    Raises RuntimeError if kernels are compiled instead of interpreted.
     """
     if not interpreter_runs():
         raise RuntimeError(
@@ -161,7 +162,8 @@ def watch() -> Iterator[Traffic]:
     real = {name: getattr(builder, name) for name in methods}
     launch = executor.__call__
 
-    # Unmasked loads and stores, block pointers and descriptors all end in the masked ones.
+    # Unmasked loads and stores, block pointers and descriptors are all implemented by
+    # the masked ones.
     def load(ptrs: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         current[-1].saw(ptrs, mask.data, False)
         return real["create_masked_load"](ptrs, mask, *rest, **named)
