@@ -18,10 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from minserve.build import build_engine, check_engine_arguments
+from minserve.build import build_engine, check_engine_arguments, check_predictor
 from minserve.clock import Clock
 from minserve.config import EngineConfig, Facts, ResolvedConfig
-from minserve.engine.parts import EngineParts
 from minserve.engine.pins import PinnedPrefix, check_pinned
 from minserve.engine.recovery import EngineError
 from minserve.frontend.arguments import check_params, check_process, check_seconds
@@ -72,9 +71,7 @@ class AsyncLLM:
         self._loaded: LoadedModel = load_model(
             model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
         )
-        self._engine = build_engine(
-            self._loaded, clock, EngineParts(predictor=predictor and predictor(self._loaded))
-        )
+        self._engine = build_engine(self._loaded, clock, check_predictor(predictor, self._loaded))
         self._names = itertools.count()
         self._process = os.getpid()
         self._worker: ThreadPoolExecutor | None = None

@@ -33,6 +33,7 @@ from minserve.models import (
     Decoder,
 )
 from minserve.process.openmp import release_team
+from minserve.scheduling import LengthPredictor
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, TraceHeader
 from minserve.virtual.costs import StepCost
@@ -58,6 +59,30 @@ def check_engine_arguments(config: object, clock: object, predictor: object) -> 
     return config or EngineConfig()
 
 
+def check_predictor(
+    maker: Callable[[LoadedModel], LengthPredictor] | None, loaded: LoadedModel
+) -> EngineParts:
+    """The parts of an engine with what `maker` makes of the loaded model. Raises ConfigError."""
+    if maker is None:
+        return CONFIGURED
+    predictor = maker(loaded)
+    if predictor is None:
+        raise ConfigError(
+            f"predictor={shorten(maker)} made None: expected an object with a method "
+            "predict(request)"
+        )
+    return EngineParts(predictor=predictor)
+
+
+def check_parts(parts: object) -> None:
+    """Raise ConfigError for anything but EngineParts."""
+    if not isinstance(parts, EngineParts):
+        raise ConfigError(
+            f"parts={shorten(parts)}: expected EngineParts(...), with an object of your own for "
+            "each part that is to be replaced"
+        )
+
+
 def build_engine(
     loaded: LoadedModel,
     clock: Clock | None = None,
@@ -71,8 +96,9 @@ def build_engine(
     of its own, which sees every pass. Raises ConfigError for combinations that can be refused only
     when the parts of the engine are known, such as a predictor that is never called.
     """
+    check_parts(parts)
     config = loaded.config
-    clock = clock or WallClock()
+    clock = WallClock() if clock is None else clock
     kernels = config.config.kernels
     own_ops = ops is not None
     if ops is None:
@@ -122,12 +148,13 @@ def build_virtual_engine(
     The pool is `memory.kv_bytes`, or the part of the modelled GPU's memory that the weights leave
     free. Pages that are swapped or offloaded take the time of `host_link`.
     """
+    check_parts(parts)
     resolved = resolve_virtual(spec, config, cost, parts)
     clock = VirtualClock()
     num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
     bandwidth = getattr(cost.device, "memory_bytes_per_s", None)
-    link = host_link or getattr(cost, "link", None) or HostLink()
-    store = VirtualStore(resolved.block_bytes, clock, link, bandwidth)
+    link = getattr(cost, "link", None) if host_link is None else host_link
+    store = VirtualStore(resolved.block_bytes, clock, link or HostLink(), bandwidth)
     memory = build_manager(resolved, _usable_blocks(resolved, num_blocks), clock, store)
     runner = VirtualRunner(spec, resolved.itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)

@@ -16,11 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
-from minserve.build import build_engine, check_engine_arguments, new_trace
+from minserve.build import build_engine, check_engine_arguments, check_predictor, new_trace
 from minserve.clock import Clock
 from minserve.config import EngineConfig, Facts, ResolvedConfig
 from minserve.engine import Engine
-from minserve.engine.parts import EngineParts
 from minserve.engine.pins import PinnedPrefix, check_pinned
 from minserve.frontend.arguments import (
     Errors,
@@ -67,9 +66,7 @@ class LLM:
         self._loaded = load_model(
             model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
         )
-        engine = build_engine(
-            self._loaded, clock, EngineParts(predictor=predictor and predictor(self._loaded))
-        )
+        engine = build_engine(self._loaded, clock, check_predictor(predictor, self._loaded))
         self._share = EngineShare(engine, lambda: new_trace(self._loaded.name, engine.config))
         self._names = map("request-{}".format, itertools.count())
         self._process = os.getpid()

@@ -13,7 +13,8 @@ from minserve.scheduling import BatchingPolicy, LengthPredictor, Policies, Queue
 class EngineParts:
     """Objects that replace the ones named in the configuration; None: use the configuration's own.
 
-    A new part is a field here, and is read in the code that builds the engine.
+    A part belongs to one engine: it may keep state of that engine's requests. A new part is a field
+    here, and is read in the code that builds the engine.
     """
 
     policy: BatchingPolicy | None = None

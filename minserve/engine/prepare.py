@@ -47,7 +47,9 @@ def batch_builder(
     """The builder of an engine's batches: `builder`, or one that fills in tensors; with padding if
     the configuration asks for it."""
     model = config.model
-    built = builder or BatchBuilder(memory, len(model.cache_groups()), model.eos_token_ids)
+    built = builder
+    if built is None:
+        built = BatchBuilder(memory, len(model.cache_groups()), model.eos_token_ids)
     if config.padding == "none":
         return built
     # Padding rows write to one extra page after the pool's own pages; the cache has it if padding

@@ -29,7 +29,7 @@ def build_manager(
     Raises ConfigError if the directory for the disk tier can no longer be written.
     """
     memory = config.config.memory
-    store = store or NoStore()
+    store = NoStore() if store is None else store
     index: PrefixIndex | None = None
     if memory.prefix_cache != "off":
         index = INDEXES[memory.prefix_cache]()

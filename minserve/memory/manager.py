@@ -54,11 +54,11 @@ class KVManager:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks)
         self.host = host
-        self.costs = costs or ResumeCosts()
+        self.costs = ResumeCosts() if costs is None else costs
         self._tables = BlockTables(self.pool, block_size, max_num_seqs, blocks_per_request)
         self._reservation = reservation
-        self._store = store or NoStore()
-        self._clock = clock or WallClock()
+        self._store = NoStore() if store is None else store
+        self._clock = WallClock() if clock is None else clock
         self._events = MemoryEvents()
         self.prefix = (
             PrefixCache(self.pool, index, host, self.costs, self._clock, self._events)

@@ -31,6 +31,13 @@ def checked_length(predictor: object, request: Request, length: object) -> float
     return float(length)
 
 
+def checked_flag(policy: object, method: str, answer: object) -> bool:
+    """A policy's yes or no. Raises HookError."""
+    if isinstance(answer, bool) or type(answer).__name__ == "bool":  # numpy's, too
+        return bool(answer)
+    raise _refusal(policy, method, None, answer, "True or False")
+
+
 def checked_count(policy: object, method: str, count: object) -> int:
     """A policy's number of tokens or places, 0 or more. Raises HookError."""
     if type(count) is int and count >= 0:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from minserve.config import ResolvedConfig
 from minserve.memory import KVManager
 from minserve.request import Request, Status
-from minserve.scheduling.answers import checked_count
+from minserve.scheduling.answers import checked_count, checked_flag
 from minserve.scheduling.plan import StepPlan
 from minserve.scheduling.policies.batching import AdmissionError, BatchingPolicy
 from minserve.scheduling.policies.chosen import Policies
@@ -256,7 +256,10 @@ class Scheduler(Preemption):
             self.culprit = request
             found = self._memory.computed_tokens(request)
             count = self._chunk(request, request.num_tokens - found, budget)
-            if not count or not self._policy.admits(self._admission_view()):
+            if not count:
+                return False
+            answer = self._policy.admits(self._admission_view())
+            if not checked_flag(self._policy, "admits", answer):
                 return False
             if not self._memory.fits(request, num_tokens=found + count):
                 raise AdmissionError(

@@ -14,7 +14,7 @@ from minserve.config import resolve
 from minserve.config.rules.memory import disk_refused, pin_refused, pool_refused
 
 ALLOWED = {
-    "minserve/build.py: check_engine_arguments": "arguments that are no EngineConfig and no Clock",
+    "minserve/build.py: check_": "arguments that are no EngineConfig, Clock, parts or predictor",
     "minserve/engine/parts.py: __post_init__": "objects that are no policy, order or predictor",
     "minserve/bench/": "the command line of a benchmark, which is no configuration",
 }

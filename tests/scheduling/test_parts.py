@@ -10,8 +10,10 @@ from minserve.config import ConfigError, EngineConfig, describe
 from minserve.config.rules.scheduling import NAMED_ORDERS
 from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
+from minserve.request import SamplingParams
 from minserve.scheduling import (
     ContinuousBatching,
+    HookError,
     LengthOracle,
     LongestPrefixFirst,
     PriorityFirst,
@@ -76,6 +78,42 @@ def test_the_rules_know_the_named_orders_as_they_are(name):
 def test_a_part_that_cannot_work_is_refused_in_a_sentence(parts, values, message):
     with pytest.raises(ConfigError, match=message):
         build(EngineParts(**parts), **values)
+
+
+@pytest.mark.parametrize("parts", [None, "x", EngineParts, ContinuousBatching()])
+def test_parts_are_engine_parts(parts):
+    with pytest.raises(ConfigError, match=r"parts=.*: expected EngineParts\(...\)"):
+        build(parts)
+
+
+class Empty(QueuePolicy):
+    """False as long as it holds nothing of its own; the last to come is first."""
+
+    def __len__(self):
+        return 0
+
+    def rank(self, entry):
+        return -entry.arrival_number
+
+
+def test_a_part_that_is_false_is_used_all_the_same():
+    engine = build(EngineParts(order=Empty()), scheduling__max_num_seqs=1)
+    for number in range(3):
+        engine.add(f"{number}", [3] * 8, SamplingParams(max_tokens=2, ignore_eos=True))
+    while engine.has_work:
+        engine.step()
+    assert [record.request_id for record in engine.trace.requests] == ["2", "1", "0"]
+
+
+def test_an_admission_that_is_neither_yes_nor_no_is_refused():
+    class Unsure(ContinuousBatching):
+        def admits(self, view):
+            return "yes"
+
+    engine = build(EngineParts(policy=Unsure()))
+    engine.add("r", [3] * 8, SamplingParams(max_tokens=2))
+    with pytest.raises(HookError, match=r"Unsure\.admits answered 'yes'.*True or False"):
+        engine.step()
 
 
 def test_an_own_order_is_asked_in_the_place_of_the_named_one():

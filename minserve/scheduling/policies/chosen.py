@@ -33,12 +33,14 @@ class Policies:
         """The policies named in the configuration; an object given here replaces the configured
         one."""
         scheduling = config.config.scheduling
-        order = order or ORDERS[scheduling.order].from_config(config)
+        # By `is None`: an object of the caller's may be false, such as an empty queue.
+        if order is None:
+            order = ORDERS[scheduling.order].from_config(config)
+        if batching is None:
+            batching = POLICIES[scheduling.policy].from_config(config)
+        if predictor is None:
+            predictor = LengthOracle(scheduling.length_error, config.config.seed)
         turns = RANKED_TURNS if order.preemptive else TURNS
         return cls(
-            batching=batching or POLICIES[scheduling.policy].from_config(config),
-            order=order,
-            predictor=predictor or LengthOracle(scheduling.length_error, config.config.seed),
-            turns=turns[scheduling.prefill],
-            victim=VICTIMS[scheduling.victim],
+            batching, order, predictor, turns[scheduling.prefill], VICTIMS[scheduling.victim]
         )
