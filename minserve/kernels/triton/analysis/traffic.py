@@ -162,8 +162,7 @@ def watch() -> Iterator[Traffic]:
     real = {name: getattr(builder, name) for name in methods}
     launch = executor.__call__
 
-    # Unmasked loads and stores, block pointers and descriptors are all implemented by
-    # the masked ones.
+    # Unmasked loads and stores, block pointers and descriptors all call the masked ones.
     def load(ptrs: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         current[-1].saw(ptrs, mask.data, False)
         return real["create_masked_load"](ptrs, mask, *rest, **named)
