@@ -1,7 +1,7 @@
-"""Benchmarks: workloads, peers, interleaved races, and what they report.
+"""Benchmarks: workloads, peers, interleaved races, and their reports.
 
-`offline` measures throughput and `latency` a single stream, each against any number of peers in
-one run; `forward` compares one token's forward pass of two models; `gpu` is the suite for a machine
-with a card. Every result names machine, versions, workload, seed and both sides' settings.
+`offline` measures throughput and `latency` a single stream, each against any number of peers in one
+run; `forward` compares one token's forward pass of two models; `gpu` is the suite for a machine
+with a GPU. Every result names machine, versions, workload, seed and both sides' settings.
 Benchmarks are not tests: nothing here passes or fails.
 """

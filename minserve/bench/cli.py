@@ -44,6 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the chosen one; returns the exit code."""
+    """Run the chosen benchmark; returns the exit code."""
     code: int = BENCHMARKS[args.benchmark][0].run(args)
     return code

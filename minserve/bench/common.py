@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, the model, the sides, and the report's frame."""
+"""Shared by the benchmarks: arguments, the model, the sides, and the report's frame."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace, **limits: int) -> EngineConfig:
-    """The engine's configuration; `limits` (dotted names with __) apply where `--set` gives no
-    value.
+    """The engine's configuration; `limits` (dotted names with __) are used for fields that
+    `--set` does not set.
 
     Raises ConfigError for an unknown field or a wrong value.
     """
@@ -171,7 +171,7 @@ def open_race(args: argparse.Namespace) -> Iterator[Race]:
 
 
 def frame(race: Race, name: str, **more: Any) -> dict[str, Any]:
-    """What every result says about itself, in the names of `vllm bench serve` where it has them."""
+    """The fields that every result has, with the names of `vllm bench serve` if it has them."""
     return {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
@@ -191,7 +191,7 @@ def frame(race: Race, name: str, **more: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result."""
+    """Versions of the packages that affect a result."""
     found = {}
     for package in ("minserve", "torch", "transformers", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -221,7 +221,7 @@ def emit(result: Mapping[str, Any], path: str | None) -> None:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns, the first one to the left."""
+    """Aligned columns; the first one is left-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [
         "  ".join(

@@ -1,8 +1,8 @@
-"""A against B in one run: warm-ups, then rounds in which every side runs once.
+"""Compares A with B in one run: warm-ups, then rounds in which every side runs once.
 
-A machine's speed drifts (clocks, other programs, caches), so sides are compared within a round and
-the ratio is reported with its spread. The order is reversed every round, so that no side always
-runs first.
+A machine's speed drifts (clocks, other programs, caches), so sides are compared within a round
+and the ratio is reported with its spread. The order is reversed every round, so that no side
+always runs first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Spread:
-    """Several measurements of one thing."""
+    """Several measurements of one quantity."""
 
     min: float
     median: float
@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Raises ValueError for no values."""
+        """The spread of these values. Raises ValueError if there are none."""
         if not values:
             raise ValueError("a spread needs at least one value")
         return cls(min(values), median(values), max(values), tuple(values))
@@ -44,9 +44,10 @@ def interleave(
     warmup: Mapping[str, Callable[[], object]] | None = None,
     progress: bool = True,
 ) -> dict[str, list[_Result]]:
-    """Run every warm-up once, then `repeats` rounds of all sides; results by side, in order.
+    """Run every warm-up once, then `repeats` rounds of all sides; returns results by side, in
+    order.
 
-    Raises ValueError for no rounds.
+    Raises ValueError for less than one round.
     """
     if repeats < 1:
         raise ValueError(f"interleave(repeats={repeats}): expected at least 1 round")

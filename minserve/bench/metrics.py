@@ -1,8 +1,8 @@
 """Results in the field names of `vllm bench serve`, `throughput` and `latency`.
 
-Tools that read vLLM's result files can read ours: times in milliseconds where the name says so,
-seconds otherwise, throughputs per second of the whole benchmark. Percentiles interpolate linearly,
-as numpy's do.
+Tools that read vLLM's result files can read ours: times in milliseconds if the name says so,
+seconds otherwise, throughputs per second of the whole benchmark. Percentiles interpolate
+linearly, as in numpy.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from minserve.trace.summary import distribution, percentile
 
 @dataclass(frozen=True)
 class Slo:
-    """What a request must meet to count as good (DistServe, Zhong et al., arXiv 2401.09670); None
-    asks for nothing. The keys of `vllm bench serve --goodput` are ttft, tpot and e2el."""
+    """The limits that a request must meet to count as good (DistServe, Zhong et al.,
+    arXiv 2401.09670); None: no limit. The keys of `vllm bench serve --goodput` are
+    ttft, tpot and e2el."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2el_s: float | None = None
 
     def met_by(self, metrics: RequestMetrics) -> bool:
-        """True if a request met it. A request of one output token has no TPOT and meets any limit
-        on it; a request that ended without a token meets none."""
+        """True if a request met the limits. A request with one output token has no TPOT and meets
+        any limit on it; a request that ended without a token meets none."""
         if metrics.ttft_s is None or metrics.e2e_s is None:
             return False
         pairs = (
@@ -38,7 +39,7 @@ class Slo:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Slo | None:
-        """From "ttft:200 tpot:50", in milliseconds, as vLLM takes them; None for no texts.
+        """Limits from "ttft:200 tpot:50", in milliseconds, as in vLLM; None if there are no texts.
 
         Raises ValueError for anything else.
         """
@@ -66,9 +67,9 @@ class Run:
     """Generated tokens, by request."""
     num_input_tokens: int
     metrics: tuple[RequestMetrics, ...] = ()
-    """By request; empty where the side cannot tell, as with a static batch."""
+    """By request; empty if the side does not measure them, as with a static batch."""
     itl_s: tuple[float, ...] = field(default=(), repr=False)
-    """Times between deliveries, where they were recorded."""
+    """Times between deliveries, if they were recorded."""
     num_failed: int = 0
     """Requests that ended with an error or were aborted; they are not in the fields above."""
 
@@ -96,9 +97,9 @@ def pooled(runs: Sequence[Run]) -> Run:
 
 
 def serve_result(run: Run, slo: Slo | None = None) -> dict[str, Any]:
-    """One run as `vllm bench serve` reports it; latencies None where nothing was measured.
+    """One run as `vllm bench serve` reports it; latencies are None if nothing was measured.
 
-    `request_goodput` is requests per second that met the whole `slo`; None without one.
+    `request_goodput` is the requests per second that met the whole `slo`; None without one.
     """
     requests, seconds = len(run.token_ids), run.duration_s
     result: dict[str, Any] = {
@@ -142,7 +143,8 @@ def throughput_result(run: Run) -> dict[str, Any]:
 
 
 def latency_result(seconds: Sequence[float]) -> dict[str, Any]:
-    """End-to-end latencies as `vllm bench latency` reports them. Raises ValueError for none."""
+    """End-to-end latencies as `vllm bench latency` reports them. Raises ValueError if there are
+    none."""
     spread = distribution(seconds)
     if spread is None:
         raise ValueError("a latency result needs at least one run")

@@ -24,9 +24,9 @@ def resolve(
 ) -> ResolvedConfig:
     """The configuration that will run for this model, with every value filled in.
 
-    `device` replaces `config.device`; `facts` say how the engine is built, as far as it is known
-    already. Raises ConfigError for a combination that cannot work, naming both fields and what to
-    do instead. Resolving twice changes nothing.
+    `device` replaces `EngineConfig.device`; `facts` say how the engine is built, as far as it is
+    known already. Raises ConfigError for a combination that cannot work, naming both fields and
+    what to do instead. Resolving twice changes nothing.
     """
     if device is not None:
         config = config.with_values({"device": str(device)})

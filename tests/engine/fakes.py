@@ -2,7 +2,7 @@
 the page store of its engine too, so that copied, swapped and loaded pages are really moved.
 
 It is a device with a queue: passes and copies run in the order in which they were submitted, at
-once or, where it is `lazy`, as late as can be, when somebody waits for a result.
+once or, if it is `lazy`, as late as possible, when a result is waited for.
 
 The next token is a hash of the sequence it reads, so a wrong slot, a stale page or a shifted
 position changes the output; `oracle` says what the output has to be.

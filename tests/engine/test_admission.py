@@ -182,7 +182,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-def test_parameters_that_escaped_their_checks_are_checked_at_the_door(name, value):
+def test_parameters_that_escaped_their_checks_are_checked_at_admission(name, value):
     with pytest.raises(InvalidRequestError, match=f"request r: SamplingParams.{name}"):
         check(Unchecked(**{name: value}))
     engine = make_engine()[0]

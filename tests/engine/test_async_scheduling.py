@@ -1,5 +1,6 @@
 """A step is planned while the one before it is in flight: nothing is computed on a wrong token, no
-page is lost, and whoever ends meanwhile hurts nobody. The device runs as late as it can here."""
+page is lost, and a request that ends meanwhile affects no other. The device runs as late as it can
+here."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def test_abort_at_every_boundary_frees_pages_once_and_leaves_others_alone(bounda
 
 
 @pytest.mark.parametrize("boundary", range(12))
-def test_a_page_freed_by_an_abort_goes_to_somebody_else_while_it_is_in_flight(boundary):
+def test_a_page_freed_by_an_abort_goes_to_another_request_while_it_is_in_flight(boundary):
     """The pool holds two: the third gets the pages that the aborted one's last pass writes to."""
     engine, runner = overlapping(6, memory__block_size=8, memory__watermark=0.0)
     requests = add(engine, 3, ignore_eos=True)
@@ -120,7 +121,7 @@ def test_a_request_that_ends_by_its_length_is_not_computed_too_often():
 @pytest.mark.parametrize("num_blocks", [7, 9, 11])
 @pytest.mark.parametrize("order", ["fcfs", "mlfq"])
 @pytest.mark.parametrize("prefill_tokens", [None, 1])
-def test_nobody_is_preempted_in_flight_and_nothing_is_computed_in_vain(
+def test_no_request_is_preempted_in_flight_and_nothing_is_computed_in_vain(
     host_tokens, victim, num_blocks, order, prefill_tokens
 ):
     engine, _ = overlapping(
@@ -204,7 +205,7 @@ def test_samples_follow_their_leader():
     assert engine.trace.totals.copied_blocks > 0
 
 
-def test_where_penalties_count_the_token_in_flight_it_is_waited_for():
+def test_with_penalties_the_token_in_flight_is_waited_for():
     engine, runner = overlapping()
     requests = add(engine, 2) + engine.add(
         "counted", PROMPTS[3], SamplingParams(max_tokens=4, temperature=0.0, presence_penalty=0.5)
@@ -264,7 +265,7 @@ def test_logits_that_are_no_numbers_end_one_request_and_its_next_row_is_not_read
     assert engine.trace.totals.discarded_tokens >= 1
 
 
-def test_steps_are_told_one_after_the_other_and_add_up():
+def test_steps_are_recorded_one_after_the_other_and_add_up():
     engine, _ = overlapping(9, memory__block_size=4, memory__watermark=0.0)
     requests = add(engine, max_tokens=14)
     run(engine)

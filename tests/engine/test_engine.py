@@ -111,7 +111,7 @@ def test_abort_at_any_moment_frees_pages_and_leaves_others_alone():
     first, second, third = (engine.add(str(i), p, greedy(20))[0] for i, p in enumerate(prompts(3)))
     engine.step()
     assert engine.abort("0") and engine.abort("2")  # one runs, one waits
-    assert not engine.abort("0") and not engine.abort("nobody")
+    assert not engine.abort("0") and not engine.abort("unknown")
     run(engine)
     assert first.finish_reason == third.finish_reason == "abort"
     assert second.output_token_ids == oracle(second.prompt_token_ids, 20)
@@ -132,7 +132,7 @@ def test_a_failing_runner_ends_its_batch_and_the_engine_goes_on():
     assert engine.memory.pool.num_owned == 0
 
 
-def test_logits_that_are_no_numbers_end_one_request_and_hurt_no_other():
+def test_logits_that_are_no_numbers_end_one_request_and_no_other():
     engine, runner, _ = make_engine()
     bad, good = prompts(2)
     runner.poison_token = next_token(bad)
@@ -252,7 +252,7 @@ def test_detail_names_pages_and_tokens():
     assert [*first.new_token_ids, *second.new_token_ids] == request.output_token_ids
 
 
-def test_a_static_batch_takes_nobody_in_until_its_last_member_is_done():
+def test_a_static_batch_admits_no_request_until_its_last_one_has_ended():
     engine, _, _ = make_engine(
         config(
             scheduling__policy="static",

@@ -1,4 +1,4 @@
-"""Requests as strangers send them, beside a bystander whose tokens never change.
+"""Hostile requests beside an ordinary one whose tokens never change.
 
 Each hostile request is drawn from nasty values of every field. It is refused with a sentence, or
 served to its end; nothing else may happen. The device's tokens come from the real sampler.
@@ -133,7 +133,7 @@ def attempts(rng: random.Random, count: int, engine: Engine) -> Iterator[list[Re
 
 
 SECONDS = 5.0
-"""Of computing time for one stranger's request and two steps."""
+"""Computing time for one hostile request and two steps."""
 GROWTH_BYTES = 48 << 20
 
 
@@ -141,7 +141,7 @@ GROWTH_BYTES = 48 << 20
 @pytest.mark.parametrize(
     "count", [200, pytest.param(1000, marks=[pytest.mark.full])], ids=["some", "many"]
 )
-def test_a_bystander_gets_its_tokens_whatever_strangers_send(count, async_scheduling):
+def test_a_request_gets_its_tokens_whatever_hostile_requests_run_beside_it(count, async_scheduling):
     rng = random.Random(count + async_scheduling)
     engine = sampled_engine(
         EngineConfig().with_values(

@@ -80,7 +80,7 @@ def test_a_salt_pins_for_its_own_requests_only(llm):
         assert llm.generate([SYSTEM], salted)[0].metrics.num_cached_tokens >= 5 * PAGE
 
 
-def test_no_more_than_half_of_the_pool_is_pinned_and_long_requests_are_refused_at_the_door(llm):
+def test_no_more_than_half_of_the_pool_is_pinned_and_long_requests_are_refused_at_admission(llm):
     with llm.pin(SYSTEM), llm.pin([9, *SYSTEM]):
         with pytest.raises(InvalidRequestError, match="half of the pool of 24"):
             llm.pin([8, *SYSTEM])

@@ -187,17 +187,17 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, times):
         for _ in range(times):
             if self.engine.has_work:
-                self.step_and_overtake_nobody_urgent()
+                self.step_and_overtake_no_urgent_request()
 
-    def step_and_overtake_nobody_urgent(self):
-        """The starvation bound: who waits beyond the limit sees only earlier arrivals join."""
+    def step_and_overtake_no_urgent_request(self):
+        """The starvation bound: beyond the limit, only earlier arrivals go ahead of a request."""
         queue = self.engine._scheduler.waiting
         waiting, entries = set(queue), {one: queue.entry(one) for one in queue}
         plans_twice = self.engine.config.config.scheduling.async_scheduling
         plans_twice &= not self.engine._in_flight
         self.engine.step()
         if plans_twice:
-            return  # Who joined by the first plan had nobody urgent before it, perhaps.
+            return  # Requests of the first plan may have joined before any was urgent.
         left = set(self.engine._scheduler.waiting)
         urgent = [request for request in waiting & left if entries[request].urgent]
         joined = [r for r in waiting - left if r.finish_reason != "abort"]
@@ -240,7 +240,7 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(20_000):
             if not self.engine.has_work:
                 break
-            self.step_and_overtake_nobody_urgent()
+            self.step_and_overtake_no_urgent_request()
         assert not self.engine.has_work
         assert self.engine.memory.pool.num_owned == 0
         totals = self.engine.trace.totals

@@ -166,7 +166,7 @@ def test_an_order_that_raises_for_one_request_ends_that_one(kind):
         assert run_with_faults(driven) == [requests[1]]
 
 
-def test_an_order_that_raises_while_the_queue_is_ranked_anew_ends_that_one():
+def test_an_order_that_raises_while_the_queue_is_ranked_again_ends_that_one():
     class Touchy(QueuePolicy):
         needs_prefixes = True
         ready = False
@@ -210,7 +210,7 @@ def test_a_request_whose_prediction_fails_was_never_queued():
 
 
 @pytest.mark.parametrize("method", ["budget", "idle_places"])
-def test_what_a_policy_says_about_all_is_the_fault_of_none(method):
+def test_a_policy_that_fails_about_all_requests_blames_none_of_them(method):
     class Broken(ContinuousBatching):
         pass
 
@@ -471,7 +471,7 @@ def test_the_audit_sees_damage_and_clear_leaves_a_scheduler_that_works(name, wor
     assert [request.num_output_tokens for request in new] == [4, 4]
 
 
-def test_clear_makes_a_static_batch_form_anew_even_where_the_policy_fails():
+def test_clear_makes_a_static_batch_form_again_even_if_the_policy_fails():
     driven = Driven(policy=StaticBatching())
     driven.add(), driven.add()
     driven.step()
@@ -533,7 +533,7 @@ def test_any_fault_at_any_call_ends_its_request_only(
     assert len(run_with_faults(driven)) <= len(faults)
 
 
-def test_a_queue_keeps_its_books_when_pushing_fails():
+def test_a_queue_stays_consistent_when_a_push_fails():
     class Touchy(QueuePolicy):
         def rank(self, entry):
             if entry.request.request_id == "bad":

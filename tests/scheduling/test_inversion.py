@@ -266,7 +266,7 @@ def test_the_worst_rank_makes_place_for_a_better_one():
     assert driven.scheduler.running == [urgent, middle]
 
 
-def test_a_request_that_finds_no_room_is_asked_about_once_in_a_step():
+def test_a_request_without_room_is_tried_once_per_step():
     asked = []
 
     class Counting(ContinuousBatching):
@@ -320,7 +320,7 @@ def test_a_policy_of_few_tokens_serves_the_best_rank_before_all_rows():
     driven.run()
 
 
-def test_a_newcomer_between_two_ranks_that_write_gets_the_token_of_the_worse_one():
+def test_a_new_request_between_two_decoding_ranks_gets_the_token_of_the_worse_one():
     class Sips(ContinuousBatching):
         tokens = 8
 
@@ -398,7 +398,7 @@ def watch(scheduler) -> None:
     swap=st.booleans(),
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_whatever_the_settings_all_requests_end_with_books_and_pages_in_order(
+def test_with_any_settings_all_requests_end_and_queues_and_pages_are_consistent(
     jobs, budget, prefill, cap, whole, pages, order, victim, depth, swap
 ):
     driven = Driven(

@@ -70,11 +70,11 @@ def request(number=0, prompt=8, max_tokens=10, output=0, computed=None):
     return made
 
 
-def test_first_come_first_served_lets_the_long_ones_in_front_hold_everybody_up():
+def test_first_come_first_served_lets_long_requests_in_front_delay_all_others():
     assert ended(virtual(), [(8, 40), (8, 40), (8, 2), (8, 2)]) == [0, 1, 2, 3]
 
 
-def test_shortest_first_picks_from_the_queue_and_leaves_alone_who_runs():
+def test_shortest_first_picks_from_the_queue_and_preempts_no_running_request():
     jobs = [(8, 40), (8, 30), (8, 9), (8, 3), (8, 6)]
     assert ended(virtual(order=ShortestFirst()), jobs) == [3, 4, 2, 1, 0]
     engine = virtual(order=ShortestFirst(), max_num_seqs=1)
@@ -98,7 +98,7 @@ def test_a_smaller_priority_number_takes_the_place_of_a_larger_one_at_once():
     assert engine.trace.totals.recomputed_tokens >= 8
 
 
-def test_nobody_is_displaced_for_a_request_that_would_still_not_fit():
+def test_no_request_is_preempted_for_one_that_would_still_not_fit():
     engine = virtual(order="priority", pages=6, max_num_seqs=4)
     engine.add("first", [3] * 40, fixed_length(8), priority=0)
     small = engine.add("small", [3] * 33, fixed_length(30), priority=9)[0]
@@ -120,7 +120,7 @@ def test_a_short_request_overtakes_long_ones_that_have_used_up_their_level():
     assert ended(first, [(8, 60), (8, 60), (8, 3), (8, 3)])[:2] == [0, 1]
 
 
-def test_levels_double_and_long_prompts_skip_those_they_would_not_survive():
+def test_levels_double_and_long_prompts_skip_those_whose_quantum_they_would_use_up():
     order = MultiLevelFeedback(quantum=4, prompt_tokens_per_step=100, levels=5)
     levels = [order.rank(entry(prompt=10, output=n)) for n in range(0, 70)]
     # 4 steps in level 0, 8 in level 1, 16 in level 2, 32 in level 3; the last is never left.
@@ -142,7 +142,7 @@ def test_a_request_never_moves_up_a_level_by_being_served():
         assert read + written == sorted(read + written)
 
 
-def test_the_oracle_knows_fixed_lengths_and_errs_by_the_factor_it_is_told_to():
+def test_the_oracle_knows_fixed_lengths_and_errs_by_the_given_factor():
     one = request(max_tokens=50)
     assert LengthOracle().predict(one) == 50
     guesses = [LengthOracle(0.7, seed=1).predict(request(n, max_tokens=50)) for n in range(4000)]
@@ -153,7 +153,7 @@ def test_the_oracle_knows_fixed_lengths_and_errs_by_the_factor_it_is_told_to():
     assert LengthOracle(0.7, seed=2).predict(one) != LengthOracle(0.7, seed=1).predict(one)
 
 
-def test_a_given_predictor_is_asked_once_and_decides():
+def test_a_given_predictor_is_called_once_and_decides():
     class Backwards:
         asked = 0
 
@@ -174,7 +174,7 @@ def test_a_static_batch_with_buckets_holds_one_bucket():
     assert sorted(ended(engine, jobs)[:3]) == [1, 3, 5]
     bucketed, plain = engine.trace.totals, virtual(policy="static", max_num_seqs=3)
     ended(plain, jobs)
-    # Two batches either way; with buckets the short one ends with its longest member.
+    # Two batches either way; with buckets the short one ends with its longest request.
     assert bucketed.steps == 4 + 33
     assert plain.trace.totals.steps == 31 + 33
     apart = virtual(**settings, length_bucket=1)
@@ -182,7 +182,7 @@ def test_a_static_batch_with_buckets_holds_one_bucket():
     assert apart.trace.totals.peak_running == 1
 
 
-def test_an_order_of_ones_own_needs_no_more_than_one_method():
+def test_a_callers_own_order_needs_only_one_method():
     class LastComeFirstServed(QueuePolicy):
         def rank(self, entry):
             return -entry.arrival_number
@@ -192,7 +192,7 @@ def test_an_order_of_ones_own_needs_no_more_than_one_method():
 
 
 @pytest.mark.parametrize("order", ["sjf", "mlfq", "priority"])
-def test_after_the_limit_nobody_is_overtaken(order):
+def test_after_the_limit_no_request_is_overtaken(order):
     """A stream of favourites that never ends: without the limit the long one starves in it."""
 
     def serve_the_unlucky(limit_s):
@@ -259,7 +259,7 @@ def test_the_queue_is_what_sorting_it_every_time_would_give(operations):
     outside: list[Request] = []
     for now_s, (name, value) in enumerate(operations):
         if name == "push":
-            # Now and then somebody who has waited before comes back, as after a preemption.
+            # Sometimes a request that has waited before returns, as after a preemption.
             if outside and value > 3:
                 one = outside.pop()
             else:

@@ -1,4 +1,4 @@
-"""What a step keeps free, what it promises, and whose pages go when they run out."""
+"""Pages that a step keeps free, pages it promises, and which request loses its pages."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_rule_that_is_configured_chooses_the_victim(victim, expected, values
     driven.run()
 
 
-def test_the_first_in_line_never_gives_its_pages_away():
+def test_the_first_request_never_loses_its_pages():
     for victim in ("last", "least_computed"):
         driven = Driven(10, memory__watermark=0, scheduling__victim=victim)
         for _ in range(5):
@@ -195,7 +195,7 @@ def test_the_step_in_which_pages_run_out_admits_none(places, prompt, prefill, pr
     driven.run()
 
 
-def test_a_prompt_whose_promised_pages_were_written_to_gives_way_itself():
+def test_a_prompt_whose_promised_pages_were_taken_is_preempted_itself():
     """It is the last in line: the one before it has a row in this step and keeps its pages."""
     driven = Driven(
         6,

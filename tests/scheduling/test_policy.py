@@ -61,7 +61,7 @@ def test_a_policy_never_gets_more_places_than_there_are():
     assert serve(virtual(Careless())).peak_running == 2
 
 
-def test_a_policy_that_admits_without_pages_is_told_so_and_nothing_is_lost():
+def test_a_policy_that_admits_without_pages_raises_and_nothing_is_lost():
     engine = virtual(Careless(), num_blocks=3, max_num_seqs=4)
     with pytest.raises(AdmissionError, match="need 1 pages, and 0 are free"):
         serve(engine, (20, 20, 20, 20))

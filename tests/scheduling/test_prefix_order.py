@@ -1,4 +1,4 @@
-"""Longest prefix first: cached prefixes are used before they are evicted, and nobody starves."""
+"""Longest prefix first: cached prefixes are used before they are evicted; no request starves."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ def test_with_room_for_every_prefix_the_order_gains_nothing():
     assert serve("lpm", 60).trace.totals.hit_tokens == serve("fcfs", 60).trace.totals.hit_tokens > 0
 
 
-def test_who_finds_nothing_is_overtaken_until_the_limit_and_no_longer():
-    def place_of_the_stranger(limit_s: float | None) -> int:
+def test_a_request_without_a_cached_prefix_is_overtaken_only_until_the_limit():
+    def place_of_the_uncached_request(limit_s: float | None) -> int:
         engine = engine_with("lpm", 14, starvation_limit_s=limit_s)
         engine.add("0/0", prompt(0, 1), fixed_length(3))
         run(engine)
-        engine.add("stranger", [77] * 12, fixed_length(3))
+        engine.add("uncached", [77] * 12, fixed_length(3))
         for question in range(2, 22):
             engine.add(f"0/{question}", prompt(0, question), fixed_length(3))
         run(engine)
-        return [record.request_id for record in engine.trace.requests].index("stranger")
+        return [record.request_id for record in engine.trace.requests].index("uncached")
 
-    assert place_of_the_stranger(1000.0) == 21
-    assert 1 < place_of_the_stranger(0.03) < 21
-    assert place_of_the_stranger(0.0) == 1
+    assert place_of_the_uncached_request(1000.0) == 21
+    assert 1 < place_of_the_uncached_request(0.03) < 21
+    assert place_of_the_uncached_request(0.0) == 1
 
 
 def test_the_order_needs_a_prefix_cache():

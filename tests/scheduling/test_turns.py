@@ -37,7 +37,7 @@ def serve(num_long=1, max_num_seqs=8, **scheduling):
 
 
 def longest_pause(steps):
-    """Steps in a row in which nobody writes."""
+    """Successive steps in which no request decodes."""
     pauses = [
         len(list(run)) for wrote, run in itertools.groupby(steps, lambda s: s[1] > 0) if not wrote
     ]
@@ -50,14 +50,14 @@ def test_decodes_first_fills_what_they_leave_with_the_prompt():
     assert longest_pause(steps) == 0
 
 
-def test_prompts_first_lets_everybody_else_wait():
+def test_prompts_first_makes_decoding_requests_wait():
     steps = serve(prefill="prefill_first")
     assert steps[:6] == [(20, 0)] * 5 + [(0, 4)]
     assert all(0 in step for step in steps)
 
 
-def test_prompts_first_cannot_starve_who_writes_because_places_run_out():
-    """Places are only given back by those who write: at most five prompts of five steps each."""
+def test_prompts_first_cannot_starve_decoding_requests_because_places_run_out():
+    """Only decoding requests free places: at most five prompts of five steps each."""
     steps = serve(num_long=30, prefill="prefill_first")
     assert longest_pause(steps) == 5 * LONG // 20
 
@@ -80,7 +80,7 @@ def test_a_cap_on_prompt_tokens_holds_in_every_step_for_all_prompts_together(pre
         ("prefill_first", [(8, 0)] * 4),
     ],
 )
-def test_a_good_rank_reads_with_what_running_requests_leave_when_they_write(prefill, expected):
+def test_a_prompt_of_good_rank_gets_the_tokens_that_decoding_requests_leave(prefill, expected):
     """With priorities, the rows of running requests are set aside, whatever their rank; only where
     prompts are to be computed alone do they wait."""
     config = EngineConfig().with_values(

@@ -1,4 +1,4 @@
-"""A checkout's process as the benchmark sees it: started, asked line by line, ended."""
+"""The benchmark's side of a checkout's process: starts it, sends it lines, ends it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class CheckoutError(RuntimeError):
 
 
 class Checkout:
-    """One checkout, in a process of its own on one thread. Raises CheckoutError when it does not
-    start. Between questions it blocks in a read and uses no CPU time."""
+    """One checkout, in its own process on one thread. Raises CheckoutError if it does not start.
+    Between commands it blocks in a read and uses no CPU time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -45,8 +45,8 @@ class Checkout:
 
     @property
     def commit(self) -> str | None:
-        """The commit that is checked out, with "+" where files have changed since; None outside of
-        a repository."""
+        """The commit that is checked out, with "+" if files have changed since; None outside
+        of a repository."""
         try:
             hash_ = self._git("rev-parse", "--short=12", "HEAD")
             return hash_ + ("+" if self._git("status", "--porcelain", "-uno") else "")

@@ -1,9 +1,9 @@
 """`minserve bench commits`: how much CPU time two checkouts take for the same work.
 
-Both stay loaded in a process each, on one thread. A pair is one run of a case by each, one directly
-after the other; which goes first alternates. CPU time, not wall-clock time, so that other programs
-on the machine disturb it less; the ratio is taken within a pair. First, each case is run once by
-both and the tokens of every request are compared.
+Each stays loaded in its own process, on one thread. A pair is one run of a case by each checkout,
+one directly after the other; which one goes first alternates. CPU time is measured instead of
+wall-clock time, so that other programs on the machine disturb it less; the ratio is taken within a
+pair. First, both run each case once and the tokens of every request are compared.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _compare(case: str, sides: dict[str, Checkout], args: argparse.Namespace) ->
 
 
 def first_difference(old: list[list[int]], new: list[list[int]]) -> str | None:
-    """Where the tokens of two runs first differ, in words; None where they are equal."""
+    """Where the tokens of two runs first differ, in words; None if they are equal."""
     if len(old) != len(new):
         return f"{len(old)} and {len(new)} requests"
     for number, (before, after) in enumerate(zip(old, new, strict=True)):

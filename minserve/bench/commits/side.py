@@ -1,10 +1,10 @@
-"""One checkout's process: runs a case when told to, and says how much CPU time that took.
+"""One checkout's process: runs a case per command, and returns the CPU time that took.
 
     PYTHONPATH=CHECKOUT python -P side.py CHECKOUT
 
-The same file serves every checkout, so it uses public names of minserve only, and looks for the
-few that have moved. Commands are JSON lines on stdin, answers JSON lines on stdout; the first says
-that it is ready. Between commands it blocks in a read and uses no CPU time.
+The same file serves every checkout, so it uses only public names of minserve, and looks for the few
+that have moved. Commands are JSON lines on stdin, answers JSON lines on stdout; the first answer
+says that it is ready. Between commands it blocks in a read and uses no CPU time.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 
 Tokens = list[list[int]]
 Case = Callable[[float], tuple[float, int, Tokens]]
-"""A share of the usual work -> CPU seconds, units of work (steps or tokens), each request's
-tokens."""
+"""A share of the usual work -> CPU seconds, units of work (steps or tokens), each
+request's tokens."""
 
 WARM_STEPS = 2
 """Steps that compute the prompts, before decoding is timed."""
 
 
 def find(name: str, *modules: str) -> Any:
-    """What the first of these modules that exists and has the name calls so."""
+    """The object with this name in the first of these modules that exists and has it."""
     for module in modules:
         try:
             return getattr(importlib.import_module(f"minserve.{module}"), name)
@@ -108,7 +108,7 @@ def decode_case(model: str, rows: int, tokens: int, **values: Any) -> Case:
 
 
 def generate_case(model: str, prompts: int, tokens: int) -> Case:
-    """`LLM.generate` with short texts, front door included: CPU per token."""
+    """`LLM.generate` with short texts, including the work around the engine: CPU per token."""
     from minserve import LLM, SamplingParams
 
     llm = LLM(model, config_with(), progress=False)
@@ -127,7 +127,7 @@ def generate_case(model: str, prompts: int, tokens: int) -> Case:
 
 
 def step_all(engine: Any) -> tuple[float, int]:
-    """Step until nothing is left: CPU seconds, and how many steps that took."""
+    """Step until nothing is left: CPU seconds, and the number of steps."""
     steps = 0
     start_s = time.process_time()
     while engine.has_work:
@@ -156,7 +156,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def answer(ready: dict[str, Case], name: str, work: float, tokens: bool) -> dict[str, Any]:
-    """Run a case once; with `tokens`, tell each request's."""
+    """Run a case once; with `tokens`, return each request's tokens."""
     if name not in ready:
         ready[name] = CASES[name]()
     gc.collect()
@@ -165,7 +165,7 @@ def answer(ready: dict[str, Case], name: str, work: float, tokens: bool) -> dict
 
 
 def main(argv: Sequence[str]) -> int:
-    """Answer until stdin ends."""
+    """Answer commands until stdin ends."""
     import minserve
 
     here = Path(minserve.__file__).parent.parent

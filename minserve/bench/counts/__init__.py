@@ -1,1 +1,1 @@
-"""What is counted, not timed: launches, bytes, floors, and the time outside operators."""
+"""Figures that are counted, not timed: launches, bytes, floors, and the time outside operators."""

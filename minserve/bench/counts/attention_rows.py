@@ -36,7 +36,7 @@ class AttentionRow:
 
 
 class _Watched(TorchOps):
-    """Operators that keep the last row's query and answer, layer after layer."""
+    """Operators that keep the last row's query and result, layer after layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Watched(TorchOps):
 def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, list[AttentionRow]]:
     """Layer -> the last token's row of every head. The prompt starts at the first token.
 
-    Raises ValueError for a model whose rows see a window only.
+    Raises ValueError for a model whose rows see only a window.
     """
     spec, weights = loaded.config.model, loaded.weights
     if any(layer.mixer.window is not None for layer in spec.layers):

@@ -1,7 +1,8 @@
-"""The floor: the least time a traced run's counted work could have taken on this machine.
+"""The floor: the least time that a traced run's counted work could have taken on this machine.
 
-Every step's FLOPs and bytes over the measured ceilings, summed. The difference to it is what better
-kernels, less overhead and a better schedule together could save at this batching.
+Every step's FLOPs and bytes divided by the measured ceilings, summed. The difference between a
+run and its floor is what better kernels, less overhead and a better schedule together could save
+at this batching.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from minserve.trace import RunTrace
 
 @dataclass(frozen=True)
 class Floor:
-    """A run against the limit of its machine."""
+    """A run compared with the limit of its machine."""
 
     floor_s: float
     """Sum over steps of the larger of compute and memory time."""
@@ -33,7 +34,7 @@ class Floor:
 
     @property
     def times_floor(self) -> float:
-        """Measured time over the floor: 1 is perfect."""
+        """Measured time divided by the floor: 1 is perfect."""
         return self.measured_s / self.floor_s
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +51,7 @@ class Floor:
 
 
 def floor_of(trace: RunTrace, ceilings: Ceilings, dtype: str) -> Floor:
-    """The floor of a whole run. Raises ValueError when the trace has no steps or lost some."""
+    """The floor of a whole run. Raises ValueError if the trace has no steps or lost some."""
     steps, totals = trace.steps, trace.totals
     if not steps or len(steps) != totals.steps:
         raise ValueError(

@@ -1,7 +1,7 @@
 """One step of a model, launch by launch: as torch composes it, and with every operator fused.
 
-Counted on torch's `meta` device, so that any shape takes a moment and needs no weights. The time of
-a launch is an argument, not measured: the times here are modelled.
+Counted on torch's `meta` device, so that any shape takes only a moment and needs no weights. The
+time of a launch is an argument, not measured: the times here are modelled.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from minserve.spec import ModelSpec
 META = torch.device("meta")
 PAGE = 16
 WAYS = ("written out", "torch", "fused")
-"""Torch with attention as two products and a softmax; torch as the engine's "torch" backend runs
-it, attention one operator; every operator of `Ops` one launch that moves the least it can."""
+""""written out": torch with attention as two products and a softmax. "torch": as the engine's
+"torch" backend runs it, with attention as one operator. "fused": every operator of `Ops` is one
+launch that moves the least bytes it can."""
 
 
 class _Shapes:
@@ -59,10 +60,10 @@ class _Shapes:
 def step_launches(
     spec: ModelSpec, way: str, query_lens: Sequence[int], context_lens: Sequence[int], dtype: str
 ) -> list[Launch]:
-    """The launches of one forward pass and its logits, sampling left out.
+    """The launches of one forward pass and its logits, without sampling.
 
     Request r computes `query_lens[r]` rows, the last of its `context_lens[r]` tokens; one row of
-    logits each. `way` is one of `WAYS`. Raises ValueError for another.
+    logits each. `way` is one of `WAYS`; raises ValueError for another.
     """
     if way not in WAYS:
         raise ValueError(f"way={way!r}: choose {', '.join(WAYS)}")
@@ -106,7 +107,7 @@ def run_step(
 def make_batch(
     spec: ModelSpec, query_lens: Sequence[int], context_lens: Sequence[int], device: torch.device
 ) -> tuple[ForwardBatch, int]:
-    """A batch of these lengths over consecutive pages, and how many pages it needs."""
+    """A batch of these lengths over consecutive pages, and the number of pages it needs."""
     counts = [-(-context // PAGE) for context in context_lens]
     first = [sum(counts[:request]) for request in range(len(counts))]
     tables = torch.zeros(len(counts), max(counts), dtype=torch.int32)
@@ -141,9 +142,9 @@ def modelled_s(
 ) -> float:
     """Least seconds of a step on a device whose host takes `launch_s` to start each launch.
 
-    Launches run one after the other, each bound by its bytes or its products, while the host starts
-    the next ones; the result is the longer of the two. Raises ValueError where the data sheet has
-    no figure.
+    Launches run one after the other, each limited by its bytes or its products, while the host
+    starts the next ones; the result is the longer of the two. Raises ValueError if the data
+    sheet has no figure.
     """
     if device.memory_bytes_per_s is None:
         raise ValueError(f"{device.name}: no sourced figure for the memory bandwidth")
@@ -157,7 +158,7 @@ def modelled_s(
 def kernel_counts() -> dict[str, dict[str, float]] | None:
     """Operator -> its counts, from `kernels.triton.analysis.traffic` in a process that interprets.
 
-    None where Triton is not installed, or its interpreter does not run.
+    None if Triton is not installed, or its interpreter does not run.
     """
     if importlib.util.find_spec("triton") is None or why_not_interpreted() is not None:
         return None

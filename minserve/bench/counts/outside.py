@@ -1,11 +1,11 @@
-"""How much of a step is spent outside operators: the time of Python code, planning and bookkeeping.
+"""The share of a step spent outside operators: Python code, planning and bookkeeping.
 
 Measured without a profiler, whose own cost per operator would be counted as operator time. The same
-batch of decoding requests runs twice: plainly, which gives the stages' times, and with every call
-into the engine's `Ops` timed, which gives the time inside operators. Outside are scheduling,
-preparing and committing, and every part of the forward pass that is not a call of `Ops`: gathering
-embeddings, views and planning attention. So the share is an upper bound. Drawing the tokens counts
-as operators in `share` (it is an argmax), and as outside in `share_with_sampling`.
+batch of decoding requests runs twice: plainly, which gives the times of the stages, and with every
+call to the engine's `Ops` timed, which gives the time inside operators. Scheduling, preparing,
+committing and every part of the forward pass that is not a call of `Ops` (gathering embeddings,
+views, planning attention) count as outside. So the share is an upper bound. Drawing the tokens
+counts as an operator in `share` (it is an argmax), and as outside in `share_with_sampling`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class OutsideOperators:
     prepare_ms: float
     forward_ms: float
     operators_ms: float
-    """Inside calls of `Ops`, attention's planning left out."""
+    """Inside calls of `Ops`, without the planning of attention."""
     sample_ms: float
     commit_ms: float
     share: float
@@ -60,8 +60,8 @@ class OutsideOperators:
 class TimedOps:
     """Wraps any `Ops`, and adds up the time inside its calls in `elapsed_s`.
 
-    Stands in for the wrapped object: methods are looked up once and timed from outside, so calls
-    that an operator makes to its siblings are not counted twice.
+    Methods are looked up once and timed from outside, so calls that an operator makes to other
+    operators are not counted twice.
     """
 
     def __init__(self, ops: Any, clock: WallClock) -> None:
@@ -103,7 +103,7 @@ def timed_operators() -> Iterator[list[TimedOps]]:
 
 
 def decode_workload(vocab_size: int, batch: int, steps: int, longest: int) -> Workload:
-    """`batch` requests of at most `longest` tokens that decode side by side for `steps` steps."""
+    """`batch` requests of at most `longest` tokens that decode together for `steps` steps."""
     prompt = max(1, min(128, longest - steps))
     items = tuple(single_stream(vocab_size, prompt, steps, seed) for seed in range(batch))
     return Workload(f"decode, batch {batch}", items, seed=0)

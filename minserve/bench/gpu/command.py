@@ -1,8 +1,8 @@
 """`minserve bench gpu`: runs the parts and keeps their files.
 
-Each part has a process of its own, so that its memory is free afterwards and an error of the device
-ends one part only. A part whose file is complete and of the same code, card and settings is not run
-again: a killed run continues where it was.
+Each part has its own process, so that its memory is free afterwards and an error of the device ends
+only one part. A part is not run again if its file is complete and from the same code, GPU and
+settings: a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from minserve.clock import Clock, WallClock
 from minserve.config import ConfigError
 
 OUT_OF_TIME = 124
-"""The exit code of a part that was ended, as `timeout` has it."""
+"""The exit code of a part that was ended for time, the same as that of `timeout`."""
 ROOT = Path(minserve.__file__).resolve().parent.parent
 
 
@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the parts that are not there yet and print the table; 1 where one failed, 2 where there
-    is nothing to run on."""
+    """Run the parts that have no file yet and print the table; 1 if a part failed, 2 if there is no
+    device to run on."""
     try:
         _check(args)
     except ConfigError as error:
@@ -110,7 +110,7 @@ def run_parts(
     start: Callable[[Part, Path, argparse.Namespace, float], int],
 ) -> list[str]:
     """Run the parts that have no file yet; returns the names of parts that failed. `start` runs one
-    part and returns its exit code, OUT_OF_TIME where it had to be ended."""
+    part and returns its exit code, OUT_OF_TIME if it had to be ended."""
     whole = Budget(TOTAL_S, clock)
     failed = []
     for part in parts:
@@ -133,7 +133,7 @@ def run_parts(
 
 
 def _close(path: Path, wanted: dict[str, Any], code: int) -> None:
-    """For a process that ended without a message: keep what it had measured, marked as failed."""
+    """For a process that ended without a message: keep its measurements, marked as failed."""
     data = load(path) or {}
     if data.get("status") == "failed":
         return
@@ -178,8 +178,9 @@ def launch(part: Part, folder: Path, args: argparse.Namespace, limit_s: float) -
 
 
 def caches(environment: Mapping[str, str]) -> dict[str, str]:
-    """Where compiled kernels and tuned tiles go on a machine whose home cannot be written: Triton
-    would end with an error, and tiles would be forgotten. What `environment` says stays."""
+    """Where compiled kernels and tuned tiles are stored if the home directory cannot be
+    written: Triton would end with an error, and tiles would be lost. Variables set in
+    `environment` are kept."""
     try:
         home = Path.home()
     except RuntimeError:  # There is none.
@@ -211,7 +212,7 @@ def _end_with_parent() -> Callable[[], None] | None:
 
 
 def run_part(part: Part, folder: Path, args: argparse.Namespace, clock: Clock) -> int:
-    """One part, in this process; 1 where it raised. Its file says what happened."""
+    """Run one part in this process; returns 1 if it raised. Its file says what happened."""
     device = _device(args)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -235,7 +236,7 @@ def _frame(part: Part, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _device(args: argparse.Namespace) -> torch.device:
-    """The device with its number: torch does not switch to one without."""
+    """The device with its number: torch does not switch to a device without one."""
     if args.dry_run:
         return torch.device("cpu")
     return torch.device("cuda", torch.device(args.device).index or 0)

@@ -1,6 +1,6 @@
 """Engines for the suite: real shapes with random weights made on the device, timed by events.
 
-For speed, never for quality: lengths are fixed, whatever the weights say.
+For speed, never for quality: lengths are fixed, whatever the weights are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from minserve.trace import RunTrace
 
 
 def shape_of(setting: Setting, name: str) -> Shape:
-    """A named shape; in a dry run one of two narrow layers, grouped and tied as the real one is."""
+    """A named shape; in a dry run a small one with two layers, grouped and tied
+    like the real one."""
     shape = SHAPES[name]
     if not setting.dry_run:
         return shape
@@ -52,7 +53,7 @@ def shape_of(setting: Setting, name: str) -> Shape:
 
 
 def random_model(setting: Setting, shape: Shape, config: EngineConfig) -> LoadedModel:
-    """A model of this shape, its weights drawn on the device itself."""
+    """A model of this shape, with weights drawn on the device."""
     spec = shape.spec()
     resolved = resolve(config.with_values({"dtype": setting.dtype}), spec)
     weights = random_weights(spec, resolved.dtype, resolved.device)
@@ -95,16 +96,16 @@ class StepTimes:
     """Medians over consecutive steps, in seconds of the device."""
 
     period_s: float
-    """From one pass's first kernel to the next one's."""
+    """From a pass's first kernel to the first kernel of the next."""
     busy_s: float
-    """From a pass's first kernel to its last; this includes gaps inside it, where the host launches
-    too slowly."""
+    """From a pass's first kernel to its last, including gaps inside it if the host
+    launches too slowly."""
     idle_s: float
-    """Period minus busy: nothing of a pass is on the device."""
+    """Period minus busy: no part of a pass is on the device."""
 
 
 def step_times(passes: Sequence[tuple[Event, Event]]) -> StepTimes | None:
-    """From the events of consecutive passes."""
+    """Step times from the events of consecutive passes."""
     if len(passes) < 2:
         return None
     pairs = list(itertools.pairwise(passes))
@@ -115,8 +116,8 @@ def step_times(passes: Sequence[tuple[Event, Event]]) -> StepTimes | None:
 
 
 class Bench:
-    """One engine that serves the same traffic again and again, each time with a trace of its own.
-    A context manager, after which its memory is free."""
+    """One engine that serves the same traffic again and again, each time with a new trace. A
+    context manager; its memory is freed at the end."""
 
     def __init__(self, setting: Setting, loaded: LoadedModel, ops: Ops | None = None) -> None:
         self._setting, self._loaded = setting, loaded
@@ -129,7 +130,8 @@ class Bench:
         self.engine: Engine = build_engine(loaded, setting.clock, ops=ops, watch=watch)
 
     def play(self, traffic: Traffic) -> tuple[RunTrace, DriveResult, StepTimes | None]:
-        """Serve all of it: the trace, the outcome of the requests, and the device's own times."""
+        """Serve all of it; returns the trace, the outcome of the requests, and the
+        device's own times."""
         engine, runner = self.engine, self.runner
         assert runner is not None, "build_engine watched its runner"
         engine.trace = new_trace(self._loaded.name, engine.config)
@@ -148,7 +150,7 @@ class Bench:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The engine's configuration, without fields at their default."""
+        """The fields of the engine's configuration that are not at their default."""
         return changed(self.engine.config.config.to_dict())
 
 

@@ -1,8 +1,9 @@
 """The parts of the suite: what each shows, and the seconds it may take on an H100 or H200.
 
-Limits come from rooflines: bytes or FLOPs of a run over the data sheet's rates, times a factor for
-a first implementation, plus ten seconds for a process to start. The parts that run by default add
-up to less than nine minutes. A part over its limit stops repeating, and is not cut off.
+Limits come from rooflines: bytes or FLOPs of a run divided by the data sheet's rates, times
+a factor for a first implementation, plus ten seconds for a process to start. The parts that
+run by default take less than nine minutes in total. A part over its limit stops repeating,
+and is not cut off.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from minserve.bench.gpu.setting import CEILINGS, Setting
 TOTAL_S = 535.0
 """Seconds of all parts together, process starts included."""
 GRACE_S = 8.0
-"""Seconds after its limit at which a part that still runs is killed."""
+"""A part that still runs this many seconds after its limit is killed."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of them."""
+    """One part of the suite."""
 
     name: str
     title: str
@@ -30,7 +31,7 @@ class Part:
 
     @property
     def run(self) -> Callable[[Setting], None]:
-        """Its module, which is imported only when it runs."""
+        """The `run` function of its module, which is imported only when it runs."""
         module: Any = importlib.import_module(f"minserve.bench.gpu.suite.{self.name}")
         function: Callable[[Setting], None] = module.run
         return function
@@ -52,5 +53,5 @@ PARTS: dict[str, Part] = {
 }
 
 DEFAULT = tuple(name for name in PARTS if name != "tune")
-"""The parts that run by default. Tuning compiles for minutes, once per card, and runs only when
-named."""
+"""The parts that run by default. Tuning compiles for minutes, once per GPU, and runs
+only if it is named."""

@@ -1,8 +1,7 @@
-"""The file of a part of `make gpu`: small JSON, rewritten after every row and complete at any
-moment, so that a killed run loses nothing it had measured.
+"""The file of a part of `make gpu`: small JSON, rewritten after every row and always complete.
 
-A percentage is never a bare number: `share` keeps what it is a share of. Knows nothing about what
-is measured.
+So a killed run loses no measurement. A percentage is never a bare number: `share` stores its
+denominator too. Knows nothing about what is measured.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ SCHEMA = "minserve.gpu"
 VERSION = 1
 _MAX_BYTES = 64 << 20
 _SAME = ("device", "versions", "commit", "dry_run", "settings")
-"""What must agree for a finished part to be kept."""
+"""Fields that must agree for a finished part to be kept."""
 _READ = {
     "part": str, "device": dict, "versions": dict, "settings": dict, "status": str, "rows": list,
     "notes": list, "not_run": list,
 }  # fmt: skip
-"""What a file needs to be of use."""
+"""The keys that a usable file must have."""
 # An absolute path of two or more components: error messages of libraries contain them.
 _PATH = re.compile(r"(?<![\w.])(?:/[\w.@+~-]+)+/([\w.@+~-]+)")
 
 
 def share(numerator: float, denominator: float, of: str, unit: str) -> dict[str, Any]:
-    """A percentage that says of what: "62 % of the copy bandwidth measured in this run".
+    """A percentage that names its denominator: "62 % of the copy bandwidth measured in this run".
 
     Raises ValueError for a denominator that is not positive.
     """
@@ -49,8 +48,8 @@ def share(numerator: float, denominator: float, of: str, unit: str) -> dict[str,
 
 
 class Record:
-    """One part's file. `rows` are measurements, `notes` what a reader should know, `not_run` what
-    was left out, in sentences."""
+    """One part's file. `rows` are measurements, `notes` what a reader should know, and `not_run`
+    what was omitted, in sentences."""
 
     def __init__(self, path: Path, frame: Mapping[str, Any]) -> None:
         self.path = path
@@ -64,12 +63,12 @@ class Record:
         }
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One measurement, written at once."""
+        """Add one measurement and write the file at once."""
         self.data["rows"].append(dict(row))
         self.save()
 
     def replace(self, number: int, row: Mapping[str, Any]) -> None:
-        """The same measurement with more rounds."""
+        """Replace a measurement by the same one with more rounds."""
         self.data["rows"][number] = dict(row)
         self.save()
 
@@ -79,7 +78,7 @@ class Record:
         self.save()
 
     def skip(self, sentence: str) -> None:
-        """What was not run, and why."""
+        """Add a sentence about what was not run, and why."""
         self.data["not_run"].append(sentence)
         self.save()
 
@@ -92,7 +91,7 @@ class Record:
         self.save()
 
     def save(self) -> None:
-        """Write the file, complete or not at all."""
+        """Write the file, completely or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".tmp")
         text = json.dumps(_cleaned(self.data), indent=1, allow_nan=False)
@@ -103,7 +102,7 @@ class Record:
 def frame(
     part: str, settings: Mapping[str, Any], device: torch.device, commit: str | None, dry_run: bool
 ) -> dict[str, Any]:
-    """What every part's file says about itself."""
+    """The fields that every part's file begins with."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -118,7 +117,7 @@ def frame(
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """The card and its driver; in a dry run the processor instead."""
+    """The GPU and its driver; in a dry run the processor instead."""
     machine = describe_machine()
     if device.type != "cuda":
         return {"name": machine.processor(device), "type": device.type}
@@ -134,7 +133,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a result."""
+    """Versions of everything that affects a result."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
@@ -145,8 +144,8 @@ def versions() -> dict[str, str]:
 
 
 def checkout_commit() -> str | None:
-    """The commit that this code is of, "+" where a file of the package differs from it; None
-    outside of a checkout. Recorded files do not count as code."""
+    """The commit of this code, with "+" if a file of the package differs from it; None outside of a
+    checkout. Recorded files do not count as code."""
     package = Path(minserve.__file__).parent
 
     def git(*words: str) -> str:
@@ -164,7 +163,7 @@ def checkout_commit() -> str | None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A part's file; None where there is none that this version can read."""
+    """A part's file; None if there is none that this version can read."""
     try:
         data = read_json(path, max_bytes=_MAX_BYTES, what="a part's record")
     except FileError:
@@ -175,7 +174,7 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def may_stay(data: Mapping[str, Any] | None, fresh: Mapping[str, Any]) -> bool:
-    """True for a complete file of the same code, card and settings as a run now."""
+    """True for a complete file of the same code, GPU and settings as a run now."""
     if data is None or data.get("status") != "done":
         return False
     return all(data.get(name) == fresh[name] for name in _SAME)
@@ -192,5 +191,5 @@ def _cleaned(value: Any) -> Any:
 
 
 def without_paths(text: str) -> str:
-    """Replaces paths: results are published, and a machine's paths are private."""
+    """Remove directories from paths: results are published, and a machine's paths are private."""
     return _PATH.sub(r"\1", text)

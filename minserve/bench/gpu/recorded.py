@@ -1,6 +1,6 @@
-"""Reading back what was recorded on a GPU: for chapters, panels and the virtual clock.
+"""Reads results that were recorded on a GPU: for chapters, panels and the virtual clock.
 
-Nothing replaces a missing recording: the answer is "not yet recorded".
+Nothing replaces a missing recording: the error says "not yet recorded".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minserve.trace import RunTrace, TraceFormatError
 
 
 class NotRecordedError(LookupError):
-    """This was not run on a GPU yet. The message says what would record it."""
+    """This was not run on a GPU yet. The message says which command would record it."""
 
 
 class DamagedRecordingError(ValueError):
@@ -23,7 +23,7 @@ class DamagedRecordingError(ValueError):
 
 
 def folder_of(labs: str | Path) -> Path:
-    """Where the recordings of a checkout lie, given its `labs` directory."""
+    """The folder of a checkout's recordings, given its `labs` directory."""
     return Path(labs) / "recorded" / "gpu"
 
 
@@ -33,7 +33,7 @@ def trace_path(folder: Path, chapter: str, side: str) -> Path:
 
 
 def chapter_trace(folder: Path, chapter: str, side: str) -> RunTrace:
-    """One side of a chapter's comparison as it ran on a GPU; its header says `recorded`, so that
+    """One side of a chapter's comparison as it ran on a GPU. Its header says `recorded`, so that
     figures draw it dotted and name the device. Raises NotRecordedError, and DamagedRecordingError
     for a file that is something else."""
     path = trace_path(folder, chapter, side)
@@ -50,8 +50,8 @@ def chapter_trace(folder: Path, chapter: str, side: str) -> RunTrace:
 
 
 def chapter_traces(folder: Path, chapter: str, sides: Sequence[str]) -> dict[str, RunTrace]:
-    """Both sides of a comparison, by name. Raises as `chapter_trace`, and DamagedRecordingError for
-    sides of two devices, which compare devices instead of the switch."""
+    """Both sides of a comparison, by name. Raises as `chapter_trace`, and DamagedRecordingError if
+    the sides are from two devices, because that compares devices instead of the switch."""
     found = {side: chapter_trace(folder, chapter, side) for side in sides}
     devices = sorted({trace.header.device for trace in found.values()})
     if len(devices) > 1:
@@ -67,8 +67,8 @@ def cost_path(folder: Path, shape: str) -> Path:
 
 
 def step_cost(folder: Path, shape: str) -> FittedCost:
-    """What a step of this shape costs on the GPU that was recorded: for `build_virtual_engine`.
-    Raises NotRecordedError, and DamagedRecordingError for a file that is something else."""
+    """The recorded cost of a step of this shape on a GPU: for `build_virtual_engine`. Raises
+    NotRecordedError, and DamagedRecordingError for a file that is something else."""
     path = cost_path(folder, shape)
     if not path.exists():
         raise NotRecordedError(_sentence(f"the cost of a step of {shape}", "virtual_clock"))

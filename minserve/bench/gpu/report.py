@@ -20,7 +20,7 @@ def tables(folder: Path, names: Sequence[str] = tuple(PARTS)) -> str:
 
 
 def table(name: str, data: Mapping[str, Any] | None) -> str:
-    """One part's table: figures, where they come from, what was not run."""
+    """One part's table: figures, their origin, and what was not run."""
     title = f"{name}: {PARTS[name].title}"
     if data is None:
         return f"{title}\n  {NOT_YET}. `make gpu PARTS={name}` on a machine with a GPU records it."
@@ -50,7 +50,7 @@ def origin(data: Mapping[str, Any]) -> str:
 
 
 def _denominators(rows: Any) -> list[str]:
-    """What the percentages in a table are shares of, each once."""
+    """The denominators of the percentages in a table, each once."""
     found: dict[str, None] = {}
 
     def look(value: Any) -> None:

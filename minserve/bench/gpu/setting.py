@@ -1,4 +1,4 @@
-"""What a part of the suite gets: the device, its time, its file, results of earlier parts."""
+"""The setting of a part of the suite: the device, its time, its file, results of earlier parts."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from minserve.spec import ModelSpec
 _Result = TypeVar("_Result")
 
 CEILINGS = "ceilings"
-"""The part that measures what the device reaches."""
+"""The part that measures the device's best rates."""
 FASTEST: dict[str, Any] = {"kernels.cuda_graphs": True, "scheduling.async_scheduling": True}
-"""The switches for a GPU. Tuned tiles are added where they were found before: `is_tuned`."""
+"""The switches for a GPU. Tuned tiles are added if they were found before: `is_tuned`."""
 
 
 @dataclass
 class Setting:
-    """What one part runs with."""
+    """The setting in which one part runs."""
 
     device: torch.device
     dry_run: bool
-    """Toy sizes on a CPU: to see that everything runs, never to quote."""
+    """Toy sizes on a CPU: to check that everything runs, never to quote."""
     clock: Clock
     budget: Budget
     record: Record
     folder: Path
-    """Where parts leave their files."""
+    """The folder of the parts' files."""
 
     @property
     def dtype(self) -> str:
-        """The number format that serves."""
+        """The number format used for serving."""
         return "float32" if self.dry_run else "bfloat16"
 
     def pick(self, real: _Result, toy: _Result) -> _Result:
-        """A size: the one measured, or the one of a dry run."""
+        """A size: the real one, or the toy one in a dry run."""
         return toy if self.dry_run else real
 
     def ceilings(self) -> Ceilings:
@@ -61,7 +61,7 @@ class Setting:
         return measure(self)
 
     def repeat(self, call: Callable[[], _Result], rounds: int, what: str) -> list[_Result]:
-        """Call `rounds` times, at least once; stops where the part's time is over, and says so."""
+        """Call `rounds` times, at least once; stops when the part's time is over, and notes it."""
         results: list[_Result] = []
         longest = 0.0
         for number in range(rounds):
@@ -77,7 +77,7 @@ class Setting:
     def take_turns(
         self, sides: Mapping[str, Callable[[], _Result]], rounds: int, what: str
     ) -> dict[str, list[_Result]]:
-        """Rounds in which every side runs once, in turned order; as many as there is time for."""
+        """Rounds in which every side runs once, in rotating order; as many as there is time for."""
         results: dict[str, list[_Result]] = {name: [] for name in sides}
         order = list(sides)
 
@@ -90,7 +90,7 @@ class Setting:
         return results
 
     def time_for(self, what: str, seconds: float) -> bool:
-        """True if so many seconds are left; otherwise `what` is recorded as not run."""
+        """True if this many seconds are left; otherwise `what` is recorded as not run."""
         if self.dry_run or self.budget.left_s >= seconds:
             return True
         self.record.skip(f"{what}: {self.budget.left_s:.0f} s were left of the part's time")
@@ -108,7 +108,7 @@ def measure(setting: Setting) -> Ceilings:
 
 
 def copy_rate(ceilings: Ceilings) -> tuple[float, str]:
-    """Bytes per second of a copy far beyond every cache, and what to call it."""
+    """Bytes per second of a copy far larger than every cache, and a name for it."""
     point = ceilings.bandwidth[-1]
     size = f"{point.working_set_bytes >> 20} MiB"
     return point.copy.per_s, f"copy bandwidth measured in this run over {size}"
@@ -117,7 +117,8 @@ def copy_rate(ceilings: Ceilings) -> tuple[float, str]:
 def bandwidth_shares(
     bytes_per_s: float, ceilings: Ceilings, device: torch.device
 ) -> list[dict[str, Any]]:
-    """A rate against the copy bandwidth measured and, where there is a data sheet, against it."""
+    """A rate compared with the copy bandwidth measured and, if there is a data sheet,
+    with its bandwidth."""
     rate, name = copy_rate(ceilings)
     shares = [share(bytes_per_s, rate, name, "bytes/s")]
     sheet = data_sheet(device)
@@ -128,22 +129,22 @@ def bandwidth_shares(
 
 
 def matrix_share(flops_per_s: float, ceilings: Ceilings, dtype: str) -> dict[str, Any]:
-    """A rate against the best matrix product measured."""
+    """A rate compared with the best matrix product measured."""
     rate = ceilings.flops_per_s(dtype)
     of = f"{dtype} matrix rate measured in this run"
     return share(flops_per_s, rate, of, "FLOP/s")
 
 
 def data_sheet(device: torch.device) -> Any:
-    """The table's entry for this card; None where it has none."""
+    """The table's entry for this GPU; None if there is none."""
     if device.type != "cuda":
         return None
     return find_device(torch.cuda.get_device_name(device))
 
 
 def is_tuned(setting: Setting, spec: ModelSpec) -> bool:
-    """True if the part `tune` has found this model's tiles on this card, in this run or an earlier
-    one."""
+    """True if the part `tune` has found this model's tiles on this GPU, in this run
+    or an earlier one."""
     if setting.device.type != "cuda":
         return False
     from minserve.kernels.triton.analysis import autotune
@@ -152,7 +153,8 @@ def is_tuned(setting: Setting, spec: ModelSpec) -> bool:
 
 
 def fastest(setting: Setting, config: EngineConfig, spec: ModelSpec) -> EngineConfig:
-    """`config` with every switch for a GPU on; in a dry run those that a CPU has."""
+    """`config` with every switch for a GPU on. A dry run uses the torch operators and no tuned
+    tiles."""
     values = FASTEST | {"device": str(setting.device)}
     if setting.dry_run:
         return config.with_values(values | {"kernels.backend": "torch"})

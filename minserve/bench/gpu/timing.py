@@ -2,7 +2,7 @@
 
 A CUDA graph of many calls, each on its own buffers, is replayed between two events: no time is
 spent on launches, and a call's buffers have left the L2 cache before they are used again. A call
-that cannot be captured is queued behind a pause, so that all calls are queued when the device
+that cannot be captured is queued after a pause, so that all calls are queued when the device
 begins. A dry run uses a clock.
 """
 
@@ -21,9 +21,9 @@ Call = Callable[[], object]
 
 MOST_COPIES = 256
 _L2_TIMES = 4
-"""Buffers together are this many times the L2 cache."""
+"""All buffers together are this many times the L2 cache."""
 _PAUSE_CYCLES = 20_000_000
-"""About ten milliseconds of the device, in which the host queues every call of a round."""
+"""About ten milliseconds of the device, during which the host queues every call of a round."""
 
 
 class Budget:
@@ -46,7 +46,7 @@ class Budget:
 
     @property
     def over(self) -> bool:
-        """Nothing is left."""
+        """True if no time is left."""
         return self.left_s == 0.0
 
 
@@ -56,23 +56,23 @@ class Timing:
 
     seconds: Spread
     how: str
-    """graph, queue or clock."""
+    """"graph", "queue" or "clock"."""
 
 
 class Event(Protocol):
-    """A moment on the device."""
+    """A point in time on the device."""
 
     def record(self) -> None:
-        """Record it: it happens when everything queued so far is done."""
+        """Record the event: it happens when everything queued so far is done."""
         ...
 
     def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds from this event to a later one, both past."""
+        """Milliseconds from this event to a later one; both must have happened."""
         ...
 
 
 class ClockEvent:
-    """An event where there is no device: it happens when it is recorded."""
+    """An event without a device: it happens when it is recorded."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -96,7 +96,8 @@ def new_event(device: torch.device, clock: Clock) -> Event:
 
 
 def num_copies(bytes_per_call: int, device: torch.device) -> int:
-    """Sets of buffers to go round, so that none is still in the L2 cache when its turn comes."""
+    """Number of sets of buffers to cycle through, so that none is still in the L2 cache when
+    it is used again."""
     if device.type != "cuda":
         return 1
     properties = torch.cuda.get_device_properties(device)
@@ -112,7 +113,7 @@ def race(
     uncapturable: frozenset[str] = frozenset(),
     clock: Clock | None = None,
 ) -> dict[str, Timing]:
-    """Time every side, a call for each set of buffers, in interleaved rounds.
+    """Time every side, with a call for each set of buffers, in interleaved rounds.
 
     `uncapturable` names sides that wait for the host: they are queued, not captured.
     """
@@ -147,7 +148,7 @@ def _clocked(calls: Sequence[Call], clock: Clock) -> Callable[[], float]:
 
 
 def _captured(calls: Sequence[Call], device: torch.device) -> Callable[[], float] | None:
-    """A round that replays a graph of all calls; None where they cannot be captured."""
+    """A round that replays a graph of all calls; None if they cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     kept: list[object] = []
     before = torch.cuda.current_stream(device)
@@ -161,7 +162,7 @@ def _captured(calls: Sequence[Call], device: torch.device) -> Callable[[], float
         torch.cuda.set_stream(before)
         torch.cuda.synchronize(device)
         return None
-    # Results live in the graph's own memory, and may be reused by the next capture once dropped.
+    # Results are in the graph's own memory, and may be reused by the next capture once dropped.
     del kept
 
     def once() -> float:

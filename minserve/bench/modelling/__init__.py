@@ -1,1 +1,1 @@
-"""A cost model fitted to recorded steps, and how far it is off."""
+"""A cost model fitted to recorded steps, and its error."""

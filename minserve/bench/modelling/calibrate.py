@@ -1,8 +1,8 @@
-"""`minserve bench calibrate`: fit the virtual clock to this machine, and measure its error.
+"""`minserve bench calibrate`: fits the virtual clock to this machine, and measures its error.
 
-Records runs of the real engine, fits what a step costs, and writes that to a small file. With
+Records runs of the real engine, fits the cost of a step, and writes it to a small file. With
 `--check`, traffic of another shape is also served, here and on the virtual clock, and the latencies
-are compared. The machine has to be quiet for both. Even then the speed of a shared machine changes
+are compared. The machine must be quiet for both. Even then the speed of a shared machine changes
 within seconds by more than the promised error, so both kinds of traffic take turns.
 """
 
@@ -49,7 +49,7 @@ PROMISES: dict[str, float] = {
     "p99_ttft_ms": 0.25,
     "p99_tpot_ms": 0.25,
 }
-"""How far the virtual clock may be off, relative to this machine."""
+"""Largest relative error that we promise for the virtual clock."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, and check where asked; 1 where a promise is not kept."""
+    """Calibrate, and check if asked; returns 1 if a promise is not kept."""
     with open_race(args) as race:
         config = config_from(args, scheduling__max_num_seqs=32, scheduling__max_model_len=1024)
         loaded = load_model(race.model, config)
@@ -96,23 +96,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def record(loaded: LoadedModel, seed: int) -> list[StepTrace]:
-    """The steps of the calibration's traffic, played on a fresh engine."""
+    """The steps of the calibration's traffic, played on a new engine."""
     engine = build_engine(loaded)
     for played in _calibration(loaded.config.model.vocab_size, seed):
         drive(engine, played)
-    # The first steps pay for allocation.
+    # The first steps include allocation.
     return list(engine.trace.steps)[3:]
 
 
 def play(loaded: LoadedModel, seed: int) -> Run:
-    """Held-out traffic on a fresh, warm engine."""
+    """Play the held-out traffic on a new engine that was warmed up."""
     engine = build_engine(loaded)
     drive(engine, at_once([[5] * 100] * 2, [fixed_length(4)] * 2))
     return run_of(engine, drive(engine, held_out(loaded.config.model.vocab_size, seed)))
 
 
 def fit_steps(loaded: LoadedModel, steps: Sequence[StepTrace]) -> FittedCost:
-    """What a step costs on this machine."""
+    """The fitted cost of a step on this machine."""
     machine = describe_machine()
     device = Machine(
         name=machine.processor(loaded.config.device),
@@ -125,7 +125,7 @@ def fit_steps(loaded: LoadedModel, steps: Sequence[StepTrace]) -> FittedCost:
 
 
 def _calibration(vocab_size: int, seed: int) -> list[Traffic]:
-    """From one request alone to a full batch, short contexts and long ones."""
+    """Traffic from one request alone to a full batch, with short contexts and long ones."""
     vocab = min(vocab_size, 4000)
     alone = at_once([[5] * 600, [7] * 30], [fixed_length(60), fixed_length(60)])
     mixed = conversations.independent(
@@ -154,7 +154,7 @@ def held_out(vocab_size: int, seed: int) -> Traffic:
 
 @dataclass(frozen=True)
 class Checked:
-    """One quantity, here and on the virtual clock."""
+    """One quantity, measured here and on the virtual clock."""
 
     name: str
     here: float
@@ -201,7 +201,7 @@ def _report(checked: Sequence[Checked]) -> None:
 
 
 def cost_path(device: Machine) -> Path:
-    """The file of a machine, model, torch version and number of threads."""
+    """The file for a machine, model, torch version and number of threads."""
     key = "|".join([device.name, device.model, str(device.threads), device.torch_version])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return cache_directory() / f"steps-{digest}.json"

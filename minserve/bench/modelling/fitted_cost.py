@@ -1,9 +1,9 @@
-"""What a step costs on a machine that was measured: a least-squares fit over recorded steps.
+"""The cost of a step on a measured machine: a least-squares fit over recorded steps.
 
 A roofline gives only the least time of a step; on an available machine the real time can be
 measured. The fit is linear in the engine's counts (attention arithmetic, cached bytes read,
-requests). In the number of rows it is piecewise linear, because products are bound by memory at one
-row and by arithmetic at hundreds.
+requests). In the number of rows it is piecewise linear, because products are limited by memory at
+one row and by arithmetic at hundreds.
 
 Outliers hardly affect the fit, but occasional delays are part of a machine's time: the result is
 scaled so that all steps together take as long as measured, with the longest steps cut.
@@ -26,12 +26,12 @@ from minserve.files.json_types import build
 from minserve.trace import StepTrace, StepWork
 
 KNOTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Rows at which the cost of one more row may change."""
+"""Numbers of rows at which the cost of one more row may change."""
 _GAP_SHARE = 0.25
 """A step that begins this soon after the last one (in durations) follows it without a pause."""
 _WORST = 2.0
-"""At most this many times its fitted cost is a step's measured time counted when the result is
-scaled."""
+"""When the result is scaled, a step's measured time counts as at most this many times
+its fitted cost."""
 _LONGEST_S = 1e5
 """A step of more than a day is not a measurement."""
 VERSION = 2
@@ -61,7 +61,7 @@ class FittedCost:
     """The shortest step that was measured; no modelled step is shorter."""
     num_steps: int
     median_error: float
-    """Of the steps it was fitted to: median of |fitted - seen| / seen."""
+    """Median of |fitted - seen| / seen over the steps it was fitted to."""
 
     def step_s(self, work: StepWork, num_tokens: int, num_requests: int) -> float:
         """Seconds of a step."""
@@ -70,18 +70,18 @@ class FittedCost:
         return max(self.floor_s, fitted)
 
     def to_json(self) -> str:
-        """The file's text."""
+        """The text of the file."""
         return json.dumps({"version": VERSION} | asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> FittedCost:
-        """The inverse. Raises ValueError for anything else, or another version."""
+        """The inverse of `to_json`. Raises ValueError for anything else, or another version."""
         return cls.from_dict(json.loads(text))
 
     @classmethod
     def from_dict(cls, data: Any) -> FittedCost:
-        """From the value in the file. Raises ValueError, in a sentence, for anything else, and for
-        numbers that no fit can give."""
+        """A cost from the value in the file. Raises ValueError with a sentence for anything else,
+        and for numbers that no fit can give."""
         if not isinstance(data, dict) or data.get("version") != VERSION:
             raise ValueError("a calibration of another version: run `minserve bench calibrate`")
         fields = {name: data[name] for name in data if name != "version"}
@@ -96,7 +96,7 @@ class FittedCost:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the file, complete or not at all."""
+        """Write the file, completely or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         cache_dir.replace(path, self.to_json().encode(), mode=0o644)
@@ -105,8 +105,8 @@ class FittedCost:
 def fit(steps: Iterable[StepTrace], device: Machine, dtype: str) -> FittedCost:
     """Fit recorded steps, in order. Raises ValueError for fewer than 100.
 
-    A step's time is from its start to the next one's start where that follows at once: time between
-    such steps is part of a step's cost.
+    If a step is followed by the next one at once, its time is from its start to the next one's
+    start: the time between such steps is part of a step's cost.
     """
     recorded = list(steps)
     if len(recorded) < 100:
@@ -132,7 +132,7 @@ def fit(steps: Iterable[StepTrace], device: Machine, dtype: str) -> FittedCost:
 def _robust(
     matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64], rounds: int = 10
 ) -> npt.NDArray[np.float64]:
-    """Least squares in which outliers have less weight (Huber): another program now and then makes
+    """Least squares in which outliers have less weight (Huber): now and then another program makes
     a step ten times as long, which is not the step's cost."""
     scale = np.abs(matrix).max(axis=0)
     scale[scale == 0] = 1.0

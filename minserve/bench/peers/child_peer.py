@@ -1,4 +1,4 @@
-"""What runs in a peer's own environment: a process that serves when told to, and sleeps otherwise.
+"""Runs in a peer's own environment: a process that serves on command, and sleeps otherwise.
 
     python child_peer.py openvino|llama ARGUMENTS
 
@@ -17,8 +17,8 @@ from typing import Any
 
 
 def main(name: str, arguments: list[str]) -> int:
-    """Serve commands until stdin ends or says quit."""
-    # Libraries may print to file descriptor 1: keep it for answers alone.
+    """Serve commands until stdin ends or a command says quit."""
+    # Libraries may print to file descriptor 1: keep it for answers only.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module = importlib.import_module(f"{name}_peer")

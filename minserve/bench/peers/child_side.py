@@ -1,7 +1,7 @@
-"""A peer in another environment: a child process, told what to do line by line.
+"""A peer in another environment: a child process, controlled line by line.
 
-Knows nothing about any peer's API; `openvino_peer.py` and `llama_peer.py`, which run in the child,
-do.
+Knows nothing about any peer's API; `openvino_peer.py` and `llama_peer.py`, which run
+in the child, do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minserve.bench.workloads.workload import WorkItem, Workload
 
 _HERE = Path(__file__).parent
 LABELS = {"openvino": "OpenVINO", "llama": "llama.cpp"}
-"""Name -> label of each peer: `NAME_peer.py` in this folder."""
+"""Name -> label of each peer, whose file is `NAME_peer.py` in this folder."""
 
 
 def convert_to_gguf(python: str | Path, model: str | Path, target: str | Path) -> Path:

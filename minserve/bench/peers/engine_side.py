@@ -18,7 +18,7 @@ from minserve.trace.summary import inter_token_latencies
 
 
 class EngineSide:
-    """An `LLM` over one model directory; every run leaves its trace in `trace`."""
+    """An `LLM` over one model directory; the trace of the last run is in `trace`."""
 
     name = "minserve"
 
@@ -33,7 +33,7 @@ class EngineSide:
         return self.llm.config.config.to_dict()
 
     def throughput(self, workload: Workload) -> Run:
-        """All requests handed over at once."""
+        """Serve all requests, submitted at once."""
         prompts = [list(item.prompt_token_ids) for item in workload.items]
         params = [_fixed_length(item.max_tokens) for item in workload.items]
         start = self._clock.now()
@@ -68,7 +68,7 @@ class EngineSide:
 
 
 def _check_length(item: WorkItem, output: Output) -> None:
-    """A shorter answer would make the engine look faster."""
+    """Refuse a shorter answer, because it would make the engine look faster."""
     if len(output.token_ids) != item.max_tokens:
         raise RuntimeError(
             f"{output.request_id} ended with {output.finish_reason!r} after "

@@ -1,7 +1,8 @@
-"""Do two sides generate the same tokens? A race between different computations is no race.
+"""Do two sides generate the same tokens? Comparing the speed of different
+computations means nothing.
 
-In float32 two correct implementations differ only where two logits are all but equal: a first
-difference is a tie when the oracle's two largest logits are closer than `TIE`.
+In float32 two correct implementations differ only if two logits are almost equal: a first
+difference is a tie if the oracle's two largest logits are closer than `TIE`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class TokenCheck:
 
     @property
     def equal(self) -> bool:
-        """True when nothing but ties differs."""
+        """True if only ties differ."""
         return not self.differences
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,9 +67,10 @@ def compare_tokens(
     dtype: str,
     gap: Callable[[list[int]], float] | None = None,
 ) -> TokenCheck:
-    """Compare the first difference of every request; `gap` is an oracle's, given all tokens before.
+    """Compare the first difference of every request; `gap` returns an oracle's gap after
+    the given tokens.
 
-    Raises ValueError when the sides did not serve the same number of requests.
+    Raises ValueError if the sides did not serve the same number of requests.
     """
     if not len(workload.items) == len(ours) == len(theirs):
         raise ValueError(

@@ -1,7 +1,7 @@
 """llama.cpp as a peer, through its Python binding: one request alone, run by `child_peer.py`.
 
-Tokens are evaluated by the library's own calls and chosen by numpy's argmax: the binding's
-samplers, which copy and sort, would be charged to it otherwise. Needs `llama_cpp`, built from
+Tokens are evaluated by the library's own calls and chosen by numpy's argmax: otherwise the time of
+the binding's samplers, which copy and sort, would count against it. Needs `llama_cpp`, built from
 source so that it uses this processor's instructions.
 """
 

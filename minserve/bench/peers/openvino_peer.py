@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class Peer:
-    """One model, served through two pipelines, each made when first asked for."""
+    """One model, served through two pipelines; each is made when it is first needed."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         import numpy

@@ -1,4 +1,4 @@
-"""A Hugging Face Llama checkpoint as GGUF, for peers that read nothing else.
+"""Converts a Hugging Face Llama checkpoint to GGUF, for peers that read nothing else.
 
     python to_gguf.py MODEL_DIRECTORY OUT.gguf
 
@@ -74,7 +74,8 @@ def placeholder_tokenizer(vocab_size: int) -> tuple[list[str], list[str], set[st
 
 
 def interleave_halves(weight: Any, heads: int) -> Any:
-    """Rows of a query or key projection in the order of GGUF's Llama: rotary pairs side by side."""
+    """Rows of a query or key projection in the order of GGUF's Llama, where the two rows of a
+    rotary pair are adjacent."""
     rows, *rest = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, *rest).swapaxes(1, 2).reshape(weight.shape)
 

@@ -1,8 +1,8 @@
 """transformers as a peer: `generate` over static batches, and its continuous batching.
 
-The engine it is compared with is timed the same way: from the call to the last token, model loaded
-and warm. Static batches are made of requests of similar output length, the order in which static
-batches are fastest. Knows nothing about our engine.
+The engine it is compared with is timed in the same way: from the call to the last token, with the
+model loaded and warm. Static batches consist of requests of similar output length, with which
+static batches are fastest. Knows nothing about our engine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from minserve.bench.workloads.workload import WorkItem, Workload
 from minserve.clock import WallClock
 
 CONTINUOUS = 0
-"""The "batch size" that stands for transformers' own continuous batching."""
+"""The "batch size" that means transformers' own continuous batching."""
 
 
 class TransformersSide:
-    """One transformers model. `batch_size` is what `throughput` uses; `CONTINUOUS` for its
+    """One transformers model. `throughput` uses `batch_size`; `CONTINUOUS` means its
     continuous batching."""
 
     name = "transformers"
@@ -80,7 +80,7 @@ class TransformersSide:
             part = order[begin : begin + self.batch_size]
             items = [workload.items[index] for index in part]
             for index, item, row in zip(part, items, self._generate(items), strict=True):
-                # A static batch runs until its longest request is done; the rest is discarded.
+                # A static batch runs until its longest request is done; extra tokens are discarded.
                 tokens[index] = tuple(row[: item.max_tokens])
         seconds = self._clock.now() - start
         ordered = tuple(tokens[index] for index in range(len(workload.items)))
@@ -117,12 +117,12 @@ class TransformersSide:
         watch = _StopWatch(self._clock)
         start = self._clock.now()
         row = self._generate([item], streamer=watch)[0]
-        # The first thing put is the prompt.
+        # The first item is the prompt.
         first, last = watch.times[1], watch.times[-1]
         return Stream(first - start, (last - first) / (len(row) - 1), tuple(row))
 
     def top_two_gap(self, token_ids: list[int]) -> float:
-        """Difference of the two largest logits after `token_ids`: how close to a tie."""
+        """Difference of the two largest logits after `token_ids`: how close they are to a tie."""
         with torch.inference_mode():
             ids = torch.tensor([token_ids], device=self._device)
             logits: Tensor = self.model(ids).logits[0, -1].double()
@@ -151,9 +151,9 @@ class _StopWatch:
 def best_batch_size(
     side: TransformersSide, workload: Workload, sizes: tuple[int, ...] = (8, 16, 32, 64, CONTINUOUS)
 ) -> list[dict[str, Any]]:
-    """Try each mode once, leave the side at the fastest, and say what was tried.
+    """Try each mode once, set the side to the fastest, and report what was tried.
 
-    A mode that fails is reported as such; PeerUnavailableError if all do.
+    A mode that fails is reported as failed; raises PeerUnavailableError if all fail.
     """
     tried: list[dict[str, Any]] = []
     for size in sizes:

@@ -1,9 +1,9 @@
 """Generation beside busy programs: tokens per second and processor time, by how threads wait.
 
-Each side is a process of its own, because OpenMP reads its wait policy when it is loaded. Sides
-take turns within a round, alone and beside neighbours: processes that do nothing but use a core. An
-unmeasured second comes before each pair of measurements, so that a side that adapts to the load has
-done so.
+Each side is a separate process, because OpenMP reads its wait policy when it is loaded. Sides
+take turns within a round, alone and beside neighbours: processes that do nothing but use a core.
+An unmeasured second comes before each pair of measurements, so that a side that adapts to the
+load has done so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minserve.process.openmp import CHOICES, SPIN_COUNT, VARIABLE
 GNU_SPIN_COUNT = 300_000
 """Turns that GNU's OpenMP library spins by default."""
 BEFORE, OURS = "long spin", "minserve"
-# Ends when the process that started it ends, in whatever way.
+# Ends when the process that started it ends, for whatever reason.
 _NEIGHBOUR = """
 import os
 parent = os.getppid()
@@ -40,7 +40,7 @@ while os.getppid() == parent:
 
 def sides(cores: int) -> dict[str, tuple[dict[str, str], int]]:
     """Name -> (environment, `kernels.num_threads`). Only ours adapts spinning to the load: minserve
-    does not change a variable that is set, not even to nearly its own number."""
+    does not change a variable that is set, whatever its value."""
     return {
         BEFORE: ({VARIABLE: str(GNU_SPIN_COUNT)}, cores),
         "bounded spin": ({VARIABLE: str(SPIN_COUNT + 1)}, cores),
@@ -77,7 +77,7 @@ class BusySide:
             raise
 
     def measure(self, rows: int, tokens: int, seconds: float) -> dict[str, float]:
-        """See `busy_side.measure`. Raises BusySideError when the process has ended."""
+        """See `busy_side.measure`. Raises BusySideError if the process has ended."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # It has ended; reading its answer says why.
             request = {"rows": rows, "tokens": tokens, "seconds": seconds}
@@ -105,7 +105,7 @@ class BusySide:
 
 @contextlib.contextmanager
 def neighbours(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """`count` processes that use a core each, ended in every case."""
+    """`count` processes that use a core each; they are always ended."""
     running: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
@@ -192,7 +192,7 @@ def _cores() -> int:
 
 def _visit(side: BusySide, count: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     with neighbours(count):
-        # Few tokens a call: beside two neighbours a long spin makes about 20 a second.
+        # Few tokens per call: beside two neighbours a long spin generates about 20 per second.
         side.measure(args.rows, 2, args.warm_up)
         return {
             "batch": side.measure(args.rows, 8, args.seconds),
@@ -207,7 +207,7 @@ def _figures(what: str, count: int, name: str, values: list[dict[str, float]]) -
 
 
 def _add_ratios(measurements: list[dict[str, Any]]) -> None:
-    """Each side's tokens per second over those of the long spin, round by round."""
+    """Add each side's tokens per second divided by those of the long spin, round by round."""
     before = {
         (each["what"], each["neighbours"]): each["tokens_per_s"]["values"]
         for each in measurements

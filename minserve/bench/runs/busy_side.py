@@ -1,8 +1,8 @@
-"""One side of `minserve bench busy`: a process that generates when told to, and sleeps otherwise.
+"""One side of `minserve bench busy`: a process that generates on command, and sleeps otherwise.
 
     python -m minserve.bench.runs.busy_side MODEL THREADS
 
-How its threads wait is in its environment, which OpenMP reads once: hence a process per side.
+The environment sets how its threads wait, and OpenMP reads it only once: hence a process per side.
 Commands are JSON lines on stdin, answers JSON lines on stdout; the first says it is ready.
 """
 
@@ -20,7 +20,7 @@ PROMPT_TOKENS = 4
 
 
 def measure(llm: LLM, rows: int, tokens: int, seconds: float) -> dict[str, float]:
-    """Generate `tokens` for `rows` prompts, again until `seconds` are over."""
+    """Generate `tokens` for `rows` prompts, repeatedly until `seconds` are over."""
     prompts = [[(7 * row + 3 * at) % 500 for at in range(PROMPT_TOKENS)] for row in range(rows)]
     params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     clock = WallClock()
@@ -35,7 +35,7 @@ def measure(llm: LLM, rows: int, tokens: int, seconds: float) -> dict[str, float
 
 
 def main(model: str, threads: str) -> int:
-    """Answer until stdin ends."""
+    """Answer commands until stdin ends."""
     config = EngineConfig().with_values({"kernels.num_threads": int(threads)})
     with LLM(model, config, progress=False) as llm:
         measure(llm, 2, 4, 0.0)

@@ -1,9 +1,9 @@
-"""What compiling costs, and after how many tokens that time is saved again.
+"""The cost of compiling, and after how many tokens that time is saved again.
 
-The cold side is a process of its own with an empty cache directory; then this process compiles
-again and finds torch's cache on disk. What is timed per step is `forward_s` of decode steps: from
-the batch's tensors to the logits, without scheduling and sampling. Sides take turns within a round,
-and ratios are taken within rounds.
+The cold side is a separate process with an empty cache directory; then this process compiles again
+and finds torch's cache on disk. The time of a step is `forward_s` of decode steps: from the batch's
+tensors to the logits, without scheduling and sampling. Sides take turns within a round, and ratios
+are taken within rounds.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 def break_even_tokens(
     compile_s: float, eager_step_s: float, compiled_step_s: float, rows: int
 ) -> float | None:
-    """Tokens after which a compilation has paid for itself, in steps of so many rows, one token
-    each; None where the compiled step is not faster: then no number of tokens is enough."""
+    """Tokens after which a compilation has paid for itself, in steps of `rows` rows with one token
+    each; None if the compiled step is not faster, so that no number of tokens is enough."""
     saved_per_token_s = (eager_step_s - compiled_step_s) / rows
     return compile_s / saved_per_token_s if saved_per_token_s > 0 else None
 
@@ -70,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report: a table on stderr, JSON on stdout or in a file. Returns 1 where a side's
-    tokens differ."""
+    """Measure and report: a table on stderr, JSON on stdout or in a file. Returns 1 if a
+    side's tokens differ."""
     if args.once:
         with LLM(args.model, _config(args, "compiled"), progress=False) as llm:
             print(json.dumps(_compile(llm, args)))
@@ -110,7 +110,7 @@ def _in_a_new_process(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compile(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
-    """Run every kind of step once; returns what that compiled."""
+    """Run every kind of step once; returns what was compiled."""
     seconds, graphs, cached = 0.0, 0, 0
     for rows in sorted({1, *args.rows}):
         _decode(llm, rows, 2)
@@ -184,7 +184,7 @@ def _measured(args: argparse.Namespace, cold: Mapping[str, Any]) -> dict[str, An
 
 
 def _commit() -> str | None:
-    """The checkout this was measured at; None outside of one."""
+    """The checkout's commit; None outside of a checkout."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(

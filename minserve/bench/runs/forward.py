@@ -1,9 +1,9 @@
-"""Forward cost: what one token of a model costs beside another's, both alone in the engine.
+"""Forward cost: the time of one token of a model compared with another's, each alone in the engine.
 
-What is timed is the stage `forward_s` of the engine's steps that compute exactly one token: from
-the batch's tensors to the logits, embedding, layers, final norm and head included, but neither
-scheduling nor sampling. Models take turns within a round; a round's figure is the median over its
-steps, and ratios are taken within rounds.
+Times the stage `forward_s` of the engine's steps that compute exactly one token: from the batch's
+tensors to the logits, including embedding, layers, final norm and head, without scheduling and
+sampling. Models take turns within a round; a round's figure is the median over its steps, and
+ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def forward_cost(
     tokens: int = 64,
     rounds: int = 9,
 ) -> dict[str, Any]:
-    """Forward seconds per token of `model` and of `against`, at batch 1, and how many times
-    `model`'s the other's is. `threads`: of both; None leaves torch's setting."""
+    """Forward seconds per token of `model` and of `against`, at batch 1, and the ratio of the
+    second to the first. `threads`: for both; None keeps torch's setting."""
     config = EngineConfig(dtype=dtype).with_values(
         {
             "scheduling.max_num_seqs": 1,

@@ -1,16 +1,16 @@
 """The ladder from reserved KV memory to pages: one trace, one byte budget, the same tokens.
 
-Rungs take turns on the real engine; every round is a fresh engine. Throughput is measured, steps,
+Rungs take turns on the real engine; every round is a new engine. Throughput is measured; steps,
 batches and shares of memory are counted. The reservations are those of Kwon et al. (arXiv
 2309.06180, section 6.1).
 
-There are two static rungs, and gains are told over both. The first computes rectangles: prompts
-padded to the batch's longest, and a row for every request until the last has ended. That is what
-requests were served with before Orca (Yu et al., OSDI 2022, section 3.1, of FasterTransformer; Kwon
-et al., section 2.3, of padded inputs and outputs), and this version is faster than it was: idle
-rows attend to themselves alone, and no request reserves for the longest request there may be. The
-second leaves out every row without a token, which no engine did then: the gain over it comes from
-scheduling and memory, not from packing.
+There are two static rungs, and gains are reported over both. The first computes rectangles: prompts
+padded to the longest of the batch, and a row for every request until the last one has ended. Before
+Orca, servers worked this way (Yu et al., OSDI 2022, section 3.1, on FasterTransformer; Kwon et al.,
+section 2.3, on padded inputs and outputs), and this version is faster than theirs: idle rows attend
+only to themselves, and no request reserves memory for the longest possible request. The second
+omits every row without a token, which no engine did then: the gain over it comes from scheduling
+and memory, not from packing.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ LADDER = EngineConfig(dtype="float32").with_values(
         "scheduling.max_num_batched_tokens": 512,
     }
 )
-"""What all rungs share. Contiguous memory is counted in pages too, which must be neighbours."""
+"""The settings that all rungs share. Contiguous memory is counted in pages too, which
+must be neighbours."""
 
 RECTANGLES = "static, rectangles, power of two"
 PACKED = "static, packed, power of two"
-"""The rungs that gains are told over."""
+"""The rungs over which gains are reported."""
 
 RUNGS: dict[str, Mapping[str, Any]] = {
     RECTANGLES: {
@@ -85,12 +86,12 @@ class RungRun:
 
     @property
     def output_tokens_per_s(self) -> float:
-        """Measured."""
+        """Measured output tokens per second."""
         return self.trace.summary().output_tokens_per_s
 
     @property
     def waiting_s(self) -> Distribution:
-        """From arrival to the first step that computed anything for a request."""
+        """Seconds from arrival to the first step that computed anything for a request."""
         queued = [request.metrics.queue_s for request in self.trace.requests]
         found = distribution([seconds for seconds in queued if seconds is not None])
         assert found is not None, "a rung's run has requests"
@@ -98,7 +99,7 @@ class RungRun:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """What is the same on every machine."""
+        """Figures that are the same on every machine."""
         totals, shares = self.trace.totals, MemoryShares.of(self.trace.steps)
         return {
             "steps": totals.steps,
@@ -115,8 +116,8 @@ class RungRun:
 def rung_configs(
     kv_bytes: int, longest: int, base: EngineConfig = LADDER
 ) -> dict[str, EngineConfig]:
-    """The configuration of every rung: `kv_bytes` of KV memory, requests of at most `longest`
-    tokens."""
+    """The configuration of every rung: `kv_bytes` of KV memory, requests of at most
+    `longest` tokens."""
     shared = {"memory.kv_bytes": kv_bytes, "scheduling.max_model_len": longest}
     return {name: base.with_values(shared | dict(fields)) for name, fields in RUNGS.items()}
 
@@ -127,7 +128,7 @@ def longest_of(traffic: Traffic) -> int:
 
 
 def run_rung(loaded: LoadedModel, traffic: Traffic) -> RungRun:
-    """Play the traffic to its end on a fresh engine."""
+    """Play the traffic to its end on a new engine."""
     engine = build_engine(loaded)
     done = drive(engine, traffic)
     return RungRun(engine.trace, tuple(tuple(one.output_token_ids) for one in done.requests))
@@ -142,7 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that climbs the ladder takes."""
+    """Arguments of every command that runs the ladder."""
     parser.add_argument("--model", default="zoo/base", help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
@@ -164,8 +165,8 @@ def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report: a table on stderr, a line of JSON on stdout. Returns 1 where a rung's
-    tokens differ."""
+    """Measure and report: a table on stderr, a line of JSON on stdout. Returns 1 if a
+    rung's tokens differ."""
     config = LADDER.with_values({"dtype": args.dtype, "kernels.num_threads": args.threads})
     loaded = load_model(args.model, config, progress=not args.no_progress)
     entries = read_mooncake(args.trace)

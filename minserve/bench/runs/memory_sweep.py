@@ -1,8 +1,9 @@
-"""Where the ladder's gain goes as answers become alike: its first and last rungs on the real
-engine, over traces whose lengths spread less and less.
+"""Where the ladder's gain disappears as answers become more alike.
 
-These are both static rungs, rectangles and packed, and the paged one (`bench.memory`). Each spread
-is a trace of `bench.heavy_tail` with the same total of tokens, in the same bytes.
+Runs the ladder's first and last rungs on the real engine, over traces whose lengths spread less
+and less. These are both static rungs, rectangles and packed, and the paged one
+(`bench.runs.memory`). Each spread is a trace of `bench.workloads.heavy_tail` with the same total
+of tokens, in the same bytes.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from minserve.loading import find_model, load_model
 
 LAST = list(RUNGS)[-1]
 WORTH = 1.2
-"""Gain below which paging hardly pays."""
+"""Below this gain, paging is hardly worth it."""
 SPREADS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Standard deviations of the logarithm of the answers' lengths."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One spread: what the last rung gains over both first ones, with the rounds' spread."""
+    """One spread: the gain of the last rung over both first ones, with its spread over rounds."""
 
     spread: float
     over_rectangles: Spread
@@ -82,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report: a table on stderr, a line of JSON on stdout. Returns 1 where the sides'
-    tokens differ."""
+    """Measure and report: a table on stderr, a line of JSON on stdout. Returns 1 if the
+    sides' tokens differ."""
     config = LADDER.with_values({"dtype": args.dtype, "kernels.num_threads": args.threads})
     resolved = load_model(args.model, config, progress=not args.no_progress).config
     kv_bytes = args.kv_tokens * resolved.model.kv_bytes_per_token(resolved.itemsize)
@@ -143,8 +144,8 @@ def _spread(text: str) -> float:
 
 
 def pays_from(gains: Mapping[float, float]) -> tuple[float, float] | None:
-    """The two spreads between which the gain rises above `WORTH` and stays there; None where it
-    never does."""
+    """The two spreads between which the gain rises above `WORTH` and stays there; None
+    if it never does."""
     ordered = sorted(gains)
     below = [spread for spread in ordered if gains[spread] < WORTH]
     above = [spread for spread in ordered if not below or spread > below[-1]]

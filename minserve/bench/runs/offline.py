@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report. Returns 1 when a peer's tokens differ by more than ties."""
+    """Measure and report. Returns 1 if a peer's tokens differ by more than ties."""
     if "llama" in args.vs:
         raise ConfigError(
             "--vs llama serves one request at a time and has no place in a race of throughput: use "
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         result["equal_tokens"] = [check.to_dict() for check in checks]
         if not args.skip_floor:
             limits = machine_ceilings(args.device, dtypes=(args.dtype,))
-            # The trace is of the engine's last round: that round is compared with its own floor.
+            # The trace is that of the engine's last round, so that round is compared
+            # with its own floor.
             floor = floor_of(engine.trace, limits, args.dtype)
             result["floor"] = floor.to_dict()
             outside = measure_outside(race.model, config)
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(
     race: Race, config: EngineConfig, sides: dict[str, Side], workload: Workload
 ) -> list[Any]:
-    """Compare tokens in float32 with every peer, transformers being the oracle of ties."""
+    """Compare tokens in float32 with every peer; transformers is the oracle of ties."""
     if len(sides) == 1:
         return []
     _say("comparing tokens in float32 ...")
@@ -127,7 +128,7 @@ def _figures(
 ) -> dict[str, Any]:
     rates = {name: [run.output_throughput for run in each] for name, each in runs.items()}
     ours = runs[engine.name]
-    # The figures are those of the median round, so that they belong together.
+    # All figures are those of the median round, so that they belong together.
     middle = sorted(ours, key=lambda run: run.output_throughput)[len(ours) // 2]
     result: dict[str, Any] = serve_result(middle) | throughput_result(middle)
     result["sides"], result["ratios"], rows = [], {}, []

@@ -1,8 +1,8 @@
 """Open loop: requests arrive at given times, on this machine or on the clock of a modelled one.
 
 `minserve bench serve` plays drawn or recorded traffic against the engine in this process (no HTTP
-in between) and reports what `vllm bench serve` reports. With `--modelled` the same scheduler and
-page pool run on modelled time, so that an hour of an H100's traffic takes a minute.
+in between) and reports the same figures as `vllm bench serve`. With `--modelled` the same scheduler
+and page pool run on modelled time, so that an hour of an H100's traffic takes a minute.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def traffic_from(args: argparse.Namespace, most: int) -> Traffic:
-    """What the arguments ask for; no request is longer than `most` tokens."""
+    """The traffic given by the arguments; no request is longer than `most` tokens."""
     if args.trace:
         return to_traffic(read_trace(args.trace), name=args.trace, max_len=most, seed=args.seed)
     draw = getattr(length_draws, args.lengths)
@@ -186,7 +186,8 @@ def _virtual(args: argparse.Namespace, config: EngineConfig) -> Engine:
 
 
 def run_of(engine: Engine, result: DriveResult) -> Run:
-    """A drive's result as the metrics take it: requests that ended well, and how many did not."""
+    """A drive's result in the form of the metrics: requests that ended well, and
+    how many did not."""
     done = [r for r in result.requests if r.finish_reason in ("stop", "length")]
     return Run(
         duration_s=result.duration_s,

@@ -1,5 +1,5 @@
-"""Idle conversations: many are kept in a small pool and the tiers below it, and returning has a
-cost.
+"""Idle conversations: how many fit in a small pool and the tiers below it, and what
+returning costs.
 
 Each session sends a prompt, is idle while all others have their turn, and returns with its whole
 history and a new question. CachedAttention (Gao et al., arXiv 2403.19708), Pensieve (Yu and Li,
@@ -39,19 +39,19 @@ IDLE = EngineConfig(dtype="float32").with_values(
         "scheduling.max_num_batched_tokens": 512,
     }
 )
-"""What all sides share."""
+"""The settings that all sides share."""
 
 TIERS = ("device", "host", "disk", "gone")
 
 
 def random_tokens(count: int, seed: str) -> list[int]:
-    """A made-up text, the same for the same seed."""
+    """A random text, the same for the same seed."""
     draw = random.Random(seed)
     return [draw.randrange(2, 4000) for _ in range(count)]
 
 
 def tier_of(engine: Engine, token_ids: Sequence[int]) -> str:
-    """The slowest tier that a page of this history lies in; "gone" where one is nowhere."""
+    """The slowest tier that holds a page of this history; "gone" if a page is in none."""
     prefix, size = engine.memory.prefix, engine.memory.block_size
     if prefix is None:
         return "gone"
@@ -73,11 +73,11 @@ class SessionsRun:
     token_ids: tuple[tuple[int, ...], ...]
     """Both answers of each session."""
     resume_s: tuple[float, ...]
-    """From a returning session's first step to its first token, loading included."""
+    """Seconds from a returning session's first step to its first token, loading included."""
     cached_tokens: tuple[int, ...]
     """Tokens of each returning prompt that were found, in any tier."""
     disk_bytes: int
-    """Kept on disk while all were idle."""
+    """Bytes on disk while all were idle."""
 
     @property
     def held(self) -> Mapping[str, int]:
@@ -89,7 +89,7 @@ class SessionsRun:
 def run_sessions(
     loaded: LoadedModel, num_sessions: int, history: int, question: int = 8, answer: int = 2
 ) -> SessionsRun:
-    """Run the first turn of all sessions, then the second of all, on a fresh engine.
+    """Run the first turn of all sessions, then the second of all, on a new engine.
 
     `history` is the tokens of the first prompt and its answer together.
     """
@@ -106,8 +106,8 @@ def run_sessions(
         prompts = [
             tokens + random_tokens(question, f"question {n}") for n, tokens in enumerate(histories)
         ]
-        # Sessions return in random order: the order in which they went idle is the worst case of
-        # LRU.
+        # Sessions return in random order: the order in which they became idle is the
+        # worst case of LRU.
         order = list(range(num_sessions))
         random.Random("who comes back when").shuffle(order)
         back = at_once([prompts[n] for n in order], [params] * num_sessions)
@@ -128,10 +128,10 @@ def run_sessions(
 
 
 def returning(history: int, pool_tokens: int, question: int = 8) -> Traffic:
-    """A session, two others that each need the whole pool, and the session again: for a run with
-    one place in the batch. The first of the others pushes the session's pages off the device; the
-    second pushes the first one's after them, and the session's out of a host no larger than the
-    device."""
+    """A session, two others that each need the whole pool, and the session again: for a run
+    with one place in the batch. The first of the others evicts the session's pages from the
+    device; the second evicts the first one's pages, which push the session's out of a host no
+    larger than the device."""
     own = random_tokens(history, "history")
     others = [random_tokens(pool_tokens - 2, f"somebody else {n}") for n in range(2)]
     prompts = [own, *others, own + random_tokens(question, "question")]
@@ -167,8 +167,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report: tables on stderr, a line of JSON on stdout. Returns 1 where a session's
-    tokens depend on where its history lay."""
+    """Measure and report: tables on stderr, a line of JSON on stdout. Returns 1 if a session's
+    tokens depend on where its history was."""
     config = IDLE.with_values(
         {"kernels.num_threads": args.threads, "memory.disk_path": args.disk_path}
     )
@@ -242,7 +242,8 @@ def _figures(runs: Mapping[str, SessionsRun]) -> dict[str, Any]:
 
 
 def _by_length(args: argparse.Namespace, config: EngineConfig) -> list[dict[str, Any]]:
-    """Time to first token of one returning session: computed again, from the host, from disk."""
+    """Time to first token of one returning session: recomputed, loaded from the host,
+    loaded from disk."""
     found, rows = [], []
     for length in args.lengths:
         size = config.memory.block_size

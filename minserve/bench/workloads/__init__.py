@@ -1,2 +1,1 @@
-"""What benchmarks send to an engine: prompts, lengths, arrivals, recorded traces, and model
-shapes."""
+"""The input of benchmarks: prompts, lengths, arrivals, recorded traces, and model shapes."""

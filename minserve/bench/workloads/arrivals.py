@@ -1,4 +1,4 @@
-"""When requests come: gaps between arrivals, in units of the mean gap.
+"""When requests arrive: gaps between arrivals, in units of the mean gap.
 
 Drawn once, a sequence serves every rate. Knows nothing about what the requests are.
 """
@@ -9,7 +9,8 @@ import random
 from collections.abc import Callable
 
 Arrivals = Callable[[int, random.Random], list[float]]
-"""(number of requests, source of randomness) -> gaps in mean gaps; the first request is at once."""
+"""(number of requests, source of randomness) -> gaps in mean gaps; the first request
+arrives at once."""
 
 
 def poisson_arrivals(count: int, draw: random.Random) -> list[float]:
@@ -20,14 +21,14 @@ def poisson_arrivals(count: int, draw: random.Random) -> list[float]:
 def gamma_arrivals(burstiness: float) -> Arrivals:
     """Gamma-distributed gaps whose shape is `burstiness`, as vLLM's benchmarks define it.
 
-    1 is Poisson, below 1 requests come in bursts, above 1 they come ever more evenly. The
+    1 is Poisson; below 1 requests arrive in bursts; above 1 they arrive more evenly. The
     coefficient of variation of the gaps is `burstiness ** -0.5`. Raises ValueError at or below 0.
     """
     if burstiness <= 0:
         raise ValueError(f"gamma_arrivals(burstiness={burstiness}): expected a positive number")
 
     def gaps(count: int, draw: random.Random) -> list[float]:
-        if burstiness == 1.0:  # The same distribution, with the draws that earlier workloads had.
+        if burstiness == 1.0:  # The same distribution, with the draws of earlier workloads.
             return [0.0] + [draw.expovariate(1.0) for _ in range(count - 1)]
         return [0.0] + [draw.gammavariate(burstiness, 1 / burstiness) for _ in range(count - 1)]
 
@@ -35,9 +36,9 @@ def gamma_arrivals(burstiness: float) -> Arrivals:
 
 
 def on_off_arrivals(on_gaps: float, off_gaps: float) -> Arrivals:
-    """Poisson arrivals while it is on, none while it is off, in turns; the mean rate is as asked.
+    """Alternates between Poisson arrivals (on) and none (off), with the given mean rate.
 
-    `on_gaps` and `off_gaps` say how long each lasts, in mean gaps. Raises ValueError for a
+    `on_gaps` and `off_gaps` are the lengths of the two, in mean gaps. Raises ValueError for a
     length that is not positive.
     """
     if on_gaps <= 0 or off_gaps < 0:
@@ -50,7 +51,7 @@ def on_off_arrivals(on_gaps: float, off_gaps: float) -> Arrivals:
     def gaps(count: int, draw: random.Random) -> list[float]:
         on_time, times = 0.0, []
         for number in range(count):
-            # While it is on, the rate is higher by as much as the off time takes away.
+            # While it is on, the rate is higher, to make up for the off time.
             on_time += draw.expovariate(period / on_gaps) if number else 0.0
             times.append(on_time + off_gaps * (on_time // on_gaps))
         return [after - before for before, after in zip([0.0, *times], times, strict=False)]

@@ -1,6 +1,6 @@
-"""What prompts have in common: nothing, a system prompt, examples, the turns before, a tree.
+"""The prefixes that prompts share: none, a system prompt, examples, earlier turns, a tree.
 
-Prompts are lists of random token ids. Two prompts share a prefix exactly where the shape says so,
+Prompts are lists of random token ids. Two prompts share a prefix exactly if the shape says so,
 which is what a prefix cache can use; `traffic` adds the arrivals.
 """
 
@@ -17,7 +17,7 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt and how much is generated for it."""
+    """A prompt, and how much is generated for it."""
 
     prompt_token_ids: Tokens
     output_tokens: int
@@ -71,7 +71,7 @@ def few_shot(
     vocab_size: int = 4000,
 ) -> Jobs:  # fmt: skip
     """The first `shown` to `examples` of a fixed list of examples, then a question: prefixes of
-    different length over one list."""
+    different length of one list."""
     writer = _Writer(vocab_size)
     if not 0 <= shown <= examples:
         raise ValueError(f"few_shot(examples={examples}, shown={shown}): show 0 to {examples}")
@@ -91,9 +91,9 @@ def few_shot(
 def multi_turn(
     turns: int, question: Lengths, outputs: Lengths, at_once: int = 8, vocab_size: int = 4000
 ) -> Jobs:
-    """Conversations of `turns` questions, `at_once` of them interleaved. A prompt is everything
-    said before and a new question; the answers in it are of the length that was asked for (their
-    tokens are drawn, because an open-loop client does not wait for the real ones)."""
+    """Conversations of `turns` questions, `at_once` of them interleaved. A prompt is the whole
+    conversation so far and a new question. The answers in it have the requested lengths; their
+    tokens are drawn, because an open-loop client does not wait for the real ones."""
     writer = _Writer(vocab_size)
 
     def jobs(count: int, draw: random.Random) -> list[Job]:
@@ -115,8 +115,8 @@ def multi_turn(
 def agent_tree(
     branches: int, depth: int, thought: Lengths, outputs: Lengths, vocab_size: int = 4000
 ) -> Jobs:
-    """Trees of thought: from a task, `branches` continuations, from each of them again, `depth`
-    levels. Nodes come level by level; each prompt is the path from its root."""
+    """Trees of thought: a task has `branches` continuations, each of them again, for `depth`
+    levels. Nodes arrive level by level; each prompt is the path from its root."""
     writer = _Writer(vocab_size)
     if branches < 1 or depth < 1:
         raise ValueError(f"agent_tree(branches={branches}, depth={depth}): expected at least 1")

@@ -1,6 +1,6 @@
-"""Send traffic to an engine: requests arrive by the engine's clock, whether it is busy or not.
+"""Sends traffic to an engine: requests arrive by the engine's clock, whether it is busy or not.
 
-Works on the wall clock and on a virtual one. Stops between two steps when told to.
+Works on the wall clock and on a virtual one. Can be stopped between two steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class DriveResult:
     """The outcome of the traffic. The engine's trace has the rest."""
 
     requests: tuple[Request, ...]
-    """In order of arrival; those that never arrived before a stop are missing."""
+    """In order of arrival; requests that had not arrived before a stop are missing."""
     stopped: bool
     duration_s: float
     """From the start to the end of the last step, in seconds of the engine's clock."""
@@ -36,13 +36,12 @@ def drive(
     max_wait_s: float = 0.1,
     fast: bool = False,
 ) -> DriveResult:
-    """Run all of `traffic`; `rate_per_s` is called for every gap, so the rate may change during the
-    run.
+    """Run all of `traffic`; `rate_per_s` is called for every gap, so the rate may
+    change during the run.
 
     An idle engine waits for the next arrival, at most `max_wait_s` at a time, so that a stop or a
     new rate takes effect. A stop aborts all live requests. `fast` lets an engine on modelled time
-    skip steps in which nothing is decided: they are in its trace, and `on_step` is not called for
-    them.
+    skip steps without a decision: they are in its trace, but `on_step` is not called for them.
     """
     start_s = engine.clock.now()
     rate = rate_per_s or (lambda: traffic.rate_per_s or float("inf"))

@@ -1,9 +1,9 @@
-"""A trace whose lengths vary as real ones do: many short answers, a few very long ones.
+"""A trace whose lengths vary as in real ones: many short answers, a few very long ones.
 
-`python -m minserve.bench.workloads.heavy_tail` writes the committed one, `traces/heavy_tail.jsonl`:
-all requests wait at the start, prompts and answers are log-normal, and an answer ends at the latest
-at a `max_tokens`, as callers usually set one. At spread 0 all answers are equal, with the same
-total.
+`python -m minserve.bench.workloads.heavy_tail` writes the committed one,
+`traces/heavy_tail.jsonl`: all requests wait at the start, prompts and answers are log-normal, and
+an answer ends at the latest at a `max_tokens`, as callers usually set one. At spread 0 all
+answers are equal, with the same total.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def log_normal_lengths(count: int, mean: float, spread: float, most: int, seed: 
     shape = [exp(spread * normal.inv_cdf((rank + 0.5) / count)) for rank in range(count)]
     low, high = 0.0, float(most) * max(1.0, 1 / min(shape))
     found: list[int] = []
-    # The mean grows with the scale, up to where everything is cut.
+    # The mean grows with the scale, until every length is cut.
     for _ in range(60):
         scale = (low + high) / 2
         found = [max(1, min(most, round(scale * value))) for value in shape]

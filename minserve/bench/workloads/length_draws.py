@@ -1,6 +1,6 @@
-"""How long prompts and answers are: distributions with a stated mean, drawn one by one.
+"""Lengths of prompts and answers: distributions with a given mean, drawn one by one.
 
-Every draw is at least 1 token and at most `at_most`, which lowers the mean where it cuts a tail.
+Every draw is at least 1 token and at most `at_most`, which lowers the mean if it cuts a tail.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _check(name: str, mean: float) -> None:
 
 
 def fixed(tokens: int) -> Lengths:
-    """Always the same."""
+    """Always the same length."""
     _check("fixed", tokens)
     return lambda draw: tokens
 
@@ -38,7 +38,8 @@ def uniform(low: int, high: int) -> Lengths:
 
 
 def exponential(mean: float, at_most: int = NO_LIMIT) -> Lengths:
-    """Memoryless: a request that has run for long is expected to run as long again as a new one."""
+    """Memoryless: the expected remaining length of a request does not depend on how
+    long it has run."""
     _check("exponential", mean)
     return lambda draw: _within(draw.expovariate(1 / mean), at_most)
 
@@ -51,8 +52,8 @@ def lognormal(mean: float, sigma: float = 1.0, at_most: int = NO_LIMIT) -> Lengt
 
 
 def pareto(mean: float, alpha: float = 1.5, at_most: int = NO_LIMIT) -> Lengths:
-    """Heavy-tailed: most are short, and a few long ones make up much of the work. `alpha` above 1;
-    the nearer to 1, the heavier."""
+    """Heavy-tailed: most are short, and a few long ones are a large part of the work. `alpha` must
+    be above 1; the nearer to 1, the heavier the tail."""
     _check("pareto", mean)
     if alpha <= 1:
         raise ValueError(f"pareto(alpha={alpha}): expected more than 1, or there is no mean")

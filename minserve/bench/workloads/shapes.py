@@ -1,7 +1,7 @@
 """Named model shapes, and checkpoints of them with random weights: for speed, never for quality.
 
 A shape is data, so that work can be counted without making weights; a checkpoint is a Hugging Face
-directory that the engine and every peer read alike.
+directory that the engine and every peer can read.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ SHAPES: dict[str, Shape] = {
 
 
 def write_checkpoint(shape: Shape, directory: str | Path, seed: int = 0) -> Path:
-    """A checkpoint with random weights in `directory`; returns the directory.
+    """Write a checkpoint with random weights to `directory`; returns the directory.
 
     Weights are drawn as transformers initialises them and rounded so that float32, bfloat16 and
-    float16 hold the same values: a race at any precision is about the same model.
+    float16 hold the same values: a race at any precision uses the same model.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -20,7 +20,7 @@ class TimedRequest:
     """One request, and how long after the one before it arrives."""
 
     gap: float
-    """In mean gaps: at a rate of r requests/s it comes `gap / r` seconds after the last."""
+    """In mean gaps: at a rate of r requests/s it arrives `gap / r` seconds after the last."""
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     priority: int = 0
@@ -75,7 +75,7 @@ def traffic(
     seed: int = 0,
     name: str = "drawn",
 ) -> Traffic:
-    """`count` requests of a shape (`conversations`), arriving as `arrivals` says at a mean rate.
+    """`count` requests of a shape (`conversations`), with the given `arrivals` at a mean rate.
 
     Output lengths are fixed, greedy. The same seed gives the same prompts and lengths whatever the
     arrivals are, and the same gaps whatever the prompts are. Raises ValueError for a rate or a

@@ -1,4 +1,4 @@
-"""What a benchmark sends: prompts as token ids, and how many tokens each request generates.
+"""The workload of a benchmark: prompts as token ids, and how many tokens each request generates.
 
 Knows nothing about engines, peers or time.
 """
@@ -9,8 +9,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-# The race's prompts stay below this id whatever the vocabulary, so that a larger one changes
-# nothing; 0 and 1 are left out because checkpoints use them for special tokens.
+# The race's prompts stay below this id for every vocabulary, so that a larger one changes nothing;
+# 0 and 1 are omitted because checkpoints use them for special tokens.
 _RACE_IDS = 4000
 
 
@@ -24,7 +24,7 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests that all arrive at once, with where they come from."""
+    """Requests that all arrive at once, and their origin."""
 
     name: str
     items: tuple[WorkItem, ...]
@@ -46,7 +46,7 @@ class Workload:
         return max(len(item.prompt_token_ids) + item.max_tokens for item in self.items)
 
     def first(self, count: int) -> Workload:
-        """The same workload cut to its first requests: for warm-ups and checks."""
+        """The same workload with only its first requests: for warm-ups and checks."""
         return Workload(f"{self.name}, first {count}", self.items[:count], self.seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def race_workload(vocab_size: int, num_requests: int = 64, seed: int = 0) -> Wor
     draw, last = random.Random(seed), min(_RACE_IDS, vocab_size) - 1
     items = []
     for _ in range(num_requests):
-        # The order of the draws is the workload: prompt length, prompt, output length.
+        # The order of the draws determines the workload: prompt length, prompt, output length.
         prompt = tuple(draw.randint(2, last) for _ in range(draw.randint(32, 256)))
         items.append(WorkItem(prompt, draw.randint(32, 128)))
     name = f"race: {num_requests} requests, 32-256 tokens in, 32-128 out"
@@ -83,7 +83,8 @@ def race_workload(vocab_size: int, num_requests: int = 64, seed: int = 0) -> Wor
 
 
 def single_stream(vocab_size: int, input_len: int, output_len: int, seed: int = 0) -> WorkItem:
-    """One request of given lengths, its prompt drawn as the race's. Raises ValueError below 1."""
+    """One request of given lengths; its prompt is drawn as in `race_workload`. Raises
+    ValueError below 1."""
     if input_len < 1 or output_len < 2:
         raise ValueError(
             f"single_stream(input_len={input_len}, output_len={output_len}): expected a prompt of "

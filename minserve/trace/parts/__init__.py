@@ -20,9 +20,9 @@ and one line in `RoomParts` below:
     speculation: Speculation = Speculation()
 
 Then the engine can pass `StepTrace(..., speculation=Speculation(4, 3))`. `step.speculation` has the
-counts of one step and `trace.totals.speculation` the counts of the run, in the same class, so that
-a property such as an acceptance rate works for both. JSON and data frames have the columns, and
-reading an older trace gives the defaults. Every field of such a part needs the default 0 and a
+counts of one step and `RunTrace.totals.speculation` the counts of the run, in the same class, so
+that a property such as an acceptance rate works for both. JSON and data frames have the columns,
+and reading an older trace gives the defaults. Every field of such a part needs the default 0 and a
 total, and its name must differ from all other columns.
 """
 

@@ -1,1 +1,1 @@
-"""What the parts of the GPU suite time: operators, workloads, peers and chapters, as data."""
+"""The cases that the GPU suite times: operators, workloads, peers and chapters, as data."""

@@ -1,4 +1,4 @@
-"""Attention over pages: ours beside torch's operators over contiguous keys and values."""
+"""Attention over pages: ours compared with torch's operators over contiguous keys and values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AttentionCases(Buffers):
     """Decodes and whole prompts."""
 
     def cases(self) -> list[Case]:
-        """Both, at every size."""
+        """Decodes and prefills, at every size."""
         found = [self.decode(*each) for each in self.sizes.decodes]
         return found + [self.prefill(*each) for each in self.sizes.prefills]
 
@@ -37,7 +37,7 @@ class AttentionCases(Buffers):
             packed = q.view(requests, sizes.kv_heads, group, sizes.head_dim)
             attend = F.scaled_dot_product_attention
             calls["torch sdpa, grouped"] = partial(attend, q, k, v, enable_gqa=True)
-            # The heads that share keys as rows of one query: nothing is masked in a decode.
+            # The heads that share keys are the rows of one query, because a decode masks nothing.
             calls["torch sdpa, heads as rows"] = partial(attend, packed, k, v)
             if (requests, context) in sizes.flex:
                 calls["torch flex_attention"] = partial(self._flex(), q, k, v, enable_gqa=True)
@@ -71,7 +71,7 @@ class AttentionCases(Buffers):
     def _paged(
         self, query_lens: tuple[int, ...], context_lens: tuple[int, ...]
     ) -> Mapping[str, Call]:
-        """Ours, and for decodes ours with every context whole."""
+        """Ours, and for decodes also ours without splitting contexts."""
         sizes, requests = self.sizes, len(query_lens)
         blocks = -(-context_lens[0] // PAGE)
         keys, values = (self.normal(requests * blocks, sizes.kv_heads, PAGE, sizes.head_dim)
@@ -106,7 +106,7 @@ class AttentionCases(Buffers):
 
         if self.device.type != "cuda":
             return flex_attention
-        # Static: a kernel for exactly this shape, as ours is.
+        # Static: a kernel for exactly this shape, like ours.
         compiled: Callable[..., object] = torch.compile(flex_attention, dynamic=False)
         return compiled
 
@@ -117,5 +117,5 @@ class AttentionCases(Buffers):
 
 
 def _sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """A causal mask, in the form that flex attention takes."""
+    """A causal mask, in the form that flex attention needs."""
     return query >= key

@@ -1,7 +1,7 @@
-"""What the chapters' comparisons run, as data: base configuration, switch, workload, names.
+"""The chapters' comparisons as data: base configuration, switch, workload, names.
 
-The same as in the notebooks, which need packages that a GPU machine may not have; a test compares
-the two.
+The same as in the notebooks, which need packages that a GPU machine may not have; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _FLOAT32 = EngineConfig(dtype="float32")
 
 @dataclass(frozen=True)
 class ChapterRun:
-    """One comparison, of `zoo/base`."""
+    """One comparison, on `zoo/base`."""
 
     chapter: str
     base: EngineConfig
     switch: Mapping[str, Any]
     workload: Callable[[], Traffic]
     names: tuple[str, str]
-    """Of the side without the switch, and of the one with it."""
+    """Names of the side without the switch and of the side with it."""
 
 
 def _random_prompts(seed: int, sizes: list[int]) -> list[list[int]]:
@@ -39,7 +39,7 @@ def _random_prompts(seed: int, sizes: list[int]) -> list[list[int]]:
 
 
 def _exponential(spread: float, mean: float, count: int, seed: int) -> list[int]:
-    """All equal at spread 0, exponential at 1, the same total up to rounding."""
+    """All equal at spread 0, exponential at 1, with the same total up to rounding."""
     shape = [-math.log((rank + 0.5) / count) for rank in range(count)]
     scale = count / sum(shape)
     found = [max(1, round(mean * (1 + spread * (scale * x - 1)))) for x in shape]

@@ -1,8 +1,7 @@
-"""What a timed call is: an operator at a model's shape, its least bytes, and the implementations
-compared.
+"""A timed call: an operator at a model's shape, its least bytes, and the implementations compared.
 
-A case can make any number of fresh buffers, so that a timing can cycle through them. Bytes and
-FLOPs are counted from shapes by `kernels.least` and by the pairs attention sees.
+A case can make any number of new buffers, so that a timing can cycle through them. Bytes and FLOPs
+are counted from shapes, by `kernels.counts.least` and by the pairs that attention sees.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PAGE = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """The model whose rows these are: Llama-3.1-8B's, or a dry run's."""
+    """The model whose shapes are used: Llama-3.1-8B, or a small one in a dry run."""
 
     hidden: int
     heads: int
@@ -31,9 +30,9 @@ class Sizes:
     inner: int
     vocab: int
     rows: int
-    """Of a prefill chunk."""
+    """Rows of a prefill chunk."""
     few: int
-    """Of a decode step."""
+    """Rows of a decode step."""
     draws: int
     """Rows of logits."""
     decodes: tuple[tuple[int, int], ...]
@@ -41,7 +40,7 @@ class Sizes:
     prefills: tuple[tuple[int, int], ...]
     """(requests, tokens of each), whole prompts."""
     flex: frozenset[tuple[int, int]]
-    """Those at which flex attention is compiled too, which takes seconds each."""
+    """Sizes at which flex attention is compiled too, which takes seconds for each."""
 
 
 REAL = Sizes(
@@ -65,9 +64,9 @@ class Case:
     moved: int
     """Least bytes of a call."""
     flops: int
-    """Of products; 0 where bytes are the limit."""
+    """FLOPs of products; 0 if bytes are the limit."""
     make: Callable[[], Mapping[str, Call]]
-    """Fresh buffers -> the call of each side on them."""
+    """New buffers -> the call of each side on them."""
     uncapturable: frozenset[str] = frozenset()
     """Sides that make the device wait for the host."""
 

@@ -1,7 +1,7 @@
 """`pytest -m gpu`, in several processes at once: most of its time is compilation, on the host.
 
-Only the files that have such tests are collected, because the others need packages that a GPU
-machine may not have. Tests that do not finish in time are counted as such.
+Only the files with such tests are collected, because the others need packages that a GPU machine
+may not have. Tests that do not finish in time are counted as not finished.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def test_files(root: Path = ROOT) -> list[str]:
 
 
 def run_tests(setting: Setting) -> dict[str, Any]:
-    """A row: how many passed, failed, were skipped, and did not finish in what is left of the
-    part's time."""
+    """A row: how many tests passed, failed, were skipped, and did not finish in the rest of
+    the part's time."""
     row: dict[str, Any] = {"name": "pytest -m gpu", "examples_per_property": EXAMPLES}
     row |= {"passed": 0, "failed": 0, "skipped": 0, "not_finished": 0, "failures": []}
     files = test_files()
@@ -94,7 +94,7 @@ def _collect(files: Sequence[str]) -> list[str]:
 def _run(
     shares: Sequence[Sequence[str]], limit_s: float, clock: Clock
 ) -> dict[str, tuple[str, str]]:
-    """Test -> (outcome, what went wrong), of all that ended in time."""
+    """Test -> (outcome, error message), for all tests that ended in time."""
     running = [
         subprocess.Popen(
             _command("-v", "--tb=line", *ids),

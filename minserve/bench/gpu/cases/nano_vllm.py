@@ -1,4 +1,5 @@
-"""The workload of nano-vllm's own benchmark, drawn as it draws it, so that figures compare."""
+"""The workload of nano-vllm's own benchmark, with the same random draws, so that
+figures compare."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import random
 from minserve.bench.workloads.workload import WorkItem, Workload
 
 TEMPERATURE = 0.6
-"""nano-vllm samples, and ignores end-of-sequence."""
+"""nano-vllm samples with this temperature, and ignores end-of-sequence."""
 
 
 def nano_vllm(
@@ -15,8 +16,8 @@ def nano_vllm(
 ) -> Workload:
     """Prompts and outputs of `shortest` to `longest` tokens, uniformly; token ids below 10,001.
 
-    The order of the draws is the workload: all prompts first, then all output lengths. With the
-    defaults 142,827 prompt and 133,966 output tokens.
+    The order of the draws determines the workload: all prompts first, then all output lengths. The
+    defaults give 142,827 prompt and 133,966 output tokens.
     """
     draw = random.Random(0)
     last = min(10_000, vocab_size - 1)

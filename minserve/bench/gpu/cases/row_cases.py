@@ -1,4 +1,4 @@
-"""Operators over rows, and sampling: ours beside torch's operators for the same."""
+"""Operators over rows, and sampling: ours compared with torch's operators."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RowCases(Buffers):
     """Operators of a layer outside of attention, and sampling from logits."""
 
     def cases(self) -> list[Case]:
-        """For a prefill chunk and for a decode step."""
+        """Cases for a prefill chunk and for a decode step."""
         found: list[Case] = []
         for rows in (self.sizes.rows, self.sizes.few):
             found += [self.add_norm(rows), self.rotary_store(rows), self.gate(rows)]
@@ -134,7 +134,7 @@ class RowCases(Buffers):
         return Case("store keys and values", f"{rows} rows, {kv} heads", moved, 0, make)
 
     def rotary_store(self, rows: int) -> Case:
-        """Both in one call, from the fused projection."""
+        """Rotation and storing in one call, from the fused projection."""
         sizes = self.sizes
 
         def make() -> Mapping[str, Call]:
@@ -172,7 +172,7 @@ class RowCases(Buffers):
         return Case("silu and multiply", f"{rows} x {inner}", moved, 0, make)
 
     def product(self, rows: int) -> Case:
-        """The largest product of a layer; ours is the vendor library's, through torch."""
+        """The largest product of a layer; ours uses the vendor library, through torch."""
         width, outputs = self.sizes.hidden, 2 * self.sizes.inner
 
         def make() -> Mapping[str, Call]:
@@ -184,12 +184,12 @@ class RowCases(Buffers):
             }
 
         moved = least.linear(self.meta(rows, width), self.meta(outputs, width)).total
-        # Few rows read the weight, many multiply by it.
+        # With few rows, reading the weight is the limit; with many, multiplying.
         flops = 2 * rows * width * outputs if rows == self.sizes.rows else 0
         return Case("gate-up product", f"{rows} x {width} x {outputs}", moved, flops, make)
 
     def sampling(self, name: str, params: SamplingParams) -> Case:
-        """Logits to tokens."""
+        """Drawing tokens from logits."""
         rows, vocab = self.sizes.draws, self.sizes.vocab
 
         def make() -> Mapping[str, Call]:

@@ -1,8 +1,8 @@
-"""transformers on the same card: the same shape with random weights, several settings, a time each.
+"""transformers on the same GPU: the same shape with random weights, several settings, timed each.
 
-A run that is cut off by its time limit counts with its fastest few seconds. That favours it,
-because these contain neither the prompts nor the end, where few requests are left. Weights are its
-own and random, so tokens are not compared; the same model in both is what the parity tests are for.
+If a run is cut off by its time limit, its fastest few seconds count. That favours it, because they
+contain neither the prompts nor the end, when few requests are left. Its random weights differ from
+ours, so tokens are not compared; the parity tests compare the same model in both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Progress = Sequence[tuple[float, int]]
 
 
 def fastest_window(progress: Progress, window_s: float = WINDOW_S) -> float:
-    """Tokens per second in the fastest stretch of at least `window_s`; of all where it is shorter.
+    """Tokens per second in the fastest stretch of at least `window_s`; of the whole run if
+    that is shorter.
 
     Raises ValueError for fewer than two points.
     """
@@ -44,7 +45,7 @@ def fastest_window(progress: Progress, window_s: float = WINDOW_S) -> float:
 
 @dataclass(frozen=True)
 class PeerRun:
-    """What a peer computed within its time limit."""
+    """The tokens that a peer computed within its time limit."""
 
     output_tokens: int
     seconds: float
@@ -54,14 +55,14 @@ class PeerRun:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of the whole run; of its fastest stretch where it was cut off."""
+        """Tokens per second of the whole run, or of its fastest stretch if it was cut off."""
         if self.finished:
             return self.output_tokens / self.seconds
         return fastest_window(self.progress)
 
 
 class TransformersPeer:
-    """A transformers model on `device`, made there."""
+    """A transformers model on `device`, created there."""
 
     def __init__(self, shape: Shape, dtype: str, device: torch.device, clock: Clock) -> None:
         import transformers
@@ -78,11 +79,11 @@ class TransformersPeer:
         self.version = transformers.__version__
 
     def continuous(self, workload: Workload, limit_s: float, max_requests: int) -> PeerRun:
-        """Its continuous batching. It takes flash attention by itself where that is installed."""
+        """Its continuous batching. It uses flash attention by itself if that is installed."""
         try:
             found = self._serve(workload, limit_s, max_requests, flash=True)
         except Exception as error:
-            # With the package `kernels` it may try to download a kernel, also without a network.
+            # With the package `kernels` it may try to download a kernel, even without a network.
             found = self._serve(workload, limit_s, max_requests, flash=False)
             found.settings["without_flash"] = f"after {type(error).__name__}: {error}"[:200]
         run = found.run
@@ -95,7 +96,7 @@ class TransformersPeer:
     ) -> ContinuousRun:
         known = {item.name for item in fields(self._transformers.ContinuousBatchingConfig)}
         if not flash and "auto_switch_to_flash" not in known:
-            # What transformers 5.17 calls torch's attention over its pages.
+            # transformers 5.17's name for torch's attention over its pages.
             self.model.set_attn_implementation("paged|sdpa")
         try:
             return serve_continuously(
@@ -125,8 +126,8 @@ class TransformersPeer:
             times = self._generate(items, start_s + limit_s)
             done = progress[-1][1]
             for step, at_s in enumerate(times, 1):
-                # All rows run until the longest is done; tokens beyond a row's own length are
-                # dropped.
+                # All rows run until the longest is done; tokens beyond a row's own
+                # length are dropped.
                 done += sum(item.max_tokens >= step for item in items)
                 progress.append((at_s - start_s, done))
             finished &= len(times) >= items[0].max_tokens
@@ -138,7 +139,7 @@ class TransformersPeer:
         return PeerRun(progress[-1][1], progress[-1][0], finished, tuple(progress), settings)
 
     def _generate(self, items: list[WorkItem], deadline_s: float) -> list[float]:
-        """Run one batch; returns when each of its steps ended."""
+        """Run one batch; returns the times at which its steps ended."""
         longest = max(len(item.prompt_token_ids) for item in items)
         ids = torch.zeros(len(items), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)
@@ -152,7 +153,7 @@ class TransformersPeer:
         times: list[float] = []
 
         def over(tokens: torch.Tensor, scores: object, **more: object) -> torch.Tensor:
-            """A stopping criterion that looks at the clock once a step."""
+            """A stopping criterion that reads the clock once per step."""
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             times.append(self._clock.now())

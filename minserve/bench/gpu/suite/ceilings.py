@@ -1,5 +1,7 @@
-"""What the device reaches: bandwidth by working set, and matrix products. All other parts are
-compared with this."""
+"""The device's best rates: bandwidth by working set, and matrix products.
+
+All other parts are compared with these.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from minserve.bench.gpu.setting import Setting, copy_rate, measure
 
 
 def run(setting: Setting) -> None:
-    """One row: the ceilings as `hardware.Ceilings` has them."""
+    """One row: the ceilings in the form of `hardware.Ceilings`."""
     found = measure(setting)
     copy, _ = copy_rate(found)
     setting.record.add(

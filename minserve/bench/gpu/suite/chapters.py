@@ -1,4 +1,4 @@
-"""What the chapters compare, run on this device: figures of every round, and a trace of each side,
+"""The chapters' comparisons, run on this device: figures of every round, and a trace of each side,
 which a panel draws dotted beside the measurements of the reader's machine."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDS = 3
 
 
 def _figure(name: str, part: str) -> Callable[[RunTrace], float | None]:
-    """One number of a run's summary; None where the run has no such number."""
+    """One number of a run's summary; None if the run has no such number."""
 
     def read(trace: RunTrace) -> float | None:
         found: Distribution | None = getattr(trace.summary(), name)
@@ -38,7 +38,7 @@ _READ: dict[str, Callable[[RunTrace], Any]] = {
     "e2e_p50_s": _figure("e2e_s", "p50"),
     "itl_max_s": _figure("itl_s", "max"),
 }
-"""Figure -> how to read it from a trace; measured, so with a spread."""
+"""Figure -> how to read it from a trace; these are measured, so they have a spread."""
 _COUNTED = ("steps", "preemptions", "padded_rows", "peak_kv_bytes_allocated", "peak_running")
 
 
@@ -55,7 +55,7 @@ def _measure(setting: Setting, chapter: ChapterRun) -> dict[str, Any]:
     if setting.dry_run:
         few = [one.prompt_token_ids for one in traffic.requests[:3]]
         traffic = at_once(few, [fixed_length(4)] * 3)
-        # Triton is interpreted in a part of its own.
+        # Triton is interpreted in a separate part.
         switches = [values | {"kernels.backend": "torch"} for values in switches]
     device = {"device": str(setting.device), "trace.per_request": True}
     sides: dict[str, Bench] = {}

@@ -1,7 +1,7 @@
-"""The kernels: do they pass their tests here, and how near do they come to the device's limits and
-to torch's best operators for the same?
+"""The kernels: whether they pass their tests on this device, and how near they come to its limits
+and to torch's best operators.
 
-Bandwidth is least bytes over time, so a kernel that moves more bytes shows a lower one.
+Bandwidth is least bytes divided by time, so a kernel that moves more bytes shows a lower one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from minserve.kernels.select import why_not_triton
 
 ROUNDS = 7
 _TESTS_S = 40.0
-"""Seconds kept for the tests, which run last and use all the time they get, for compiling."""
+"""Seconds kept for the tests, which run last and need all the time they get, for compiling."""
 
 
 def run(setting: Setting) -> None:
-    """A row for the tests and one per operator and shape. Raises RuntimeError, at the end, where
-    tests or kernels failed."""
+    """A row for the tests and one per operator and shape. Raises RuntimeError at the end if tests
+    or kernels failed."""
     ceilings, dtype = setting.ceilings(), getattr(torch, setting.dtype)
     backend = "triton"
     if setting.dry_run and (reason := why_not_triton(setting.device, dtype)) is not None:

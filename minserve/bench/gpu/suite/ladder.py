@@ -1,5 +1,5 @@
-"""The ladder: what each optimization adds, from torch operators to overlap, for a batch and for one
-request alone.
+"""The ladder: what each optimization adds, from torch operators to overlap, for a batch and for
+one request alone.
 
 Each rung runs once in a round, and is compared with the rung before it in the same round. The batch
 is the nano-vllm workload with fewer and shorter requests.
@@ -29,7 +29,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Rung:
-    """What it adds to the one below."""
+    """One optimization, added to the rung below."""
 
     name: str
     switches: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ RUNGS = (
 
 
 def configs(setting: Setting) -> dict[str, tuple[EngineConfig, bool]]:
-    """Rung -> its configuration, and whether contexts are not split. Tuned tiles are a rung where
+    """Rung -> its configuration, and whether contexts are not split. Tuned tiles are a rung only if
     they were found before, because the search takes minutes."""
     values: dict[str, Any] = {
         "device": str(setting.device),
@@ -65,7 +65,7 @@ def configs(setting: Setting) -> dict[str, tuple[EngineConfig, bool]]:
         values |= rung.switches
         if setting.dry_run:
             # In a dry run the part `kernels` interprets the kernels; here only the order of the
-            # rungs is tried.
+            # rungs is tested.
             values |= {"kernels.backend": "torch"}
         found[rung.name] = (EngineConfig().with_values(values), rung.whole_contexts)
     return found
@@ -94,7 +94,7 @@ def _measure(
         benches: dict[str, Bench] = {}
         for name, (config, whole) in rungs.items():
             mine = random_model(setting, shape, config)
-            # One copy of the weights serves all rungs.
+            # All rungs share one copy of the weights.
             loaded = loaded or mine
             mine = LoadedModel(mine.name, mine.path, mine.config, loaded.weights, None, {})
             ops = _whole_contexts(setting) if whole else None

@@ -1,4 +1,4 @@
-"""Prefill of one prompt in one step, 8B shape: FLOP/s against the matrix rate (MFU).
+"""Prefill of one prompt in one step, 8B shape: FLOP/s compared with the matrix rate (MFU).
 
 Counted FLOPs: every product, and attention's scores and sums over the keys that each token sees.
 """
@@ -50,7 +50,7 @@ def _measure(setting: Setting, bench: Bench, ceilings: Ceilings, length: int) ->
     def once() -> float:
         nonlocal work
         trace, _, _ = bench.play(traffic)
-        # With overlap, a second step may have been under way when the first one ended the request.
+        # With overlap, a second step may have been in flight when the first one ended the request.
         step = max(trace.steps, key=lambda each: each.num_prefill_tokens)
         work = step.work
         return step.duration_s

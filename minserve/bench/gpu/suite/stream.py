@@ -1,7 +1,9 @@
-"""One request alone, real shapes with random weights: tokens per second against the bandwidth.
+"""One request alone, real shapes with random weights: tokens per second compared with the
+bandwidth.
 
-A decode step reads every weight once, so bytes over time, as a share of the bandwidth, says how
-near it is to the memory's limit (MBU). Llama-2-7B as gpt-fast measures it: five tokens in, 200 out.
+A decode step reads every weight once, so bytes divided by time, as a share of the bandwidth,
+shows how near it is to the memory's limit (MBU). Llama-2-7B as gpt-fast measures it: five
+tokens in, 200 out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Throughput: the nano-vllm workload, all at once, with room for it and without, and transformers
-in the same run.
+"""Throughput: the nano-vllm workload, all at once, with enough KV memory and with too little, and
+transformers in the same run.
 
-Ours runs before and after the peers, so that a drift of the card shows in the spread. The roofline
+Ours runs before and after the peers, so that a drift of the GPU appears in the spread. The roofline
 is the sum over steps of the larger of counted FLOPs and counted bytes at the measured ceilings.
 """
 
@@ -32,16 +32,17 @@ KV_BYTES = {AMPLE: 32 * 10**9, TIGHT: 8 * 10**9}
 TOY_KV_BYTES = {AMPLE: 1 << 24, TIGHT: 5 * 8192}
 _Served = tuple[RunTrace, StepTimes | None]
 _CONTINUOUS_S, _STATIC_S = 18.0, 12.0
-"""Seconds for each setting of a peer that is tried."""
+"""Seconds for each setting of a peer."""
 
 
 def workload_of(setting: Setting) -> Workload:
-    """The whole workload, or a toy of it."""
+    """The whole workload, or a toy version of it."""
     return setting.pick(nano_vllm(), nano_vllm(6, 24, 10, vocab_size=512))
 
 
 def config_of(setting: Setting, budget: str) -> EngineConfig:
-    """The engine of one KV budget, as nano-vllm runs it: 16,384 tokens a step, all places open."""
+    """The engine for one KV budget, configured like nano-vllm: 16,384 tokens per step, a place
+    for every request."""
     workload = workload_of(setting)
     base = EngineConfig().with_values(
         {
@@ -55,7 +56,7 @@ def config_of(setting: Setting, budget: str) -> EngineConfig:
 
 
 def traffic_of(workload: Workload) -> Traffic:
-    """All requests at the start, sampled as nano-vllm samples, fixed lengths."""
+    """All requests at the start, sampled as in nano-vllm, with fixed lengths."""
     return at_once(
         [item.prompt_token_ids for item in workload.items],
         [fixed_length(item.max_tokens, TEMPERATURE, seed=0) for item in workload.items],
@@ -81,7 +82,7 @@ def run(setting: Setting) -> None:
 
 
 def _serve(setting: Setting, budget: str, rounds: int) -> list[_Served]:
-    """The whole workload on a fresh engine, `rounds` times."""
+    """Serve the whole workload on a new engine, `rounds` times."""
     traffic = traffic_of(workload_of(setting))
     loaded = random_model(setting, shape_of(setting, SHAPE), config_of(setting, budget))
     with Bench(setting, loaded) as bench:
@@ -101,7 +102,7 @@ def _warm_up(traffic: Traffic) -> Traffic:
 
 
 def serving_s(trace: RunTrace) -> float:
-    """Seconds of a run, without compiling and capturing: an engine does that once."""
+    """Seconds of a run, without compiling and capturing, which an engine does only once."""
     return trace.totals.duration_s - trace.totals.compile_s
 
 
@@ -112,7 +113,7 @@ def _rate(trace: RunTrace) -> float:
 def _row(
     setting: Setting, budget: str, workload: Workload, runs: list[_Served], ceilings: Ceilings
 ) -> dict[str, Any]:
-    """The row of one budget: all its runs, the last one compared with its own floor."""
+    """The row of one budget: all its runs; the last one is compared with its own floor."""
     trace, times = runs[-1]
     totals = trace.totals
     if totals.sampled_tokens != workload.num_output_tokens:
@@ -136,14 +137,14 @@ def _row(
         "recomputed_tokens": totals.recomputed_tokens,
         "floor_s": floor.floor_s,
         "memory_floor_s": floor.memory_s,
-        # The least time of the counted work, over the time it took.
+        # The least time of the counted work, divided by the time it took.
         "roofline": share(floor.floor_s, serving_s(trace), of, "s"),
         "settings": changed(trace.header.config),
     }
 
 
 def _peers(setting: Setting, shape: Shape, workload: Workload) -> list[dict[str, Any]]:
-    """transformers, each of its two modes at the best of the settings tried."""
+    """transformers, each of its two modes with the best of the settings tried."""
     try:
         peer = TransformersPeer(shape, setting.dtype, setting.device, setting.clock)
     except Exception as error:
@@ -177,7 +178,7 @@ def _peers(setting: Setting, shape: Shape, workload: Workload) -> list[dict[str,
 def _best(
     setting: Setting, mode: str, choices: Mapping[str, Callable[[], PeerRun]]
 ) -> dict[str, Any]:
-    """Runs each setting once; the fastest is the peer's figure. Raises RuntimeError if none ran."""
+    """Run each setting once; the fastest is the peer's figure. Raises RuntimeError if none ran."""
     tried: dict[str, PeerRun] = {}
     said: list[dict[str, Any]] = []
     for name, serve in choices.items():

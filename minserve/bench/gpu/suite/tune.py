@@ -1,6 +1,6 @@
-"""Tiles of attention for the suite's models, timed on this card and kept on its disk.
+"""Tiles of attention for the suite's models, timed on this GPU and kept on its disk.
 
-Once per card, version of Triton and source of the kernels; other parts then run with
+Needed once per GPU, version of Triton and source of the kernels; other parts then run with
 `kernels.autotune`. Not among the parts that run by default, because it compiles for minutes.
 """
 
@@ -16,7 +16,7 @@ from minserve.bench.workloads.shapes import SHAPES as ALL
 
 
 def run(setting: Setting) -> None:
-    """A row per shape: how long it took, and which tiles were the fastest."""
+    """A row per shape: how long tuning took, and the fastest tiles."""
     if setting.dry_run:
         setting.record.skip("tuning: it times kernels, and a CPU interprets them")
         return

@@ -1,9 +1,9 @@
-"""The virtual clock is calibrated on this device, and compared with runs that it was not fitted to.
+"""Calibrates the virtual clock on this device, and compares it with runs that it was not fitted to.
 
 For each shape the real engine serves traffic of every kind; the cost of a step is fitted and
-written to a file that `build_virtual_engine` takes. Then the same scheduler and pages run on
-modelled time: held-out traffic, the nano-vllm workload as the part `throughput` recorded it, and
-one request alone as the part `stream` did.
+written to a file that `build_virtual_engine` can use. Then the same scheduler and pages run on
+modelled time: held-out traffic, the nano-vllm workload as recorded by the part `throughput`, and
+one request alone as recorded by the part `stream`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from minserve.trace import StepTrace
 
 SHAPES = ("qwen3-0.6b", "llama-3.1-8b")
 PROMISE = 0.15
-"""How far the virtual clock may be off, relative to the device."""
+"""Largest relative error that we promise for the virtual clock."""
 QUANTITIES = ("median_ttft_ms", "median_tpot_ms", "p99_tpot_ms", "output_throughput")
 
 
@@ -121,7 +121,8 @@ def _recorded_runs(
 
 
 def _rows(setting: Setting, part: str) -> list[Mapping[str, Any]]:
-    """Another part's rows, where it ran on this device and software; else a sentence."""
+    """Another part's rows, if it ran on this device and software; otherwise empty, with a
+    sentence in the record."""
     data, mine = load(setting.folder / f"{part}.json"), setting.record.data
     if data is None or any(data[k] != mine[k] for k in ("device", "versions", "dry_run")):
         setting.record.skip(f"check against the part `{part}`: it is not recorded on this device")
@@ -143,8 +144,8 @@ def _config(setting: Setting, spec: ModelSpec) -> EngineConfig:
 
 
 def _on_cpu(config: EngineConfig) -> EngineConfig:
-    """The same scheduling and memory on modelled time: the device's way to run a step is in its
-    cost."""
+    """The same scheduling and memory on modelled time; the cost contains how the
+    device runs a step."""
     off = dict.fromkeys([*FASTEST, "kernels.autotune"], False)
     return config.with_values(off | {"device": "cpu"})
 
@@ -160,7 +161,7 @@ def _machine(setting: Setting, name: str) -> Machine:
 
 
 def _lessons(setting: Setting, vocab: int) -> Iterator[Traffic]:
-    """From one request alone to a full batch, short contexts and long ones."""
+    """Traffic from one request alone to a full batch, with short contexts and long ones."""
     if setting.dry_run:
         yield at_once([[5] * 30, [7] * 9] * 3, [fixed_length(40), fixed_length(60)] * 3)
         yield at_once([[5] * 12], [fixed_length(60)])

@@ -1,8 +1,9 @@
-"""Recorded traffic: Mooncake's JSON lines as the canonical form, and readers of three others.
+"""Recorded traffic: Mooncake's JSON lines as the canonical form, and readers of three other
+formats.
 
 A trace says when requests arrived, how long prompts and answers were and, in some formats, which
 prompts share prefixes. It has no text: prompts are random tokens that share exactly the prefixes
-that the trace says.
+given in the trace.
 """
 
 from minserve.bench.workloads.traces.formats import (

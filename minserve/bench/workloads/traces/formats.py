@@ -1,8 +1,8 @@
-"""Readers of other public traces, each to the rows that `mooncake` writes.
+"""Readers of other public traces; each returns the rows that `mooncake` writes.
 
 Azure's LLM inference traces (Patel et al., arXiv 2311.18677) and BurstGPT (Wang et al., arXiv
-2401.17644) are CSV with lengths; ShareGPT is JSON with text and no times. None of them says which
-prompts share prefixes, except for the turns of a conversation.
+2401.17644) are CSV with lengths; ShareGPT is JSON with text and without times. None of them says
+which prompts share prefixes, except for the turns of a conversation.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def read_azure(path: str | Path) -> list[TraceRow]:
 
 
 def read_burstgpt(path: str | Path) -> list[TraceRow]:
-    """`Timestamp,Model,Request tokens,Response tokens,...`; seconds. Requests that failed, with no
-    response tokens, are left out. Raises TraceError."""
+    """`Timestamp,Model,Request tokens,Response tokens,...`; seconds. Requests that failed, which
+    have no response tokens, are omitted. Raises TraceError."""
     path = Path(path)
     rows = []
     for line, row in _csv_rows(path, ("Timestamp", "Request tokens", "Response tokens")):
@@ -89,11 +89,11 @@ def read_sharegpt(
     interval_s: float = 0.0,
 ) -> list[TraceRow]:
     """A JSON list of `{"conversations": [{"from": ..., "value": ...}, ...]}`: the first question
-    and answer of each, as vLLM's benchmarks take them.
+    and answer of each, as in vLLM's benchmarks.
 
-    There are no times in it: requests come every `interval_s`. `count_tokens` should be a
-    tokenizer's; four characters a token is a rule of thumb. Conversations without an answer are
-    left out. Raises TraceError; its line is the conversation's number.
+    It has no times: requests arrive every `interval_s`. `count_tokens` should be a tokenizer's;
+    four characters per token is a rule of thumb. Conversations without an answer are omitted.
+    Raises TraceError; its line is the conversation's number.
     """
     path = Path(path)
     try:
@@ -131,7 +131,7 @@ READERS: Mapping[str, Callable[[str | Path], list[TraceRow]]] = {
 def read_trace(path: str | Path, form: str | None = None) -> list[TraceRow]:
     """Read a trace of a named format; None: guessed from the name and the first line.
 
-    Raises TraceError, or ValueError for a format that is not known.
+    Raises TraceError, or ValueError for an unknown format.
     """
     path = Path(path)
     if form is None:

@@ -1,8 +1,8 @@
 """Mooncake's trace format (Qin et al., arXiv 2407.00079): one JSON object per line.
 
 `timestamp` in milliseconds, `input_length` and `output_length` in tokens, `hash_ids` one per 512
-tokens of the prompt. The only one of the common formats that says which prompts share prefixes,
-hence the canonical one here.
+tokens of the prompt. It is the canonical form here, because it is the only common format that says
+which prompts share prefixes.
 """
 
 from __future__ import annotations

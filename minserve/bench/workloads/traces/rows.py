@@ -1,4 +1,4 @@
-"""One request of a recorded trace, and how rows become traffic."""
+"""One request of a recorded trace, and the conversion of rows to traffic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from minserve.bench.workloads.traffic import TimedRequest, Traffic, fixed_length
 
 BLOCK_TOKENS = 512
-"""Tokens of a prompt that one of Mooncake's hash ids stands for."""
+"""Number of prompt tokens that each of Mooncake's hash ids covers."""
 
 
 class TraceError(ValueError):
@@ -24,19 +24,19 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """One request: when it came, how long it was, what its prompt shares."""
+    """One request: when it arrived, how long it was, which prefix its prompt shares."""
 
     timestamp_s: float
-    """Since the trace's beginning."""
+    """Seconds since the trace's beginning."""
     input_tokens: int
     output_tokens: int
     hash_ids: tuple[int, ...] = ()
-    """One per 512 tokens of the prompt: equal leading ids mean an equal prefix. Empty: nothing is
-    shared."""
+    """One per 512 tokens of the prompt: equal leading ids mean an equal prefix. Empty:
+    nothing is shared."""
 
 
 def whole(value: object, path: Path, line: int, field: str, least: int = 1) -> int:
-    """A field that has to be a whole number of at least `least`. Raises TraceError."""
+    """A field that must be a whole number of at least `least`. Raises TraceError."""
     try:
         number = float(str(value))
     except ValueError:
@@ -58,8 +58,8 @@ def to_traffic(
 ) -> Traffic:
     """The rows as requests at their own mean rate, in order of time.
 
-    Rows whose prompt and answer are longer than `max_len` together are left out, and the name says
-    how many. Raises ValueError when none is left.
+    Rows whose prompt and answer are longer than `max_len` together are omitted, and the name says
+    how many. Raises ValueError if none is left.
     """
     ordered = sorted(rows, key=lambda row: row.timestamp_s)
     kept = [
