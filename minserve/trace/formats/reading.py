@@ -20,6 +20,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from minserve.files.json_file import FileError, read_bytes, shorten
 from minserve.files.json_types import build
 from minserve.request import FinishReason
+from minserve.trace.formats.consistency import contradiction
 from minserve.trace.parts.requests import RequestStep
 from minserve.trace.schema import DETAIL, REQUESTS, SCHEMA, STEPS, UPGRADES, VERSION
 from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
@@ -65,11 +66,17 @@ def from_json(source: str | Path) -> TraceSnapshot:
     try:
         for old in range(version, VERSION):
             data = UPGRADES[old](data)
-        return _build(data)
+        trace = _build(data)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
         raise TraceFormatError(
             f"a trace of version {version} with a missing or unknown part: {error!r}"
         ) from None
+    wrong = contradiction(trace)
+    if wrong is not None:
+        raise TraceFormatError(
+            f"this trace contradicts itself: {wrong}; a column or rows may have been removed"
+        )
+    return trace
 
 
 def _read(source: str | Path) -> str:
@@ -183,7 +190,8 @@ def _size(data: Mapping[str, Any], name: str) -> int:
 def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, list[Any]]:
     """A table's values by column, each of its column's type. Raises ValueError.
 
-    A column may be missing if its field has a default: the trace is older than the field.
+    A column may be missing if its field has a default: the trace is older than the field. If the
+    column was removed instead, `consistency` finds that its total differs.
     """
     _check_names(what, table, names)
     if type(rows) is not list or not all(type(row) is list for row in rows):
