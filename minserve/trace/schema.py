@@ -31,6 +31,16 @@ UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _name_c
 """Version -> function that converts a trace to the next version; 3 is the oldest
 that can be read."""
 
+_SHARED = (
+    "schema", "version", "header", "max_steps", "max_requests", "totals", "step_columns", "steps",
+    "detail_columns", "detail", "request_columns", "requests",
+)  # fmt: skip
+KEYS: Mapping[int, tuple[str, ...]] = {
+    3: (*_SHARED, "cached_pages"),
+    4: (*_SHARED, "cached_block_ids"),
+}
+"""Version -> the keys of its JSON object."""
+
 STEPS = Table(StepTrace, beside=("requests", "cached_block_ids"))
 """A row per step; per-request detail and cached pages are stored outside the table."""
 DETAIL = Table(RequestStep)

@@ -17,7 +17,7 @@ from made_traces import make_metrics, make_step, make_trace
 
 from minserve.trace import RunTrace, StepBlocks, TraceFormatError
 from minserve.trace.formats import reading
-from minserve.trace.schema import VERSION
+from minserve.trace.schema import KEYS, VERSION
 
 JUNK: list[Any] = [
     None, True, "", "x", "<b>", -1, 0.5, 1e308, 10**400, [], [[]], {}, {"a": 1}, [1, "a"],
@@ -216,9 +216,34 @@ def test_an_unknown_version_is_refused_with_the_known_ones(version: Any) -> None
         RunTrace.from_json(json.dumps(WHOLE | {"version": version}))
 
 
+@pytest.mark.parametrize(
+    ("version", "key", "origin"),
+    [
+        (3, "cached_block_ids", "a key of version 4"),
+        (4, "cached_pages", "a key of version 3"),
+        (4, "surprise", "a key of no version that is known here"),
+        (3, "x" * 1000, "a key of no version that is known here"),
+    ],
+)
+def test_a_key_of_another_version_is_refused(version: int, key: str, origin: str) -> None:
+    own = "cached_pages" if version == 3 else "cached_block_ids"
+    shared = {name: part for name, part in WHOLE.items() if name != "cached_block_ids"}
+    for both in ({}, {own: {"1": [2]}}):
+        text = json.dumps(shared | both | {"version": version, key: {"1": [2, 3]}})
+        with pytest.raises(
+            TraceFormatError, match=f"version {version}, but .*{key[:40]}.*{origin}"
+        ):
+            RunTrace.from_json(text)
+
+
+def test_a_trace_is_written_with_the_keys_of_its_version() -> None:
+    assert set(WHOLE) == set(KEYS[VERSION])
+
+
 def test_an_older_version_is_brought_to_the_new_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     old = json.loads(json.dumps(WHOLE)) | {"version": VERSION - 2}
     old["totals"] = {"sum": {"counted": old["totals"]}}
+    monkeypatch.setattr(reading, "KEYS", {VERSION - 2: tuple(old)})
     monkeypatch.setattr(reading, "UPGRADES", {
         VERSION - 2: lambda data: data | {"totals": data["totals"]["sum"]},
         VERSION - 1: lambda data: data | {"totals": data["totals"]["counted"]},

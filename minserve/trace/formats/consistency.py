@@ -52,7 +52,7 @@ def _difference(counted: RunTotals, told: RunTotals, rows: str) -> str | None:
 
 
 def _leaves(totals: RunTotals) -> dict[str, float | None]:
-    found = {}
+    found: dict[str, float | None] = {}
     for name, value in asdict(totals).items():
         if isinstance(value, dict):
             found |= {f"{name}.{inner}": each for inner, each in value.items()}

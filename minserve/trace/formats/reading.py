@@ -22,7 +22,7 @@ from minserve.files.json_types import build
 from minserve.request import FinishReason
 from minserve.trace.formats.consistency import contradiction
 from minserve.trace.parts.requests import RequestStep
-from minserve.trace.schema import DETAIL, REQUESTS, SCHEMA, STEPS, UPGRADES, VERSION
+from minserve.trace.schema import DETAIL, KEYS, REQUESTS, SCHEMA, STEPS, UPGRADES, VERSION
 from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
 from minserve.trace.step import StepTrace
 from minserve.trace.table import Table
@@ -63,6 +63,7 @@ def from_json(source: str | Path) -> TraceSnapshot:
             f"version {' or '.join(map(str, sorted({VERSION, *UPGRADES})))}: record it again, or "
             f"read it with the minserve that wrote it ({_writer(data)})"
         )
+    _check_keys(version, data)
     try:
         for old in range(version, VERSION):
             data = UPGRADES[old](data)
@@ -77,6 +78,18 @@ def from_json(source: str | Path) -> TraceSnapshot:
             f"this trace contradicts itself: {wrong}; a column or rows may have been removed"
         )
     return trace
+
+
+def _check_keys(version: int, data: Mapping[str, Any]) -> None:
+    """Refuse a key of another version, or of none: what it contains would be lost."""
+    for key in data:
+        if key not in KEYS[version]:
+            others = [str(other) for other, keys in KEYS.items() if key in keys]
+            origin = f"version {' or '.join(others)}" if others else "no version that is known here"
+            raise TraceFormatError(
+                f"this trace says that it has version {version}, but it has the key "
+                f"{shorten(repr(key))}, a key of {origin}"
+            )
 
 
 def _read(source: str | Path) -> str:
