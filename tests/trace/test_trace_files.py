@@ -118,6 +118,23 @@ def test_a_file_that_is_none_is_a_sentence(tmp_path: Path) -> None:
         assert str(tmp_path) not in str(found.value)
 
 
+@pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
+def test_an_empty_text_or_file_is_a_sentence(text: str, tmp_path: Path) -> None:
+    with pytest.raises(TraceFormatError, match="not a trace: the text is empty"):
+        RunTrace.from_json(text)
+    path = tmp_path / "nothing.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TraceFormatError, match=r"not a trace: nothing\.json is empty"):
+        RunTrace.from_json(path)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    text, path = "\ufeff" + json.dumps(WHOLE), tmp_path / "trace.json"
+    path.write_text(text, encoding="utf-8")
+    for source in (text, path):
+        assert RunTrace.from_json(source).snapshot() == make_trace(detail=True).snapshot()
+
+
 def test_a_small_file_does_not_become_a_large_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ R = TypeVar("R")
 
 MAX_BYTES = 1 << 30
 """Limit for a file and for its uncompressed text: some million steps."""
+_BLANK = " \t\r\n\ufeff"
+"""JSON's white space, and the byte order mark that some editors put before a text."""
 _MOST = 1e24
 """Larger than any count, byte or second of a run."""
 
@@ -42,15 +44,7 @@ class TraceFormatError(ValueError):
 
 def from_json(source: str | Path) -> TraceSnapshot:
     """A trace from JSON text or from a file. Raises TraceFormatError for anything else."""
-    text = source if isinstance(source, str) and source.lstrip().startswith("{") else _read(source)
-    try:
-        data = json.loads(text)
-    except RecursionError:
-        raise TraceFormatError("not a trace: it is nested too deeply") from None
-    except ValueError as error:
-        raise TraceFormatError(
-            f"not a trace: the JSON breaks off or is damaged ({error})"
-        ) from None
+    data = _parsed(source)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise TraceFormatError(
             f"not a minserve trace: expected a JSON object whose schema is {SCHEMA!r}; "
@@ -80,6 +74,24 @@ def from_json(source: str | Path) -> TraceSnapshot:
     return trace
 
 
+def _parsed(source: str | Path) -> Any:
+    """The JSON value in a text or a file, which may begin with a byte order mark."""
+    is_text = isinstance(source, str) and source.lstrip(_BLANK).startswith("{")
+    if isinstance(source, str) and not source.strip(_BLANK):
+        raise TraceFormatError("not a trace: the text is empty")
+    text = (str(source) if is_text else _read(source)).lstrip(_BLANK)
+    if not text:
+        raise TraceFormatError(f"not a trace: {Path(source).name} is empty")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise TraceFormatError("not a trace: it is nested too deeply") from None
+    except ValueError as error:
+        raise TraceFormatError(
+            f"not a trace: the JSON breaks off or is damaged ({error})"
+        ) from None
+
+
 def _check_keys(version: int, data: Mapping[str, Any]) -> None:
     """Refuse a key of another version, or of none: what it contains would be lost."""
     for key in data:
@@ -98,7 +110,7 @@ def _read(source: str | Path) -> str:
         path.stat()  # Raises the system's error: the path may be mistyped, nothing is damaged.
     try:
         data = read_bytes(path, max_bytes=MAX_BYTES, what="a trace")
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             data = _inflated(data)
         return data.decode()
     except FileError as error:
