@@ -84,7 +84,7 @@ def check_writable(path: Path, flag: str) -> None:
         if path.exists() and not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, "permission denied")
         # Only an attempt detects quotas, read-only mounts and names that are too long.
-        trial = path.with_name(path.name + ".tmp")  # the name under which traces are written
+        trial = path.with_name(path.name + ".tmp")
         with suppress(FileExistsError):
             os.close(os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             trial.unlink()

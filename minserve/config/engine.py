@@ -80,7 +80,13 @@ class EngineConfig(Section):
         return getattr(section, name)
 
     def with_values(self, values: Mapping[str, Any]) -> EngineConfig:
-        """A copy with fields set by dotted path. Raises ConfigError for an unknown path."""
+        """A copy with fields set by dotted path. Raises ConfigError for an unknown path, and for
+        anything else than a mapping."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"EngineConfig.with_values: got {shorten(values)}, expected a mapping from paths "
+                "to values, such as {'memory.block_size': 32}"
+            )
         changed = self
         for path, value in values.items():
             section, name = _locate(changed, path)
@@ -127,6 +133,12 @@ def _describe(section: type, prefix: str) -> Iterator[Knob]:
 def _locate(config: EngineConfig, path: str) -> tuple[Any, str]:
     known = [entry.path for entry in describe()]
     if path not in known:
+        inside = [name for name in known if name.startswith(f"{path}.")]
+        if inside:
+            raise ConfigError(
+                f"EngineConfig.{path} is a section, expected a field: name one of its fields, "
+                f"such as {inside[0]!r}"
+            )
         close = difflib.get_close_matches(str(path)[:100], known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
         raise ConfigError(f"EngineConfig has no field {shorten(path)}{hint}")

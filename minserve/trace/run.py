@@ -51,10 +51,13 @@ class RunTrace:
         self._lock = threading.RLock()
 
     def append(self, step: StepTrace) -> None:
-        """Add the newest step; if the ring is full, the oldest is dropped."""
+        """Add the newest step; if the ring is full, the oldest is dropped. Raises TypeError for
+        anything else than a step, and then changes nothing."""
+        if not isinstance(step, StepTrace):
+            raise TypeError(f"RunTrace.append: expected a StepTrace, got {type(step).__name__}")
         with self._lock:
-            self._steps.append(step)
             self._tally.add_step(step)
+            self._steps.append(step)
 
     def finish_request(
         self,
@@ -63,11 +66,16 @@ class RunTrace:
         metrics: RequestMetrics,
         finish_reason: FinishReason,
     ) -> None:
-        """Add a sample that ended, for whatever reason."""
+        """Add a sample that ended, for whatever reason. Raises TypeError for other metrics than
+        those of a request, and then changes nothing."""
+        if not isinstance(metrics, RequestMetrics):
+            raise TypeError(
+                "RunTrace.finish_request: expected RequestMetrics, got " + type(metrics).__name__
+            )
         record = FinishedRequest(request_id, sample_index, finish_reason, metrics)
         with self._lock:
-            self._requests.append(record)
             self._tally.add_request(metrics)
+            self._requests.append(record)
 
     def note(self, sentence: str) -> None:
         """Add a sentence to the header's notes: something a reader of the figures should know."""

@@ -34,6 +34,20 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         MemoryConfig(block_sise=8)  # type: ignore[call-arg]
 
 
+def test_a_section_is_no_field_and_its_fields_are_named():
+    sentence = "EngineConfig.memory is a section, expected a field: .* such as 'memory.kv_cache'"
+    with pytest.raises(ConfigError, match=sentence):
+        EngineConfig().get("memory")
+    with pytest.raises(ConfigError, match=sentence):
+        EngineConfig().with_values({"memory": MemoryConfig()})
+
+
+@pytest.mark.parametrize("values", [None, 3, "memory.block_size", [("seed", 1)]])
+def test_values_that_are_no_mapping_are_refused(values):
+    with pytest.raises(ConfigError, match=r"with_values: got .*, expected a mapping from paths"):
+        EngineConfig().with_values(values)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [

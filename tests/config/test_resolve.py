@@ -33,6 +33,30 @@ def test_the_device_that_is_given_stands_in_for_the_one_that_is_configured():
         assert resolved.config.device == "cpu" and resolved.device == torch.device("cpu")
 
 
+def test_a_long_device_name_is_shortened():
+    with pytest.raises(
+        ConfigError, match=r"EngineConfig\.device='xxx.*expected auto, cpu"
+    ) as caught:
+        resolve(EngineConfig(), MODEL, device="x" * 10**6)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((None, MODEL), "config=None: expected an EngineConfig"),
+        ((EngineConfig, MODEL), "config=<class .*: expected an EngineConfig"),
+        ((EngineConfig(), "zoo/draft"), "model='zoo/draft': expected a ModelSpec"),
+        ((EngineConfig(), MODEL, None, 3), "facts=3: expected Facts"),
+        ((EngineConfig(), MODEL, None, 0), "facts=0: expected Facts"),
+        ((EngineConfig(), MODEL, None, Facts), "facts=<class .*: expected Facts"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(*arguments)
+
+
 def test_notes_of_the_model_come_first():
     resolved = resolve(config_of({"dtype": "auto"}), replace(MODEL, notes=("of the model",)))
     assert resolved.notes[0] == "of the model" and resolved.notes[1].startswith("dtype: ")

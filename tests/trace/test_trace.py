@@ -70,6 +70,58 @@ def test_same_trace_gives_the_same_compressed_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.json.gz").read_bytes() == (tmp_path / "b.json.gz").read_bytes()
 
 
+def test_a_suffix_in_capitals_is_compressed_too(tmp_path: Path) -> None:
+    path = tmp_path / "TRACE.JSON.GZ"
+    make_trace().to_json(path)
+    assert path.read_bytes().startswith(b"\x1f\x8b")
+    assert RunTrace.from_json(path).snapshot() == make_trace().snapshot()
+
+
+def test_threads_may_write_one_path_at_the_same_time(tmp_path: Path) -> None:
+    trace, path = make_trace(steps=300), tmp_path / "trace.json"
+    failed: list[Exception] = []
+
+    def write() -> None:
+        try:
+            for _ in range(10):
+                trace.to_json(path)
+        except Exception as error:
+            failed.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failed
+    assert RunTrace.from_json(path).snapshot() == trace.snapshot()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_trace_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.json"
+    folder.mkdir()
+    with pytest.raises(OSError, match=r"folder\.json"):
+        make_trace().to_json(folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_trace_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    make_trace().to_json(tmp_path / "trace.json")
+    assert (tmp_path / "trace.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_is_no_step_or_request_changes_nothing() -> None:
+    trace = make_trace()
+    before = trace.snapshot()
+    with pytest.raises(TypeError, match="expected a StepTrace, got NoneType"):
+        trace.append(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected RequestMetrics, got NoneType"):
+        trace.finish_request("r", 0, None, "stop")  # type: ignore[arg-type]
+    assert trace.snapshot() == before
+
+
 def test_unreadable_traces_are_refused_with_a_sentence() -> None:
     data = json.loads(make_trace().to_json())
     cases = [

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_traces import make_step, make_trace
+from made_traces import make_metrics, make_step, make_trace
 
 from minserve.trace import RunTrace, StepBlocks, TraceFormatError
 from minserve.trace.formats import reading
-from minserve.trace.schema import VERSION
+from minserve.trace.schema import KEYS, VERSION
 
 JUNK: list[Any] = [
     None, True, "", "x", "<b>", -1, 0.5, 1e308, 10**400, [], [[]], {}, {"a": 1}, [1, "a"],
@@ -118,6 +118,23 @@ def test_a_file_that_is_none_is_a_sentence(tmp_path: Path) -> None:
         assert str(tmp_path) not in str(found.value)
 
 
+@pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
+def test_an_empty_text_or_file_is_a_sentence(text: str, tmp_path: Path) -> None:
+    with pytest.raises(TraceFormatError, match="not a trace: the text is empty"):
+        RunTrace.from_json(text)
+    path = tmp_path / "nothing.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TraceFormatError, match=r"not a trace: nothing\.json is empty"):
+        RunTrace.from_json(path)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    text, path = "\ufeff" + json.dumps(WHOLE), tmp_path / "trace.json"
+    path.write_text(text, encoding="utf-8")
+    for source in (text, path):
+        assert RunTrace.from_json(source).snapshot() == make_trace(detail=True).snapshot()
+
+
 def test_a_small_file_does_not_become_a_large_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +156,8 @@ def without(data: dict[str, Any], table: str, names: set[str]) -> dict[str, Any]
 def test_columns_that_a_trace_is_too_old_to_have_get_their_defaults() -> None:
     data = without(WHOLE, "step", {"attention_s", "hit_tokens", "num_padded_rows"})
     data = without(data, "request", {"num_cached_tokens"})
-    data["totals"] = {key: n for key, n in data["totals"].items() if key != "padded_rows"}
+    newer = {"attention_s", "padded_rows"}
+    data["totals"] = {key: n for key, n in data["totals"].items() if key not in newer}
     step, made = RunTrace.from_json(json.dumps(data)).steps[1], make_step(1, detail=True)
     assert made.stages.attention_s and step.stages == dataclasses.replace(
         made.stages, attention_s=0.0
@@ -148,6 +166,46 @@ def test_columns_that_a_trace_is_too_old_to_have_get_their_defaults() -> None:
     assert step.requests == made.requests and step.work == made.work
     whole_part = set(StepBlocks.__slots__)
     assert RunTrace.from_json(json.dumps(without(WHOLE, "step", whole_part))).steps[1] == made
+
+
+def totals_with(**changes: Any) -> dict[str, Any]:
+    return WHOLE | {"totals": WHOLE["totals"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (without(WHOLE, "step", {"forward_s"}), r"its steps give forward_s = 0\.0, and its tot"),
+        (without(WHOLE, "step", {"linear_flops"}), "its steps give linear_flops = 0, and its tota"),
+        (totals_with(peak_running=3), "peak_running = 2, and its totals say 3"),
+        (totals_with(busy_s=0.30001), "its steps give busy_s = 0.3"),
+        (totals_with(first_start_s=None), r"first_start_s = 10\.0, and its totals say None"),
+        (totals_with(steps=5), "its steps give steps = 6, and its totals say 5"),
+        (totals_with(finished_requests=2), "requests give finished_requests = 3, and its totals s"),
+        (totals_with(finished_output_tokens=32), "finished_output_tokens = 33, and its totals say"),
+    ],
+)
+@pytest.mark.parametrize("version", [3, 4])
+def test_totals_that_the_rows_do_not_add_up_to_are_refused(
+    data: dict[str, Any], sentence: str, version: int
+) -> None:
+    if version == 3:
+        data = {key: value for key, value in data.items() if key != "cached_block_ids"}
+    with pytest.raises(TraceFormatError, match=f"contradicts itself: .*{sentence}"):
+        RunTrace.from_json(json.dumps(data | {"version": version}))
+
+
+def test_seconds_may_be_added_up_in_another_order() -> None:
+    near = totals_with(busy_s=WHOLE["totals"]["busy_s"] * (1 + 1e-9))
+    assert RunTrace.from_json(json.dumps(near)).totals.busy_s == near["totals"]["busy_s"]
+
+
+def test_totals_also_count_rows_that_the_ring_dropped() -> None:
+    trace = RunTrace(max_steps=2, max_requests=2)
+    for index in range(5):
+        trace.append(make_step(index))
+        trace.finish_request(str(index), 0, make_metrics(index), "stop")
+    assert RunTrace.from_json(trace.to_json()).snapshot() == trace.snapshot()
 
 
 @pytest.mark.parametrize(
@@ -175,9 +233,34 @@ def test_an_unknown_version_is_refused_with_the_known_ones(version: Any) -> None
         RunTrace.from_json(json.dumps(WHOLE | {"version": version}))
 
 
+@pytest.mark.parametrize(
+    ("version", "key", "origin"),
+    [
+        (3, "cached_block_ids", "a key of version 4"),
+        (4, "cached_pages", "a key of version 3"),
+        (4, "surprise", "a key of no version that is known here"),
+        (3, "x" * 1000, "a key of no version that is known here"),
+    ],
+)
+def test_a_key_of_another_version_is_refused(version: int, key: str, origin: str) -> None:
+    own = "cached_pages" if version == 3 else "cached_block_ids"
+    shared = {name: part for name, part in WHOLE.items() if name != "cached_block_ids"}
+    for both in ({}, {own: {"1": [2]}}):
+        text = json.dumps(shared | both | {"version": version, key: {"1": [2, 3]}})
+        with pytest.raises(
+            TraceFormatError, match=f"version {version}, but .*{key[:40]}.*{origin}"
+        ):
+            RunTrace.from_json(text)
+
+
+def test_a_trace_is_written_with_the_keys_of_its_version() -> None:
+    assert set(WHOLE) == set(KEYS[VERSION])
+
+
 def test_an_older_version_is_brought_to_the_new_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     old = json.loads(json.dumps(WHOLE)) | {"version": VERSION - 2}
     old["totals"] = {"sum": {"counted": old["totals"]}}
+    monkeypatch.setattr(reading, "KEYS", {VERSION - 2: tuple(old)})
     monkeypatch.setattr(reading, "UPGRADES", {
         VERSION - 2: lambda data: data | {"totals": data["totals"]["sum"]},
         VERSION - 1: lambda data: data | {"totals": data["totals"]["counted"]},

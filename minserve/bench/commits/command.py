@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,23 +21,43 @@ import numpy as np
 
 import minserve
 from minserve.bench.commits.child import Checkout, CheckoutError
+from minserve.bench.commits.side import CASES
 from minserve.bench.common import emit, print_table, versions
 from minserve.bench.interleave import Spread, interleave
 from minserve.config import ConfigError
 from minserve.hardware import describe_machine
 
 RESAMPLES = 10_000
+MIN_PAIRS = 5
+"""Fewer ratios give an interval that is much too narrow."""
 HERE = Path(minserve.__file__).parent.parent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `minserve bench commits`."""
+    parser.description = (
+        "CPU time (not wall-clock time) that two checkouts take for the same work, on one thread. "
+        "Each case is first run once by both, and the tokens of every request are compared; then "
+        "the checkouts take turns, in pairs. Both sides use this Python and its packages. Other "
+        "programs share caches and clock speed with the benchmark, so the machine must be quiet. "
+        "Ends with code 1 if a case failed or tokens differ."
+    )
     parser.add_argument("--old", type=Path, required=True, metavar="PATH", help="a checkout")
     parser.add_argument(
         "--new", type=Path, default=HERE, metavar="PATH", help="another (default: this one)"
     )
-    parser.add_argument("--pairs", type=int, default=15, help="per case (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="some of the cases")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=15,
+        help=f"per case; under {MIN_PAIRS} no interval is given (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="CASE",
+        help=f"some of the cases, each in quotes: {', '.join(map(repr, CASES))}",
+    )
     parser.add_argument(
         "--work", type=float, default=1.0, help="share of each case's work (default: %(default)s)"
     )
@@ -45,24 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report."""
-    if args.pairs < 1:
-        raise ConfigError(f"--pairs {args.pairs}: expected at least 1")
-    for folder in (args.old, args.new):
-        if not (folder / "minserve" / "__init__.py").is_file():
-            raise ConfigError(
-                f"{folder} is no checkout of minserve: it has no minserve/__init__.py"
-            )
+    """Measure and report. Returns 1 if a case failed or tokens differ, otherwise 0."""
+    _check(args)
     with contextlib.ExitStack() as stack:
         sides = {}
         for name, folder in (("old", args.old), ("new", args.new)):
             sides[name] = Checkout(folder)
             stack.callback(sides[name].close)
-        known = sides["new"].cases
-        for name in args.only or ():
-            if name not in known:
-                raise ConfigError(f"--only {name!r}: there are {', '.join(map(repr, known))}")
-        cases = [_compare(case, sides, args) for case in known if case in (args.only or known)]
+        cases = [_compare(case, sides, args) for case in CASES if case in (args.only or CASES)]
         result = {
             "benchmark": "commits",
             "pairs": args.pairs,
@@ -79,7 +91,40 @@ def run(args: argparse.Namespace) -> int:
         }
     print_table(*_table(cases))
     emit(result, args.json)
-    return 0
+    return int(any("error" in case or case["difference"] is not None for case in cases))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for arguments that cannot work, before anything is measured."""
+    if args.pairs < 1:
+        raise ConfigError(f"--pairs {args.pairs}: expected at least 1")
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed}: expected at least 0")
+    if not (math.isfinite(args.work) and args.work > 0):
+        raise ConfigError(f"--work {args.work}: expected a finite number above 0")
+    for name in args.only or ():
+        if name not in CASES:
+            raise ConfigError(f"--only {name!r}: there are {', '.join(map(repr, CASES))}")
+    for folder in (args.old, args.new):
+        if not (folder / "minserve" / "__init__.py").is_file():
+            raise ConfigError(
+                f"{folder} is no checkout of minserve: it has no minserve/__init__.py"
+            )
+    if args.json is not None:
+        _check_writable(Path(args.json))
+
+
+def _check_writable(path: Path) -> None:
+    """Raise ConfigError if the file cannot be written; changes nothing."""
+    is_new = not os.path.lexists(path)
+    try:
+        with path.open("a"):
+            pass
+        if is_new:
+            path.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--json {path} cannot be written: {reason}") from None
 
 
 def _compare(case: str, sides: dict[str, Checkout], args: argparse.Namespace) -> dict[str, Any]:
@@ -98,7 +143,8 @@ def _compare(case: str, sides: dict[str, Checkout], args: argparse.Namespace) ->
         for name, of_side in runs.items()
     }
     ratios = [new / old for new, old in zip(cpu_ms["new"], cpu_ms["old"], strict=True)]
-    low, high = median_interval(ratios, args.seed)
+    enough = len(ratios) >= MIN_PAIRS
+    low, high = median_interval(ratios, args.seed) if enough else (None, None)
     return {
         "case": case,
         "unit": "token" if case.startswith("generate") else "step",
@@ -144,7 +190,9 @@ def _table(cases: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
                 f"{cpu_ms['old']['median']:.4g}",
                 f"{cpu_ms['new']['median']:.4g}",
                 f"{ratio['median']:.3f}",
-                f"{ratio['low']:.3f} to {ratio['high']:.3f}",
+                "too few pairs"
+                if ratio["low"] is None
+                else f"{ratio['low']:.3f} to {ratio['high']:.3f}",
                 "equal" if case["difference"] is None else f"DIFFER: {case['difference']}",
             ]
         )

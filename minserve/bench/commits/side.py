@@ -23,6 +23,8 @@ Case = Callable[[float], tuple[float, int, Tokens]]
 """A share of the usual work -> CPU seconds, units of work (steps or tokens), each
 request's tokens."""
 
+MARK = "minserve-bench-commits: "
+"""Begins each line of stdout that is an answer."""
 WARM_STEPS = 2
 """Steps that compute the prompts, before decoding is timed."""
 
@@ -164,6 +166,11 @@ def answer(ready: dict[str, Case], name: str, work: float, tokens: bool) -> dict
     return {"cpu_s": cpu_s, "units": units, **({"tokens": found} if tokens else {})}
 
 
+def tell(values: dict[str, Any]) -> None:
+    """Write one answer, on a line of its own also where the checkout printed half a line."""
+    print(f"\n{MARK}{json.dumps(values)}", flush=True)
+
+
 def main(argv: Sequence[str]) -> int:
     """Answer commands until stdin ends."""
     import minserve
@@ -172,13 +179,13 @@ def main(argv: Sequence[str]) -> int:
     if here != Path(argv[0]).resolve():
         raise ImportError(f"minserve was imported from {here}, not from {argv[0]}")
     ready: dict[str, Case] = {}
-    print(json.dumps({"cases": list(CASES)}), flush=True)
+    tell({"cases": list(CASES)})
     for line in sys.stdin:
         try:
             told = answer(ready, **json.loads(line))
         except Exception as error:  # a case that this checkout cannot run
             told = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(told), flush=True)
+        tell(told)
     return 0
 
 

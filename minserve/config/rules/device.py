@@ -7,6 +7,7 @@ import torch
 from minserve.config.engine import DTYPES
 from minserve.config.knobs import ConfigError
 from minserve.config.question import Answer, Question, Rule
+from minserve.inputs.checks import shorten
 
 
 def device_is_there(question: Question) -> Answer:
@@ -14,21 +15,21 @@ def device_is_there(question: Question) -> Answer:
     name = question.config.device
     if name == "auto":
         return Answer({"device": "cuda" if torch.cuda.is_available() else "cpu"})
+    given = f"EngineConfig.device={shorten(name)}"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"EngineConfig.device={name!r}: expected auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"{given}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"EngineConfig.device={name!r}: torch {torch.__version__} sees no CUDA device; use "
+            f"{given}: torch {torch.__version__} sees no CUDA device; use "
             "device='cpu', or install a CUDA build of torch on a machine with an NVIDIA GPU"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"EngineConfig.device={name!r}: this machine has {torch.cuda.device_count()} CUDA "
-            "device(s), numbered from 0"
+            f"{given}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
         )
     return Answer({"device": str(device)})
 

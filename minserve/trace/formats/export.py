@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,11 +46,22 @@ def to_json(snapshot: TraceSnapshot, path: str | Path | None = None) -> str:
         separators=(",", ":"),
     )
     if path is not None:
-        target = Path(path)
-        data = text.encode()
-        # Renamed when complete, so that no reader opens half a file.
-        partial = target.with_name(target.name + ".tmp")
-        # A fixed time stamp, so that the same trace gives the same file.
-        partial.write_bytes(gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
-        partial.replace(target)
+        _write(text.encode(), Path(path))
     return text
+
+
+def _write(data: bytes, target: Path) -> None:
+    """Write to a temporary file, renamed when complete, so that no reader opens half a file."""
+    if target.suffix.lower() == ".gz":
+        # A fixed time stamp, so that the same trace gives the same file.
+        data = gzip.compress(data, mtime=0)
+    # A name of its own, because another thread or process may write the same trace. Made with
+    # open(), because tempfile would hide the file from other users.
+    partial = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -20,8 +20,9 @@ from typing import Any, TypeVar, get_args, get_origin
 from minserve.files.json_file import FileError, read_bytes, shorten
 from minserve.files.json_types import build
 from minserve.request import FinishReason
+from minserve.trace.formats.consistency import contradiction
 from minserve.trace.parts.requests import RequestStep
-from minserve.trace.schema import DETAIL, REQUESTS, SCHEMA, STEPS, UPGRADES, VERSION
+from minserve.trace.schema import DETAIL, KEYS, REQUESTS, SCHEMA, STEPS, UPGRADES, VERSION
 from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
 from minserve.trace.step import StepTrace
 from minserve.trace.table import Table
@@ -31,6 +32,8 @@ R = TypeVar("R")
 
 MAX_BYTES = 1 << 30
 """Limit for a file and for its uncompressed text: some million steps."""
+_BLANK = " \t\r\n\ufeff"
+"""JSON's white space, and the byte order mark that some editors put before a text."""
 _MOST = 1e24
 """Larger than any count, byte or second of a run."""
 
@@ -41,15 +44,7 @@ class TraceFormatError(ValueError):
 
 def from_json(source: str | Path) -> TraceSnapshot:
     """A trace from JSON text or from a file. Raises TraceFormatError for anything else."""
-    text = source if isinstance(source, str) and source.lstrip().startswith("{") else _read(source)
-    try:
-        data = json.loads(text)
-    except RecursionError:
-        raise TraceFormatError("not a trace: it is nested too deeply") from None
-    except ValueError as error:
-        raise TraceFormatError(
-            f"not a trace: the JSON breaks off or is damaged ({error})"
-        ) from None
+    data = _parsed(source)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise TraceFormatError(
             f"not a minserve trace: expected a JSON object whose schema is {SCHEMA!r}; "
@@ -62,14 +57,51 @@ def from_json(source: str | Path) -> TraceSnapshot:
             f"version {' or '.join(map(str, sorted({VERSION, *UPGRADES})))}: record it again, or "
             f"read it with the minserve that wrote it ({_writer(data)})"
         )
+    _check_keys(version, data)
     try:
         for old in range(version, VERSION):
             data = UPGRADES[old](data)
-        return _build(data)
+        trace = _build(data)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
         raise TraceFormatError(
             f"a trace of version {version} with a missing or unknown part: {error!r}"
         ) from None
+    wrong = contradiction(trace)
+    if wrong is not None:
+        raise TraceFormatError(
+            f"this trace contradicts itself: {wrong}; a column or rows may have been removed"
+        )
+    return trace
+
+
+def _parsed(source: str | Path) -> Any:
+    """The JSON value in a text or a file, which may begin with a byte order mark."""
+    is_text = isinstance(source, str) and source.lstrip(_BLANK).startswith("{")
+    if isinstance(source, str) and not source.strip(_BLANK):
+        raise TraceFormatError("not a trace: the text is empty")
+    text = (str(source) if is_text else _read(source)).lstrip(_BLANK)
+    if not text:
+        raise TraceFormatError(f"not a trace: {Path(source).name} is empty")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise TraceFormatError("not a trace: it is nested too deeply") from None
+    except ValueError as error:
+        raise TraceFormatError(
+            f"not a trace: the JSON breaks off or is damaged ({error})"
+        ) from None
+
+
+def _check_keys(version: int, data: Mapping[str, Any]) -> None:
+    """Refuse a key of another version, or of none: what it contains would be lost."""
+    for key in data:
+        if key not in KEYS[version]:
+            others = [str(other) for other, keys in KEYS.items() if key in keys]
+            origin = f"version {' or '.join(others)}" if others else "no version that is known here"
+            raise TraceFormatError(
+                f"this trace says that it has version {version}, but it has the key "
+                f"{shorten(repr(key))}, a key of {origin}"
+            )
 
 
 def _read(source: str | Path) -> str:
@@ -78,7 +110,7 @@ def _read(source: str | Path) -> str:
         path.stat()  # Raises the system's error: the path may be mistyped, nothing is damaged.
     try:
         data = read_bytes(path, max_bytes=MAX_BYTES, what="a trace")
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             data = _inflated(data)
         return data.decode()
     except FileError as error:
@@ -183,7 +215,8 @@ def _size(data: Mapping[str, Any], name: str) -> int:
 def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, list[Any]]:
     """A table's values by column, each of its column's type. Raises ValueError.
 
-    A column may be missing if its field has a default: the trace is older than the field.
+    A column may be missing if its field has a default: the trace is older than the field. If the
+    column was removed instead, `consistency` finds that its total differs.
     """
     _check_names(what, table, names)
     if type(rows) is not list or not all(type(row) is list for row in rows):
