@@ -221,7 +221,8 @@ class Request:
     leader: Request | None = None
     """The first sample of the same prompt, whose computed prompt this one shares."""
     num_ever_computed: int = 0
-    """Most tokens that were ever computed at once; computing one of them again is recomputation."""
+    """Largest `num_computed_tokens` so far. Tokens below it that are computed again
+    count as recomputed."""
     error: str | None = None
     """One sentence: the error, if the finish reason is "error"."""
     cause: BaseException | None = None

@@ -56,8 +56,8 @@ class Watch:
         self._last_error = describe(error)
 
     def health(self, closed: bool, trace: RunTrace) -> Health:
-        """The state of the thread now, as of `trace`'s newest step; `closed`: the thread takes
-        no more commands."""
+        """The state of the thread now. The numbers of requests are those of the newest step in
+        `trace`; `closed`: the thread accepts no more commands."""
         start_s = self._step_start_s
         step_s = 0.0 if start_s is None else max(0.0, self._clock.now() - start_s)
         last = trace.newest
