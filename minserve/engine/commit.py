@@ -59,7 +59,6 @@ class Committer:
         self._draw(flight, result, counts)
         if self._detailed:
             counts.details = _details(flight, spans)
-        self._note_cost(flight, result, counts)
         return counts
 
     def _advance(self, flight: Flight, counts: CommitCounts) -> list[_Span]:
@@ -106,6 +105,7 @@ class Committer:
             if request.finish_reason is not None:
                 continue
             request.num_pending_tokens -= 1
+            before = len(request.token_ids)
             token = result.token_ids[row]
             try:
                 failed = result.errors.get(row) if result.errors else None
@@ -115,11 +115,11 @@ class Committer:
                 self._append(request, token, entry, counts.collected_s)
             except BaseException as error:
                 self._recovery.fail_row(request, error)
-            counts.num_sampled += 1
+            counts.num_sampled += len(request.token_ids) - before
             if request.finish_reason is not None:
                 counts.num_finished += 1
 
-    def _note_cost(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
+    def note_cost(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
         """Record what prompt tokens cost to compute, for the choice between loading and
         recomputing."""
         if counts.num_prefill:
@@ -133,7 +133,7 @@ class Committer:
     ) -> None:
         """Append one drawn token; -1 means that none could be drawn from the logits."""
         requests = self._requests
-        requests.tell(request)
+        requests.news[request] = None
         if token < 0:
             request.error = _why_invalid(request)
             requests.finish(request, "error")

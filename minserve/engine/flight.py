@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from minserve.engine.prepare import BuiltBatch
 from minserve.execution.runner import Handle
@@ -28,7 +29,7 @@ class Flight:
     blocks_used: int
     """Pages with an owner when the step was submitted."""
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Tokens that the step computes, without padding."""
         return sum(self.plan.num_tokens)

@@ -331,13 +331,15 @@ class Engine:
         self._recovery.owners = ()
         if self._check:
             self.memory.check()
+        self._committer.note_cost(flight, result, counts)
         return self._recorder.step_trace(flight, result, counts)
 
     def repeat(self, until_s: float, token: int, charge: Charge) -> int:
         """Repeat the last step while there is nothing to decide (`engine.repeat`), and draw `token`
         for every request each time; returns the number of repeats. For a runner that computes
         nothing; call it between steps."""
-        return self._repeater.repeat(self.trace.newest, until_s, token, charge)
+        with GATE, self._recovery.change(()):
+            return self._repeater.repeat(until_s, token, charge)
 
     def audit(self) -> None:
         """Verify that engine, scheduler and memory agree. Raises IntegrityError."""

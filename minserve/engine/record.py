@@ -39,6 +39,8 @@ class Recorder:
         """Requests preempted since the last step was recorded."""
         self.end_s = float("-inf")
         """End of the last step."""
+        self.last: StepTrace | None = None
+        """The last step, whichever trace it is in."""
         self.num_steps = 0
 
     def step_trace(self, flight: Flight, result: StepResult, counts: CommitCounts) -> StepTrace:
@@ -86,6 +88,7 @@ class Recorder:
         self.num_steps = step.index + 1
         self.num_aborted = self.num_preempted = 0
         self.end_s = step.end_s
+        self.last = step
         self.trace.append(step)
 
     def _stages(

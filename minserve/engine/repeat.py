@@ -9,7 +9,6 @@ included, equals that of single steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
@@ -53,35 +52,55 @@ class Repeater:
         # counted.
         self._possible &= whole.kernels.padding in ("none", "longest")
 
-    def repeat(self, last: StepTrace | None, until_s: float, token: int, charge: Charge) -> int:
-        """Repeat the step `last` until there is something to decide, drawing `token` for every
+    def repeat(self, until_s: float, token: int, charge: Charge) -> int:
+        """Repeat the last step until there is something to decide, drawing `token` for every
         request.
 
-        Begins no step at or after `until_s`; returns the number of steps.
+        Begins no step at or after `until_s`; returns the number of steps. If `charge` raises, the
+        steps before it are complete.
         """
-        running = self._scheduler.running
+        running, recorder = self._scheduler.running, self._recorder
+        last, first = recorder.last, recorder.num_steps
         if last is None or not self._possible or not self._is_steady(last, running, token):
             return 0
         # A step that ends a request is a decision: its place becomes free.
         most = min(request.max_len - len(request.token_ids) for request in running) - 1
-        steps, num = 0, len(running)
         contexts = [len(request.token_ids) for request in running]
-        size, pool = self._memory.block_size, self._memory.pool
-        while steps < most and self._clock.now() < until_s:
-            growing = [r for r, n in zip(running, contexts, strict=True) if (n - 1) % size == 0]
-            if len(growing) > pool.num_available:
-                break
-            start_s = self._clock.now()
-            steps += 1
-            for request in growing:
-                self._memory.reserve(request, steps)
-            work = self._counter.count((1,) * num, contexts, num)
-            forward_s = charge(work, num, num)
-            self._tell(last, steps, start_s, forward_s, work)
-            contexts = [n + 1 for n in contexts]
-        if steps:
-            self._catch_up(running, steps, token)
+        kv_tokens, steps = self._memory.use().kv_tokens, 0
+        try:
+            while steps < most and self._clock.now() < until_s:
+                kv_tokens += len(running)
+                if not self._step(running, contexts, steps + 1, kv_tokens, charge):
+                    break
+                steps = recorder.num_steps - first
+                contexts = [n + 1 for n in contexts]
+        finally:
+            steps = recorder.num_steps - first
+            if steps:
+                self._catch_up(running, steps, token)
         return steps
+
+    def _step(
+        self,
+        running: Sequence[Request],
+        contexts: Sequence[int],
+        number: int,
+        kv_tokens: int,
+        charge: Charge,
+    ) -> bool:
+        """Charge and record one step; False, with nothing done, where pages are short."""
+        size = self._memory.block_size
+        growing = [r for r, n in zip(running, contexts, strict=True) if (n - 1) % size == 0]
+        if len(growing) > self._memory.pool.num_available:
+            return False
+        start_s = self._clock.now()
+        for request in growing:
+            self._memory.reserve(request, number)
+        num = len(running)
+        work = self._counter.count((1,) * num, contexts, num)
+        forward_s = charge(work, num, num)
+        self._record(start_s, forward_s, work, kv_tokens)
+        return True
 
     def _is_steady(self, last: StepTrace, running: Sequence[Request], token: int) -> bool:
         """True if the next step equals the last: the same requests, one token each."""
@@ -97,33 +116,39 @@ class Repeater:
             for request in running
         )
 
-    def _tell(
-        self, last: StepTrace, steps: int, start_s: float, forward_s: float, work: StepWork
-    ) -> None:
-        """Record step number `steps` after `last`."""
-        recorder, pool = self._recorder, self._memory.pool
-        blocks, slot_bytes = pool.num_owned, recorder.token_bytes
-        kv_tokens = last.kv_tokens + steps * last.num_scheduled
-        internal_slots = self._memory.use().internal_slots
-        open_slots = blocks * self._memory.block_size - kv_tokens
-        owned_bytes = blocks * recorder.block_bytes
+    def _record(self, start_s: float, forward_s: float, work: StepWork, kv_tokens: int) -> None:
+        """Record a step that decoded one token of every running request, and nothing else."""
+        recorder, use = self._recorder, self._memory.use()
+        num, slot_bytes = len(self._scheduler.running), recorder.token_bytes
+        owned_bytes = use.blocks_used * recorder.block_bytes
+        open_slots = use.blocks_used * self._memory.block_size - kv_tokens
         recorder.append(
-            replace(
-                last,
-                index=last.index + steps,
+            StepTrace(
+                index=recorder.num_steps,
                 start_s=start_s,
                 end_s=self._clock.now(),
                 stages=StageTimes(forward_s=forward_s),
                 work=work,
+                num_waiting=self._scheduler.num_waiting,
+                num_running=num,
+                num_scheduled=num,
+                num_prefill_tokens=0,
+                num_decode_tokens=num,
+                num_recomputed_tokens=0,
+                num_sampled_tokens=num,
+                num_preempted=recorder.num_preempted,
+                num_finished=0,
                 num_aborted=recorder.num_aborted,
-                blocks_used=blocks,
-                kv_bytes_allocated=owned_bytes,
+                blocks_total=use.blocks_total,
+                blocks_used=use.blocks_used,
                 kv_tokens=kv_tokens,
+                kv_bytes_reserved=use.blocks_total * recorder.block_bytes,
+                kv_bytes_allocated=owned_bytes,
                 kv_bytes_used=kv_tokens * slot_bytes,
                 blocks=StepBlocks(
                     owned_bytes=owned_bytes,
-                    future_bytes=(open_slots - internal_slots) * slot_bytes,
-                    internal_bytes=internal_slots * slot_bytes,
+                    future_bytes=(open_slots - use.internal_slots) * slot_bytes,
+                    internal_bytes=use.internal_slots * slot_bytes,
                 ),
             )
         )

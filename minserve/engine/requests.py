@@ -29,7 +29,8 @@ class LiveRequests:
         self._by_name: dict[str, list[Request]] = {}
         self.texts: dict[Request, TextStream] = {}
         """Text streams of requests that need one while they run: see `follow_text`."""
-        self._news: dict[Request, None] = {}
+        self.news: dict[Request, None] = {}
+        """Requests that got a token or ended since `take_news`, in order."""
 
     def __bool__(self) -> bool:
         return bool(self._by_name)
@@ -61,12 +62,12 @@ class LiveRequests:
 
     def tell(self, request: Request) -> None:
         """Mark a request as changed: it has a new token, or has ended."""
-        self._news[request] = None
+        self.news[request] = None
 
     def take_news(self) -> list[Request]:
         """Requests that changed since the last call, in order."""
-        news = list(self._news)
-        self._news.clear()
+        news = list(self.news)
+        self.news.clear()
         return news
 
     def forget(self, request: Request) -> None:
@@ -76,7 +77,7 @@ class LiveRequests:
     def withdraw(self, request: Request) -> None:
         """Drop everything about a request that was never returned to its caller."""
         self.forget(request)
-        self._news.pop(request, None)
+        self.news.pop(request, None)
 
     def text_of(self, request: Request) -> str:
         """The request's text so far. Empty without a tokenizer, or if `SamplingParams.detokenize`

@@ -15,6 +15,7 @@ from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_length
 from minserve.scheduling.audit import check_books
 from minserve.scheduling.policies.chosen import Policies
+from minserve.scheduling.policies.entry import QueueEntry
 from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.waiting import WaitingQueue
 
@@ -62,7 +63,14 @@ class Books:
     def add(self, request: Request) -> None:
         """Queue a new request. If this raises, the request was not queued."""
         self.culprit = request
-        entry = self.waiting.enter(request)
+        try:
+            self._queue(request, self.waiting.enter(request))
+        except BaseException:
+            self.waiting.forget(request)
+            raise
+        self.culprit = None
+
+    def _queue(self, request: Request, entry: QueueEntry) -> None:
         predictor = self._policies.predictor
         if self._order.needs_lengths and entry.predicted_tokens is None:
             length = checked_length(predictor, request, predictor.predict(request))
@@ -71,7 +79,6 @@ class Books:
         scored = request.params.prompt_logprobs is not None
         if self._samples is None or scored or not self._samples.add(request):
             self.waiting.push(request, request.arrival_s)
-        self.culprit = None
 
     def remove(self, request: Request) -> None:
         """Take a request out of whichever list it is in, and free its pages. Also works for a

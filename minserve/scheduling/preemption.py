@@ -110,9 +110,10 @@ class Preemption(Books):
         self.culprit = request
         return self.waiting.rank_of(request)
 
-    def _key(self, request: Request) -> Key:
-        """Rank, then arrival number."""
-        return (self._rank(request), self.waiting.entry(request).arrival_number)
+    def remove(self, request: Request) -> None:
+        """Take a request out, wherever it is, and free its pages."""
+        super().remove(request)
+        self._keys.pop(request, None)
 
     def _admission_view(self) -> AdmissionView:
         return AdmissionView(

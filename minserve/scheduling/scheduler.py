@@ -37,7 +37,6 @@ class Scheduler(Preemption):
         super().__init__(config, memory, policies)
         scheduling = config.config.scheduling
         self._max_num_prefill_tokens = scheduling.max_num_prefill_tokens
-        self._policy = policies.batching
         # Without a cache or without chunking, all tokens of a request are computed in one step.
         self._whole = not scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
 
@@ -70,8 +69,8 @@ class Scheduler(Preemption):
                     whose = [one for one in whose if one not in plan.requests[:num_leading]]
                 self._schedule_running(plan, budget, whose, now_s)
         self.culprit = None
-        idle = self._policy.idle_places(self.running)
-        plan.idle_places = checked_count(self._policy, "idle_places", idle)
+        idle = self._policies.batching.idle_places(self.running)
+        plan.idle_places = checked_count(self._policies.batching, "idle_places", idle)
         return plan
 
     def _queue_samples(self, samples: SampleGroups) -> None:
@@ -85,15 +84,15 @@ class Scheduler(Preemption):
         """The tokens that the policy allows for this step."""
         self.culprit = None
         limit = self._max_num_batched_tokens
-        tokens = self._policy.budget(limit, self.running, self.waiting)
-        tokens = min(limit, checked_count(self._policy, "budget", tokens))
+        tokens = self._policies.batching.budget(limit, self.running, self.waiting)
+        tokens = min(limit, checked_count(self._policies.batching, "budget", tokens))
         return Budget(tokens, self._max_num_prefill_tokens)
 
     @property
     def has_plain_budget(self) -> bool:
         """True if the policy does not change the token budget, so that steps without waiting
         requests need not call it."""
-        return type(self._policy).budget is BatchingPolicy.budget
+        return type(self._policies.batching).budget is BatchingPolicy.budget
 
     def _line_up(self, plan: StepPlan, now_s: float) -> None:
         """Sort queue and running requests again if ranks can change between steps."""
@@ -107,7 +106,12 @@ class Scheduler(Preemption):
                 found = self._memory.computed_tokens(request)
                 self.waiting.entry(request).found_tokens = found
             self.waiting.rank_anew(self._rank)
-        self._keys = {request: self._key(request) for request in self.running}
+        rank_of, entry = self.waiting.rank_of, self.waiting.entry
+        keys = {}
+        for request in self.running:
+            self.culprit = request
+            keys[request] = (rank_of(request), entry(request).arrival_number)
+        self._keys = keys
         self.running.sort(key=self._keys.__getitem__)
         if self.waiting and self._order.preemptive:
             self._displace(plan, now_s)
@@ -258,8 +262,8 @@ class Scheduler(Preemption):
             count = self._chunk(request, request.num_tokens - found, budget)
             if not count:
                 return False
-            answer = self._policy.admits(self._admission_view())
-            if not checked_flag(self._policy, "admits", answer):
+            answer = self._policies.batching.admits(self._admission_view())
+            if not checked_flag(self._policies.batching, "admits", answer):
                 return False
             if not self._memory.fits(request, num_tokens=found + count):
                 raise AdmissionError(

@@ -57,6 +57,8 @@ class WaitingQueue(Sequence[Request]):
         """Remove a request that has ended, and its entry."""
         self.remove(request)
         self._entries.pop(request, None)
+        if not self._due:
+            self._deadlines.clear()  # entries of requests that have ended
 
     def rank_of(self, request: Request) -> Rank:
         """The request's current rank, without the arrival tie-break.

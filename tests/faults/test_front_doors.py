@@ -71,7 +71,7 @@ def expect_clean(engine: Engine) -> None:
         not engine._requests
         and not engine._requests.texts
         and not engine._in_flight
-        and not engine._requests._news
+        and not engine._requests.news
     )
 
 

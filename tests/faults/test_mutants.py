@@ -232,7 +232,7 @@ def test_a_panic_of_one_row_in_the_builder_ends_that_row(monkeypatch):
 def test_where_none_can_be_admitted_the_first_in_line_ends_and_not_the_others(monkeypatch):
     engine, _, _ = make_engine()
     first, *others = three(engine)
-    policy = engine._scheduler._policy
+    policy = engine._scheduler._policies.batching
     monkeypatch.setattr(policy, "admits", lambda view: False)
     with pytest.raises(IntegrityError, match="none can be admitted"):
         engine.step()

@@ -123,13 +123,14 @@ def test_a_policy_that_always_fails_ends_all_and_the_engine_goes_on_without_it()
             raise KeyError("budget")
 
     engine, _, _ = make_engine()
-    engine._scheduler._policy, working = Broken(), engine._scheduler._policy
+    working = engine._scheduler._policies
+    engine._scheduler._policies = replace(working, batching=Broken())
     requests = [engine.add(str(i), [3, 4 + i], GREEDY)[0] for i in range(3)]
     with pytest.raises(KeyError):
         engine.step()
     assert [request.finish_reason for request in requests] == ["error"] * 3
     assert not engine.has_work
-    engine._scheduler._policy = working
+    engine._scheduler._policies = working
     again = engine.add("again", [3, 4], GREEDY)[0]
     run(engine)
     assert again.output_token_ids == oracle([3, 4], 6, ignore_eos=True)

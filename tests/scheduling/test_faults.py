@@ -221,7 +221,7 @@ def test_a_policy_that_fails_about_all_requests_blames_none_of_them(method):
     def fails(*args):
         raise Fault
 
-    setattr(driven.scheduler._policy, method, fails)
+    setattr(driven.scheduler._policies.batching, method, fails)
     with pytest.raises(Fault):
         driven.step()
     assert driven.scheduler.culprit is None
@@ -478,7 +478,7 @@ def test_clear_makes_a_static_batch_form_again_even_if_the_policy_fails():
     driven.scheduler.clear()
     for request in driven.requests:
         driven.end(request)
-    assert driven.scheduler._policy.idle_places([]) == 0
+    assert driven.scheduler._policies.batching.idle_places([]) == 0
 
     class Broken(ContinuousBatching):
         def clear(self):

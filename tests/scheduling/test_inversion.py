@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -276,10 +277,12 @@ def test_a_request_without_room_is_tried_once_per_step():
 
     driven = Driven(policy=Counting(), scheduling__order="priority")
     for _ in range(3):
-        driven.scheduler._policy = ContinuousBatching()
+        driven.scheduler._policies = replace(
+            driven.scheduler._policies, batching=ContinuousBatching()
+        )
         driven.add(6, 9, priority=5)
     driven.step()
-    driven.scheduler._policy = Counting()
+    driven.scheduler._policies = replace(driven.scheduler._policies, batching=Counting())
     driven.add(6, 2, priority=0)
     driven.step()
     assert len(driven.scheduler.running) == 3 and len(asked) == 1

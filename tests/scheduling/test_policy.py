@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_static_batch_knows_which_of_its_places_are_idle():
 
 def test_policies_change_when_tokens_come_and_never_which():
     engine, _, _ = make_engine(EngineConfig().with_values({"scheduling.max_num_seqs": 2}))
-    engine._scheduler._policy = OneAtATime()
+    engine._scheduler._policies = replace(engine._scheduler._policies, batching=OneAtATime())
     requests = [engine.add(f"{n}", [n + 1] * 9, fixed_length(6))[0] for n in range(4)]
     run(engine)
     for number, request in enumerate(requests):
