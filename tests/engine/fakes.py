@@ -14,6 +14,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -207,6 +208,7 @@ def make_engine(
     max_position: int = 128,
     order: QueuePolicy | None = None,
     lazy: bool = False,
+    tokenizer: Any = None,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
     """An engine over the fake runner and a virtual clock."""
     spec = tiny_spec(max_position)
@@ -215,7 +217,8 @@ def make_engine(
     clock = VirtualClock()
     runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots, lazy)
     memory = build_manager(resolved, num_blocks, clock, runner)
-    engine = Engine(resolved, runner, memory, None, clock, RunTrace(), EngineParts(order=order))
+    parts = EngineParts(order=order)
+    engine = Engine(resolved, runner, memory, tokenizer, clock, RunTrace(), parts)
     return engine, runner, clock
 
 

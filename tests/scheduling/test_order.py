@@ -153,6 +153,16 @@ def test_the_oracle_knows_fixed_lengths_and_errs_by_the_given_factor():
     assert LengthOracle(0.7, seed=2).predict(one) != LengthOracle(0.7, seed=1).predict(one)
 
 
+def test_the_oracle_errs_differently_for_each_sample_of_a_prompt():
+    samples = [request(0, max_tokens=50) for _ in range(3)]
+    for index, sample in enumerate(samples):
+        sample.sample_index = index
+    oracle = LengthOracle(0.7, seed=1)
+    guesses = [oracle.predict(sample) for sample in samples]
+    assert len(set(guesses)) == 3
+    assert [oracle.predict(sample) for sample in samples] == guesses
+
+
 def test_a_given_predictor_is_called_once_and_decides():
     class Backwards:
         asked = 0

@@ -150,6 +150,16 @@ def test_samples_wait_until_the_whole_prompt_is_computed():
     assert [one.num_cached_tokens for one in others] == [19, 19]
 
 
+def test_samples_of_a_scored_prompt_do_not_wait_for_the_first():
+    driven = Driven()
+    samples = driven.add(prompt=5, output=4, n=3, prompt_logprobs=0)
+    assert len(driven.scheduler.waiting) == 3
+    plan = driven.step()
+    assert (plan.requests, plan.num_tokens) == (samples, [5, 5, 5])
+    driven.run()
+    assert [sample.num_cached_tokens for sample in samples] == [0, 0, 0]
+
+
 def test_a_static_batch_is_closed_when_pages_end_and_stays_closed():
     driven = Driven(
         10, scheduling__policy="static", memory__watermark=0, scheduling__max_num_batched_tokens=64

@@ -15,14 +15,15 @@ from minserve.build import build_virtual_engine
 from minserve.config import ConfigError, EngineConfig
 from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
-from minserve.request import SamplingParams
+from minserve.request import SamplingParams, Status
 from minserve.scheduling import ContinuousBatching
+from minserve.trace import RunTrace
 from minserve.virtual import CostModel
 
 COST = CostModel(DEVICES["A100 80GB SXM"], efficiency=0.5, overhead_s=0.001)
 
 
-def engine(pages=64, policy=None, **values):
+def engine(pages=64, policy=None, cost=COST, **values):
     page_bytes = 16 * tiny_spec(1024).kv_bytes_per_token(2)
     config = EngineConfig().with_values(
         {
@@ -32,7 +33,7 @@ def engine(pages=64, policy=None, **values):
             **{name.replace("__", "."): value for name, value in values.items()},
         }
     )
-    return build_virtual_engine(tiny_spec(1024), config, COST, parts=EngineParts(policy))
+    return build_virtual_engine(tiny_spec(1024), config, cost, parts=EngineParts(policy))
 
 
 def test_modelled_time_has_no_host_to_overlap_with():
@@ -57,6 +58,15 @@ def both(traffic, **options):
     return slow
 
 
+DISCIPLINES = (
+    [{}, {"scheduling__policy": "static"}]
+    + [{"scheduling__order": order} for order in ("sjf", "priority", "mlfq")]
+    + [{"scheduling__prefill": turns} for turns in ("decode_first", "prefill_first")]
+    + [{"kernels__padding": kind} for kind in ("longest", "power_of_two")]
+    + [{"kernels__padding": "batch", "scheduling__policy": "static"}]
+)
+
+
 @given(
     requests=st.lists(
         st.tuples(st.floats(0, 60), st.integers(1, 150), st.integers(1, 90), st.integers(0, 2)),
@@ -64,13 +74,7 @@ def both(traffic, **options):
         max_size=14,
     ),
     pages=st.sampled_from([18, 30, 64]),
-    discipline=st.sampled_from(
-        [{}, {"scheduling__policy": "static"}]
-        + [{"scheduling__order": order} for order in ("sjf", "priority", "mlfq")]
-        + [{"scheduling__prefill": turns} for turns in ("decode_first", "prefill_first")]
-        + [{"kernels__padding": kind} for kind in ("longest", "power_of_two")]
-        + [{"kernels__padding": "batch", "scheduling__policy": "static"}]
-    ),
+    discipline=st.sampled_from(DISCIPLINES),
     max_num_seqs=st.sampled_from([1, 3, 8]),
 )
 @settings(max_examples=150, deadline=None)
@@ -85,6 +89,197 @@ def test_fast_forward_is_single_stepping(requests, pages, discipline, max_num_se
         scheduling__max_num_seqs=max_num_seqs,
         **discipline,
     )
+
+
+ENDS = {
+    "length": {"ignore_eos": True},
+    "another stop token": {"ignore_eos": True, "stop_token_ids": (5,)},
+    "its stop token": {"ignore_eos": True, "stop_token_ids": (0,), "min_tokens": 3},
+    "eos": {"min_tokens": 4},
+}
+"""Every token drawn is 0, the end of sequence of `tiny_spec`."""
+
+CHOSEN = {
+    "any": lambda request: True,
+    "waiting": lambda request: request.status is Status.WAITING,
+    "running": lambda request: request.status is Status.RUNNING,
+    "preempted": lambda request: request.status is Status.PREEMPTED,
+    "leader": lambda request: request.sample_index == 0 and request.params.n > 1,
+}
+
+
+class Interfered:
+    """An engine that is interfered with between steps, and all that can be seen of it."""
+
+    def __init__(self, fast, **options):
+        self.engine, self.fast = engine(**options), fast
+        self.traces, self.requests = [self.engine.trace], []
+
+    def run(self, until_s=float("inf"), until_preemption=False):
+        """Steps that begin before `until_s`; none after one in which a request was preempted, if
+        that is asked for."""
+        built = self.engine
+        while built.has_work and built.clock.now() < until_s:
+            if self.fast:
+                built.fast_forward(until_s)
+                if built.clock.now() >= until_s:
+                    break
+            if built.step().num_preempted and until_preemption:
+                return
+
+    def add(self, prompt, output, n, ends, priority):
+        params = SamplingParams(max_tokens=output, n=n, **ENDS[ends])
+        name = str(len(self.requests))
+        self.requests += self.engine.add(name, (1,) * prompt, params, priority=priority)
+
+    def abort(self, kind, pick, whole):
+        live = [request for request in self.engine.live_requests() if CHOSEN[kind](request)]
+        if live:
+            chosen = live[pick % len(live)]
+            if whole:
+                self.engine.abort(chosen.request_id)
+            else:
+                self.engine.abort_requests([chosen])
+
+    def fresh_trace(self):
+        self.traces.append(RunTrace())
+        self.engine.trace = self.traces[-1]
+
+    def back_to_trace(self, pick):
+        self.engine.trace = self.traces[pick % len(self.traces)]
+
+    def seen(self):
+        """Traces, requests, pages and news; the news are taken."""
+        snapshots = [trace.snapshot() for trace in self.traces]
+        memory = self.engine.memory
+        return {
+            "traces": [(each.totals, each.steps, each.requests) for each in snapshots],
+            "requests": [self._fields(request) for request in self.requests],
+            "pages": [memory.blocks_of(request) for request in self.requests],
+            "use": (memory.use(), memory.pool.num_owned),
+            "updates": [_label(request) for request in self.engine.take_updates()],
+            "now": self.engine.clock.now(),
+        }
+
+    @staticmethod
+    def _fields(request):
+        return vars(request) | {"leader": request.leader and _label(request.leader)}
+
+
+def _label(request):
+    return request.request_id, request.sample_index
+
+
+ADD = st.tuples(
+    st.just("add"),
+    st.integers(1, 150),
+    st.integers(4, 90),
+    st.sampled_from([1, 1, 2, 3]),
+    st.sampled_from(["length", "length", *ENDS]),
+    st.integers(0, 2),
+)
+INTERFERENCE = st.one_of(
+    ADD,
+    st.tuples(
+        st.just("abort"), st.sampled_from(list(CHOSEN)), st.integers(0, 9), st.sampled_from([0, 1])
+    ),
+    st.just(("fresh_trace",)),
+    st.tuples(st.just("back_to_trace"), st.integers(0, 3)),
+)
+
+
+@given(
+    first=st.lists(ADD, min_size=1, max_size=6),
+    then=st.lists(st.tuples(st.floats(0, 0.05), st.booleans(), INTERFERENCE), max_size=12),
+    pages=st.sampled_from([18, 24, 64]),
+    discipline=st.sampled_from(DISCIPLINES),
+    max_num_seqs=st.sampled_from([1, 3, 8]),
+)
+@settings(max_examples=150, deadline=None)
+def test_fast_forward_is_single_stepping_between_any_two_interferences(
+    first, then, pages, discipline, max_num_seqs
+):
+    options = {"pages": pages, "scheduling__max_num_seqs": max_num_seqs} | discipline
+    slow, fast = Interfered(False, **options), Interfered(True, **options)
+    for gap_s, until_preemption, (action, *drawn) in [(0.0, False, add) for add in first] + then:
+        for one in (slow, fast):
+            until_s = one.engine.clock.now() + gap_s
+            one.run(until_s, until_preemption)
+        assert slow.seen() == fast.seen()
+        for one in (slow, fast):
+            getattr(one, action)(*drawn)
+    for one in (slow, fast):
+        one.run()
+        one.engine.audit()
+        assert one.engine.memory.pool.num_owned == 0
+    assert slow.seen() == fast.seen()
+
+
+@pytest.mark.parametrize("kind", ["waiting", "preempted"])
+def test_what_was_counted_in_the_step_before_an_abort_is_not_counted_again(kind):
+    places = 1 if kind == "waiting" else 8
+    slow, fast = (Interfered(f, pages=18, scheduling__max_num_seqs=places) for f in (False, True))
+    for one in (slow, fast):
+        for _ in range(3):
+            one.add(60, 200, 1, "length", 0)
+        while not any(CHOSEN[kind](request) for request in one.requests if request.num_tokens > 70):
+            one.engine.step()
+            if kind == "waiting" and one.requests[0].num_tokens > 70:
+                break
+        for request in one.requests:
+            if CHOSEN[kind](request):
+                one.engine.abort(request.request_id)
+        before = one.engine.trace.totals.steps
+        one.run()
+        assert one.engine.trace.totals.steps > before + 50
+    assert slow.seen() == fast.seen()
+
+
+class FailsAt:
+    """A cost that raises `error` once, when it is asked for the `at`-th time from now."""
+
+    device, dtype = COST.device, COST.dtype
+
+    def __init__(self):
+        self.at, self.error = 0, None
+
+    def step_s(self, *work):
+        self.at -= 1
+        if self.at == 0:
+            raise self.error
+        return COST.step_s(*work)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such cost"), KeyboardInterrupt()])
+@pytest.mark.parametrize("at", [1, 2, 7, 12, 13, 14, 15, 16, 40])
+def test_an_error_in_the_middle_leaves_trace_tokens_and_pages_in_agreement(error, at):
+    cost = FailsAt()
+    built = engine(cost=cost)
+    requests = [built.add(str(n), (1,) * (20 + n), fixed_length(90))[0] for n in range(2)]
+    built.step()
+    built.step()
+    steps = built.trace.totals.steps
+    cost.at, cost.error = at, error
+    with pytest.raises(type(error)):
+        built.fast_forward()
+    built.audit()
+    totals, memory = built.trace.totals, built.memory
+    assert totals.steps == steps + at - 1
+    assert totals.sampled_tokens == sum(request.num_output_tokens for request in requests)
+    for request in requests:
+        assert request.num_output_tokens == totals.steps
+        if not request.finished:
+            computed = request.num_computed_tokens
+            assert computed == request.num_tokens - 1 == memory.tokens_of(request)
+            assert len(memory.blocks_of(request)) == memory.blocks_for(computed)
+    if built.live_requests():
+        assert built.trace.newest.kv_tokens == memory.use().kv_tokens
+    while built.has_work:
+        built.step()
+    lengths = {"length": 90, "error": steps + at - 1}
+    assert [r.num_output_tokens for r in requests] == [lengths[r.finish_reason] for r in requests]
+    assert built.trace.totals.sampled_tokens == sum(r.num_output_tokens for r in requests)
+    assert memory.pool.num_owned == 0
 
 
 def test_a_lone_writer_is_passed_over_in_one_go():
