@@ -157,13 +157,16 @@ class Interfered:
             "requests": [self._fields(request) for request in self.requests],
             "pages": [memory.blocks_of(request) for request in self.requests],
             "use": (memory.use(), memory.pool.num_owned),
-            "updates": [_label(request) for request in self.engine.take_updates()],
+            # Sorted: an order that ranks by service sorts the rows again in every single step.
+            "updates": sorted(_label(request) for request in self.engine.take_updates()),
             "now": self.engine.clock.now(),
         }
 
     @staticmethod
     def _fields(request):
-        return vars(request) | {"leader": request.leader and _label(request.leader)}
+        # A row of a step that is over says nothing: repeated steps set none.
+        row = {"pending_row": 0} if not request.num_pending_tokens else {}
+        return vars(request) | {"leader": request.leader and _label(request.leader)} | row
 
 
 def _label(request):
