@@ -163,7 +163,9 @@ class Interfered:
 
     @staticmethod
     def _fields(request):
-        return vars(request) | {"leader": request.leader and _label(request.leader)}
+        leader = request.leader and _label(request.leader)
+        # Between steps nothing is pending, so the row of the last step says nothing.
+        return vars(request) | {"leader": leader, "pending_row": None}
 
 
 def _label(request):
