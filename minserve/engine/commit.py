@@ -105,7 +105,6 @@ class Committer:
             if request.finish_reason is not None:
                 continue
             request.num_pending_tokens -= 1
-            before = len(request.token_ids)
             token = result.token_ids[row]
             try:
                 failed = result.errors.get(row) if result.errors else None
@@ -113,9 +112,9 @@ class Committer:
                     raise failed
                 entry = logprobs.get(row) if logprobs else None
                 self._append(request, token, entry, counts.collected_s)
+                counts.num_sampled += token >= 0
             except BaseException as error:
                 self._recovery.fail_row(request, error)
-            counts.num_sampled += len(request.token_ids) - before
             if request.finish_reason is not None:
                 counts.num_finished += 1
 
