@@ -55,6 +55,26 @@ class _GenerationBlocks(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+_MOST_LEVELS = 100
+"""Levels of indentation that Python compiles; a block in a template is at least one of them."""
+
+
+def _check_depth(tree: nodes.Template) -> None:
+    """Raise IndentationError for blocks nested deeper than Python compiles. Jinja would find that
+    out only after work that grows with the square of the depth."""
+    level: list[nodes.Node] = [tree]
+    for _ in range(_MOST_LEVELS + 2):
+        level = [
+            child
+            for node in level
+            for child in node.iter_child_nodes()
+            if isinstance(child, nodes.For | nodes.If | nodes.With | nodes.Macro | nodes.CallBlock)
+        ]
+        if not level:
+            return
+    raise IndentationError(f"too many levels of indentation: blocks nested over {_MOST_LEVELS}")
+
+
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
     """An environment for one template, with the settings that transformers uses."""
 
@@ -81,6 +101,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
+        _check_depth(tree)
         self.static_chars = _static_chars(tree)
         _Rewriter().visit(tree)
         tree.set_environment(self)

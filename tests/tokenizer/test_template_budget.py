@@ -92,7 +92,7 @@ def test_a_bomb_is_refused_in_time_and_memory(name: str, monkeypatch: pytest.Mon
     start = time.thread_time()
     with pytest.raises(ChatTemplateError, match="chat template") as caught:
         tokenizer.apply_chat_template(CHAT)
-    assert time.thread_time() - start < 3.0  # without a budget these run for minutes
+    assert time.thread_time() - start < 1.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 600_000  # KiB
     assert len(str(caught.value)) < 2000
     assert threading.active_count() < 20
