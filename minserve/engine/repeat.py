@@ -66,13 +66,12 @@ class Repeater:
         # A step that ends a request is a decision: its place becomes free.
         most = min(request.max_len - len(request.token_ids) for request in running) - 1
         contexts = [len(request.token_ids) for request in running]
-        kv_tokens, steps = self._memory.use().kv_tokens, 0
+        kv_tokens = self._memory.use().kv_tokens
         try:
-            while steps < most and self._clock.now() < until_s:
+            while (steps := recorder.num_steps - first) < most and self._clock.now() < until_s:
                 kv_tokens += len(running)
                 if not self._step(running, contexts, steps + 1, kv_tokens, charge):
                     break
-                steps = recorder.num_steps - first
                 contexts = [n + 1 for n in contexts]
         finally:
             steps = recorder.num_steps - first
