@@ -29,8 +29,6 @@ __all__ = [
     "prepare_bad_words",
 ]
 
-_NO_BANS = TokenMask()
-
 
 class Encoder(Protocol):
     """The part of a tokenizer that masks need."""
