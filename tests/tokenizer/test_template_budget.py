@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from tokenizer.test_chat import CHAT, TOOL, with_template
@@ -81,6 +83,16 @@ BOMBS = {
     "a long template": "x" * 1_000_000,
     "bytes": "{{ (1).to_bytes(10**10, 'big') }}",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_objects_of_the_template_are_collected() -> Iterator[None]:
+    """Late in a long test run, one full collection of a million objects of other tests takes most
+    of the second that a template is allowed here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", BOMBS)
