@@ -13,6 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+PLAIN = -1
+"""The mask of a row that sees every row of its request before it: all bits are set, so it needs no
+special case."""
+
 _Batch = TypeVar("_Batch", bound=Any)
 
 
@@ -165,13 +169,16 @@ class ForwardBatch:
     """`kv_lens` on the host."""
     tree: Tensor | None = None
     """int64 `[num_tokens]`: which of its request's other rows each row sees, if those are a
-    speculative tree (`kernels.tree`); None: every row sees all rows before it."""
+    speculative tree (`kernels.tree`), else PLAIN; None: every row sees all rows before it. Rows of
+    a tree have slots in the order of rows, and positions by their depth."""
     pending: Tensor | None = None
     """int64 `[2, num_pending]`: rows whose token is drawn by the batch submitted before this one,
     and the token's index among that batch's `num_samples`; `token_ids` holds a placeholder in these
     rows. None: every token is known on the host."""
     prompt_counts: tuple[int, ...] = ()
     """Number of top alternatives that each of `prompt_rows` asks for, on the host."""
+    needs_hidden: bool = False
+    """True if the residual stream of `sample_rows` after the last layer is part of the result."""
 
     @property
     def num_samples(self) -> int:

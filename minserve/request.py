@@ -6,7 +6,7 @@ is in `inputs`. Knows nothing about pages, tensors or text decoding.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
@@ -58,6 +58,17 @@ class RequestMetrics:
     num_preemptions: int
     num_cached_tokens: int = 0
     """Prompt tokens that were found in the cache when the sample was first admitted."""
+    num_proposed_tokens: int = 0
+    """Tokens that a proposer drafted for this sample and the model verified."""
+    num_accepted_tokens: int = 0
+    """Of these, tokens that became part of the output."""
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted tokens per proposed one; None if none was proposed."""
+        if not self.num_proposed_tokens:
+            return None
+        return self.num_accepted_tokens / self.num_proposed_tokens
 
     @property
     def ttft_s(self) -> float | None:
@@ -165,8 +176,8 @@ class TokenMask:
 class LogitsMask(Protocol):
     """A rule about the next token of one request: a fixed list, a word list, a grammar.
 
-    A pure function of the request's tokens: after a preemption, for another sample of the prompt,
-    or at an earlier position, it returns the same result.
+    A pure function of the tokens: after a preemption, for another sample of the prompt, or for a
+    proposed token, it returns the same result.
     """
 
     @property
@@ -175,8 +186,9 @@ class LogitsMask(Protocol):
         they are in flight."""
         ...
 
-    def at(self, request: Request, position: int) -> TokenMask:
-        """The tokens allowed at `position` of prompt plus output, after `token_ids[:position]`."""
+    def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
+        """The tokens allowed after `tokens`: the request's prompt and output up to there, and
+        perhaps proposed tokens. Unless `needs_known_tokens`, the newest ones may be missing."""
         ...
 
 
@@ -204,9 +216,9 @@ class Request:
     """Tokens submitted to the runner and not yet collected."""
     num_pending_tokens: int = 0
     """Tokens being drawn by a step in flight: they come after `token_ids`, and only the
-    device knows them."""
+    device knows them. A step that verifies a draft counts as one, although it may draw more."""
     pending_row: int = 0
-    """Index of the pending token among those that its step draws."""
+    """Index of the first pending token among those that its step draws."""
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -218,6 +230,9 @@ class Request:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     """Tokens found computed at the first admission: a prefix hit, or another sample's prompt."""
+    num_proposed_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """As in `RequestMetrics`."""
     leader: Request | None = None
     """The first sample of the same prompt, whose computed prompt this one shares."""
     num_ever_computed: int = 0
@@ -280,6 +295,13 @@ class Request:
         return tokens - self.num_computed_tokens - self.num_inflight_tokens
 
     @property
+    def is_decoding(self) -> bool:
+        """True if only its newest generated token is left to compute, known or pending. With a
+        draft, the step that computes it also verifies the tokens proposed after it."""
+        has_output = self.num_output_tokens > 0 or self.num_pending_tokens > 0
+        return has_output and self.num_uncomputed_tokens == 1
+
+    @property
     def cache_namespace(self) -> tuple[str, ...]:
         """Everything besides the tokens that must be equal for two requests to share pages."""
         return (self.params.cache_salt,) if self.params.cache_salt else ()
@@ -300,4 +322,6 @@ class Request:
             num_output_tokens=self.num_output_tokens,
             num_preemptions=self.num_preemptions,
             num_cached_tokens=self.num_cached_tokens,
+            num_proposed_tokens=self.num_proposed_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
         )

@@ -46,6 +46,10 @@ class Facts:
     """The queue policy that the caller brings; None: the one that `scheduling.order` names."""
     own_predictor: bool = False
     """The caller passes a predictor of lengths."""
+    proposer: str | None = None
+    """Class of the proposer that drafts tokens; None: every step gives one token."""
+    proposes_trees: bool = False
+    """Its drafts may have branches."""
     operators: str | None = None
     """Name of the operators chosen for `kernels.backend`; None: not chosen yet."""
     why_no_compiler: Callable[[], str | None] | None = None

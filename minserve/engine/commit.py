@@ -1,9 +1,10 @@
 """After a step: gives its results to the requests it computed.
 
 Three passes over the step's rows: `_advance` counts computed tokens, `_score` hands out the log
-probabilities of prompts, and `_draw` hands out drawn tokens. `_details` records what was done for
-each request if the trace keeps that. A row that fails ends its own request; the step continues for
-the others.
+probabilities of prompts, and `_draw` hands out drawn tokens. Where a draft was verified, `_draw`
+also commits the accepted tokens, one by one, as single steps would. `_details` records what was
+done for each request if the trace keeps that. A row that fails ends its own request; the step
+continues for the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minserve.config import ResolvedConfig
+from minserve.decoding import Speculator
+from minserve.draft import Draft, accepted
 from minserve.engine.flight import CommitCounts, Flight
 from minserve.engine.recovery import Recovery
 from minserve.engine.requests import LiveRequests
@@ -27,6 +30,10 @@ class _Span:
     request: Request
     start: int
     count: int
+    num_proposed: int
+    """Of `count`, tokens of a draft."""
+    num_known: int
+    """Prompt and output tokens when the step began to be committed."""
     num_recomputed: int
     blocks: tuple[int, ...]
 
@@ -40,10 +47,12 @@ class Committer:
         memory: KVManager,
         requests: LiveRequests,
         recovery: Recovery,
+        speculator: Speculator,
     ) -> None:
         self._memory = memory
         self._requests = requests
         self._recovery = recovery
+        self._speculator = speculator
         self._keep_cache = config.config.memory.kv_cache
         self._detailed = config.config.trace.per_request
         self._keeps_blocks = self._detailed and config.config.trace.pages
@@ -58,34 +67,41 @@ class Committer:
         self._score(flight, result)
         self._draw(flight, result, counts)
         if self._detailed:
-            counts.details = _details(flight, spans)
+            counts.details = _details(spans)
         return counts
 
     def _advance(self, flight: Flight, counts: CommitCounts) -> list[_Span]:
-        """Count the step's tokens as computed, and commit their pages."""
+        """Count the step's known tokens as computed, and commit their pages."""
         spans: list[_Span] = []
+        drafts = flight.plan.drafts
         for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
             if request.finish_reason is not None:
                 counts.num_discarded += count
                 continue
             request.num_inflight_tokens -= count
+            draft = drafts.get(request) if drafts else None
+            num_proposed = 0 if draft is None else len(draft)
             start = request.num_computed_tokens
-            stop = start + count
-            if count == 1 and stop == len(request.token_ids) > len(request.prompt_token_ids):
-                counts.num_decode += 1
+            stop = start + count - num_proposed
+            if stop - start == 1 and stop == len(request.token_ids) > request.num_prompt_tokens:
+                counts.num_decode += count
             recomputed, known = 0, request.num_ever_computed
             if start < known:
                 recomputed = min(stop, known) - start
                 counts.num_recomputed += recomputed
             if self._detailed:
                 blocks = self._memory.blocks_of(request) if self._keeps_blocks else ()
-                spans.append(_Span(request, start, count, recomputed, blocks))
+                num_known = len(request.token_ids)
+                spans.append(
+                    _Span(request, start, count, num_proposed, num_known, recomputed, blocks)
+                )
             if stop > known:
                 request.num_ever_computed = stop
             try:
                 if self._keep_cache:
                     request.num_computed_tokens = stop
-                    self._memory.commit(request, count, request.num_inflight_tokens)
+                    ahead = request.num_inflight_tokens + num_proposed
+                    self._memory.commit(request, stop - start, ahead)
                 else:
                     self._memory.forget(request)
             except BaseException as error:
@@ -100,23 +116,61 @@ class Committer:
 
     def _draw(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
         """Append drawn tokens, and finish the requests that reach their end with them."""
-        logprobs = result.logprobs
-        for row, request in enumerate(flight.built.sampled):
+        drafts = flight.plan.drafts
+        for row, request in flight.built.draws():
             if request.finish_reason is not None:
                 continue
             request.num_pending_tokens -= 1
-            token = result.token_ids[row]
+            draft = drafts.get(request) if drafts else None
             try:
-                failed = result.errors.get(row) if result.errors else None
-                if failed is not None:
-                    raise failed
-                entry = logprobs.get(row) if logprobs else None
-                self._append(request, token, entry, counts.collected_s)
-                counts.num_sampled += token >= 0
+                if draft is None:
+                    rows = [row]
+                    self._take(request, row, result, counts)
+                else:
+                    rows = self._verify(request, draft, row, result, counts)
+                if result.hidden is not None:
+                    self._speculator.observe(request, result.hidden[rows])
             except BaseException as error:
                 self._recovery.fail_row(request, error)
             if request.finish_reason is not None:
                 counts.num_finished += 1
+
+    def _take(self, request: Request, row: int, result: StepResult, counts: CommitCounts) -> None:
+        """Append the token drawn from one row. Raises the error of the row, if it failed."""
+        failed = result.errors.get(row) if result.errors else None
+        if failed is not None:
+            raise failed
+        token = result.token_ids[row]
+        entry = result.logprobs.get(row) if result.logprobs else None
+        self._append(request, token, entry, counts.collected_s)
+        counts.num_sampled += token >= 0
+
+    def _verify(
+        self, request: Request, draft: Draft, row: int, result: StepResult, counts: CommitCounts
+    ) -> list[int]:
+        """Append the token drawn after the newest one, and as many more as the model confirms of
+        the draft; returns the sample rows they were drawn from. Each is committed before the next
+        is appended, so that a request that ends among them leaves what single steps would have
+        left."""
+        kept = accepted(draft, result.token_ids[row : row + 1 + len(draft)])
+        if kept != list(range(len(kept))):
+            self._memory.compact(request, kept)
+        rows = [row]
+        self._take(request, row, result, counts)
+        for number, index in enumerate(kept, start=1):
+            if request.finish_reason is not None:
+                break
+            rows.append(row + 1 + index)
+            request.num_computed_tokens += 1
+            request.num_ever_computed = max(request.num_ever_computed, request.num_computed_tokens)
+            self._memory.commit(request, 1, len(kept) - number)
+            self._take(request, rows[-1], result, counts)
+        if request.finish_reason is None:
+            self._memory.commit(request, 0)  # returns the pages of rejected tokens
+        # The token drawn last is the model's own; those before it had been proposed. If the request
+        # ended early, the last one had been proposed too.
+        counts.add_draft(request, draft, min(len(rows), len(kept)))
+        return rows
 
     def note_cost(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
         """Record what prompt tokens cost to compute, for the choice between loading and
@@ -157,9 +211,8 @@ class Committer:
             requests.finish(request, "length", now=now)
 
 
-def _details(flight: Flight, spans: list[_Span]) -> list[RequestStep]:
+def _details(spans: list[_Span]) -> list[RequestStep]:
     """One record per request of what the step did for it, its drawn token included."""
-    drawn = set(flight.built.sampled)
     return [
         RequestStep(
             request_id=span.request.request_id,
@@ -167,11 +220,8 @@ def _details(flight: Flight, spans: list[_Span]) -> list[RequestStep]:
             start=span.start,
             num_tokens=span.count,
             num_recomputed=span.num_recomputed,
-            new_token_ids=(
-                (span.request.token_ids[-1],)
-                if span.request in drawn and not span.request.error
-                else ()
-            ),
+            new_token_ids=tuple(span.request.token_ids[span.num_known :]),
+            num_proposed=span.num_proposed,
             blocks=span.blocks,
         )
         for span in spans

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from minserve.draft import Draft
 from minserve.engine.prepare import BuiltBatch
 from minserve.execution.runner import Handle
 from minserve.memory import MemoryEvents
+from minserve.request import Request
 from minserve.scheduling import StepPlan
 from minserve.trace import RequestStep, StepWork
 
@@ -41,7 +43,7 @@ def mark_in_flight(plan: StepPlan, built: BuiltBatch, start_s: float) -> None:
         request.num_inflight_tokens += count
         if request.first_scheduled_s is None:
             request.first_scheduled_s = start_s
-    for row, request in enumerate(built.sampled):
+    for row, request in built.draws():
         request.num_pending_tokens += 1
         request.pending_row = row
 
@@ -53,12 +55,30 @@ class CommitCounts:
     collected_s: float
     """When its results arrived, by the engine's clock."""
     num_prefill: int = 0
-    """Computed tokens that are not their request's newest one."""
+    """Computed tokens of prompts and recomputation: not of decoding requests."""
     num_decode: int = 0
-    """Computed tokens that are their request's newest one: one per request that had caught up."""
+    """Computed tokens of requests that had caught up: their newest token, and their draft."""
+    num_drafts: int = 0
+    proposed: list[int] = field(default_factory=list)
+    """Proposed tokens by their depth in the draft, from 1."""
+    accepted: list[int] = field(default_factory=list)
+    """Those of them that became part of an output."""
     num_recomputed: int = 0
     num_sampled: int = 0
     num_finished: int = 0
     num_discarded: int = 0
     """Tokens computed for requests that ended while the step was in flight."""
     details: list[RequestStep] = field(default_factory=list)
+
+    def add_draft(self, request: Request, draft: Draft, num_accepted: int) -> None:
+        """Count a draft that was verified, of which the request took `num_accepted` tokens."""
+        self.num_drafts += 1
+        request.num_proposed_tokens += len(draft)
+        request.num_accepted_tokens += num_accepted
+        deepest = max(draft.depths)
+        for counts in (self.proposed, self.accepted):
+            counts.extend([0] * (deepest - len(counts)))
+        for depth in draft.depths:
+            self.proposed[depth - 1] += 1
+        for depth in range(num_accepted):
+            self.accepted[depth] += 1

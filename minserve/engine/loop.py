@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
+from minserve.decoding import Speculator
 from minserve.engine.admission import check_request
 from minserve.engine.books import EngineBooks
 from minserve.engine.commit import Committer
@@ -60,7 +61,8 @@ class Engine:
         self.clock = clock
         self._runner = runner
         self._tokenizer = tokenizer
-        self._builder = batch_builder(config, memory, builder)
+        speculator = self._speculator = Speculator(parts.proposer, config.model.vocab_size)
+        self._builder = batch_builder(config, memory, builder, speculator.needs_hidden)
         self._counter = WorkCounter(config.model, config.itemsize)
         self._depth = 1 if config.config.scheduling.async_scheduling else 0
         self._check = config.config.memory.check_integrity
@@ -73,7 +75,7 @@ class Engine:
             requests, scheduler, memory, self._in_flight, runner, recorder, keeps_cache
         )
         self._recovery = Recovery(self._books)
-        self._committer = Committer(config, memory, requests, self._recovery)
+        self._committer = Committer(config, memory, requests, self._recovery, speculator)
         self._repeater = Repeater(config, memory, scheduler, requests, recorder, clock)
         self._has_lost_pass = False
         """A pass failed or was interrupted after its submission and before it was recorded as in
@@ -270,27 +272,29 @@ class Engine:
 
     def _must_know_tokens(self) -> bool:
         """True if the last token must be known before the next one can be drawn: penalties count
-        it. Also true after a lost pass, because pending tokens are rows of the pass that was
-        submitted last."""
+        it, and a draft continues it. Also true after a lost pass, because pending tokens are rows
+        of the pass that was submitted last."""
         if not self._in_flight:
             self._has_lost_pass = False
             return False
-        return self._has_lost_pass or any(
-            request.needs_known_tokens for request in self._in_flight[-1].built.sampled
-        )
+        sampled = self._in_flight[-1].built.sampled
+        if self._has_lost_pass or (sampled and self._speculator.is_on):
+            return True
+        return any(request.needs_known_tokens for request in sampled)
 
     def _submit(self) -> bool:
         """Plan one batch and start it. False if there is nothing to compute now."""
         start = self.clock.now()
         self._recovery.owners = None  # while planning: the request being planned, or all
-        plan = self._scheduler.schedule(start)
+        drafts = self._speculator.propose(self._scheduler.running, self._recovery.fail_row)
+        plan = self._scheduler.schedule(start, drafts)
         self._recovery.owners = ()
         self._recorder.num_preempted += len(plan.preempted)
         scheduled = self.clock.now()
         if not plan.requests:
             return False
         built = self._build(plan)
-        num_logits = len(built.sampled) + len(built.prompt_owners)
+        num_logits = built.batch.num_samples + len(built.prompt_owners)
         work = self._counter.count(built.batch.query_lens, built.batch.context_lens, num_logits)
         blocks_used = self.memory.pool.num_owned
         prepared = self.clock.now()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minserve.config import ConfigError, Facts, ResolvedConfig
+from minserve.decoding import Proposer
 from minserve.inputs.checks import shorten
 from minserve.scheduling import BatchingPolicy, LengthPredictor, Policies, QueuePolicy
 
@@ -24,11 +25,14 @@ class EngineParts:
     predictor: LengthPredictor | None = None
     """Replaces the oracle of fixed lengths: predicts the length of an answer, for orders that need
     it."""
+    proposer: Proposer | None = None
+    """Drafts tokens, which the model verifies several at a time (speculative decoding)."""
 
     def __post_init__(self) -> None:
         for name, value, expected in (
             ("policy", self.policy, BatchingPolicy),
             ("order", self.order, QueuePolicy),
+            ("proposer", self.proposer, Proposer),
         ):
             if value is not None and not isinstance(value, expected):
                 raise ConfigError(
@@ -48,6 +52,8 @@ class EngineParts:
         return Facts(
             own_order=None if self.order is None else self.order.traits(),
             own_predictor=self.predictor is not None,
+            proposer=None if self.proposer is None else type(self.proposer).__name__,
+            proposes_trees=self.proposer is not None and self.proposer.proposes_trees,
         )
 
     def policies(self, config: ResolvedConfig) -> Policies:

@@ -11,7 +11,8 @@ from minserve.engine.flight import CommitCounts, Flight
 from minserve.execution.runner import StepResult
 from minserve.memory import KVManager, MemoryEvents, MemoryUse
 from minserve.scheduling import Scheduler
-from minserve.trace import RunTrace, StageTimes, StepBlocks, StepTrace
+from minserve.trace import RunTrace, Speculation, StageTimes, StepBlocks, StepTrace
+from minserve.trace.parts.speculation import NO_SPECULATION
 
 
 class Recorder:
@@ -77,6 +78,7 @@ class Recorder:
             num_discarded_tokens=counts.num_discarded,
             num_compiled_graphs=result.num_compiled_graphs,
             num_cached_graphs=result.num_cached_graphs,
+            speculation=_speculation(counts) if counts.num_drafts else NO_SPECULATION,
         )
         self.append(step)
         for sentence in self._memory.take_notes():
@@ -120,3 +122,7 @@ class Recorder:
             internal_bytes=use.internal_slots * slot_bytes,
             external_bytes=self._scheduler.stranded_slots() * slot_bytes,
         )
+
+
+def _speculation(counts: CommitCounts) -> Speculation:
+    return Speculation(counts.num_drafts, tuple(counts.proposed), tuple(counts.accepted))

@@ -159,9 +159,9 @@ def describe(error: BaseException | None) -> str:
 def failing_rows(builder: Builder, plan: StepPlan) -> list[Request]:
     """The requests of a plan whose rows cannot be built even alone; building changes no state."""
     failing = []
-    for request, count in zip(plan.requests, plan.num_tokens, strict=True):
+    for request in plan.requests:
         try:
-            builder.build(StepPlan([request], [count]))
+            builder.build(plan.alone(request))
         except BaseException as error:
             if is_interrupt(error):
                 raise

@@ -17,7 +17,7 @@ from minserve.engine.requests import LiveRequests
 from minserve.hardware import WorkCounter
 from minserve.memory import KVManager
 from minserve.request import Request
-from minserve.scheduling import Scheduler, is_decoding
+from minserve.scheduling import Scheduler
 from minserve.trace import StageTimes, StepBlocks, StepTrace, StepWork
 
 Charge = Callable[[StepWork, int, int], float]
@@ -109,7 +109,7 @@ class Repeater:
         if last.num_decode_tokens != len(running) or last.num_prefill_tokens:
             return False
         return scheduler.has_plain_budget and all(
-            is_decoding(request)
+            request.is_decoding
             and (request.params.ignore_eos or token not in self._eos)
             and token not in request.params.stop_token_ids
             for request in running

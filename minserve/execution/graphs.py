@@ -171,6 +171,9 @@ class GraphRunner(EagerRunner):
         self._logits = torch.empty(
             max_rows, spec.vocab_size, dtype=weights.dtype, device=weights.device
         )
+        self._hidden = torch.empty(
+            max_rows, spec.hidden_size, dtype=weights.dtype, device=weights.device
+        )
         self._graphs: dict[GraphKey, Callable[[], None]] = {}
 
     def key(self, batch: ForwardBatch) -> GraphKey | None:
@@ -187,14 +190,15 @@ class GraphRunner(EagerRunner):
         return GraphKey(rows, min(bucket, self._capacity))
 
     def prepare(self, key: GraphKey) -> Callable[[], None]:
-        """A function that runs a step of this key, from the static inputs to the logits;
-        nothing runs yet."""
+        """A function that runs a step of this key, from the static inputs to the hidden states and
+        logits; nothing runs yet."""
         batch = self._inputs.batch(key)
         plan = self._attention.plan_decode(batch)
-        logits = self._logits[: key.rows]
+        hidden, logits = self._hidden[: key.rows], self._logits[: key.rows]
 
         def run() -> None:
-            logits.copy_(self._decoder.head(self._decoder.forward(batch, plan)))
+            hidden.copy_(self._decoder.forward(batch, plan))
+            logits.copy_(self._decoder.head(hidden))
 
         return run
 
@@ -211,7 +215,12 @@ class GraphRunner(EagerRunner):
             replay = self._graphs[key] = self._capture.capture(self.prepare(key))
             made = Compilations(self._clock.now() - start, 1)
         replay()
-        return Forward(self._sampled(host, batch), compiled=made)
+        return Forward(
+            self._sampled(host, batch),
+            compiled=made,
+            # Copied: the next step overwrites the buffer.
+            hidden=self._hidden[batch.sample_rows] if host.needs_hidden else None,
+        )
 
     def _sampled(self, host: ForwardBatch, batch: ForwardBatch) -> Tensor | None:
         """The logits of the rows whose token is drawn: usually all rows except padding."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minserve.batch import ForwardBatch, GroupTables
+from minserve.batch import PLAIN, ForwardBatch, GroupTables
 
 
 @functools.cache
@@ -74,12 +74,14 @@ def pad(
     slots = scratch_block * block_size + positions % block_size
     ends = batch.num_tokens + added.cumsum(0, dtype=torch.int32)
     blocks = -(-max(lens) // block_size)
+    plain = torch.full_like(positions, PLAIN)
     return replace(
         batch,
         token_ids=torch.cat((batch.token_ids, torch.zeros_like(positions))),
         positions=torch.cat((batch.positions, positions)),
         query_starts=torch.cat((batch.query_starts, ends)),
         kv_lens=torch.cat((batch.kv_lens, added)),
+        tree=None if batch.tree is None else torch.cat((batch.tree, plain)),
         groups=tuple(
             GroupTables(
                 torch.cat((group.slots, slots)),

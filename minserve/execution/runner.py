@@ -52,6 +52,9 @@ class StepResult:
     """See `StepTrace`."""
     errors: Mapping[int, Exception] | None = None
     """By sample row: the error raised while its token was drawn."""
+    hidden: Tensor | None = None
+    """`[num_samples, hidden_size]`, on the device: the residual stream after the last layer, from
+    which each token was drawn; None unless `ForwardBatch.needs_hidden`."""
 
 
 Handle = Any
@@ -83,6 +86,8 @@ class Forward:
     """Log probabilities of the prompt rows, chunk by chunk."""
     attention_s: float = 0.0
     compiled: Compilations = NOTHING_COMPILED
+    hidden: Tensor | None = None
+    """See `StepResult.hidden`."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class _EagerHandle:
     compiled: Compilations
     errors: Mapping[int, Exception] | None
     """See `StepResult.errors`."""
+    hidden: Tensor | None
 
 
 class _TimedPlan:
@@ -208,6 +214,7 @@ class EagerRunner:
             sample_s=self._clock.now() - middle,
             compiled=forward.compiled,
             errors=errors,
+            hidden=forward.hidden,
         )
 
     def _forward(self, host: ForwardBatch, batch: ForwardBatch) -> Forward:
@@ -224,6 +231,7 @@ class EagerRunner:
             prompts=prompts,
             attention_s=timed.elapsed_s if timed else 0.0,
             compiled=self._decoder.take_compilations(),
+            hidden=hidden[batch.sample_rows] if batch.needs_hidden else None,
         )
 
     def collect(self, handle: _EagerHandle) -> StepResult:
@@ -253,6 +261,7 @@ class EagerRunner:
             num_compiled_graphs=handle.compiled.num_graphs,
             num_cached_graphs=handle.compiled.num_cached,
             errors=handle.errors,
+            hidden=handle.hidden,
         )
 
     def _sample_logits(self, hidden: Tensor, rows: Tensor) -> Tensor | None:

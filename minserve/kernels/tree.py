@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor, int64
 
-PLAIN = -1
-"""The mask of a row that sees every row before it. All bits are set, so it needs
-no special case."""
+from minserve.batch import PLAIN as PLAIN
+
 MOST_ROWS = 63
 """Most rows of a request with masks other than PLAIN: the last bit is the sign."""
 

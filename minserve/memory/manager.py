@@ -32,9 +32,8 @@ from minserve.request import Request
 class KVManager:
     """KV memory of one engine (PagedAttention, Kwon et al., arXiv 2309.06180).
 
-    `admit(request)` finds tokens that are already computed, `reserve(request, n)` makes room
-    for n more tokens, `commit(request, kept)` keeps the first `kept` of them and returns the
-    pages not needed.
+    `admit(request)` finds tokens that are already computed, `reserve(request, n)` makes room for n
+    more tokens, `commit(request, kept)` keeps the first `kept` of them and returns the other pages.
     """
 
     def __init__(
@@ -178,10 +177,9 @@ class KVManager:
         return True
 
     def commit(self, request: Request, kept: int, ahead: int = 0) -> None:
-        """Keep the first `kept` of the reserved tokens and return surplus pages, except
-        those of the next `ahead` tokens, which are in flight. Full pages enter the prefix
-        index; if it already has a page with the same content, the request's block table is
-        changed to that page."""
+        """Keep the first `kept` of the reserved tokens and return surplus pages, except those of
+        the next `ahead` tokens, which are in flight. Full pages enter the prefix index; if it
+        already has a page with the same content, the block table is changed to that page."""
         table = self._tables[request]
         before, tokens = table.tokens, table.tokens + kept
         needed = -(-(tokens + ahead) // self.block_size)
@@ -195,6 +193,12 @@ class KVManager:
         if self.prefix is not None:
             self._reuse.enter(request, table, before // self.block_size, tokens // self.block_size)
 
+    def compact(self, request: Request, kept: Sequence[int]) -> None:
+        """Move the reserved tokens `kept`, counted from the first one, so that they directly follow
+        the committed ones: the accepted branch of a tree lies among other branches."""
+        slots = self._tables.slots(self._tables[request], kept)
+        self._store.move(slots, self._tables.slots(self._tables[request], range(len(kept))))
+
     def forget(self, request: Request) -> None:
         """Free all pages; the request keeps an empty row in the block tables and computes from its
         first token again."""
@@ -203,8 +207,7 @@ class KVManager:
         table.tokens = 0
 
     def release(self, request: Request) -> None:
-        """Free everything the request has, in every tier. Does nothing for a request
-        that has nothing."""
+        """Free everything the request has, in every tier; it may have nothing."""
         self._tables.close(request)
         self._reuse.forget(request)
         self._swapped.drop(request)
@@ -274,7 +277,7 @@ class KVManager:
     # -- the whole ---------------------------------------------------------------------------------
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """Report that a batch over these pages was started: copies of pages must wait for it."""
+        """Report that a batch over these pages was started: copies wait for it."""
         self._store.submitted(batch)
 
     def failed(self) -> None:
@@ -338,7 +341,7 @@ class KVManager:
             self.host.close()
 
     def check(self) -> None:
-        """Verify every invariant; raises IntegrityError with the first one that fails."""
+        """Verify every invariant. Raises IntegrityError."""
         self.pool.check([*self._tables.holders(), *self._pins.holders()])
         self._tables.check()
         if self.prefix is not None:

@@ -6,7 +6,7 @@ nothing about where pages come from and what they contain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,12 @@ class BlockTables:
         if table is not None:
             self.shrink(table, 0)
             self._free_rows.append(table.row)
+
+    def slots(self, table: BlockTable, places: Iterable[int]) -> list[int]:
+        """The token slots of places after the committed tokens, counted from the first one."""
+        size = self._block_size
+        at = [table.tokens + place for place in places]
+        return [table.blocks[place // size] * size + place % size for place in at]
 
     def extend(self, table: BlockTable, blocks: Sequence[int]) -> None:
         """Append pages."""

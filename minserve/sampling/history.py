@@ -6,6 +6,7 @@ request are kept as long as the request, and only its new tokens are added.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -43,15 +44,35 @@ class TokenCounts:
         num = len(self._slots)
         return self._tokens[:num], self._counts[:num]
 
+    def with_tokens(
+        self, more: Sequence[int]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """`arrays`, as if `more` tokens had been generated too; nothing is kept of them."""
+        tokens, counts = self.arrays
+        unseen: dict[int, int] = {}
+        slots = []
+        for token in more:
+            slot = self._slots.get(token)
+            if slot is None:
+                slot = unseen.setdefault(token, len(tokens) + len(unseen))
+            slots.append(slot)
+        tokens = np.concatenate([tokens, np.array(list(unseen), dtype=np.int64)])
+        counts = np.concatenate([counts, np.zeros(len(unseen), dtype=np.int64)])
+        np.add.at(counts, slots, 1)
+        return tokens, counts
+
 
 # A cache keyed by identity, not state: dropping it only costs time.
 _MEMO: WeakKeyDictionary[Request, TokenCounts] = WeakKeyDictionary()
 
 
-def token_counts(request: Request) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Distinct tokens of prompt and output, and how often each was generated."""
+def token_counts(
+    request: Request, proposed: Sequence[int] = ()
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct tokens of prompt and output, and how often each was generated. `proposed` tokens
+    count as generated."""
     counts = _MEMO.get(request)
     if counts is None:
         counts = _MEMO[request] = TokenCounts()
     counts.update(request.token_ids, request.num_prompt_tokens)
-    return counts.arrays
+    return counts.with_tokens(proposed) if proposed else counts.arrays

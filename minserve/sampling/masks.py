@@ -49,7 +49,7 @@ class AllowedTokens:
         """See `LogitsMask`."""
         return False
 
-    def at(self, request: Request, position: int) -> TokenMask:
+    def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
         """See `LogitsMask.at`."""
         return self.mask
 
@@ -71,19 +71,18 @@ class BadWords:
         """See `LogitsMask`: a word of several tokens depends on the tokens before."""
         return bool(self._longer)
 
-    def at(self, request: Request, position: int) -> TokenMask:
+    def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
         """See `LogitsMask.at`."""
-        first, tokens = request.num_prompt_tokens, request.token_ids
-        if not self._longer or position <= first:
-            return self._single  # also called for a position whose preceding tokens are in flight
-        found = self._longer.get(tokens[position - 1])
+        num_output = len(tokens) - request.num_prompt_tokens
+        if not self._longer or num_output <= 0:
+            return self._single
+        found = self._longer.get(tokens[-1])
         if found is None:
             return self._single
         completed = [
             each[-1]
             for each in found
-            if position - first >= len(each) - 1
-            and tokens[position - len(each) + 1 : position] == list(each[:-1])
+            if num_output >= len(each) - 1 and tuple(tokens[1 - len(each) :]) == each[:-1]
         ]
         return TokenMask(banned=(*self._always, *completed))
 

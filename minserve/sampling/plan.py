@@ -29,6 +29,7 @@ _ROW = attrgetter(
     "frequency_penalty",
 )
 _PLAIN_GREEDY = (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+_NOTHING_PROPOSED: Mapping[int, Sequence[int]] = {}
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
@@ -58,15 +59,18 @@ def plan_sampling(
     *,
     eos_token_ids: Collection[int] = (),
     positions: Sequence[int] | None = None,
+    proposed: Mapping[int, Sequence[int]] = _NOTHING_PROPOSED,
 ) -> SamplingBatch:
     """How to draw the next token of each request, in this order; tensors on the CPU.
 
     `eos_token_ids`: the model's; banned, like the request's own stop ids, until `min_tokens` are
     generated. Under `ignore_eos` they are not banned, because they end nothing. `positions`: the
     position in prompt plus output of each token being drawn; `num_tokens` unless the caller has
-    tokens in flight. A request may occur several times at different positions. Token ids must be in
-    range: see `check_token_ids`. A row depends only on its request and position: if this raises,
-    planning the requests one by one finds the request that causes it.
+    tokens in flight. A request may occur several times at different positions. `proposed`: for
+    rows whose token is drawn after proposed tokens, these tokens, in order; they come after the
+    request's own, and penalties and masks see both. Token ids must be in range: see
+    `check_token_ids`. A row depends only on its request, position and proposed tokens: if this
+    raises, planning the requests one by one finds the request that causes it.
     """
     params = [request.params for request in requests]
     if positions is None:
@@ -86,12 +90,14 @@ def plan_sampling(
         seeds = [request.seed for request in requests]
         packed[7] = uniforms(seeds, [request.sample_index for request in requests], positions)
     nucleus = sampled & (rows[:, 2] < 1.0)
-    mask_rows, mask_bits, bans = _masks(requests, positions, masked) if masked else _NO_MASKS
+    mask_rows, mask_bits, bans = (
+        _masks(requests, positions, proposed, masked) if masked else _NO_MASKS
+    )
     edited = sorted({*edited, *bans}) if bans else edited
     bias_tokens, bias_values = _biases(requests, positions, edited, eos_token_ids, bans)
     return SamplingBatch(
         params=torch.from_numpy(packed),
-        history=_history(requests, penalised) if len(penalised) else _NO_HISTORY,
+        history=_history(requests, proposed, penalised) if len(penalised) else _NO_HISTORY,
         bias_tokens=bias_tokens,
         bias_values=bias_values,
         logprob_rows=torch.tensor(reported, dtype=torch.int64) if reported else _NO_ROWS,
@@ -158,16 +164,25 @@ def _plain_greedy(num: int) -> SamplingBatch:
     )
 
 
-def _history(requests: Sequence[Request], penalised: npt.NDArray[np.int64]) -> torch.Tensor:
+def _history(
+    requests: Sequence[Request],
+    proposed: Mapping[int, Sequence[int]],
+    penalised: npt.NDArray[np.int64],
+) -> torch.Tensor:
     """`SamplingBatch.history` of the penalised rows."""
-    parts = [token_counts(requests[row]) for row in penalised.tolist()]
+    parts = [token_counts(requests[row], proposed.get(row, ())) for row in penalised.tolist()]
     tokens = np.concatenate([part[0] for part in parts])
     counts = np.concatenate([part[1] for part in parts])
     rows = penalised.repeat([len(part[0]) for part in parts])
     return torch.from_numpy(np.stack([rows, tokens, counts]))
 
 
-def _masks(requests: Sequence[Request], positions: Sequence[int], masked: list[int]) -> _Masks:
+def _masks(
+    requests: Sequence[Request],
+    positions: Sequence[int],
+    proposed: Mapping[int, Sequence[int]],
+    masked: list[int],
+) -> _Masks:
     """`SamplingBatch.mask_rows` and `mask_bits`, and the single tokens that masks ban, by row."""
     rows: list[int] = []
     bits: list[npt.NDArray[np.uint8]] = []
@@ -175,8 +190,13 @@ def _masks(requests: Sequence[Request], positions: Sequence[int], masked: list[i
     for row in masked:
         request, banned = requests[row], set[int]()
         allowed: npt.NDArray[np.uint8] | None = None
+        tokens: Sequence[int] = request.token_ids
+        if row in proposed:
+            tokens = [*tokens, *proposed[row]]
+        elif positions[row] < len(tokens):
+            tokens = tokens[: positions[row]]
         for mask in request.masks:
-            answer = mask.at(request, positions[row])
+            answer = mask.at(request, tokens)
             banned.update(answer.banned)
             if answer.allowed is not None:
                 # Tokens beyond the end of the shorter mask are not allowed.

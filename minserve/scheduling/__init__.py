@@ -19,7 +19,6 @@ from minserve.scheduling.policies.queueing import (
     QueuePolicy,
     ShortestFirst,
 )
-from minserve.scheduling.policies.turns import is_decoding
 from minserve.scheduling.scheduler import Scheduler
 from minserve.scheduling.waiting import WaitingQueue
 
@@ -42,5 +41,4 @@ __all__ = [
     "StaticBatching",
     "StepPlan",
     "WaitingQueue",
-    "is_decoding",
 ]

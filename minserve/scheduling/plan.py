@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from minserve.draft import Draft
 from minserve.request import Request
 
 
@@ -13,10 +15,30 @@ class StepPlan:
 
     requests: list[Request] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
-    """Tokens that each request computes, after those already computed or in flight."""
+    """Tokens that each request computes, after those already computed or in flight: known ones,
+    and the tokens of its draft."""
+    drafts: dict[Request, Draft] = field(default_factory=dict)
+    """The drafts that this step verifies, as far as budget and pages allow."""
     preempted: list[Request] = field(default_factory=list)
     waits: bool = False
     """The request to preempt is in flight. Until its step is collected, the request that needs its
     pages and all requests after it compute nothing."""
     idle_places: int = 0
     """Places of a static batch whose request has left it (`BatchingPolicy.idle_places`)."""
+
+    def add(self, request: Request, count: int, draft: Draft | None = None) -> None:
+        """Add a request that computes `count` tokens, those of `draft` included."""
+        self.requests.append(request)
+        self.num_tokens.append(count)
+        if draft is not None:
+            self.drafts[request] = draft
+
+    def alone(self, request: Request) -> StepPlan:
+        """The part of the plan that is about one request."""
+        count = self.num_tokens[self.requests.index(request)]
+        drafts = {request: self.drafts[request]} if request in self.drafts else {}
+        return StepPlan([request], [count], drafts)
+
+
+NO_DRAFTS: Mapping[Request, Draft] = {}
+"""No request has proposed tokens."""

@@ -11,18 +11,19 @@ what a step computes first (`turns`) and which request is preempted (`victim`).
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from minserve.config import ResolvedConfig
+from minserve.draft import Draft
 from minserve.memory import KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_count, checked_flag
-from minserve.scheduling.plan import StepPlan
+from minserve.scheduling.plan import NO_DRAFTS, StepPlan
 from minserve.scheduling.policies.batching import AdmissionError, BatchingPolicy
 from minserve.scheduling.policies.chosen import Policies
 from minserve.scheduling.policies.queueing import QueuePolicy
-from minserve.scheduling.policies.turns import Budget, Turn, is_decoding
+from minserve.scheduling.policies.turns import Budget, Turn
 from minserve.scheduling.preemption import Preemption
 from minserve.scheduling.samples import SampleGroups
 from minserve.scheduling.waiting import Rank
@@ -39,18 +40,28 @@ class Scheduler(Preemption):
         self._max_num_prefill_tokens = scheduling.max_num_prefill_tokens
         # Without a cache or without chunking, all tokens of a request are computed in one step.
         self._whole = not scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
+        self._drafts: Mapping[Request, Draft] = NO_DRAFTS
+        self._spare_tokens = 0
+        """Tokens of the step's budget that are left for drafts."""
 
-    def schedule(self, now_s: float = 0.0) -> StepPlan:
+    def schedule(self, now_s: float = 0.0, drafts: Mapping[Request, Draft] = NO_DRAFTS) -> StepPlan:
         """Decide the next step and reserve its pages. `now_s` is the engine's clock.
+
+        `drafts` are tokens proposed after the newest one of decoding requests. They get the part of
+        the budget that the known tokens of running requests leave, and pages that are free: no
+        request is preempted for them.
 
         If this raises, `culprit` is the request to end. All others are still queued or running and
         keep their pages: the next call plans again.
         """
         plan = StepPlan()
+        self._drafts, self._spare_tokens = drafts, 0
         if self._samples:
             self._queue_samples(self._samples)
         self._line_up(plan, now_s)
         budget = self._step_budget()
+        if drafts:
+            self._spare_tokens = budget.left_by(self.running)
         num_displaced, num_leading = len(plan.preempted), 0
         for turn in self._policies.turns:
             if plan.waits or (turn is Turn.ALONE and len(plan.requests) > num_leading):
@@ -120,7 +131,7 @@ class Scheduler(Preemption):
         if turn in (Turn.RUNNING, Turn.RANKED):
             return list(self.running)
         decodes = turn is Turn.DECODE
-        return [request for request in self.running if is_decoding(request) == decodes]
+        return [request for request in self.running if request.is_decoding == decodes]
 
     def _leading(self) -> list[Request]:
         """Decoding requests that rank before every prompt, running or waiting."""
@@ -144,10 +155,24 @@ class Scheduler(Preemption):
                 continue  # Preempted by a request before it.
             self.culprit = request
             count = self._chunk(request, request.num_uncomputed_tokens, budget)
-            if count and self._make_room(request, count, plan, now_s):
-                plan.requests.append(request)
-                plan.num_tokens.append(count)
-                budget.take(request, count)
+            if count:
+                self._plan(request, count, plan, budget, now_s)
+
+    def _plan(
+        self, request: Request, count: int, plan: StepPlan, budget: Budget, now_s: float
+    ) -> None:
+        """Plan a running request's next `count` known tokens, and what fits of its draft."""
+        draft = self._drafts.get(request) if self._drafts else None
+        if draft is not None and request.is_decoding:
+            draft = draft.within(len(draft), self._spare_tokens)
+            if len(draft) and self._memory.reserve(request, count + len(draft)):
+                self._spare_tokens -= len(draft)
+                plan.add(request, count + len(draft), draft)
+                budget.take(request, count + len(draft))
+                return
+        if self._make_room(request, count, plan, now_s):
+            plan.add(request, count)
+            budget.take(request, count)
 
     def _schedule_ranked(
         self,
@@ -166,7 +191,7 @@ class Scheduler(Preemption):
         """
         if self._schedule_all(plan, budget, requests, now_s):
             return
-        decodes = [is_decoding(request) for request in requests]
+        decodes = [request.is_decoding for request in requests]
         rows = 0 if self._whole else sum(decodes)
         # After a preemption for pages, an admission now would only swap the two.
         admits, at = len(plan.preempted) == num_displaced, 0
@@ -206,10 +231,7 @@ class Scheduler(Preemption):
                 break
             if count and request.status is Status.RUNNING:
                 self.culprit = request
-                if self._make_room(request, count, plan, now_s):
-                    plan.requests.append(request)
-                    plan.num_tokens.append(count)
-                    budget.tokens -= count
+                self._plan(request, count, plan, budget, now_s)
         return True
 
     def _next_stop(
@@ -292,8 +314,7 @@ class Scheduler(Preemption):
         # A page found in the cache may turn out to be damaged: then there is more to compute.
         count = self._chunk(request, request.num_uncomputed_tokens, budget)
         if count and self._memory.reserve(request, count):
-            plan.requests.append(request)
-            plan.num_tokens.append(count)
+            plan.add(request, count)
             budget.take(request, count)
 
     def _give_place(self, request: Request) -> None:

@@ -10,6 +10,7 @@ fields of a step's trace, a file per room, and says how to add one; `step` puts 
 from minserve.trace.formats.reading import TraceFormatError
 from minserve.trace.parts.memory import StepBlocks
 from minserve.trace.parts.requests import RequestStep
+from minserve.trace.parts.speculation import Speculation
 from minserve.trace.parts.stages import StageTimes
 from minserve.trace.parts.work import StepWork
 from minserve.trace.run import RunTrace
@@ -27,6 +28,7 @@ __all__ = [
     "RunSummary",
     "RunTotals",
     "RunTrace",
+    "Speculation",
     "StageTimes",
     "StepBlocks",
     "StepTrace",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from operator import attrgetter
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 from minserve.trace.parts.totalling import Total, total_of
 
@@ -31,6 +31,11 @@ class Column:
     """True if the field has no default."""
     total: Total | None
     """How it is totalled over a run."""
+
+    @property
+    def is_list(self) -> bool:
+        """True if a value is several whole numbers, a list in JSON."""
+        return get_origin(self.kind) is tuple
 
     @property
     def path(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import zip_longest
 from operator import attrgetter
 from typing import Any, ClassVar, get_type_hints
 
@@ -36,8 +37,8 @@ _PATHS = {name: name for name in _OWN} | {
 def totalled(columns: tuple[Column, ...]) -> Iterator[tuple[str, Column]]:
     """(attribute of a tally, column of a step) for each column that has a total.
 
-    Raises TypeError for a total that is missing in `RunTotals`, and for a field in one of
-    `RoomParts` that has no default or no total.
+    Raises TypeError for a total that is missing in `RunTotals`, for a field in one of
+    `RoomParts` that has no default or no total, and for a list that is not summed.
     """
     for column in columns:
         if column.part in _ROOMS and (column.required or column.total is None):
@@ -47,6 +48,8 @@ def totalled(columns: tuple[Column, ...]) -> Iterator[tuple[str, Column]]:
             )
         if column.total is None:
             continue
+        if column.is_list and column.total.kind != "sum":
+            raise TypeError(f"{column.path} is a list: it can be summed, and has no peak")
         if column.part in _ROOMS:
             yield f"{column.part}__{column.name}", column
             continue
@@ -71,15 +74,22 @@ def _add_step() -> Callable[[Tally, StepTrace], None]:
     lines = [_HEAD, *(f"    {part} = step.{part}\n" for part in STEPS.parts)]
     for total, column in totalled(STEPS.columns):
         value = f"{column.part or 'step'}.{column.name}"
-        if column.total and column.total.kind == "sum":
+        if column.is_list:
+            lines.append(f"    if {value}:\n        self.{total} = added(self.{total}, {value})\n")
+        elif column.total and column.total.kind == "sum":
             lines.append(f"    self.{total} += {value}\n")
         else:
             # A comparison is three times cheaper than max().
             lines.append(f"    if {value} > self.{total}:\n        self.{total} = {value}\n")
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {"added": added}
     exec(compile("".join(lines), f"<{__name__}.add_step>", "exec"), made)
     function: Callable[[Tally, StepTrace], None] = made["add_step"]
     return function
+
+
+def added(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    """Sums by index; the shorter one counts as 0 beyond its end."""
+    return tuple(a + b for a, b in zip_longest(first, second, fillvalue=0))
 
 
 class Tally:

@@ -83,6 +83,9 @@ class VirtualStore:
             moved = 2 * len(targets) * self._block_bytes
             self._clock.advance(moved / self._device_bytes_per_s)
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Does nothing: the few tokens of an accepted branch take no modelled time."""
+
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Start a transfer to the host; only reading its slots waits for it."""
         if slots:

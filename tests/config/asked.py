@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -24,6 +24,10 @@ MODEL = ModelSpec(
     tie_embeddings=True,
     dtype="bfloat16",
 )
+
+_WITH_WINDOW = LayerSpec(AttentionSpec(4, 2, 16, window=48), FeedForwardSpec(128))
+WINDOWED = replace(MODEL, layers=(*MODEL.layers, _WITH_WINDOW))
+"""The same with one more layer, which has a sliding window."""
 
 PAGE_BYTES = 16 * 3 * 2 * 2 * 16 * 4
 """Of MODEL in float32."""
@@ -51,5 +55,6 @@ class Case:
     """Parts of the refusal, or of the notes, in this order."""
     fills: dict[str, Any] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
+    model: ModelSpec = MODEL
     gpu: tuple[int, int] | None = None
     """Compute capability of the GPU that torch says it sees; None: it sees none."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from config.asked import MODEL, PAGE_BYTES, Case
+from dataclasses import replace
+
+from config.asked import MODEL, PAGE_BYTES, WINDOWED, Case
 
 from minserve.config import Facts, OrderTraits
-from minserve.config.rules import device, kernels, memory, scheduling, virtual
+from minserve.config.rules import decoding, device, kernels, memory, scheduling, virtual
 
 MODELLED = Facts(modelled=True, modelled_bytes=1 << 20)
+DRAFTS = Facts(proposer="Ngrams")
+TREES = Facts(proposer="Heads", proposes_trees=True)
 WEIGHTS = MODEL.num_parameters() * 4
 STATIC = {"scheduling.policy": "static"}
 NO_CACHE = {"memory.kv_cache": False}
@@ -265,6 +269,25 @@ REFUSED = [
         memory.host_holds_a_block,
         TIERS | {"memory.host_bytes": 100},
         ("memory.host_bytes=100 holds no page", f"{PAGE_BYTES} bytes", "raise it, or say 0"),
+    ),
+    Case(
+        decoding.drafts_need_cache,
+        NO_CACHE,
+        ("EngineParts(proposer=Ngrams)", "memory.kv_cache=False", "turn the cache on"),
+        facts=DRAFTS,
+    ),
+    Case(
+        decoding.drafts_need_a_model,
+        {},
+        ("EngineParts(proposer=Ngrams)", "modelled time", "pass no proposer"),
+        facts=replace(DRAFTS, modelled=True, modelled_bytes=1 << 20),
+    ),
+    Case(
+        decoding.trees_need_distances,
+        {},
+        ("EngineParts(proposer=Heads)", "sliding window of 48 tokens", "propose chains"),
+        facts=TREES,
+        model=WINDOWED,
     ),
     Case(
         memory.pool_holds_a_block,

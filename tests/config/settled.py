@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from config.asked import PAGE_BYTES, Case
-from config.refused import COMPILE, CONTIGUOUS, GRAPHS, MODELLED, NO_CACHE, ON_GPU, STATIC, WEIGHTS
+from config.refused import (
+    COMPILE,
+    CONTIGUOUS,
+    DRAFTS,
+    GRAPHS,
+    MODELLED,
+    NO_CACHE,
+    ON_GPU,
+    STATIC,
+    WEIGHTS,
+)
 
-from minserve.config.rules import device, kernels, memory, scheduling, virtual
+from minserve.config.rules import decoding, device, kernels, memory, scheduling, virtual
 
 SETTLED = [
     Case(device.device_is_there, {"device": "auto"}, fills={"device": "cuda"}, gpu=(9, 0)),
@@ -21,6 +31,12 @@ SETTLED = [
         {"memory.gpu_memory_utilization": 0.5},
         fills={"memory.kv_bytes": (1 << 19) - WEIGHTS},
         facts=MODELLED,
+    ),
+    Case(
+        decoding.drafts_wait_for_tokens,
+        {"scheduling.async_scheduling": True},
+        ("scheduling.async_scheduling overlaps only steps that draw no token", "Ngrams"),
+        facts=DRAFTS,
     ),
     Case(scheduling.lengths_suit_model, {}, fills={"scheduling.max_model_len": 1024}),
     Case(

@@ -106,13 +106,13 @@ def test_a_bad_word_is_not_completed_by_tokens_of_the_prompt():
     params = SamplingParams(bad_words=["abc"])
     (mask,) = make_masks(params, Table(abc=[1, 2, 3], _abc=[9, 8]))
     request = Request("r", [5, 1], params, 0.0, 0, token_ids=[5, 1, 2])
-    assert list(mask.at(request, 3).banned) == []
+    assert list(mask.at(request, request.token_ids).banned) == []
     written = Request("r", [5], params, 0.0, 0, token_ids=[5, 1, 2])
     assert list(written_mask(mask, written)) == [3]
 
 
 def written_mask(mask, request):
-    return mask.at(request, len(request.token_ids)).banned
+    return mask.at(request, request.token_ids).banned
 
 
 @pytest.mark.parametrize("spaced", [[1, 7], [6, 2], [6, 7, 8]])

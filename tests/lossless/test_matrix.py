@@ -17,6 +17,7 @@ from models.oracle import patch_to_true_float64, random_model, save
 
 from minserve.build import build_engine
 from minserve.config import ConfigError, EngineConfig
+from minserve.engine.parts import CONFIGURED, EngineParts
 from minserve.loading import load_model
 from minserve.request import Request, SamplingParams
 from minserve.trace import RunTotals
@@ -228,20 +229,24 @@ def run(
     temperature: float = 0.0,
     aborts: bool = False,
     samples: int = 1,
+    parts: EngineParts = CONFIGURED,
+    params: Mapping[str, Any] = {},
 ) -> tuple[list[Request], RunTotals]:
     """All requests through one engine; every third is aborted half way where `aborts`."""
     settings = complete(values)
-    engine = build_engine(load_model(model_dir, EngineConfig().with_values(settings)))
+    loaded = load_model(model_dir, EngineConfig().with_values(settings))
+    engine = build_engine(loaded, parts=parts)
     requests = []
     for index, (prompt, count) in enumerate(zip(prompts(), NEW_TOKENS, strict=True)):
-        params = SamplingParams(
+        how = SamplingParams(
             max_tokens=count,
             temperature=temperature,
             seed=100 + index,
             ignore_eos=True,
             n=samples,
+            **params,
         )
-        requests += engine.add(str(index), prompt, params, priority=-index % 3)
+        requests += engine.add(str(index), prompt, how, priority=-index % 3)
     while engine.has_work:
         engine.step()
         for request in requests[::3] if aborts else ():

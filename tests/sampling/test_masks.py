@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -153,7 +154,7 @@ class Only:
     def __init__(self, *allowed: int, banned: tuple[int, ...] = ()) -> None:
         self.answer = TokenMask(pack_tokens(allowed), banned)
 
-    def at(self, request: Request, position: int) -> TokenMask:
+    def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
         return self.answer
 
 

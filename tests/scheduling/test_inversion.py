@@ -13,7 +13,7 @@ from scheduling.driven import SWAP, Driven
 
 from minserve.request import Request
 from minserve.scheduling import ContinuousBatching, QueuePolicy
-from minserve.scheduling.policies.turns import Budget, is_decoding
+from minserve.scheduling.policies.turns import Budget
 
 TURNS = ["mixed", "decode_first", "prefill_first"]
 
@@ -462,7 +462,7 @@ def test_a_plan_is_what_one_sorted_line_gives(seed):
         ):
             driven.step()  # places change hands: another test's matter
             continue
-        writers = {one for one in running if is_decoding(one)}
+        writers = {one for one in running if one.is_decoding}
         line = sorted(
             [*running, *queue[:free]],
             key=lambda one: (one.priority, one not in running, driven.entry(one).arrival_number),

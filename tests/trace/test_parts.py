@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from golden.runs import GOLDEN, recorded
@@ -21,6 +22,7 @@ import minserve
 from minserve.trace import (
     RunTotals,
     RunTrace,
+    Speculation,
     StageTimes,
     StepBlocks,
     StepTrace,
@@ -28,6 +30,7 @@ from minserve.trace import (
     TraceFormatError,
 )
 from minserve.trace.parts import RoomParts
+from minserve.trace.parts.totalling import Total
 from minserve.trace.schema import STEPS
 from minserve.trace.table import Column, Table
 from minserve.trace.tally import Tally, totalled
@@ -70,6 +73,7 @@ def test_sums_and_peaks_are_those_of_the_steps(values: list[tuple[int, ...]]) ->
             num_padded_rows=c,
             work=StepWork(linear_flops=d),
             blocks=StepBlocks(evicted_blocks=e, owned_bytes=a),
+            speculation=Speculation(a, (b, c)[: a % 3], (d,)[: b % 2]),
         )
         for index, (a, b, c, d, e) in enumerate(values)
     ]
@@ -78,13 +82,22 @@ def test_sums_and_peaks_are_those_of_the_steps(values: list[tuple[int, ...]]) ->
         tally.add_step(step)
     totals = tally.totals()
     for place, column in totalled(STEPS.columns):
+        if column.is_list:
+            continue  # below
         found = [
             getattr(getattr(step, column.part) if column.part else step, column.name)
             for step in steps
         ]
         assert column.total is not None
         wanted = sum(found) if column.total.kind == "sum" else max(found, default=0)
-        assert getattr(totals, place) == pytest.approx(wanted), place
+        assert attrgetter(place.replace("__", "."))(totals) == pytest.approx(wanted), place
+    lists = [(s.speculation.proposed_tokens, s.speculation.accepted_tokens) for s in steps]
+    for index, total in enumerate((totals.speculation.proposed_tokens,
+                                   totals.speculation.accepted_tokens)):  # fmt: skip
+        values_of = [each[index] for each in lists]
+        assert len(total) == max(map(len, values_of), default=0)
+        for depth, summed in enumerate(total):
+            assert summed == sum(each[depth] for each in values_of if depth < len(each))
     assert Tally(totals).totals() == totals
 
 
@@ -99,10 +112,11 @@ def test_a_step_is_frozen_and_has_no_room_for_other_attributes() -> None:
 
 def test_columns_are_those_of_recorded_traces_in_their_order() -> None:
     columns = recorded("tight")["trace"]["step_columns"]
-    assert list(STEPS.names) == columns
+    added = ["num_drafts", "proposed_tokens", "accepted_tokens"]
+    assert list(STEPS.names) == [*columns, *added]
     frame = make_trace().to_dataframe()
     assert list(frame) == [
-        *columns, "duration_s", "num_tokens", "flops", "bytes"
+        *columns, *added, "duration_s", "num_tokens", "flops", "bytes"
     ]  # fmt: skip
 
 
@@ -112,7 +126,26 @@ def test_a_recorded_trace_of_version_3_is_written_again_with_the_same_numbers(na
     assert old["version"] == 3
     new = json.loads(RunTrace.from_json(json.dumps(old)).to_json())
     assert new.pop("version") == 4 and new.pop("cached_block_ids") == old.pop("cached_pages")
-    assert new == {name: value for name, value in old.items() if name != "version"}
+    assert old.pop("version") == 3 and new.keys() == old.keys()
+    for rows, names in TABLES.items():
+        now, was = new.pop(names), old.pop(names)
+        places = [now.index(name) for name in was]
+        for many, few in zip(*map(lists, (new.pop(rows), old.pop(rows))), strict=True):
+            assert [many[place] for place in places] == few
+            added = [many[place] for place in range(len(now)) if place not in places]
+            assert not any(added), "what an old trace does not say is empty"
+    assert new.pop("totals") == old.pop("totals") | {
+        "speculation": {"num_drafts": 0, "proposed_tokens": [], "accepted_tokens": []}
+    }
+    assert new == old
+
+
+TABLES = {"steps": "step_columns", "detail": "detail_columns", "requests": "request_columns"}
+
+
+def lists(table: Any) -> list[list[Any]]:
+    """The rows of a table, or of all the tables by step."""
+    return [row for rows in table.values() for row in rows] if isinstance(table, dict) else table
 
 
 @pytest.mark.parametrize(
@@ -128,6 +161,28 @@ def test_a_part_of_a_room_needs_defaults_and_totals(
     monkeypatch.setattr("minserve.trace.tally._ROOMS", {"speculation": object})
     with pytest.raises(TypeError, match=r"speculation\.proposed_tokens needs a default and a tot"):
         list(totalled((column,)))
+
+
+def test_a_list_has_no_peak() -> None:
+    column = Column("depths", "", tuple[int, ...], True, Total("peak", "depths"))
+    with pytest.raises(TypeError, match="depths is a list: it can be summed"):
+        list(totalled((column,)))
+
+
+@pytest.mark.parametrize(
+    "values", [["a"], [1.5], [True], [[1]], [10**30], {"0": 1}, 3, None], ids=repr
+)
+@pytest.mark.parametrize("where", ["steps", "totals"])
+def test_a_damaged_list_is_refused_in_a_sentence(where: str, values: Any) -> None:
+    trace = RunTrace()
+    trace.append(replace(make_step(0), speculation=Speculation(1, (2, 1), (1,))))
+    data = json.loads(trace.to_json())
+    if where == "steps":
+        data["steps"][0][data["step_columns"].index("proposed_tokens")] = values
+    else:
+        data["totals"]["speculation"]["proposed_tokens"] = values
+    with pytest.raises(TraceFormatError):
+        RunTrace.from_json(json.dumps(data))
 
 
 def test_a_total_that_is_not_declared_is_refused() -> None:
@@ -154,14 +209,15 @@ from minserve.trace.parts.totalling import peak, summed
 
 
 @dataclass(frozen=True, slots=True)
-class Speculation:
-    proposed_tokens: int = field(default=0, metadata=summed())
-    accepted_tokens: int = field(default=0, metadata=summed())
+class Guessing:
+    guessed: int = field(default=0, metadata=summed())
+    hit: int = field(default=0, metadata=summed())
     deepest: int = field(default=0, metadata=peak())
+    by_depth: tuple[int, ...] = field(default=(), metadata=summed())
 
     @property
-    def acceptance(self) -> float:
-        return self.accepted_tokens / self.proposed_tokens
+    def share(self) -> float:
+        return self.hit / self.guessed
 """
 USE = """
 import sys
@@ -170,23 +226,24 @@ from pathlib import Path
 
 from made_traces import make_step, make_trace
 from minserve.trace import RunTrace
-from minserve.trace.parts.speculation import Speculation
+from minserve.trace.parts.guessing import Guessing
 
 trace = RunTrace()
 for index in range(3):
-    trace.append(replace(make_step(index), speculation=Speculation(4, index, 2 + index % 2)))
-assert trace.steps[2].speculation.acceptance == 0.5
-assert trace.totals.speculation == Speculation(12, 3, 3)
-assert trace.totals.speculation.acceptance == 0.25
+    part = Guessing(4, index, 2 + index % 2, (1,) * index)
+    trace.append(replace(make_step(index), guessing=part))
+assert trace.steps[2].guessing.share == 0.5
+assert trace.totals.guessing == Guessing(12, 3, 3, (2, 1))
+assert trace.totals.guessing.share == 0.25
 again = RunTrace.from_json(trace.to_json())
 assert again.snapshot() == trace.snapshot()
 frame = trace.to_dataframe()
-assert frame["accepted_tokens"].tolist() == [0, 1, 2]
-assert list(frame).index("proposed_tokens") == list(frame).index("external_bytes") + 1
+assert frame["hit"].tolist() == [0, 1, 2]
+assert list(frame).index("guessed") == list(frame).index("accepted_tokens") + 1
 
 old = RunTrace.from_json(Path(sys.argv[1]))
-assert old.steps == make_trace().steps and old.steps[0].speculation == Speculation()
-assert old.totals.speculation == Speculation()
+assert old.steps == make_trace().steps and old.steps[0].guessing == Guessing()
+assert old.totals.guessing == Guessing()
 trace.to_json(sys.argv[2])
 """
 
@@ -201,12 +258,13 @@ def test_a_new_part_is_a_file_and_a_line(tmp_path: Path) -> None:
             (package / entry.name).symlink_to(entry)
     shutil.copytree(real / "trace", package / "trace")
     registry = package / "trace" / "parts" / "__init__.py"
-    (registry.parent / "speculation.py").write_text(PART)
+    (registry.parent / "guessing.py").write_text(PART)
     text = registry.read_text()
     imports = "from dataclasses import dataclass\n"
-    line = "    speculation: Speculation = Speculation()\n"
-    assert text.count("\n" + imports) == 1 and text.endswith("    __slots__ = ()\n")
-    imported = imports + "from minserve.trace.parts.speculation import Speculation\n"
+    line = "    guessing: Guessing = Guessing()\n"
+    last = "    speculation: Speculation = NO_SPECULATION\n"
+    assert text.count("\n" + imports) == 1 and text.endswith(last)
+    imported = imports + "from minserve.trace.parts.guessing import Guessing\n"
     registry.write_text(text.replace("\n" + imports, "\n" + imported) + line)
 
     make_trace().to_json(tmp_path / "old.json")
@@ -216,5 +274,5 @@ def test_a_new_part_is_a_file_and_a_line(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    with pytest.raises(TraceFormatError, match="unknown field 'speculation'"):
+    with pytest.raises(TraceFormatError, match="unknown field 'guessing'"):
         RunTrace.from_json(tmp_path / "new.json")

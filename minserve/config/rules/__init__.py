@@ -5,12 +5,13 @@ the field that its message names first.
 """
 
 from minserve.config.question import Rule
-from minserve.config.rules import device, kernels, memory, scheduling, virtual
+from minserve.config.rules import decoding, device, kernels, memory, scheduling, virtual
 
 RULES: tuple[Rule, ...] = (
     *device.RULES,  # Everything else depends on device and number format.
     *virtual.RULES,  # On modelled time, most other rules have nothing to check.
     *scheduling.RULES,  # Settles the lengths.
+    *decoding.RULES,
     *kernels.RULES,
     *memory.RULES,  # Last, because sizes in bytes need the lengths.
 )

@@ -93,6 +93,16 @@ class KVCache:
             for pool, _ in self._groups:
                 pool[:, :, target].copy_(pool[:, :, source])
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy the keys and values of single tokens, in every layer, after the work that is already
+        queued. See `BlockStore.move`."""
+        self._order.queued()
+        source, target = torch.tensor(sources), torch.tensor(targets)
+        size = self.block_size
+        for pool, _ in self._groups:
+            values = pool[:, :, source // size, :, source % size]
+            pool[:, :, target // size, :, target % size] = values
+
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy device pages into host slots; on a GPU in a side stream, in parallel with the batch
         in flight if that is safe (`TransferOrder`)."""

@@ -19,6 +19,10 @@ class BlockStore(Protocol):
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy device pages onto others: copy-on-write."""
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy single tokens within the device's pages: from token slots to token slots, where
+        slot = block * block_size + offset. All are read before any is written."""
+
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
         """Copy device pages into host slots."""
 
@@ -45,6 +49,9 @@ class NoStore:
     """Pages without content: for runs in which only their number matters."""
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Does nothing."""
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Does nothing."""
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:

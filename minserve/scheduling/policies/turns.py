@@ -6,6 +6,7 @@ missing tokens in the same way; a turn only says which of them do it now.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,7 +21,7 @@ class Turn(Enum):
     PREFILL = "prefill"
     """Requests with more than their newest token to compute: prompts, and tokens to recompute."""
     DECODE = "decode"
-    """Requests with exactly their newest token to compute."""
+    """Requests with only their newest token to compute (`Request.is_decoding`)."""
     WAITING = "waiting"
     """The queue, as far as there is room."""
     RANKED = "ranked"
@@ -58,12 +59,6 @@ reason, prompts go before decoding requests only if no decoding request ranks be
 """
 
 
-def is_decoding(request: Request) -> bool:
-    """True if only the newest generated token is left to compute."""
-    has_written = request.num_output_tokens > 0 or request.num_pending_tokens > 0
-    return has_written and request.num_uncomputed_tokens == 1
-
-
 @dataclass(slots=True)
 class Budget:
     """Tokens that a step may still compute."""
@@ -77,15 +72,23 @@ class Budget:
 
     def for_request(self, request: Request) -> int:
         """Most tokens that this request may take."""
-        if (self.prefill_tokens is None and not self.rows) or is_decoding(request):
+        if (self.prefill_tokens is None and not self.rows) or request.is_decoding:
             return self.tokens
         most = self.tokens
         if self.rows:
             most = min(most, max(1, most - self.rows))
         return most if self.prefill_tokens is None else min(most, self.prefill_tokens)
 
+    def left_by(self, requests: Sequence[Request]) -> int:
+        """Tokens that are left if these requests compute all they know; 0 if they need more."""
+        decodes = sum(request.is_decoding for request in requests)
+        known = sum(request.num_uncomputed_tokens for request in requests) - decodes
+        if self.prefill_tokens is not None:
+            known = min(known, self.prefill_tokens)
+        return max(0, self.tokens - decodes - known)
+
     def take(self, request: Request, count: int) -> None:
         """Subtract the tokens that the request took."""
         self.tokens -= count
-        if self.prefill_tokens is not None and not is_decoding(request):
+        if self.prefill_tokens is not None and not request.is_decoding:
             self.prefill_tokens -= count

@@ -155,6 +155,8 @@ def _leaves(values: Mapping[str, Any]) -> Iterator[Any]:
     for value in values.values():
         if isinstance(value, dict):
             yield from _leaves(value)
+        elif isinstance(value, tuple):
+            yield from value
         else:
             yield value
 
@@ -190,10 +192,6 @@ def _detail(columns: Any, detail: Any) -> dict[str, tuple[RequestStep, ...]]:
     by_row = _mapping("detail", detail)
     rows = list(chain.from_iterable(by_row.values()))
     found = _columns("detail", DETAIL, columns, rows)
-    for column in DETAIL.columns:
-        if column.name in found and get_origin(column.kind) is tuple:
-            _whole(f"detail.{column.name}", chain.from_iterable(found[column.name]))
-            found[column.name] = [tuple(values) for values in found[column.name]]
     records = iter(DETAIL.records(found, len(rows)))
     return {row: tuple(next(records) for _ in parts) for row, parts in by_row.items()}
 
@@ -232,6 +230,10 @@ def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, lis
             raise ValueError(f"{what}.{name} has values of type {wrong.pop().__name__}")
         if types[name] & {int, float}:
             _numbers(f"{what}.{name}", values)
+    for column in table.columns:
+        if column.is_list and column.name in found:
+            _whole(f"{what}.{column.name}", chain.from_iterable(found[column.name]))
+            found[column.name] = [tuple(values) for values in found[column.name]]
     return found
 
 

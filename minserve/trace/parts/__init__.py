@@ -7,28 +7,20 @@ class (`init=False`, ...). The metadata of a field says whether it is summed ove
 or its largest value is kept (`peak`). Columns of JSON and data frames, and the totals, are made
 from the fields.
 
-To add a part, for example the counts of speculative decoding, write one file,
-`parts/speculation.py`:
-
-    @dataclass(frozen=True, slots=True)
-    class Speculation:
-        proposed_tokens: int = field(default=0, metadata=summed())
-        accepted_tokens: int = field(default=0, metadata=summed())
-
-and one line in `RoomParts` below:
-
-    speculation: Speculation = Speculation()
-
-Then the engine can pass `StepTrace(..., speculation=Speculation(4, 3))`. `step.speculation` has the
+A part is one file, such as `parts/speculation.py`, and one line in `RoomParts` below. The engine
+passes `StepTrace(..., speculation=Speculation(1, (1, 1), (1, 0)))`; then `step.speculation` has the
 counts of one step and `RunTrace.totals.speculation` the counts of the run, in the same class, so
 that a property such as an acceptance rate works for both. JSON and data frames have the columns,
-and reading an older trace gives the defaults. Every field of such a part needs the default 0 and a
-total, and its name must differ from all other columns.
+and reading an older trace gives the defaults. Every field of such a part is a number with the
+default 0, or numbers by some index (`tuple[int, ...]`) with the default (); it has a total, and a
+name that differs from all other columns.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from minserve.trace.parts.speculation import NO_SPECULATION, Speculation
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
@@ -39,3 +31,5 @@ class RoomParts:
     """
 
     __slots__ = ()
+
+    speculation: Speculation = NO_SPECULATION

@@ -14,11 +14,13 @@ class RequestStep:
     start: int
     """Position of the first token computed."""
     num_tokens: int
-    """Tokens computed."""
+    """Tokens computed, proposed ones included."""
     num_recomputed: int
     """Of those, tokens that had been computed before (after preemption, or without a cache)."""
     new_token_ids: tuple[int, ...]
     """Tokens this step added to the request."""
+    num_proposed: int = 0
+    """Of `num_tokens`, tokens of a draft."""
     blocks: tuple[int, ...] = ()
     """Pages held during the step; kept if `TraceConfig.pages` is on."""
 

@@ -22,7 +22,8 @@ class StepScheduling:
     num_prefill_tokens: int = field(metadata=summed("prefill_tokens"))
     """Tokens computed that are not the request's newest one: prompt or recomputation."""
     num_decode_tokens: int = field(metadata=summed("decode_tokens"))
-    """Newest tokens computed: one per request that had caught up."""
+    """Tokens computed for requests that had caught up: their newest token, and with a draft the
+    proposed tokens."""
     num_recomputed_tokens: int = field(metadata=summed("recomputed_tokens"))
     """Tokens computed that had been computed before."""
     num_sampled_tokens: int = field(metadata=summed("sampled_tokens"))

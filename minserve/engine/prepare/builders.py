@@ -1,4 +1,4 @@
-"""From a step's plan to its `ForwardBatch`: the only file that turns requests into tensors.
+"""Builders of batches: with contents, with padding, or only with the shape.
 
 Vectorised over the batch, because the device may be idle while it runs. Knows requests and block
 tables; knows nothing about models.
@@ -6,6 +6,7 @@ tables; knows nothing about models.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import torch
 
 from minserve.batch import ForwardBatch, GroupTables
 from minserve.config import ResolvedConfig
+from minserve.engine.prepare.rows import Rows
 from minserve.execution.padding import pad
 from minserve.memory import KVManager
 from minserve.request import Request
@@ -28,9 +30,18 @@ class BuiltBatch:
     batch: ForwardBatch
     """On the CPU."""
     sampled: list[Request]
-    """By sample row: the request whose next token is drawn from it."""
+    """The requests whose next token is drawn, in the order of their sample rows."""
     prompt_owners: list[Request]
     """By prompt row: the request whose prompt token is scored by it."""
+    first_rows: list[int] | None = None
+    """By request in `sampled`: its first sample row. The next ones belong to its draft, one for
+    each token. None: no request has a draft, so each has one sample row."""
+
+    def draws(self) -> Iterable[tuple[int, Request]]:
+        """(first sample row, request) of each request in `sampled`."""
+        if self.first_rows is None:
+            return enumerate(self.sampled)
+        return zip(self.first_rows, self.sampled, strict=True)
 
 
 class Builder(Protocol):
@@ -42,14 +53,17 @@ class Builder(Protocol):
 
 
 def batch_builder(
-    config: ResolvedConfig, memory: KVManager, builder: Builder | None = None
+    config: ResolvedConfig,
+    memory: KVManager,
+    builder: Builder | None = None,
+    needs_hidden: bool = False,
 ) -> Builder:
     """The builder of an engine's batches: `builder`, or one that fills in tensors; with padding if
-    the configuration asks for it."""
+    the configuration asks for it. `needs_hidden`: every batch asks for the residual stream."""
     model = config.model
     built = builder
     if built is None:
-        built = BatchBuilder(memory, len(model.cache_groups()), model.eos_token_ids)
+        built = BatchBuilder(memory, len(model.cache_groups()), model.eos_token_ids, needs_hidden)
     if config.padding == "none":
         return built
     # Padding rows write to one extra page after the pool's own pages; the cache has it if padding
@@ -129,20 +143,27 @@ class ShapeBuilder:
 class BatchBuilder:
     """Builds the batches of one engine."""
 
-    def __init__(self, memory: KVManager, num_groups: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        memory: KVManager,
+        num_groups: int,
+        eos_token_ids: tuple[int, ...],
+        needs_hidden: bool = False,
+    ) -> None:
         self._memory = memory
         self._num_groups = num_groups
         self._eos_token_ids = eos_token_ids
+        self._needs_hidden = needs_hidden
 
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of one step's plan."""
         requests, counts = plan.requests, plan.num_tokens
-        rows = _Rows()
+        rows = Rows()
         if max(counts) == 1 and all(r.params.prompt_logprobs is None for r in requests):
             rows.add_decode(requests)
         else:
             for request, count in zip(requests, counts, strict=True):
-                rows.add(request, count)
+                rows.add(request, count, plan.drafts.get(request))
         tokens, starts = rows.tokens, rows.starts
 
         query_lens = np.array(counts, dtype=np.int64)
@@ -154,11 +175,13 @@ class BatchBuilder:
         table_rows = self._memory.rows_of(requests)
         tables = self._memory.tables[table_rows, : -(-int(kv_lens.max()) // block_size)]
         if len(tokens) == len(requests):
-            positions, owners = starts_array, np.arange(len(requests))
+            places, owners = starts_array, np.arange(len(requests))
         else:
             owners = np.repeat(np.arange(len(requests)), query_lens)
-            positions = np.arange(len(tokens)) + (starts_array - query_starts[:-1])[owners]
-        blocks, offsets = np.divmod(positions, block_size)
+            places = np.arange(len(tokens)) + (starts_array - query_starts[:-1])[owners]
+        # A row's place in the block table is its position, except in trees.
+        positions = rows.tree_positions(places) if rows.trees else places
+        blocks, offsets = np.divmod(places, block_size)
         slots = tables[owners, blocks] * np.int64(block_size) + offsets
         group = GroupTables(torch.from_numpy(slots), torch.from_numpy(tables))
         batch = ForwardBatch(
@@ -170,9 +193,10 @@ class BatchBuilder:
             groups=(group,) * self._num_groups,
             sample_rows=torch.tensor(rows.sample_rows, dtype=torch.int64),
             sampling=plan_sampling(
-                rows.sampled,
+                rows.drawn_for,
                 eos_token_ids=self._eos_token_ids,
-                positions=[request.num_coming_tokens for request in rows.sampled],
+                positions=rows.drawn_positions(),
+                proposed=rows.proposed,
             ),
             prompt_rows=torch.tensor(rows.prompt_rows, dtype=torch.int64),
             prompt_targets=torch.tensor(rows.prompt_targets, dtype=torch.int64),
@@ -181,64 +205,8 @@ class BatchBuilder:
             context_lens=tuple(kv_lens.tolist()),
             pending=torch.tensor(rows.pending, dtype=torch.int64).T if rows.pending else None,
             prompt_counts=tuple(rows.prompt_counts),
+            tree=rows.tree_masks() if rows.trees else None,
+            needs_hidden=self._needs_hidden,
         )
-        return BuiltBatch(batch, rows.sampled, rows.prompt_owners)
-
-
-class _Rows:
-    """The lists that are gathered request by request: the only part of a batch built in a Python
-    loop."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.starts: list[int] = []
-        self.sampled: list[Request] = []
-        self.sample_rows: list[int] = []
-        self.pending: list[tuple[int, int]] = []
-        self.prompt_rows: list[int] = []
-        self.prompt_targets: list[int] = []
-        self.prompt_owners: list[Request] = []
-        self.prompt_counts: list[int] = []
-
-    def add_decode(self, requests: list[Request]) -> None:
-        """Add one row per request: the common step, without the work that only prompts need."""
-        self.starts = [r.num_computed_tokens + r.num_inflight_tokens for r in requests]
-        for row, (request, at) in enumerate(zip(requests, self.starts, strict=True)):
-            known = request.token_ids
-            self.tokens.append(known[at] if at < len(known) else self._pending(request, row))
-        ahead = [r.num_coming_tokens - at for r, at in zip(requests, self.starts, strict=True)]
-        self.sample_rows = [row for row, missing in enumerate(ahead) if missing == 1]
-        self.sampled = [requests[row] for row in self.sample_rows]
-
-    def add(self, request: Request, count: int) -> None:
-        """Add the next `count` tokens of a request."""
-        start = request.num_computed_tokens + request.num_inflight_tokens
-        known, stop = request.token_ids, start + count
-        if request.params.prompt_logprobs is not None:
-            self._add_prompt_rows(request, start, stop)
-        self.starts.append(start)
-        self.tokens.extend(known[start:stop])
-        if stop > len(known):
-            self.tokens.append(self._pending(request, len(self.tokens)))
-        if stop == request.num_coming_tokens:
-            self.sampled.append(request)
-            self.sample_rows.append(len(self.tokens) - 1)
-
-    def _pending(self, request: Request, row: int) -> int:
-        """Record that the device fills in the token of `row`; returns the placeholder until
-        then."""
-        self.pending.append((row, request.pending_row))
-        return 0
-
-    def _add_prompt_rows(self, request: Request, start: int, stop: int) -> None:
-        wanted = request.params.prompt_logprobs or 0
-        first_row = len(self.tokens) - start
-        # Start at the first position that has no result yet: a resumed request gets no result
-        # twice.
-        for position in range(
-            max(start, len(request.prompt_logprobs) - 1), min(stop, request.num_prompt_tokens - 1)
-        ):
-            self.prompt_rows.append(first_row + position)
-            self.prompt_targets.append(request.token_ids[position + 1])
-            self.prompt_owners.append(request)
-            self.prompt_counts.append(wanted)
+        first_rows = rows.first_rows if plan.drafts else None
+        return BuiltBatch(batch, rows.sampled, rows.prompt_owners, first_rows)

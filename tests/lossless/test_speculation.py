@@ -1,0 +1,183 @@
+"""Proposed tokens change how many tokens a step gives, and never which.
+
+Scripted proposers (right, half right, wrong; chains and trees) beside every other switch, token for
+token in float64, and their acceptance counted again by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from decoding.scripted import KINDS, Scripted, confirmed
+from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fixtures
+    NEW_TOKENS,
+    expected,
+    label,
+    model_dir,
+    pairs,
+    run,
+    singles,
+)
+
+from minserve.engine.parts import EngineParts
+from minserve.request import Request
+from minserve.trace import RunTotals
+
+VOCAB = 101
+UNCACHED = ("memory.kv_cache", False)
+SINGLES = [switches for switches in singles() if UNCACHED not in switches]
+PAIRS = [switches for switches in pairs() if UNCACHED not in switches]
+PARAMS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0},
+    "penalties": {
+        "temperature": 0.7,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.3,
+    },
+    "biases and bans": {"temperature": 0.8, "logit_bias": {7: 3.0, 9: -2.0}, "min_tokens": 3},
+    "logprobs": {"temperature": 1.0, "logprobs": 3, "top_k": 40},
+    "stop tokens": {"temperature": 1.0, "stop_token_ids": list(range(0, 101, 9))},
+    "stop tokens, later": {
+        "temperature": 1.0,
+        "stop_token_ids": list(range(0, 101, 5)),
+        "min_tokens": 3,
+    },
+    "allowed tokens": {"temperature": 1.0, "allowed_token_ids": list(range(3, 60))},
+}
+Tokens = list[list[int]]
+
+
+def speculate(
+    model_dir: Path,  # noqa: F811
+    values: Mapping[str, Any],
+    kind: str,
+    answers: list[Request],
+    **how: Any,
+) -> tuple[list[Request], RunTotals, Scripted]:
+    """All requests through an engine whose proposer knows the answers."""
+    known = {(one.request_id, one.sample_index): one.output_token_ids for one in answers}
+    proposer = KINDS[kind](known, VOCAB)
+    requests, totals = run(model_dir, values, parts=EngineParts(proposer=proposer), **how)
+    assert sum(totals.speculation.proposed_tokens) > 0
+    return requests, totals, proposer
+
+
+def tokens_of(requests: list[Request]) -> Tokens:
+    return [request.output_token_ids for request in requests]
+
+
+@pytest.fixture(scope="module")
+def answers(model_dir: Path, expected: Tokens) -> list[Request]:  # noqa: F811
+    requests, _ = run(model_dir, {})
+    assert tokens_of(requests) == expected
+    return requests
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "switches",
+    [*SINGLES, *(pytest.param(p, marks=pytest.mark.sampled(20)) for p in PAIRS)],
+    ids=label,
+)
+def test_drafts_change_no_token(switches, kind, model_dir, answers):  # noqa: F811
+    requests, totals, _ = speculate(model_dir, dict(switches), kind, answers)
+    assert tokens_of(requests) == tokens_of(answers)
+    accepted = sum(totals.speculation.accepted_tokens)
+    assert accepted == sum(request.num_accepted_tokens for request in requests)
+    assert (accepted == 0) == (kind == "wrong")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("switches", SINGLES, ids=label)
+def test_aborts_beside_drafts_change_no_token(switches, kind, model_dir, answers):  # noqa: F811
+    requests, _, _ = speculate(model_dir, dict(switches), kind, answers, aborts=True)
+    for request, answer in zip(requests, tokens_of(answers), strict=True):
+        assert request.output_token_ids == answer[: request.num_output_tokens]
+        assert request.finish_reason == "abort" or request.output_token_ids == answer
+
+
+TIGHT = {"memory.kv_bytes": "tiny", "memory.block_size": 7}
+HOW: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "preempted": TIGHT,
+    "swapped": TIGHT | {"scheduling.preemption": "swap"},
+    "radix, overlapped": {"memory.prefix_cache": "radix", "scheduling.async_scheduling": True},
+    "graphs": {"kernels.cuda_graphs": True},
+    "padded": {"kernels.padding": "longest"},
+}
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir: Path) -> dict[str, list[Request]]:  # noqa: F811
+    """Each kind of parameters, three samples a prompt, without drafts."""
+    return {name: run(model_dir, {}, samples=3, **_split(name))[0] for name in PARAMS}
+
+
+def _split(name: str) -> dict[str, Any]:
+    params = dict(PARAMS[name])
+    return {"temperature": params.pop("temperature", 0.0), "params": params}
+
+
+@pytest.mark.parametrize("kind", ["right", "half", "half tree"])
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", PARAMS)
+def test_every_parameter_means_the_same_on_proposed_rows(
+    name, how, kind, model_dir, plain  # noqa: F811
+):  # fmt: skip
+    requests, _, _ = speculate(model_dir, HOW[how], kind, plain[name], samples=3, **_split(name))
+    for request, answer in zip(requests, plain[name], strict=True):
+        assert request.output_token_ids == answer.output_token_ids
+        assert (request.finish_reason, request.stop_reason) == (
+            answer.finish_reason,
+            answer.stop_reason,
+        )
+        assert len(request.logprobs) == len(answer.logprobs)
+        for mine, other in zip(request.logprobs, answer.logprobs, strict=True):
+            assert (mine.token_id, mine.rank) == (other.token_id, other.rank)
+            assert mine.logprob == pytest.approx(other.logprob, abs=1e-9)
+            assert [token for token, _ in mine.top] == [token for token, _ in other.top]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_acceptance_is_counted_exactly(kind, model_dir, answers):  # noqa: F811
+    requests, totals, proposer = speculate(model_dir, {}, kind, answers)
+    by_name = dict(zip(requests, tokens_of(answers), strict=True))
+    drafts, proposed, accepted = 0, [0] * 8, [0] * 8
+    for request, place, whole in proposer.given:
+        room = NEW_TOKENS[int(request.request_id)] - place - 1
+        draft = whole.within(room, room + (not whole.is_chain))
+        if not len(draft):
+            continue
+        drafts += 1
+        for depth in draft.depths:
+            proposed[depth - 1] += 1
+        for depth in range(confirmed(draft, by_name[request][place:])):
+            accepted[depth] += 1
+    found = totals.speculation
+    assert found.num_drafts == drafts
+    for counted, by_hand in (
+        (found.proposed_tokens, proposed),
+        (found.accepted_tokens, accepted),
+    ):
+        assert [*counted, *[0] * 8][:8] == by_hand
+    assert sum(proposed) == sum(request.num_proposed_tokens for request in requests)
+    # A step gives the model's own token, and the accepted ones before it.
+    assert totals.sampled_tokens == sum(NEW_TOKENS)
+    assert totals.decode_tokens == drafts + sum(proposed) + (
+        sum(NEW_TOKENS) - len(NEW_TOKENS) - drafts - sum(accepted)
+    )
+    assert found.acceptance_rate == sum(accepted) / sum(proposed)
+    assert found.mean_accepted_length == 1 + sum(accepted) / drafts
+
+
+def test_right_drafts_of_four_give_five_tokens_a_step(model_dir, answers):  # noqa: F811
+    plain_requests, plain_totals = run(model_dir, {})
+    _, totals, _ = speculate(model_dir, {}, "right", answers)
+    assert totals.speculation.acceptance_rate == 1.0
+    assert totals.steps < plain_totals.steps / 3
+    assert plain_requests[0].metrics().acceptance_rate is None
