@@ -45,8 +45,8 @@ class PagedAttention:
         """Check the batch on the host and prepare it, once for all layers.
 
         Raises ValueError for a request without rows, rows that reach before a request's
-        first token, a context longer than its block table, and a speculative tree if a
-        layer has a sliding window.
+        first token, a context longer than its block table, and a speculative tree of more
+        rows than a mask has bits, or in a model with a sliding window.
         """
         self._check(batch)
         for layer in self.spec.layers:

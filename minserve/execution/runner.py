@@ -20,6 +20,7 @@ from minserve.clock import Clock
 from minserve.execution.staging import PendingCopy, link_to
 from minserve.hardware.current import on
 from minserve.kernels.base import LayerStack
+from minserve.kernels.tree import check_tree
 from minserve.models import Compilations, Decoder
 from minserve.request import TokenLogprobs
 from minserve.sampling import (
@@ -193,6 +194,7 @@ class EagerRunner:
 
     def _submit(self, batch: ForwardBatch) -> _EagerHandle:
         start = self._clock.now()
+        check_tree(batch.tree, batch.query_lens)
         there = self._link.upload(batch)
         if there.pending is not None:
             there = fill_pending(there, self._drawn)

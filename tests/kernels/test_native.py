@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.ragged import Paged, Shape, build, dense_attention, shapes, tolerance
+from kernels.ragged import Paged, Shape, build, shapes, tolerance
 
 from minserve.kernels import TorchOps, why_not_native
 from minserve.kernels.base import PackedShape
@@ -143,15 +143,6 @@ def test_float64_rows_are_bitwise_the_same_in_any_chunk(shape: Shape, cut: int) 
             ]
             first = int(batch.query_starts[request])
             assert torch.equal(torch.cat(parts), together[first : first + rows])
-
-
-def test_trees_are_attended_to(ops: NativeOps) -> None:
-    shape = Shape((4, 1), (30, 9), 16, 2, 2, 32, None, 0, tree=(1, 3, 5, 11, -1))
-    batch = build(shape, torch.float64)
-    out, lse = attend(ops, batch)
-    expected, expected_lse = dense_attention(batch)
-    assert (out - expected).abs().max() < 1e-12
-    assert lse is not None and (lse - expected_lse).abs().max() < 1e-12
 
 
 def test_a_nan_stays_in_its_request(ops: NativeOps) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,31 @@ def test_a_tree_meets_no_window_and_has_a_mask_per_row() -> None:
     short = torch.ones(2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"mask is torch.int64 \[2\], and the batch has 3 rows"):
         TorchOps().plan_attention(*batch.args()[:5], short)
+
+
+def test_a_tree_of_more_rows_than_a_mask_has_bits_is_refused() -> None:
+    shape = Shape((63, 64), (63, 70), 16, 1, 1, 16, None, 0, tree=(*[1] * 63, *[-1] * 64))
+    batch = build(shape, torch.float64)
+    *args, tree = batch.args()
+    assert tree is not None
+    TorchOps().plan_attention(*args, tree)
+    tree[-1] = 1
+    with pytest.raises(
+        ValueError, match=r"request 1 .* a tree of 64 rows, .* bits for 63: propose"
+    ):
+        TorchOps().plan_attention(*args, tree)
+
+
+@pytest.mark.parametrize("use_sdpa", [None, False])
+def test_a_single_row_is_no_tree_whatever_its_mask(use_sdpa: bool | None) -> None:
+    shape = Shape((1, 3, 1), (1, 9, 30), 16, 2, 2, 32, None, 0, tree=(0, 1, 3, 5, 6))
+    plain = replace(shape, tree=(-1, 1, 3, 5, -1))
+    results = []
+    for each in (shape, plain):
+        batch = build(each, torch.float64)
+        planned = TorchOps(use_sdpa).plan_attention(*batch.args())
+        results.append(planned(batch.q, batch.keys, batch.values, batch.scale, None)[0])
+    assert torch.equal(*results)
 
 
 def test_attention_in_bounded_pieces_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,76 @@ def test_one_call_gives_the_bits_of_many(family: str, dtype: torch.dtype) -> Non
     assert any(taken) == packs, "the one call was never taken, or where nothing is packed"
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", SIZES, ids=SIZES.values())
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_one_call_gives_the_bits_of_many_over_trees(family: str, dtype: torch.dtype) -> None:
+    """A prompt, a chain and a decode beside two trees, whose batch runs in one call."""
+    from transformers import LlamaConfig, Qwen3Config
+
+    config = {"llama": LlamaConfig, "qwen3": Qwen3Config}[family](**SMALL)
+    spec, decoders = loaded(config, 3, dtype)
+    sequences = [list(range(5 * n, 5 * n + 20)) for n in range(5)]
+    star, branches = (1, 3, 5, 9, 17, 33), (1, 3, 5, 11)
+    masks = (*star, *[-1] * 5, *branches, -1, *(1, 3, 7))
+    streams, pages = [], []
+    for decoder, tree in ((decoders[0], masks), (decoders[1], masks), (decoders[1], None)):
+        paged = PagedSequences(spec, sequences, LONGEST, 4, seed=2)
+        backend = PagedAttention(spec, paged.caches(dtype), decoder.ops)
+        before = paged.batch([7, 0, 9, 12, 6])
+        h = decoder.run_layers(
+            decoder.embed(before.token_ids), backend.plan(before), before.positions, 0, 4
+        )
+        batch = paged.batch([6, 5, 4, 1, 3])
+        if tree is not None:
+            batch = replace(batch, tree=torch.tensor(tree))
+        plan, h = backend.plan(batch), decoder.embed(batch.token_ids)
+        if decoder is decoders[0] or not decoder.runs_in_one_call:
+            h = decoder.run_layers(h, plan, batch.positions, 0, 4)
+        else:
+            assert plan.run_stack(decoder._stack, h, batch.positions, 0, 4) is not None
+        streams.append(h)
+        pages.append(torch.stack([torch.stack(layer) for layer in backend.caches]).nan_to_num(7.0))
+    assert torch.equal(streams[0], streams[1]) and torch.equal(pages[0], pages[1])
+    # What sees all rows before it is the same in a chain; a row with a sibling before it is not.
+    same = [bool(torch.equal(*rows)) for rows in zip(streams[1], streams[2], strict=True)]
+    assert same == [True] * 2 + [False] * 4 + [True] * 5 + [True] * 2 + [False] * 2 + [True] * 4
+
+
+def test_a_tree_in_a_stack_with_a_window_is_refused() -> None:
+    from transformers import MistralConfig
+
+    spec, (_, decoder) = loaded(MistralConfig(**SMALL, sliding_window=6), 3, torch.float32)
+    assert decoder.runs_in_one_call
+    paged = PagedSequences(spec, [list(range(9))], LONGEST)
+    backend = PagedAttention(spec, paged.caches(torch.float32), decoder.ops)
+    batch = replace(paged.batch([3]), tree=torch.tensor([1, 3, 5]))
+    tables = [group.block_tables for group in batch.groups]
+    planned = [
+        decoder.ops.plan_attention(
+            table, batch.query_starts, batch.kv_lens, batch.query_lens, batch.context_lens,
+            batch.tree,
+        )
+        for table in tables
+    ]  # fmt: skip
+    h, slots = decoder.embed(batch.token_ids), [group.slots for group in batch.groups]
+    before = h.clone()
+    with pytest.raises(ValueError, match=r"tree mask in a layer with a sliding window of 6 tok"):
+        decoder._stack.run(
+            h, batch.positions, backend.caches, backend.group_of_layer, slots, planned, 0, 4
+        )
+    assert torch.equal(h, before)
+
+
 def test_layers_can_be_cut_anywhere() -> None:
     from transformers import LlamaConfig
 
-    config = LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    )  # fmt: skip
-    spec, (_, decoder) = loaded(config, 3, torch.float32)
+    spec, (_, decoder) = loaded(LlamaConfig(**SMALL), 3, torch.float32)
     assert decoder.runs_in_one_call
     streams = []
     for cuts in ((0, 4), (0, 1, 4), (0, 2, 2, 3, 4)):

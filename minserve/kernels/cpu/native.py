@@ -180,15 +180,11 @@ class NativeOps(NativeRowOps):
         context_lens: tuple[int, ...],
         tree: Tensor | None = None,
     ) -> PlannedAttention:
-        """See `Ops.plan_attention`; torch computes attention over trees. Called once per step."""
+        """See `Ops.plan_attention`. Called once per step."""
         if torch.get_num_threads() > 1:
             self._spinning.step()
-        if tree is not None:
-            return self._torch.plan_attention(
-                block_tables, query_starts, kv_lens, query_lens, context_lens, tree
-            )
         return NativePlannedAttention(
-            self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens
+            self._attention, block_tables, query_starts, kv_lens, query_lens, context_lens, tree
         )
 
     def plan_decode(

@@ -12,6 +12,7 @@ from torch import Tensor
 from minserve.kernels.base import PlannedAttention
 from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps
+from minserve.kernels.tree import check_tree, refuse_window
 
 ONE_THREAD_PRODUCTS = 1 << 17
 """With at most this many multiplications, attention and `linear` use one thread: starting a second
@@ -25,7 +26,7 @@ class AttentionCall(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out", "lse")),
-        *((name, ctypes.c_void_p) for name in ("block_tables", "query_starts", "kv_lens")),
+        *((name, ctypes.c_void_p) for name in ("block_tables", "query_starts", "kv_lens", "tree")),
         *((name, ctypes.c_int64) for name in ("num_requests", "max_blocks", "num_kv_heads")),
         *((name, ctypes.c_int64) for name in ("group_size", "head_dim", "block_size")),
         *((name, ctypes.c_int64) for name in ("q_stride", "block_stride", "head_stride")),
@@ -45,9 +46,13 @@ class NativePlannedAttention:
         kv_lens: Tensor,
         query_lens: tuple[int, ...],
         context_lens: tuple[int, ...],
+        tree: Tensor | None = None,
     ) -> None:
+        check_tree(tree, query_lens)
+        self.tree = None if tree is None else tree.contiguous()
+        """The masks whose address C++ reads."""
         self._functions = functions
-        self._batch = (block_tables, query_starts, kv_lens, query_lens, context_lens)
+        self._batch = (block_tables, query_starts, kv_lens, query_lens, context_lens, tree)
         # The structure holds only addresses; this list keeps the tensors alive.
         self._tensors = [
             tensor.to(torch.int32).contiguous() for tensor in (block_tables, query_starts, kv_lens)
@@ -63,6 +68,7 @@ class NativePlannedAttention:
         call.block_tables, call.query_starts, call.kv_lens = (
             tensor.data_ptr() for tensor in self._tensors
         )
+        call.tree = None if self.tree is None else self.tree.data_ptr()
         call.num_requests, call.max_blocks = block_tables.shape
 
     def __call__(
@@ -75,6 +81,7 @@ class NativePlannedAttention:
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedAttention`."""
+        refuse_window(self.tree, window)
         if not self.takes(q.dtype, q.shape, q.stride(), keys, values):
             if self._torch is None:
                 self._torch = TorchOps().plan_attention(*self._batch)

@@ -15,9 +15,12 @@ from minserve.kernels.cpu.build import NativeUnavailable
 from minserve.kernels.cpu.native_library import DTYPES
 from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps, pack
+from minserve.kernels.tree import PLAIN
 
 BATCH, CONTEXTS = (1, 1, 19), (70, 3, 41)
 """Query rows and context of three requests: two decode, one computes its prompt."""
+TREE = (PLAIN, PLAIN, *(1 | 1 << node for node in range(BATCH[2])))
+"""The same rows, of which the last request's are a star: each sees the first and itself."""
 
 
 def check(native: Ops) -> None:
@@ -46,13 +49,16 @@ def _results(ops: Ops, dtype: torch.dtype, packing: PackedShape) -> Tensor:
     keys, values = random(15, 2, 16, 32).to(dtype), random(15, 2, 16, 32).to(dtype)
     heads = x.view(21, 20, 32)
     ops.rotary_(heads[:, :10], torch.arange(21), angles)
-    planned = ops.plan_attention(tables, starts, kv_lens, BATCH, CONTEXTS)
-    attended, _ = planned(heads[:, :4], keys, values, 0.2, 30)
+    batch = (tables, starts, kv_lens, BATCH, CONTEXTS)
+    attended, _ = ops.plan_attention(*batch)(heads[:, :4], keys, values, 0.2, 30)
+    branches = ops.plan_attention(*batch, torch.tensor(TREE))
+    attended_tree, _ = branches(heads[:, :4], keys, values, 0.2, None)
     product = ops.packed_linear(x, pack(x, packing), len(x), x[0, : len(x)])
     parts = (
         ops.rms_norm(x, weight, 1e-6),
         ops.silu_and_mul(x),
         attended,
+        attended_tree,
         product / product.abs().max(),
     )
     return torch.cat([part.flatten().double() for part in parts])

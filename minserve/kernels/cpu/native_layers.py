@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minserve.kernels.base import LayerTensors, PackedShape, PlannedAttention
 from minserve.kernels.cpu.native_attention import AttentionCall, Function, NativePlannedAttention
+from minserve.kernels.tree import refuse_window
 
 _POINTERS = (
     *("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "cos_sin", "output", "output_bias"),
@@ -107,6 +108,10 @@ class NativeLayers:
                 return None
             if not plan.takes(h.dtype, shape, strides, keys, values):
                 return None
+            if plan.tree is not None:
+                for layer in range(start, stop):
+                    if groups[layer] == index:
+                        refuse_window(plan.tree, self._layers[layer].window)
             group.attention, group.slots = ctypes.pointer(plan.call), group_slots.data_ptr()
         if caches is not self._caches:
             self._caches = caches

@@ -195,11 +195,13 @@ void linear(const T* x, const T* w, const T* bias, T* y, i64 rows, i64 in, i64 o
 
 // ---- paged attention --------------------------------------------------------------------------
 
-// One call; native.py has the same structure. A window of 0 is none, an lse of 0 not wanted.
+// One call; native_attention.py has the same structure. A window of 0 is none, an lse of 0 not
+// wanted, a tree of 0 none: its masks are those of kernels/tree.py, one for each row of the batch.
 struct AttentionCall {
     const void *q, *keys, *values;
     void *out, *lse;
     const int32_t *block_tables, *query_starts, *kv_lens;
+    const i64* tree;
     i64 num_requests, max_blocks, num_kv_heads, group_size, head_dim, block_size;
     i64 q_stride, block_stride, head_stride, window, threads;
     double scale;
@@ -215,6 +217,7 @@ struct Unit {
 constexpr i64 key_tile = 64;      // keys between two updates of a row's running maximum
 constexpr i64 split_keys = 1024;  // a decode row's keys are divided among units at multiples of it
 constexpr i64 most_together = 8;  // KV heads that a thread takes together
+constexpr i64 plain = -1;         // the mask of a row that sees all rows before it
 
 template <class T> struct Attention {
     typedef Sum<T> A;
@@ -322,6 +325,7 @@ template <class T> struct Attention {
     // Hide what a row must not see; scores[row * by_row + j * by_key] belongs to key + j. Later
     // rows see newer keys: a key is hidden from the first rows and, with a window, from the last.
     void mask(const Unit& u, A* scores, i64 by_row, i64 by_key, i64 key, i64 n) const {
+        if (c.tree) mask_branches(u, scores, by_row, by_key, key, n);
         if (key + n - 1 <= position(u, 0) && key >= oldest(position(u, u.num_rows - 1))) return;
         i64 start = c.kv_lens[u.request] - query_len(u.request);
         for (i64 j = 0; j < n; ++j, scores += by_key) {
@@ -330,6 +334,22 @@ template <class T> struct Attention {
             early = std::min(early, u.num_rows);
             for (i64 row = 0; row < early; ++row) scores[row * by_row] = -inf<A>;
             for (i64 row = late; row < u.num_rows; ++row) scores[row * by_row] = -inf<A>;
+        }
+    }
+
+    // The same for what a tree hides: of the request's rows, a row sees those in its mask. A single
+    // row is never a tree. Python has checked that only plain masks meet more keys than bits.
+    void mask_branches(const Unit& u, A* scores, i64 by_row, i64 by_key, i64 key, i64 n) const {
+        i64 start = c.kv_lens[u.request] - query_len(u.request), first = std::max(key, start);
+        if (first >= key + n || query_len(u.request) == 1) return;
+        const i64* tree = c.tree + c.query_starts[u.request];
+        for (i64 row = 0; row < u.num_rows; ++row) {
+            i64 sees = tree[(u.first_row + row) / G];
+            if (sees == plain) continue;
+            for (i64 at = first; at < key + n; ++at) {
+                if (sees >> (at - start) & 1) continue;
+                scores[row * by_row + (at - key) * by_key] = -inf<A>;
+            }
         }
     }
 
@@ -507,8 +527,9 @@ template <class T> struct Attention {
     void write(const Unit& u, i64 row, const A* sum, A most, A weight) const {
         i64 f = u.first_row + row, head = u.kv_head * G + f % G;
         i64 at = (c.query_starts[u.request] + f / G) * c.num_kv_heads * G + head;
+        A total = c.tree && weight == 0 ? 1 : weight;  // a mask may hide all keys: zeros, not NaN
         for (i64 d = 0; d < D; d += L)
-            store((T*)c.out + at * D + d, load(sum + d, D - d) / weight, D - d);
+            store((T*)c.out + at * D + d, load(sum + d, D - d) / total, D - d);
         if (c.lse) ((A*)c.lse)[at] = most + std::log(weight);
     }
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minserve.kernels.tree import MOST_ROWS, check_tree, refuse_window
+from minserve.kernels.tree import MOST_ROWS, PLAIN, check_tree, refuse_window
 
 QUERY_TILE = 128
 """Query rows of one segment: a long chunk is split, and each tile reads only the
@@ -183,6 +183,8 @@ class _Bucket:
         self.key_positions = key[:, None, :].to(device)
         self.first_query = first_query[:, :, None].to(device)
         self.tree = None if tree is None else tree[rows.to(device)].view(self.size, -1, 1)
+        if self.tree is not None:  # A single row is never a tree.
+            self.tree.masked_fill_((kv_len - first_query == 1)[:, :, None].to(device), PLAIN)
         self._mask: Tensor | None = None
 
     def mask(self, dtype: torch.dtype) -> Tensor:
@@ -261,7 +263,7 @@ class TorchPlannedAttention:
         use_sdpa: bool | None = None,
         tree: Tensor | None = None,
     ) -> None:
-        check_tree(tree, sum(query_lens))
+        check_tree(tree, query_lens)
         self.tree = tree
         self.block_tables = block_tables
         self.query_lens = query_lens

@@ -121,7 +121,7 @@ class TritonOps:
 
         A single row is never a tree, whatever its mask.
         """
-        check_tree(tree, sum(query_lens))
+        check_tree(tree, query_lens)
         if max(query_lens) == 1:
             return self.plan_decode(block_tables, kv_lens, max(context_lens))
         return RaggedAttention(block_tables, query_starts, kv_lens, query_lens, tree, self.tuning)

@@ -92,6 +92,14 @@ def test_a_tree_of_63_rows_sees_its_last_row() -> None:
     check_attention(shape, torch.float32, TritonOps(1))
 
 
+def test_a_tree_of_more_rows_than_a_mask_has_bits_is_refused() -> None:
+    shape = Shape((64, 2), (80, 2), 16, 1, 2, 32, None, 0, tree=(*[-1] * 63, 1, -1, -1))
+    with pytest.raises(
+        ValueError, match=r"request 0 .* a tree of 64 rows, .* bits for 63: propose"
+    ):
+        TritonOps(1).plan_attention(*build(shape, torch.float32).args())
+
+
 @each_dtype
 @given(data=st.data(), processors=st.sampled_from([1, 4, 16, 132]))
 @settings(max_examples=EXAMPLES, deadline=None)
