@@ -13,10 +13,11 @@ from torch import Tensor
 from minserve.decoding.proposer import Proposer, ProposerError
 from minserve.draft import Draft
 from minserve.inputs.checks import shorten
+from minserve.kernels.tree import MOST_ROWS
 from minserve.request import Request
 
-MOST_TREE_TOKENS = 62
-"""Most tokens of a tree: with the request's newest token they are the 63 rows of a tree mask."""
+MOST_TREE_TOKENS = MOST_ROWS - 1
+"""Most tokens of a tree: with the request's newest token they are the rows that a mask holds."""
 
 NOTHING: Mapping[Request, Draft] = {}
 

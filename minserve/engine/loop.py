@@ -215,8 +215,7 @@ class Engine:
             self.memory.unpin(handle)
 
     def close(self) -> None:
-        """End every live request, wait for the steps in flight, and delete the files kept on
-        disk."""
+        """End every live request, wait for the steps in flight, and delete files kept on disk."""
         try:
             self.abort_all()
             self.settle()
@@ -266,6 +265,7 @@ class Engine:
             if not self._submit():
                 break
         if not self._in_flight:
+            self._recovery.raise_row_error()  # it may have ended every request
             self._recovery.owners = list(self._scheduler.waiting)[:1]
             raise IntegrityError("requests wait, none runs, and none can be admitted")
         return self._collect()
@@ -322,7 +322,7 @@ class Engine:
             raise
 
     def _collect(self) -> StepTrace:
-        """Wait for the oldest batch, commit its tokens, and record the step."""
+        """Wait for the oldest batch, commit it, and record the step."""
         flight = self._in_flight[0]
         self._recovery.owners = flight.plan.requests
         try:

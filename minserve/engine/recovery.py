@@ -93,6 +93,12 @@ class Recovery:
         self._in_doubt = error
         self._books.fail(request, error)
 
+    def raise_row_error(self) -> None:
+        """Raise the error of a row that failed in this step, if one did: no request is left that
+        the step could continue for."""
+        if self._in_doubt is not None:
+            raise self._in_doubt
+
     def _settle_doubt(self) -> None:
         """After a failed row, continue only if the state is still consistent."""
         if self._in_doubt is None:

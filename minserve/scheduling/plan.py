@@ -26,12 +26,15 @@ class StepPlan:
     idle_places: int = 0
     """Places of a static batch whose request has left it (`BatchingPolicy.idle_places`)."""
 
-    def add(self, request: Request, count: int, draft: Draft | None = None) -> None:
-        """Add a request that computes `count` tokens, those of `draft` included."""
+    def add(self, request: Request, count: int) -> None:
+        """Add a request that computes `count` known or pending tokens."""
         self.requests.append(request)
         self.num_tokens.append(count)
-        if draft is not None:
-            self.drafts[request] = draft
+
+    def add_draft(self, index: int, draft: Draft) -> None:
+        """Let request `index` of the plan also compute the tokens of a draft."""
+        self.num_tokens[index] += len(draft)
+        self.drafts[self.requests[index]] = draft
 
     def alone(self, request: Request) -> StepPlan:
         """The part of the plan that is about one request."""

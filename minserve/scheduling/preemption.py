@@ -35,17 +35,13 @@ class Preemption(Books):
         """Keys of running requests in this step; empty if only arrival counts."""
 
     def _make_room(self, request: Request, count: int, plan: StepPlan, now_s: float) -> bool:
-        """Reserve pages for `request`. If there are too few, drafts in the plan give theirs back;
-        then requests after it that are not in the plan are preempted.
+        """Reserve pages for `request`, preempting requests after it that are not in the plan.
 
         False if `request` was preempted itself, or must skip this step. If the victim is in flight,
         the plan `waits`: tokens that a step in flight computes are never thrown away.
         """
         # `reserve` counts from the committed tokens, so tokens in flight are included again.
         while not self._memory.reserve(request, request.num_inflight_tokens + count):
-            if plan.drafts:
-                self._drop_drafts(plan)
-                continue
             planned = set(plan.requests)
             behind = self.running[self.running.index(request) :]
             victim = self._policies.victim([one for one in behind if one not in planned])
@@ -62,14 +58,6 @@ class Preemption(Books):
                 return False
             self.culprit = request
         return True
-
-    def _drop_drafts(self, plan: StepPlan) -> None:
-        """Take all drafts out of the plan and return their pages."""
-        for index, request in enumerate(plan.requests):
-            draft = plan.drafts.pop(request, None)
-            if draft is not None:
-                plan.num_tokens[index] -= len(draft)
-                self._memory.commit(request, 0, plan.num_tokens[index])
 
     def _preempt(self, victim: Request, now_s: float) -> None:
         """Swap the victim's pages to the host or drop them; it keeps its tokens. If this raises,

@@ -40,28 +40,21 @@ class Scheduler(Preemption):
         self._max_num_prefill_tokens = scheduling.max_num_prefill_tokens
         # Without a cache or without chunking, all tokens of a request are computed in one step.
         self._whole = not scheduling.enable_chunked_prefill or not config.config.memory.kv_cache
-        self._drafts: Mapping[Request, Draft] = NO_DRAFTS
-        self._spare_tokens = 0
-        """Tokens of the step's budget that are left for drafts."""
 
     def schedule(self, now_s: float = 0.0, drafts: Mapping[Request, Draft] = NO_DRAFTS) -> StepPlan:
         """Decide the next step and reserve its pages. `now_s` is the engine's clock.
 
-        `drafts` are tokens proposed after the newest one of decoding requests. They get the part of
-        the budget that the known tokens of running requests leave, and pages that are free: no
-        request is preempted for them.
+        `drafts` are tokens proposed after the newest one of decoding requests. They get what is
+        left of the budget and of the free pages, so that no request waits for them.
 
         If this raises, `culprit` is the request to end. All others are still queued or running and
         keep their pages: the next call plans again.
         """
         plan = StepPlan()
-        self._drafts, self._spare_tokens = drafts, 0
         if self._samples:
             self._queue_samples(self._samples)
         self._line_up(plan, now_s)
         budget = self._step_budget()
-        if drafts:
-            self._spare_tokens = budget.left_by(self.running)
         num_displaced, num_leading = len(plan.preempted), 0
         for turn in self._policies.turns:
             if plan.waits or (turn is Turn.ALONE and len(plan.requests) > num_leading):
@@ -80,9 +73,21 @@ class Scheduler(Preemption):
                     whose = [one for one in whose if one not in plan.requests[:num_leading]]
                 self._schedule_running(plan, budget, whose, now_s)
         self.culprit = None
+        if drafts and not plan.waits:
+            self._add_drafts(plan, drafts, budget)
         idle = self._policies.batching.idle_places(self.running)
         plan.idle_places = checked_count(self._policies.batching, "idle_places", idle)
         return plan
+
+    def _add_drafts(self, plan: StepPlan, drafts: Mapping[Request, Draft], budget: Budget) -> None:
+        """Give the rest of the step to the drafts of planned requests, in their order."""
+        for index, request in enumerate(plan.requests):
+            draft = drafts.get(request)
+            if draft is not None and request.is_decoding:
+                draft = draft.within(len(draft), budget.tokens)
+                if len(draft) and self._memory.reserve(request, 1 + len(draft)):
+                    plan.add_draft(index, draft)
+                    budget.tokens -= len(draft)
 
     def _queue_samples(self, samples: SampleGroups) -> None:
         """Queue samples whose prompt is computed now."""
@@ -155,24 +160,9 @@ class Scheduler(Preemption):
                 continue  # Preempted by a request before it.
             self.culprit = request
             count = self._chunk(request, request.num_uncomputed_tokens, budget)
-            if count:
-                self._plan(request, count, plan, budget, now_s)
-
-    def _plan(
-        self, request: Request, count: int, plan: StepPlan, budget: Budget, now_s: float
-    ) -> None:
-        """Plan a running request's next `count` known tokens, and what fits of its draft."""
-        draft = self._drafts.get(request) if self._drafts else None
-        if draft is not None and request.is_decoding:
-            draft = draft.within(len(draft), self._spare_tokens)
-            if len(draft) and self._memory.reserve(request, count + len(draft)):
-                self._spare_tokens -= len(draft)
-                plan.add(request, count + len(draft), draft)
-                budget.take(request, count + len(draft))
-                return
-        if self._make_room(request, count, plan, now_s):
-            plan.add(request, count)
-            budget.take(request, count)
+            if count and self._make_room(request, count, plan, now_s):
+                plan.add(request, count)
+                budget.take(request, count)
 
     def _schedule_ranked(
         self,
@@ -231,7 +221,9 @@ class Scheduler(Preemption):
                 break
             if count and request.status is Status.RUNNING:
                 self.culprit = request
-                self._plan(request, count, plan, budget, now_s)
+                if self._make_room(request, count, plan, now_s):
+                    plan.add(request, count)
+                    budget.tokens -= count
         return True
 
     def _next_stop(

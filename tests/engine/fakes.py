@@ -14,18 +14,22 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
+import torch
 
 from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.config import EngineConfig, resolve
+from minserve.decoding import Proposer
+from minserve.draft import Draft
 from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
 from minserve.execution.runner import StepResult
 from minserve.memory import TransferOrder, build_manager
-from minserve.request import TokenLogprobs
+from minserve.request import Request, TokenLogprobs
 from minserve.scheduling import QueuePolicy
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 from minserve.trace import RunTrace
@@ -67,11 +71,41 @@ def oracle(prompt: Sequence[int], max_tokens: int, ignore_eos: bool = False) -> 
     return sequence[len(prompt) :]
 
 
+class EchoProposer(Proposer):
+    """Drafts random trees or chains over the echo's own tokens, each right with some probability;
+    the same for the same tokens of a request."""
+
+    def __init__(self, trees: bool, rightness: float, seed: int = 0) -> None:
+        self.proposes_trees = trees
+        self._rightness, self._seed = rightness, seed
+
+    def propose(self, requests: Sequence[Request]) -> list[Draft | None]:
+        return [self._draft(request.token_ids) for request in requests]
+
+    def _draft(self, known: list[int]) -> Draft | None:
+        random = Random(f"{self._seed} {known}")
+        tokens: list[int] = []
+        parents: list[int] = []
+        branches: list[list[int]] = []
+        for index in range(random.randrange(8)):
+            parent = random.randrange(-1, index) if self.proposes_trees else index - 1
+            before = branches[parent] if parent >= 0 else []
+            token = next_token([*known, *before])
+            if random.random() > self._rightness:
+                token = (token + 1) % VOCAB
+            tokens.append(token)
+            parents.append(parent)
+            branches.append([*before, token])
+        return Draft(tuple(tokens), tuple(parents)) if tokens else None
+
+
 @dataclass
 class _Echo:
     targets: list[int]
     token_ids: list[int] | None = None
     """None until the pass has run."""
+    hidden: torch.Tensor | None = None
+    """How many tokens each sample row saw, for batches that ask for hidden states."""
 
 
 class EchoRunner:
@@ -117,6 +151,15 @@ class EchoRunner:
 
         def move() -> None:
             self._pages[there] = self._pages[where]
+
+        self._enqueue(move)
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.order.queued()
+        where, there = list(sources), list(targets)
+
+        def move() -> None:
+            self._slots[there] = self._slots[where]
 
         self._enqueue(move)
 
@@ -170,25 +213,33 @@ class EchoRunner:
             rows, places = batch.pending.numpy()
             token_ids[rows] = np.array(self._drawn)[places]
         self._slots[slots] = token_ids
-        starts = batch.query_starts.tolist()
-        sequences = []
-        for index, length in enumerate(batch.context_lens):
-            where = np.arange(length)
-            table = group.block_tables[index].numpy()
-            sequence = self._slots[
-                table[where // self._block_size] * self._block_size + where % self._block_size
-            ]
-            first = starts[index]
-            count = batch.query_lens[index]
-            assert batch.positions[first : first + count].tolist() == list(
-                range(length - count, length)
-            )
-            sequences.append(sequence)
-        owners = np.repeat(np.arange(batch.num_requests), batch.query_lens)
-        tokens = [next_token(sequences[owners[row]]) for row in batch.sample_rows.tolist()]
+        seen = [each for index in range(batch.num_requests) for each in self._read(batch, index)]
+        assert batch.positions.tolist() == [len(each) - 1 for each in seen]
+        tokens = [next_token(seen[row]) for row in batch.sample_rows.tolist()]
+        if batch.needs_hidden:
+            lengths = [[float(len(seen[row]))] for row in batch.sample_rows.tolist()]
+            handle.hidden = torch.tensor(lengths).reshape(-1, 1)
         if self.poison_token is not None:
             tokens = [-1 if token == self.poison_token else token for token in tokens]
         handle.token_ids = self._drawn = tokens
+
+    def _read(self, batch: ForwardBatch, request: int) -> list[np.ndarray]:
+        """For each row of a request: the tokens it sees."""
+        length, count = batch.context_lens[request], batch.query_lens[request]
+        where = np.arange(length)
+        table = batch.groups[0].block_tables[request].numpy()
+        kept = self._slots[
+            table[where // self._block_size] * self._block_size + where % self._block_size
+        ]
+        masks = [-1] * count
+        if batch.tree is not None:
+            first = int(batch.query_starts[request])
+            masks = batch.tree[first : first + count].tolist()
+        context = length - count
+        return [
+            kept[[*range(context), *(context + j for j in range(row + 1) if mask >> j & 1)]]
+            for row, mask in enumerate(masks)
+        ]
 
     def collect(self, handle: _Echo) -> StepResult:
         while handle.token_ids is None:
@@ -199,7 +250,10 @@ class EchoRunner:
             raise RuntimeError("the device is gone")
         entries = [TokenLogprobs(token, -1.0, 1, ((token, -1.0),)) for token in handle.token_ids]
         prompts = [TokenLogprobs(token, -1.0, 1, ((token, -1.0),)) for token in handle.targets]
-        return StepResult(handle.token_ids, dict(enumerate(entries)), prompts, 0.0, 0.0, 0.0)
+        return StepResult(
+            handle.token_ids, dict(enumerate(entries)), prompts, 0.0, 0.0, 0.0,
+            hidden=handle.hidden,
+        )  # fmt: skip
 
 
 def make_engine(
@@ -209,6 +263,7 @@ def make_engine(
     order: QueuePolicy | None = None,
     lazy: bool = False,
     tokenizer: Any = None,
+    proposer: Proposer | None = None,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
     """An engine over the fake runner and a virtual clock."""
     spec = tiny_spec(max_position)
@@ -217,7 +272,7 @@ def make_engine(
     clock = VirtualClock()
     runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots, lazy)
     memory = build_manager(resolved, num_blocks, clock, runner)
-    parts = EngineParts(order=order)
+    parts = EngineParts(order=order, proposer=proposer)
     engine = Engine(resolved, runner, memory, tokenizer, clock, RunTrace(), parts)
     return engine, runner, clock
 

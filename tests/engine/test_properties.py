@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 
 import pytest
-from engine.fakes import TOKEN_BYTES, VOCAB, make_engine, oracle
+from engine.fakes import TOKEN_BYTES, VOCAB, EchoProposer, make_engine, oracle
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -78,6 +78,8 @@ class EngineMachine(RuleBasedStateMachine):
         reservation=st.sampled_from(["max_model_len", "power_of_two", "oracle"]),
         overlap=st.booleans(),
         lazy=st.booleans(),
+        proposer=st.sampled_from(["none", "none", "chains", "trees"]),
+        rightness=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
     )
     def start(
         self,
@@ -99,6 +101,8 @@ class EngineMachine(RuleBasedStateMachine):
         reservation,
         overlap,
         lazy,
+        proposer,
+        rightness,
     ):
         paged = mode in ("chunked", "whole")
         prefix_cache = prefix_cache if paged else "off"
@@ -134,8 +138,11 @@ class EngineMachine(RuleBasedStateMachine):
                 **{f"scheduling.{name}": value for name, value in discipline.items()},
             }
         )
+        drafts = None
+        if proposer != "none" and mode != "no cache":
+            drafts = EchoProposer(proposer == "trees", rightness)
         self.engine, self.runner, self.clock = make_engine(
-            config, -(-pool_tokens // block_size), lazy=lazy
+            config, -(-pool_tokens // block_size), lazy=lazy, proposer=drafts
         )
         self.limit_s = limit_s
         self.requests: list[Request] = []
@@ -246,6 +253,9 @@ class EngineMachine(RuleBasedStateMachine):
         totals = self.engine.trace.totals
         seen.update({name: getattr(totals, name) for name in EVENTS})
         disk = self.engine.memory.host.disk if self.engine.memory.host is not None else None
+        drafted = totals.speculation
+        seen["accepted_tokens"] += sum(drafted.accepted_tokens)
+        seen["rejected_tokens"] += sum(drafted.proposed_tokens) - sum(drafted.accepted_tokens)
         seen["files"] += len(disk) if disk is not None else 0
         self.engine.close()
         assert not os.listdir(self.folder.name)
@@ -286,5 +296,7 @@ def test_fifty_thousand_operations_lose_no_page_and_end_every_request_once(part)
         ),
     )
     assert operations >= 50_000 / PARTS, f"only {operations} operations were run: raise EXAMPLES"
-    idle = [name for name in (*EVENTS, "files") if not seen[name]]
+    idle = [
+        name for name in (*EVENTS, "files", "accepted_tokens", "rejected_tokens") if not seen[name]
+    ]
     assert not idle, f"these never happened: {', '.join(idle)}"

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from decoding.scripted import KINDS, Scripted, confirmed
+import torch
+from decoding.scripted import KINDS, Scripted, confirmed, sometimes
 from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fixtures
     NEW_TOKENS,
+    complete,
     expected,
     label,
     model_dir,
     pairs,
+    prompts,
     run,
     singles,
 )
@@ -181,3 +184,44 @@ def test_right_drafts_of_four_give_five_tokens_a_step(model_dir, answers):  # no
     assert totals.speculation.acceptance_rate == 1.0
     assert totals.steps < plain_totals.steps / 3
     assert plain_requests[0].metrics().acceptance_rate is None
+
+
+class Watching(Scripted):
+    """Keeps the hidden states of each request's tokens."""
+
+    needs_hidden = True
+    states: dict[str, list[torch.Tensor]]
+
+    def observe(self, request: Request, hidden: torch.Tensor) -> None:
+        self.states.setdefault(request.request_id, []).append(hidden)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"kernels.cuda_graphs": True},
+        {"kernels.backend": "torch"},
+        {"kernels.padding": "longest"},
+        {"scheduling.async_scheduling": True},
+        TIGHT,
+    ],
+    ids=str,
+)
+def test_a_hidden_state_is_what_its_token_was_drawn_from(values, model_dir, answers):  # noqa: F811
+    known = {(one.request_id, one.sample_index): one.output_token_ids for one in answers}
+    proposer = Watching(known, VOCAB, 4, sometimes)
+    proposer.states = {}
+    loaded = load_model(model_dir, EngineConfig().with_values(complete(values)))
+    engine = build_engine(loaded, parts=EngineParts(proposer=proposer))
+    for index, (prompt, count) in enumerate(zip(prompts(), NEW_TOKENS, strict=True)):
+        params = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
+        engine.add(str(index), prompt, params)
+    while engine.has_work:
+        engine.step()
+    decoder = engine._runner._decoder
+    for answer in answers:
+        states = torch.cat(proposer.states[answer.request_id])
+        with torch.inference_mode():
+            drawn = decoder.head(states).argmax(dim=-1).tolist()
+        assert drawn == answer.output_token_ids

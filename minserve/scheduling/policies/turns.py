@@ -6,7 +6,6 @@ missing tokens in the same way; a turn only says which of them do it now.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -78,14 +77,6 @@ class Budget:
         if self.rows:
             most = min(most, max(1, most - self.rows))
         return most if self.prefill_tokens is None else min(most, self.prefill_tokens)
-
-    def left_by(self, requests: Sequence[Request]) -> int:
-        """Tokens that are left if these requests compute all they know; 0 if they need more."""
-        decodes = sum(request.is_decoding for request in requests)
-        known = sum(request.num_uncomputed_tokens for request in requests) - decodes
-        if self.prefill_tokens is not None:
-            known = min(known, self.prefill_tokens)
-        return max(0, self.tokens - decodes - known)
 
     def take(self, request: Request, count: int) -> None:
         """Subtract the tokens that the request took."""
