@@ -139,9 +139,8 @@ def _computed(lane: Lane) -> tuple[dict[int, int], dict[int, list[int]]]:
     first: dict[int, int] = {}
     again: dict[int, list[int]] = {}
     for index, part in lane.parts:
-        for place in range(part.num_tokens):
-            position = part.start + place
-            if place < part.num_recomputed:
+        for position in range(part.start, part.stop):
+            if position < part.start + part.num_recomputed:
                 again.setdefault(position, []).append(index)
             else:
                 first.setdefault(position, index)

@@ -103,6 +103,10 @@ class RunSummary:
     recomputed_tokens: int
     cached_tokens: int
     """Tokens not computed, because the device, the host or the disk held them."""
+    proposed_tokens: int
+    """Tokens that a proposer drafted and the model verified."""
+    accepted_tokens: int
+    """Of these, tokens that became part of an output."""
     mean_batch: float
     """Requests that computed something, averaged over steps."""
     peak_kv_bytes: int
@@ -131,6 +135,10 @@ class RunSummary:
         )
         if self.cached_tokens:
             lines.append(f"{self.cached_tokens} tokens found in a cache")
+        if self.proposed_tokens:
+            lines.append(
+                f"{self.accepted_tokens} of {self.proposed_tokens} proposed tokens accepted"
+            )
         return "\n".join(lines)
 
 
@@ -153,6 +161,8 @@ def summarize(trace: TraceSnapshot) -> RunSummary:
         preemptions=totals.preemptions,
         recomputed_tokens=totals.recomputed_tokens,
         cached_tokens=totals.hit_tokens + totals.loaded_tokens,
+        proposed_tokens=sum(totals.speculation.proposed_tokens),
+        accepted_tokens=sum(totals.speculation.accepted_tokens),
         mean_batch=totals.scheduled / totals.steps if totals.steps else 0.0,
         peak_kv_bytes=totals.peak_kv_bytes_allocated,
         peak_kv_bytes_used=totals.peak_kv_bytes_used,

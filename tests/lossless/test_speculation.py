@@ -25,8 +25,11 @@ from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fix
     singles,
 )
 
+from minserve.build import build_engine
+from minserve.config import EngineConfig
 from minserve.engine.parts import EngineParts
-from minserve.request import Request
+from minserve.loading import load_model
+from minserve.request import Request, SamplingParams
 from minserve.trace import RunTotals
 
 VOCAB = 101

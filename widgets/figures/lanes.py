@@ -50,14 +50,14 @@ class Lane:
             return self.finished.metrics.num_prompt_tokens
         for _, part in self.parts:
             if part.new_token_ids:
-                return part.start + part.num_tokens
+                return part.start + part.num_known
         return None
 
     def is_decode(self, part: RequestStep) -> bool:
         """True where the step computed the newest token of a request that had output already."""
         prompt = self.num_prompt_tokens
         return (
-            part.num_tokens == 1
+            part.num_known == 1
             and bool(part.new_token_ids)
             and prompt is not None
             and part.start >= prompt
@@ -137,7 +137,7 @@ def pause_state(
 ) -> str:
     """Why a request skipped steps: "preempted" (it lost its pages) or "stalled" (no budget)."""
     (first, old), (last, new) = before, after
-    if new.start >= old.start + old.num_tokens:
+    if new.start >= old.stop:
         return "stalled"
     if old.start or new.start:
         return "preempted"

@@ -49,7 +49,7 @@ def pages(
     owners: dict[int, list[LaneKey]] = {}
     tokens: dict[int, int] = {}
     for key, part in holders(run, step, found).items():
-        known = part.start + part.num_tokens
+        known = part.stop
         for place, number in enumerate(part.blocks):
             owners.setdefault(number, []).append(key)
             held = max(0, min(block_size, known - place * block_size))

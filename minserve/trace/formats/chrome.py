@@ -84,6 +84,8 @@ def _step_events(step: StepTrace, origin: float) -> list[_Event]:
         "decode tokens": step.num_decode_tokens,
         "recomputed tokens": step.num_recomputed_tokens,
         "sampled tokens": step.num_sampled_tokens,
+        "proposed tokens": sum(step.speculation.proposed_tokens),
+        "accepted tokens": sum(step.speculation.accepted_tokens),
         "preempted": step.num_preempted,
         "finished": step.num_finished,
         "GFLOP": step.work.flops / 1e9,
@@ -139,7 +141,9 @@ def _request_events(snapshot: TraceSnapshot, origin: float) -> list[_Event]:
         start, duration = (step.start_s - origin) * 1e6, step.duration_s * 1e6
         for part in step.requests:
             detailed = True
-            name = "decode" if part.num_tokens == 1 else f"{part.num_tokens} tokens"
+            name = "decode" if part.num_known == 1 else f"{part.num_known} tokens"
+            if part.num_proposed:
+                name += f", {part.num_accepted} of {part.num_proposed} accepted"
             if part.num_recomputed:
                 name += f", {part.num_recomputed} again"
             args = {

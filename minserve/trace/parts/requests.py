@@ -24,6 +24,21 @@ class RequestStep:
     blocks: tuple[int, ...] = ()
     """Pages held during the step; kept if `TraceConfig.pages` is on."""
 
+    @property
+    def num_known(self) -> int:
+        """Tokens computed that were known before the step: 1 for a request that had caught up."""
+        return self.num_tokens - self.num_proposed
+
+    @property
+    def num_accepted(self) -> int:
+        """Proposed tokens that the request kept, with their keys and values."""
+        return max(0, len(self.new_token_ids) - 1) if self.num_proposed else 0
+
+    @property
+    def stop(self) -> int:
+        """Position after the last token that the step left computed."""
+        return self.start + self.num_known + self.num_accepted
+
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class StepRequests:
