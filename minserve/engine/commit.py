@@ -84,7 +84,6 @@ class Committer:
                 request.num_ever_computed = stop
             try:
                 if self._keep_cache:
-                    request.num_computed_tokens = stop
                     self._memory.commit(request, count, request.num_inflight_tokens)
                 else:
                     self._memory.forget(request)
