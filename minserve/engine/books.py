@@ -31,7 +31,6 @@ class EngineBooks:
         in_flight: deque[Flight],
         runner: Runner,
         recorder: Recorder,
-        keeps_cache: bool,
     ) -> None:
         self._requests = requests
         self._scheduler = scheduler
@@ -39,7 +38,6 @@ class EngineBooks:
         self._in_flight = in_flight
         self._runner = runner
         self._recorder = recorder
-        self._keeps_cache = keeps_cache
 
     def live_requests(self) -> list[Request]:
         """See `Recoverable.live_requests`."""
@@ -55,7 +53,7 @@ class EngineBooks:
 
     def audit(self) -> None:
         """See `Recoverable.audit`."""
-        audit(self._scheduler, self._memory, self._requests, self._in_flight, self._keeps_cache)
+        audit(self._scheduler, self._memory, self._requests, self._in_flight)
 
     def start_over(self, error: BaseException | None) -> None:
         """See `Recoverable.start_over`."""

@@ -99,7 +99,6 @@ class Committer:
                 request.num_ever_computed = stop
             try:
                 if self._keep_cache:
-                    request.num_computed_tokens = stop
                     ahead = request.num_inflight_tokens + num_proposed
                     self._memory.commit(request, stop - start, ahead)
                 else:
@@ -161,9 +160,8 @@ class Committer:
             if request.finish_reason is not None:
                 break
             rows.append(row + 1 + index)
-            request.num_computed_tokens += 1
-            request.num_ever_computed = max(request.num_ever_computed, request.num_computed_tokens)
             self._memory.commit(request, 1, len(kept) - number)
+            request.num_ever_computed = max(request.num_ever_computed, request.num_computed_tokens)
             self._take(request, rows[-1], result, counts)
         if request.finish_reason is None:
             self._memory.commit(request, 0)  # returns the pages of rejected tokens

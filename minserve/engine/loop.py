@@ -70,10 +70,7 @@ class Engine:
         scheduler = self._scheduler = Scheduler(config, memory, parts.policies(config))
         recorder = self._recorder = Recorder(config, memory, scheduler, clock, trace)
         requests = self._requests = LiveRequests(scheduler, tokenizer, clock, recorder)
-        keeps_cache = config.config.memory.kv_cache
-        self._books = EngineBooks(
-            requests, scheduler, memory, self._in_flight, runner, recorder, keeps_cache
-        )
+        self._books = EngineBooks(requests, scheduler, memory, self._in_flight, runner, recorder)
         self._recovery = Recovery(self._books)
         self._committer = Committer(config, memory, requests, self._recovery, speculator)
         self._repeater = Repeater(config, memory, scheduler, requests, recorder, clock)

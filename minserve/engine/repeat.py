@@ -157,7 +157,6 @@ class Repeater:
         tokens = [token] * steps
         for request in running:
             request.token_ids += tokens
-            request.num_computed_tokens += steps
-            request.num_ever_computed = request.num_computed_tokens
             self._memory.commit(request, steps)
+            request.num_ever_computed = request.num_computed_tokens
             self._requests.tell(request)

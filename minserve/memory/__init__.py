@@ -15,6 +15,7 @@ from minserve.memory.manager import KVManager
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.index import HashIndex, IndexNode, Match, PrefixIndex
 from minserve.memory.prefix.radix import RadixIndex
+from minserve.memory.reuse import Found
 from minserve.memory.storage.cache import KVCache
 from minserve.memory.storage.store import BlockStore, NoStore
 from minserve.memory.storage.transfers import TransferOrder
@@ -27,6 +28,7 @@ __all__ = [
     "BlockPool",
     "BlockStore",
     "DiskTier",
+    "Found",
     "HashIndex",
     "HostTier",
     "IndexNode",

@@ -17,9 +17,9 @@ from minserve.memory.keys import TokenBlocks, root_key
 from minserve.memory.layout import Reservation
 from minserve.memory.pins import Pins
 from minserve.memory.pool import BlockPool, IntegrityError
-from minserve.memory.prefix.cache import Hit, PrefixCache
+from minserve.memory.prefix.cache import PrefixCache
 from minserve.memory.prefix.index import PrefixIndex
-from minserve.memory.reuse import Reuse
+from minserve.memory.reuse import Found, Reuse
 from minserve.memory.storage.store import BlockStore, NoStore
 from minserve.memory.tables import BlockTable, BlockTables
 from minserve.memory.tiers.costs import ResumeCosts
@@ -96,54 +96,61 @@ class KVManager:
         table = self._tables.get(request)
         return tuple(table.blocks) if table is not None else ()
 
-    def tokens_of(self, request: Request) -> int | None:
-        """Tokens that the request's pages hold; None if it has no block table."""
-        table = self._tables.get(request)
-        return table.tokens if table is not None else None
-
     # -- admission ---------------------------------------------------------------------------------
 
-    def computed_tokens(self, request: Request) -> int:
-        """Tokens of a waiting request that `admit` is expected to find already computed."""
-        swapped = self._swapped.num_tokens(request)
-        return self._find(request).num_tokens(self.block_size) if swapped is None else swapped
+    def find(self, request: Request) -> Found:
+        """Where the computed tokens of a waiting request are; changes nothing. An admission looks
+        once and passes what it found to the methods below."""
+        return self._reuse.find(request, request in self._swapped)
 
-    def needed_blocks(self, request: Request, num_tokens: int | None = None) -> int:
+    def needed_blocks(
+        self, request: Request, num_tokens: int | None = None, found: Found | None = None
+    ) -> int:
         """Pages that a waiting request would take from the available ones for its first
         `num_tokens` (None: all it knows). If pages are reserved at admission: pages for all
         it may ever reach."""
         if self._reservation is not None:
             most = int(self._tables.rows.shape[1])  # no request outgrows its table or the pool
             return min(most, self.blocks_for(self._reservation(request)))
-        shared = sum(1 for block in self._find(request).blocks if self.pool.owners(block))
+        found = self.find(request) if found is None else found
+        shared = sum(1 for block in found.hit.blocks if self.pool.owners(block))
         return self.blocks_for(num_tokens or request.num_tokens) - shared
 
-    def fits(self, request: Request, kept_back: int = 0, num_tokens: int | None = None) -> bool:
+    def fits(
+        self,
+        request: Request,
+        kept_back: int = 0,
+        num_tokens: int | None = None,
+        found: Found | None = None,
+    ) -> bool:
         """May a waiting request be admitted, with `kept_back` pages left for other requests?"""
-        needed = self.needed_blocks(request, num_tokens)
+        needed = self.needed_blocks(request, num_tokens, found)
         if self._reservation is not None:
             return self.pool.find_hole(needed) is not None
         return needed + kept_back <= self.pool.num_available
 
-    def admit(self, request: Request) -> int:
-        """Give the request a block table and the pages of its computed tokens; returns their number
-        of tokens. If it raises, the request has no table, as before."""
+    def admit(self, request: Request, found: Found | None = None) -> int:
+        """Give the request a block table and the pages of its computed tokens; counts these tokens
+        as computed, and returns their number. If it raises, the request has no table, as before."""
         self._tables.close(request)  # returns pages of an interrupted admission
         table = self._tables.open(request)
         try:
-            if self._reservation is not None:
-                self._admit_contiguous(request, table)
-            elif request in self._swapped:
-                self._swap_in(request, table)
-            else:
-                self._reuse.take(request, table, self._find(request))
+            tokens = self._fill(request, table, found)
         except BaseException:
             self._tables.close(request)
             raise
-        return table.tokens
+        request.num_computed_tokens = tokens
+        return tokens
 
-    def _find(self, request: Request) -> Hit:
-        return self._reuse.find(request, self._swapped.num_tokens(request))
+    def _fill(self, request: Request, table: BlockTable, found: Found | None) -> int:
+        if self._reservation is not None:
+            self._admit_contiguous(request, table)
+            return 0
+        found = self.find(request) if found is None else found
+        if request in self._swapped:
+            self._swap_in(request, table, found.hit.blocks)
+            return found.num_tokens
+        return self._reuse.take(request, table, found.hit)
 
     def _admit_contiguous(self, request: Request, table: BlockTable) -> None:
         needed = self.needed_blocks(request)
@@ -166,9 +173,10 @@ class KVManager:
         return sum(1 for block in blocks if self.pool.owners(block) == 1)
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
-        """Make room for `num_tokens` after the committed ones; False if there are too few pages."""
+        """Make room for `num_tokens` after the computed ones; False if there are too few pages."""
+        blocks = -(-(request.num_computed_tokens + num_tokens) // self.block_size)
         table = self._tables[request]
-        needed = -(-(table.tokens + num_tokens) // self.block_size) - len(table.blocks)
+        needed = blocks - len(table.blocks)
         if needed <= 0:
             return True
         if needed > self.pool.num_available:
@@ -177,17 +185,17 @@ class KVManager:
         return True
 
     def commit(self, request: Request, kept: int, ahead: int = 0) -> None:
-        """Keep the first `kept` of the reserved tokens and return surplus pages, except those of
-        the next `ahead` tokens, which are in flight. Full pages enter the prefix index; if it
-        already has a page with the same content, the block table is changed to that page."""
-        table = self._tables[request]
-        before, tokens = table.tokens, table.tokens + kept
+        """Count the first `kept` of the reserved tokens as computed and return surplus pages,
+        except those of the next `ahead` tokens, which are in flight. Full pages enter the prefix
+        index; if it has a page with the same content, the block table is changed to that page."""
+        table, before = self._tables[request], request.num_computed_tokens
+        tokens = before + kept
         needed = -(-(tokens + ahead) // self.block_size)
         if needed > len(table.blocks):
             raise IntegrityError(
                 f"request {request.request_id} commits {kept} tokens it did not reserve"
             )
-        table.tokens = tokens
+        request.num_computed_tokens = tokens
         if needed < len(table.blocks) and self._reservation is None:
             self._tables.shrink(table, needed)
         if self.prefix is not None:
@@ -196,15 +204,15 @@ class KVManager:
     def compact(self, request: Request, kept: Sequence[int]) -> None:
         """Move the reserved tokens `kept`, counted from the first one, so that they directly follow
         the committed ones: the accepted branch of a tree lies among other branches."""
-        slots = self._tables.slots(self._tables[request], kept)
-        self._store.move(slots, self._tables.slots(self._tables[request], range(len(kept))))
+        table, first = self._tables[request], request.num_computed_tokens
+        sources = self._tables.slots(table, [first + place for place in kept])
+        self._store.move(sources, self._tables.slots(table, range(first, first + len(kept))))
 
     def forget(self, request: Request) -> None:
         """Free all pages; the request keeps an empty row in the block tables and computes from its
         first token again."""
-        table = self._tables[request]
-        self._tables.shrink(table, 0)
-        table.tokens = 0
+        self._tables.shrink(self._tables[request], 0)
+        request.num_computed_tokens = 0
 
     def release(self, request: Request) -> None:
         """Free everything the request has, in every tier; it may have nothing."""
@@ -217,31 +225,30 @@ class KVManager:
     def swap_out(self, request: Request) -> bool:
         """Move a running request's pages to the host and close its block table. False, with nothing
         changed, if the host has no room."""
-        table = self._tables[request]
-        blocks = table.blocks[: self.blocks_for(table.tokens)]
+        blocks = self._tables[request].blocks[: self.blocks_for(request.num_computed_tokens)]
         if self.host is None or not blocks:
             return False
         start = self._clock.now()
-        saved = self._swapped.save(request, blocks, table.tokens)
+        saved = self._swapped.save(request, blocks)
         self._events.transfer_s += self._clock.now() - start
         if saved:
             self._events.swapped_out_blocks += len(blocks)
             self._tables.close(request)
         return saved
 
-    def _swap_in(self, request: Request, table: BlockTable) -> None:
+    def _swap_in(self, request: Request, table: BlockTable, shared: Sequence[int]) -> None:
         """Bring a swapped-out request back. Pages that the prefix cache still has on the device are
-        shared; the others are loaded."""
+        `shared`; the others are loaded."""
         start = self._clock.now()
-        shared = self._find(request).blocks
         for block in shared:
             self.pool.share(block)
         self._tables.extend(table, shared)
         loaded = self.pool.allocate(self._swapped.num_slots(request) - len(shared))
         self._tables.extend(table, loaded)
-        table.tokens = self._swapped.restore(request, len(shared), loaded)
+        self._swapped.restore(request, len(shared), loaded)
         if self.prefix is not None:
-            self._reuse.enter(request, table, len(shared), table.tokens // self.block_size)
+            full = request.num_computed_tokens // self.block_size
+            self._reuse.enter(request, table, len(shared), full)
         self._events.swapped_in_blocks += len(loaded)
         self._events.transfer_s += self._clock.now() - start
 

@@ -7,6 +7,8 @@ enter the cache.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from minserve.clock import Clock
 from minserve.memory.events import MemoryEvents
 from minserve.memory.keys import TokenBlocks, root_key
@@ -15,6 +17,17 @@ from minserve.memory.prefix.cache import Hit, PrefixCache
 from minserve.memory.storage.store import BlockStore
 from minserve.memory.tables import BlockTable, BlockTables
 from minserve.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where the computed tokens of a waiting request are. Valid until a page changes hands: it is
+    looked up when an admission begins, and serves it to its end."""
+
+    num_tokens: int
+    hit: Hit
+    """Pages on the device and in lower tiers. Of a swapped-out request: those that the prefix cache
+    still has, so that they need not be loaded."""
 
 
 class Reuse:
@@ -40,34 +53,43 @@ class Reuse:
         self._block_size = block_size
         self._token_blocks: dict[Request, TokenBlocks] = {}
 
-    def find(self, request: Request, swapped_tokens: int | None) -> Hit:
-        """The pages that already hold tokens of a waiting request; changes nothing.
+    def find(self, request: Request, is_swapped: bool) -> Found:
+        """What already holds tokens of a waiting request, which may be swapped out; changes
+        nothing.
 
-        `swapped_tokens`: how many tokens it has in host slots; None if it is not swapped out. One
-        token is always left to compute: a hit on the whole request would leave no query row, and so
-        no logits to draw the next token from.
+        One token is always left to compute: a hit on the whole request would leave no query row,
+        and so no logits to draw the next token from.
         """
-        if request.params.prompt_logprobs is not None:
-            return Hit()  # the logits of every position are needed
-        limit = request.num_tokens - 1 if swapped_tokens is None else swapped_tokens
-        hit = self._prefix.lookup(self._blocks_of(request), limit) if self._prefix else Hit()
+        if is_swapped:
+            tokens = request.num_computed_tokens
+            return Found(tokens, self._lookup(request, tokens))
+        hit = self._lookup(request, request.num_tokens - 1)
+        num_tokens = hit.num_tokens(self._block_size)
         leader = self._tables.get(request.leader)
-        if leader is None or swapped_tokens is not None:
-            return hit
+        if leader is None or request.leader is None or request.params.prompt_logprobs is not None:
+            return Found(num_tokens, hit)
         # Another sample of the same prompt: use the part of the prompt that it has computed.
-        tokens = min(leader.tokens, request.num_prompt_tokens - 1)
-        if tokens <= hit.num_tokens(self._block_size):
-            return hit
+        tokens = min(request.leader.num_computed_tokens, request.num_prompt_tokens - 1)
+        if tokens <= num_tokens:
+            return Found(num_tokens, hit)
         full, rest = divmod(tokens, self._block_size)
-        return Hit(leader.blocks[:full], leader.blocks[full] if rest else None, rest)
+        hit = Hit(leader.blocks[:full], leader.blocks[full] if rest else None, rest)
+        return Found(tokens, hit)
 
-    def take(self, request: Request, table: BlockTable, hit: Hit) -> None:
+    def _lookup(self, request: Request, limit: int) -> Hit:
+        # If the prompt is scored, the logits of every position are needed.
+        if self._prefix is None or request.params.prompt_logprobs is not None:
+            return Hit()
+        return self._prefix.lookup(self._blocks_of(request), limit)
+
+    def take(self, request: Request, table: BlockTable, hit: Hit) -> int:
         """Put the hit's pages into the block table: share full pages, copy a partial one, load
-        pages of lower tiers."""
+        pages of lower tiers. Returns how many tokens they hold, which is less than was found if a
+        page of a lower tier is damaged."""
         for block in hit.blocks:
             self._pool.share(block)
         self._tables.extend(table, hit.blocks)
-        table.tokens = len(hit.blocks) * self._block_size
+        num_tokens = len(hit.blocks) * self._block_size
         source = hit.partial_block
         if source is not None:
             # Held during the copy: allocating a page for it might evict the source.
@@ -76,12 +98,11 @@ class Reuse:
                 if self._pool.num_available:
                     self._tables.extend(table, self._pool.allocate(1))
                     self._copy(source, table.blocks[-1])
-                    table.tokens += hit.partial_tokens
+                    num_tokens += hit.partial_tokens
             finally:
                 self._pool.release([source])
-        self._events.hit_tokens += table.tokens
-        if hit.keys:
-            self._load(request, table, hit)
+        self._events.hit_tokens += num_tokens
+        return num_tokens + (self._load(request, table, hit) if hit.keys else 0)
 
     def enter(self, request: Request, table: BlockTable, first: int, stop: int) -> None:
         """Put full pages `first` to `stop - 1` of a request into the prefix index. If the index
@@ -111,7 +132,7 @@ class Reuse:
             self._token_blocks[request] = tokens
         return tokens
 
-    def _load(self, request: Request, table: BlockTable, hit: Hit) -> None:
+    def _load(self, request: Request, table: BlockTable, hit: Hit) -> int:
         assert self._prefix is not None
         start = self._clock.now()
         self._prefix.touch(hit)
@@ -120,10 +141,10 @@ class Reuse:
         self._tables.extend(table, blocks)
         loaded = self._prefix.load(hit, blocks)
         self._tables.shrink(table, first + loaded)
-        table.tokens += loaded * self._block_size
         self.enter(request, table, first, first + loaded)
         self._events.loaded_tokens += loaded * self._block_size
         self._events.transfer_s += self._clock.now() - start
+        return loaded * self._block_size
 
     def _copy(self, source: int, target: int) -> None:
         start = self._clock.now()

@@ -24,8 +24,6 @@ class BlockTable:
     max_tokens: int
     """Most tokens it may ever reach."""
     blocks: list[int]
-    tokens: int = 0
-    """Committed tokens: their keys and values are valid."""
 
 
 class BlockTables:
@@ -85,10 +83,9 @@ class BlockTables:
             self._free_rows.append(table.row)
 
     def slots(self, table: BlockTable, places: Iterable[int]) -> list[int]:
-        """The token slots of places after the committed tokens, counted from the first one."""
+        """The token slots of these places in the table, each block * block_size + offset."""
         size = self._block_size
-        at = [table.tokens + place for place in places]
-        return [table.blocks[place // size] * size + place % size for place in at]
+        return [table.blocks[place // size] * size + place % size for place in places]
 
     def extend(self, table: BlockTable, blocks: Sequence[int]) -> None:
         """Append pages."""
@@ -119,8 +116,11 @@ class BlockTables:
     def totals(self) -> tuple[int, int]:
         """Pages and tokens of all requests; a shared page counts once for each request that holds
         it."""
-        every = self._by_request.values()
-        return sum([len(table.blocks) for table in every]), sum([table.tokens for table in every])
+        every = self._by_request
+        return (
+            sum([len(table.blocks) for table in every.values()]),
+            sum([request.num_computed_tokens for request in every]),
+        )
 
     def check(self) -> None:
         """Verify rows and pages of every request. Raises IntegrityError."""
@@ -128,12 +128,12 @@ class BlockTables:
         if sorted(rows) != list(range(self.rows.shape[0])):
             raise IntegrityError("a block table row is lost or owned twice")
         for request, table in self._by_request.items():
-            name = request.request_id
+            name, tokens = request.request_id, request.num_computed_tokens
             if self.rows[table.row, : len(table.blocks)].tolist() != table.blocks:
                 raise IntegrityError(f"block table of {name} differs from its pages")
-            if table.tokens > len(table.blocks) * self._block_size:
+            if tokens > len(table.blocks) * self._block_size:
                 raise IntegrityError(f"{name} keeps tokens outside its pages")
-            for block in table.blocks[table.tokens // self._block_size :]:
+            for block in table.blocks[tokens // self._block_size :]:
                 if self._pool.owners(block) != 1:
                     raise IntegrityError(f"{name} will write into page {block}, which others hold")
         internal = sum(self._overhang(table) for table in self._by_request.values())

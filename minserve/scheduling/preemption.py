@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import islice
 
 from minserve.config import ResolvedConfig
-from minserve.memory import KVManager
+from minserve.memory import Found, KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.books import Books
 from minserve.scheduling.plan import StepPlan
@@ -115,7 +115,7 @@ class Preemption(Books):
         super().remove(request)
         self._keys.pop(request, None)
 
-    def _admission_view(self) -> AdmissionView:
+    def _admission_view(self, found: Found | None = None) -> AdmissionView:
         return AdmissionView(
             self.running,
             self.waiting,
@@ -123,4 +123,5 @@ class Preemption(Books):
             self._memory,
             self._watermark_blocks,
             self.waiting.entry,
+            found,
         )

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from minserve.config import ResolvedConfig
 from minserve.draft import Draft
-from minserve.memory import KVManager
+from minserve.memory import Found, KVManager
 from minserve.request import Request, Status
 from minserve.scheduling.answers import checked_count, checked_flag
 from minserve.scheduling.plan import NO_DRAFTS, StepPlan
@@ -119,8 +119,7 @@ class Scheduler(Preemption):
         if self._order.needs_prefixes and len(self.running) < self._max_num_seqs:
             for request in self.waiting:
                 self.culprit = request
-                found = self._memory.computed_tokens(request)
-                self.waiting.entry(request).found_tokens = found
+                self.waiting.entry(request).found_tokens = self._memory.find(request).num_tokens
             self.waiting.rank_anew(self._rank)
         rank_of, entry = self.waiting.rank_of, self.waiting.entry
         keys = {}
@@ -272,27 +271,30 @@ class Scheduler(Preemption):
             if budget.tokens <= 0 or len(self.running) >= self._max_num_seqs:
                 return False
             self.culprit = request
-            found = self._memory.computed_tokens(request)
-            count = self._chunk(request, request.num_tokens - found, budget)
+            found = self._memory.find(request)
+            count = self._chunk(request, request.num_tokens - found.num_tokens, budget)
             if not count:
                 return False
-            answer = self._policies.batching.admits(self._admission_view())
+            answer = self._policies.batching.admits(self._admission_view(found))
             if not checked_flag(self._policies.batching, "admits", answer):
                 return False
-            if not self._memory.fits(request, num_tokens=found + count):
+            stop = found.num_tokens + count
+            if not self._memory.fits(request, num_tokens=stop, found=found):
                 raise AdmissionError(
                     f"the policy admitted request {request.request_id}, whose first {count} tokens "
-                    f"need {self._memory.needed_blocks(request, found + count)} pages, and "
+                    f"need {self._memory.needed_blocks(request, stop, found)} pages, and "
                     f"{self._memory.pool.num_available} are free"
                 )
-            self._admit(request, budget, plan, now_s)
+            self._admit(request, found, budget, plan, now_s)
         return True
 
-    def _admit(self, request: Request, budget: Budget, plan: StepPlan, now_s: float) -> None:
+    def _admit(
+        self, request: Request, found: Found, budget: Budget, plan: StepPlan, now_s: float
+    ) -> None:
         """Give the first waiting request a place and the tokens found in the cache. If the memory
         manager raises, the request still waits and starts again from its first token."""
         try:
-            request.num_computed_tokens = self._memory.admit(request)
+            self._memory.admit(request, found)
         except BaseException:
             request.num_computed_tokens = 0
             with suppress(Exception):  # The first error is the one to report.

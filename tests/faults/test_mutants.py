@@ -287,7 +287,7 @@ def test_pages_of_a_request_that_has_ended_are_found_by_the_audit(monkeypatch):
     [
         ("num_pending_tokens", "a step that is not in flight"),
         ("num_inflight_tokens", "a step that is not in flight"),
-        ("num_computed_tokens", "computed tokens and its pages hold"),
+        ("num_computed_tokens", "computed tokens and knows only"),
     ],
 )
 def test_a_count_that_no_step_or_page_stands_behind_is_found_by_the_audit(name, said):

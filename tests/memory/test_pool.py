@@ -108,7 +108,7 @@ def corrupt_row(memory: KVManager, a: Request, b: Request) -> None:
 
 
 def corrupt_tokens(memory: KVManager, a: Request, b: Request) -> None:
-    memory._tables[a].tokens = 1000
+    a.num_computed_tokens = 1000
 
 
 @pytest.mark.parametrize(

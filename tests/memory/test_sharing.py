@@ -367,3 +367,28 @@ def test_without_copy_on_write_samples_admitted_later_share_nothing_either():
     totals = engine.trace.totals
     assert totals.hit_tokens == totals.copied_blocks == 0
     assert totals.prefill_tokens >= 3 * len(PROMPT)
+
+
+@pytest.mark.parametrize("kind", ["hash", "radix"])
+@pytest.mark.parametrize("order", ["fcfs", "lpm", "priority"])
+def test_an_admission_searches_the_prefix_index_once(kind, order, monkeypatch):
+    """It used to search up to four times: for the budget, the policy, the pages and the table."""
+    engine = engine_with(
+        memory__prefix_cache=kind, scheduling__order=order, scheduling__max_num_seqs=1
+    )
+    assert engine.memory.prefix is not None
+    matches, match = [], engine.memory.prefix.index.match
+
+    def counted(token_blocks, max_tokens):
+        matches.append(max_tokens)
+        return match(token_blocks, max_tokens)
+
+    monkeypatch.setattr(engine.memory.prefix.index, "match", counted)
+    ask(engine, "first", PROMPT)
+    # These two orders look at waiting requests before anything is admitted: to rank them by what is
+    # found, and to make room for them.
+    before = {"fcfs": 0, "lpm": 1, "priority": 1}[order]
+    assert len(matches) == before + 1
+    matches.clear()
+    assert ask(engine, "again", PROMPT).num_cached_tokens >= 16
+    assert len(matches) == before + 1

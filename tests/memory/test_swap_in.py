@@ -41,7 +41,6 @@ class Store:
         for at in range(start, start + count):
             self.runner._pages[blocks[at // SIZE], at % SIZE] = one.token_ids[at]
         self.memory.commit(one, count)
-        one.num_computed_tokens += count
 
     def read(self, one: Request) -> list[int]:
         pages = self.runner._pages[list(self.memory.blocks_of(one))]
@@ -64,7 +63,7 @@ def test_pages_still_on_the_device_are_shared_and_the_others_come_from_their_own
     kept = sum(1 for block in store.memory.pool.cached_blocks())
     store.memory.release(other)
     assert kept == min(4, PAGES - taken)
-    away.num_computed_tokens = store.memory.admit(away)
+    store.memory.admit(away)
     assert away.num_computed_tokens == 8
     assert store.read(away) == away.token_ids[:8]
     assert store.memory.take_events().swapped_in_blocks == 4 - kept

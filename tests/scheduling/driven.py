@@ -97,9 +97,8 @@ class Driven:
             if request.finished:
                 continue
             request.num_inflight_tokens -= count
-            request.num_computed_tokens += count
-            request.num_ever_computed = max(request.num_ever_computed, request.num_computed_tokens)
             self.memory.commit(request, count, request.num_inflight_tokens)
+            request.num_ever_computed = max(request.num_ever_computed, request.num_computed_tokens)
             if request.num_computed_tokens == request.num_tokens and request.num_pending_tokens:
                 request.num_pending_tokens -= 1
                 request.token_ids.append(request.num_tokens % 90)

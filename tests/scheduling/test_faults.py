@@ -80,7 +80,7 @@ CROWD = [(9, 12, 2), (14, 9, 0), (5, 14, 1), (20, 6, 2), (7, 7, 0), (9, 12, 1)]
         ("admit", {}),
         ("reserve", {}),
         ("release", {}),
-        ("computed_tokens", {}),
+        ("find", {}),
         ("needed_blocks", {}),
         ("fits", {}),
         ("admit", {"memory__prefix_cache": "radix"}),
@@ -497,7 +497,7 @@ def test_clear_makes_a_static_batch_form_again_even_if_the_policy_fails():
     faults=st.lists(
         st.tuples(
             st.sampled_from(
-                ["admit", "reserve", "computed_tokens", "needed_blocks", "fits", "swap_out", "rank"]
+                ["admit", "reserve", "find", "needed_blocks", "fits", "swap_out", "rank"]
             ),
             st.integers(1, 40),
             st.booleans(),
@@ -528,7 +528,7 @@ def test_any_fault_at_any_call_ends_its_request_only(
         driven.add(prompt, output, priority, n=n)
     for method, at, after in faults:
         owner = driven.scheduler._order if method == "rank" else driven.memory
-        after = after and method in ("admit", "computed_tokens", "needed_blocks", "fits", "rank")
+        after = after and method in ("admit", "find", "needed_blocks", "fits", "rank")
         setattr(owner, method, FailsAt(getattr(owner, method), at, after))
     assert len(run_with_faults(driven)) <= len(faults)
 

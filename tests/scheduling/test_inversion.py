@@ -360,9 +360,9 @@ def watch(scheduler) -> None:
         line_up(plan, now_s)
         out_of_pages.clear()
 
-    def checked_admit(request, budget, plan, now_s):
+    def checked_admit(request, found, budget, plan, now_s):
         assert not out_of_pages
-        admit(request, budget, plan, now_s)
+        admit(request, found, budget, plan, now_s)
         if scheduler._order.preemptive:
             keys = [scheduler._keys[one] for one in scheduler.running]
             assert keys == sorted(keys)

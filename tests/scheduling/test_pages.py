@@ -130,7 +130,7 @@ def test_a_victim_computes_again_or_comes_back_with_what_it_had():
         (victim,) = driven.plans[-1].preempted
         assert victim.status is Status.PREEMPTED and victim in driven.scheduler.waiting
         assert (victim.num_computed_tokens > 0) == swaps
-        assert (driven.memory.computed_tokens(victim) > 0) == swaps
+        assert (driven.memory.find(victim).num_tokens > 0) == swaps
         computed = sum(sum(plan.num_tokens) for plan in driven.plans)
         driven.run()
         computed = sum(sum(plan.num_tokens) for plan in driven.plans)

@@ -273,7 +273,7 @@ def test_an_error_in_the_middle_leaves_trace_tokens_and_pages_in_agreement(error
         assert request.num_output_tokens == totals.steps
         if not request.finished:
             computed = request.num_computed_tokens
-            assert computed == request.num_tokens - 1 == memory.tokens_of(request)
+            assert computed == request.num_tokens - 1
             assert len(memory.blocks_of(request)) == memory.blocks_for(computed)
     if built.live_requests():
         assert built.trace.newest.kv_tokens == memory.use().kv_tokens

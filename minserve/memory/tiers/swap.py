@@ -9,11 +9,12 @@ from minserve.request import Request
 
 
 class SwappedRequests:
-    """The host slots and the token count of each swapped-out request. Empty without a host tier."""
+    """The host slots of each swapped-out request, which still counts its tokens as computed. Empty
+    without a host tier."""
 
     def __init__(self, host: HostTier | None) -> None:
         self._host = host
-        self._swapped: dict[Request, tuple[list[int], int]] = {}
+        self._swapped: dict[Request, list[int]] = {}
 
     def __contains__(self, request: Request) -> bool:
         return request in self._swapped
@@ -22,43 +23,37 @@ class SwappedRequests:
         """The requests that are swapped out."""
         return set(self._swapped)
 
-    def num_tokens(self, request: Request) -> int | None:
-        """Tokens that the request's slots hold; None if it is not swapped out."""
-        found = self._swapped.get(request)
-        return found[1] if found is not None else None
-
     def num_slots(self, request: Request) -> int:
         """Slots of a swapped-out request: one for each of its pages."""
-        return len(self._swapped[request][0])
+        return len(self._swapped[request])
 
-    def save(self, request: Request, blocks: Sequence[int], num_tokens: int) -> bool:
+    def save(self, request: Request, blocks: Sequence[int]) -> bool:
         """Copy a request's pages to the host. False, with nothing changed, if there is no room."""
         slots = self._host.swap_out(blocks) if self._host is not None else None
         if slots is None:
             return False
-        self._swapped[request] = (slots, num_tokens)
+        self._swapped[request] = slots
         return True
 
-    def restore(self, request: Request, first: int, blocks: Sequence[int]) -> int:
+    def restore(self, request: Request, first: int, blocks: Sequence[int]) -> None:
         """Copy a request's slots, starting at slot `first`, into device pages, and free all of
-        them; returns how many tokens they hold."""
-        slots, num_tokens = self._swapped[request]
+        them."""
+        slots = self._swapped[request]
         assert self._host is not None
         self._host.load(slots[first:], blocks)
         del self._swapped[request]
         self._host.release(slots)
-        return num_tokens
 
     def drop(self, request: Request) -> None:
         """Free the slots of a request that will not return. Does nothing for a
         request without slots."""
-        slots, _ = self._swapped.pop(request, ((), 0))
+        slots = self._swapped.pop(request, ())
         if slots and self._host is not None:
             self._host.release(slots)
 
     def holders(self) -> Iterator[list[int]]:
         """The slots of each request."""
-        return (slots for slots, _ in self._swapped.values())
+        return iter(self._swapped.values())
 
     def reset(self) -> None:
         """Forget every request; does not change the host tier."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from minserve.config import ResolvedConfig
-from minserve.memory import KVManager
+from minserve.memory import Found, KVManager
 from minserve.request import Request
 from minserve.scheduling.policies.entry import QueueEntry
 
@@ -37,12 +37,14 @@ class AdmissionView:
     """Pages to leave free while requests run (`memory.watermark`)."""
     entry_of: Callable[[Request], QueueEntry]
     """What the queue has recorded about a request."""
+    found: Found | None = None
+    """Where the computed tokens of the first waiting request are; None: not looked up."""
 
     @property
     def needed_blocks(self) -> int:
         """Pages that the first waiting request would take from the available ones for all its known
         tokens. Pages of a shared prefix that other requests hold are not counted."""
-        return self.memory.needed_blocks(self.waiting[0])
+        return self.memory.needed_blocks(self.waiting[0], found=self.found)
 
     @property
     def promised_blocks(self) -> int:
@@ -55,7 +57,7 @@ class AdmissionView:
         """True if the first waiting request fits in addition to the promised pages. While no
         request runs, no page is kept back."""
         kept_back = self.promised_blocks + self.watermark_blocks if self.running else 0
-        return self.memory.fits(self.waiting[0], kept_back)
+        return self.memory.fits(self.waiting[0], kept_back, found=self.found)
 
 
 class BatchingPolicy:
