@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -24,6 +24,11 @@ MODEL = ModelSpec(
     tie_embeddings=True,
     dtype="bfloat16",
 )
+
+_WINDOWED = LayerSpec(AttentionSpec(4, 2, 16, window=48), FeedForwardSpec(128))
+WINDOWS = replace(MODEL, layers=(_WINDOWED,) * 3)
+MIXED = replace(MODEL, layers=(MODEL.layers[0], _WINDOWED) * 2)
+"""Models in which every layer has a window, and every second one."""
 
 PAGE_BYTES = 16 * 3 * 2 * 2 * 16 * 4
 """Of MODEL in float32."""
@@ -53,3 +58,4 @@ class Case:
     facts: Facts = field(default_factory=Facts)
     gpu: tuple[int, int] | None = None
     """Compute capability of the GPU that torch says it sees; None: it sees none."""
+    model: ModelSpec = MODEL

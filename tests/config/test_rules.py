@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from config.asked import MODEL, Case, config_of, pretend_gpu
+from config.asked import Case, config_of, pretend_gpu
 from config.refused import REFUSED
 from config.settled import SETTLED
 
@@ -36,7 +36,7 @@ def test_what_cannot_go_together_is_refused_by_its_rule_with_both_fields_and_a_w
 ):
     pretend_gpu(monkeypatch, case.gpu)
     with pytest.raises(ConfigError) as caught:
-        resolve(config_of(case.values), MODEL, facts=case.facts)
+        resolve(config_of(case.values), case.model, facts=case.facts)
     assert in_order(case.says, str(caught.value)), str(caught.value)
     assert caught.traceback[-1].name == case.rule.__name__
 
@@ -45,13 +45,13 @@ def test_what_cannot_go_together_is_refused_by_its_rule_with_both_fields_and_a_w
 def test_what_is_left_open_is_filled_in_by_its_rule_and_said(case, monkeypatch):
     pretend_gpu(monkeypatch, case.gpu)
     asked = config_of(case.values)
-    answer = answers(Question(asked, MODEL, case.facts))[case.rule]
+    answer = answers(Question(asked, case.model, case.facts))[case.rule]
     assert answer.values == case.fills
     assert in_order(case.says, "\n".join(answer.notes)) and bool(case.says) == bool(answer.notes)
-    resolved = resolve(asked, MODEL, facts=case.facts)
+    resolved = resolve(asked, case.model, facts=case.facts)
     assert {path: resolved.config.get(path) for path in case.fills} == case.fills
     assert set(answer.notes) <= set(resolved.notes)
-    assert resolve(resolved.config, MODEL, facts=case.facts).config == resolved.config
+    assert resolve(resolved.config, case.model, facts=case.facts).config == resolved.config
 
 
 def answers(question: Question) -> dict[Rule, Answer]:
