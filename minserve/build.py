@@ -28,7 +28,7 @@ from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
 from minserve.kernels.cpu.build import NativeUnavailable, need_compiler
 from minserve.loading import LoadedModel
-from minserve.memory import KVCache, build_manager
+from minserve.memory import KVCache, build_manager, plan_groups
 from minserve.models import (
     Decoder,
 )
@@ -113,20 +113,21 @@ def build_engine(
         config,
         config=config.config.with_values({"kernels.backend": ops.name}),
     )
-    num_blocks = _pool_blocks(config, decoder, ops)
-    block_size = config.config.memory.block_size
+    kv_bytes = config.config.memory.kv_bytes
+    plans = plan_groups(
+        config, _profile_gpu(config, decoder, ops) if kv_bytes is None else kv_bytes
+    )
     cache = KVCache(
-        config.model,
-        # One page more than the manager knows, for the keys and values of padding,
-        # which are never read.
-        num_blocks + (config.padding != "none"),
-        block_size,
+        plans,
+        config.config.memory.block_size,
         config.dtype,
         config.device,
-        config.num_host_slots,
+        # One page more than the manager knows, for the keys and values of padding,
+        # which are never read.
+        spare_blocks=int(config.padding != "none"),
     )
-    memory = build_manager(config, num_blocks, clock, cache)
-    attention = PagedAttention(config.model, cache.layers, ops)
+    memory = build_manager(config, plans, clock, cache)
+    attention = PagedAttention(config.model, cache.layers_of(config.model), ops)
     runner = _runner(config, decoder, attention, clock)
     if watch is not None:
         runner = watch(runner)
@@ -151,11 +152,12 @@ def build_virtual_engine(
     check_parts(parts)
     resolved = resolve_virtual(spec, config, cost, parts)
     clock = VirtualClock()
-    num_blocks = (resolved.config.memory.kv_bytes or 0) // resolved.block_bytes
+    plans = plan_groups(resolved, resolved.config.memory.kv_bytes or 0)
     bandwidth = getattr(cost.device, "memory_bytes_per_s", None)
     link = getattr(cost, "link", None) if host_link is None else host_link
-    store = VirtualStore(resolved.block_bytes, clock, link or HostLink(), bandwidth)
-    memory = build_manager(resolved, _usable_blocks(resolved, num_blocks), clock, store)
+    sizes = [plan.block_bytes for plan in plans]
+    store = VirtualStore(sizes, clock, link or HostLink(), bandwidth)
+    memory = build_manager(resolved, plans, clock, store)
     runner = VirtualRunner(spec, resolved.itemsize, cost, clock)
     trace = new_trace(name or spec.family, resolved)
     trace.header = dataclasses.replace(
@@ -250,22 +252,6 @@ def _compiled(decoder: Decoder, clock: Clock) -> Decoder:
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
     """Remove paths: a trace is shared with others, who should not learn where a disk is mounted."""
     return values | {"memory.disk_path": None}
-
-
-def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
-    kv_bytes = config.config.memory.kv_bytes
-    if kv_bytes is None:
-        kv_bytes = _profile_gpu(config, decoder, ops)
-    return _usable_blocks(config, kv_bytes // config.block_bytes)
-
-
-def _usable_blocks(config: ResolvedConfig, num_blocks: int) -> int:
-    """The number of pages that can ever be used, at most `num_blocks`: without a prefix cache, no
-    more than all requests together can hold."""
-    if config.config.memory.prefix_cache != "off":
-        return num_blocks
-    most = config.config.scheduling.max_num_seqs * config.blocks_per_request
-    return min(num_blocks, most)
 
 
 def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:

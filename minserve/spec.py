@@ -6,9 +6,10 @@ Mistral are values of it, not classes. Knows nothing about weights, files or dev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+Retention = Literal["full", "window"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 
@@ -77,24 +78,53 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
-class CacheSpec:
-    """The cache of one layer: a key and a value per KV head for each token."""
+class CacheTensor:
+    """Something a layer keeps for every token: `[num_heads, head_dim]`."""
 
-    num_kv_heads: int
+    name: str
+    num_heads: int
     head_dim: int
-    retention: Literal["full"] = "full"
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The cache of one layer: what it keeps for each token, and for how long."""
+
+    tensors: tuple[CacheTensor, ...]
+    window: int | None = None
+    """A token is not read any more once this many tokens have come after it. None: it is kept as
+    long as its request."""
+
+    @classmethod
+    def of(cls, mixer: AttentionSpec) -> CacheSpec:
+        """The cache of an attention mixer: a key and a value per KV head."""
+        heads, dim = mixer.num_kv_heads, mixer.head_dim
+        tensors = (CacheTensor("key", heads, dim), CacheTensor("value", heads, dim))
+        return cls(tensors, mixer.window)
+
+    @property
+    def retention(self) -> Retention:
+        """How pages of this cache are kept (`memory.groups`)."""
+        return "full" if self.window is None else "window"
 
     def bytes_per_token(self, itemsize: int) -> int:
         """Bytes of one token in one layer's cache, at `itemsize` bytes per number."""
-        return 2 * self.num_kv_heads * self.head_dim * itemsize
+        return sum(each.num_heads * each.head_dim for each in self.tensors) * itemsize
 
 
 @dataclass(frozen=True)
 class CacheGroup:
-    """Layers whose caches have the same shape, so that they share one block table per request."""
+    """Layers of one model with equal caches, so that they share one block table per request."""
 
     spec: CacheSpec
     layers: tuple[int, ...]
+    model: str = ""
+    """Whose layers these are: "" is the model that is served. A draft model beside it has a name of
+    its own."""
+
+    def bytes_per_token(self, itemsize: int) -> int:
+        """Bytes of one token in all layers of the group, at `itemsize` bytes per number."""
+        return self.spec.bytes_per_token(itemsize) * len(self.layers)
 
 
 @dataclass(frozen=True)
@@ -124,20 +154,28 @@ class ModelSpec:
         """Decoder layers."""
         return len(self.layers)
 
-    def cache_groups(self) -> tuple[CacheGroup, ...]:
-        """Layers of equal `CacheSpec`, in order of first appearance."""
+    def cache_groups(self, model: str = "") -> tuple[CacheGroup, ...]:
+        """Layers of equal `CacheSpec`, in order of first appearance; `model` names this model
+        beside others of the same engine (`CacheGroup.model`)."""
         groups: dict[CacheSpec, list[int]] = {}
         for index, layer in enumerate(self.layers):
-            spec = CacheSpec(layer.mixer.num_kv_heads, layer.mixer.head_dim)
-            groups.setdefault(spec, []).append(index)
-        return tuple(CacheGroup(spec, tuple(layers)) for spec, layers in groups.items())
+            groups.setdefault(CacheSpec.of(layer.mixer), []).append(index)
+        return tuple(CacheGroup(spec, tuple(layers), model) for spec, layers in groups.items())
+
+    def up_to(self, max_len: int) -> ModelSpec:
+        """The model as it acts on requests of at most `max_len` tokens: a window that no request
+        outgrows hides nothing, and such a layer needs the same cache as one without a window."""
+        layers = tuple(
+            replace(layer, mixer=replace(layer.mixer, window=None))
+            if layer.mixer.window is not None and layer.mixer.window >= max_len
+            else layer
+            for layer in self.layers
+        )
+        return self if layers == self.layers else replace(self, layers=layers)
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of one token in all layers' caches together."""
-        return sum(
-            group.spec.bytes_per_token(itemsize) * len(group.layers)
-            for group in self.cache_groups()
-        )
+        """Bytes of one token in all layers' caches together, while all of them keep it."""
+        return sum(group.bytes_per_token(itemsize) for group in self.cache_groups())
 
     def layer_parameters(self, index: int) -> int:
         """Parameters of one decoder layer, norms and biases included."""

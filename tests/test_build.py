@@ -14,7 +14,7 @@ from minserve.execution.profiling import largest_batch
 from minserve.execution.runner import EagerRunner
 from minserve.kernels import select_ops
 from minserve.loading import load_model
-from minserve.memory import KVCache
+from minserve.memory import GroupPlan, KVCache
 from minserve.models import Decoder, random_weights
 
 
@@ -33,15 +33,11 @@ def test_the_largest_batch_is_as_large_as_the_scheduler_may_ask_for_and_runs(bud
     assert batch.num_tokens == min(budget, requests * config.max_model_len)
     assert batch.num_requests == batch.sampling.num_samples == requests
     ops = select_ops("torch", config.device, config.dtype)
-    cache = KVCache(
-        config.model,
-        batch.groups[0].block_tables.shape[1],
-        config.config.memory.block_size,
-        config.dtype,
-        config.device,
-    )
+    blocks = batch.groups[0].block_tables.shape[1]
+    plans = [GroupPlan(group, blocks) for group in config.model.cache_groups()]
+    cache = KVCache(plans, config.config.memory.block_size, config.dtype, config.device)
     decoder = Decoder(config.model, random_weights(config.model, torch.float32), ops)
-    attention = PagedAttention(config.model, cache.layers, ops)
+    attention = PagedAttention(config.model, cache.layers_of(config.model), ops)
     runner = EagerRunner(decoder, attention, config.device, WallClock(), 256)
     result = runner.collect(runner.submit(batch))
     assert len(result.token_ids) == requests

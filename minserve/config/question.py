@@ -91,7 +91,7 @@ class Question:
         lengths are filled in."""
         return ResolvedConfig(
             config=self.config,
-            model=self.model,
+            model=self.model.up_to(self.max_model_len),
             device=self.device,
             dtype=self.dtype,
             max_model_len=self.max_model_len,

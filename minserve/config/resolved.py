@@ -37,13 +37,8 @@ class ResolvedConfig:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one page over all layers."""
+        """Bytes of one page of every cache group: of one page over all layers."""
         return self.config.memory.block_size * self.model.kv_bytes_per_token(self.itemsize)
-
-    @property
-    def num_host_slots(self) -> int:
-        """Pages that fit into `memory.host_bytes`."""
-        return self.config.memory.host_bytes // self.block_bytes
 
     @property
     def padding(self) -> str:

@@ -30,6 +30,8 @@ class Flight:
     work: StepWork
     blocks_used: int
     """Pages with an owner when the step was submitted."""
+    owned_bytes: int
+    """Bytes of those pages."""
 
     @cached_property
     def num_tokens(self) -> int:

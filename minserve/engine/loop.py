@@ -207,9 +207,9 @@ class Engine:
 
     def unpin(self, handle: int) -> None:
         """Allow a pin's pages to be evicted again. Raises KeyError for an unknown handle."""
-        self.memory.check_pin(handle)  # a caller's mistake is not a failure of the engine
+        self.memory.pins.check(handle)  # a caller's mistake is not a failure of the engine
         with self._recovery.change(()):
-            self.memory.unpin(handle)
+            self.memory.pins.remove(handle)
 
     def close(self) -> None:
         """End every live request, wait for the steps in flight, and delete files kept on disk."""
@@ -293,7 +293,7 @@ class Engine:
         built = self._build(plan)
         num_logits = built.batch.num_samples + len(built.prompt_owners)
         work = self._counter.count(built.batch.query_lens, built.batch.context_lens, num_logits)
-        blocks_used = self.memory.pool.num_owned
+        blocks_used, owned_bytes = self.memory.owned()
         prepared = self.clock.now()
         self._recovery.owners = plan.requests
         try:
@@ -301,7 +301,8 @@ class Engine:
             self.memory.submitted(built.batch)
             events = self.memory.take_events()
             timed = (start, scheduled - start, prepared - scheduled)
-            self._in_flight.append(Flight(plan, built, handle, events, *timed, work, blocks_used))
+            held = (blocks_used, owned_bytes)
+            self._in_flight.append(Flight(plan, built, handle, events, *timed, work, *held))
         except BaseException:
             self.memory.failed()  # a part of the pass may be queued on the device
             self._has_lost_pass = True

@@ -75,28 +75,32 @@ def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:
             f"pin(): {len(token_ids)} tokens do not fill a page of {memory.block_size}, and pages "
             "are pinned whole: pin a longer prefix, or use a smaller memory.block_size"
         )
-    most = int(memory.pool.num_blocks * MAX_PINNED_SHARE)
-    if memory.num_pinned + blocks > most:
-        raise InvalidRequestError(
-            f"pin(): {blocks} pages beside the {memory.num_pinned} pinned already are more than "
-            f"{most}, half of the pool of {memory.pool.num_blocks}, whose rest requests need: "
-            "unpin something, pin less, or raise memory.kv_bytes"
-        )
-    left = memory.pool.num_blocks - memory.num_pinned - blocks
-    if memory.blocks_for(engine.longest_live_tokens) > left:
-        raise InvalidRequestError(
-            f"pin(): {blocks} pages would leave {left}, fewer than a request that is being served "
-            f"may need ({memory.blocks_for(engine.longest_live_tokens)}): pin before it is sent or "
-            "after it has ended, or raise memory.kv_bytes"
-        )
+    for number, group in enumerate(memory.groups):
+        mine = blocks - group.retention.first_read(blocks * memory.block_size)
+        pinned, total = memory.pins.num_blocks(number), group.pool.num_blocks
+        most = int(total * MAX_PINNED_SHARE)
+        if pinned + mine > most:
+            raise InvalidRequestError(
+                f"pin(): {mine} pages beside the {pinned} pinned already are more than {most}, "
+                f"half of the pool of {total}, whose rest requests need: unpin something, pin "
+                "less, or raise memory.kv_bytes"
+            )
+        left = total - pinned - mine
+        needed = group.needed(0, memory.blocks_for(engine.longest_live_tokens))
+        if needed > left:
+            raise InvalidRequestError(
+                f"pin(): {mine} pages would leave {left}, fewer than a request that is being "
+                f"served may need ({needed}): pin before it is sent or after it has ended, or "
+                "raise memory.kv_bytes"
+            )
 
 
 def pin_computed(engine: Engine, token_ids: Sequence[int], cache_salt: str = "") -> int | None:
     """Pin a prefix if all its full pages are on the device. Returns the handle, or None (and pins
     nothing) if a page is missing."""
     namespace = (cache_salt,) if cache_salt else ()
-    handle, num_tokens = engine.memory.pin(token_ids, namespace)
+    handle, num_tokens = engine.memory.pins.add(token_ids, namespace)
     if num_tokens == len(token_ids) // engine.memory.block_size * engine.memory.block_size:
         return handle
-    engine.memory.unpin(handle)
+    engine.memory.pins.remove(handle)
     return None

@@ -33,7 +33,6 @@ class Recorder:
         """May be replaced between two steps."""
         self._keeps_blocks = config.config.trace.per_request and config.config.trace.pages
         self.token_bytes = config.model.kv_bytes_per_token(config.itemsize)
-        self.block_bytes = config.block_bytes
         self.num_aborted = 0
         """Requests aborted since the last step; the next step's trace reports them."""
         self.num_preempted = 0
@@ -68,9 +67,9 @@ class Recorder:
             blocks_total=use.blocks_total,
             blocks_used=flight.blocks_used,
             kv_tokens=use.kv_tokens,
-            kv_bytes_reserved=use.blocks_total * self.block_bytes,
-            kv_bytes_allocated=flight.blocks_used * self.block_bytes,
-            kv_bytes_used=use.kv_tokens * self.token_bytes,
+            kv_bytes_reserved=use.total_bytes,
+            kv_bytes_allocated=flight.owned_bytes,
+            kv_bytes_used=use.kv_bytes,
             blocks=self._step_blocks(use, events),
             requests=tuple(counts.details),
             cached_block_ids=self._memory.pool.cached_blocks() if self._keeps_blocks else (),
@@ -108,7 +107,6 @@ class Recorder:
         )
 
     def _step_blocks(self, use: MemoryUse, events: MemoryEvents) -> StepBlocks:
-        slot_bytes = self.token_bytes
         return StepBlocks(
             hit_tokens=events.hit_tokens,
             loaded_tokens=events.loaded_tokens,
@@ -117,10 +115,10 @@ class Recorder:
             swapped_out_blocks=events.swapped_out_blocks,
             swapped_in_blocks=events.swapped_in_blocks,
             cached_blocks=use.blocks_cached,
-            owned_bytes=use.blocks_used * self.block_bytes,
-            future_bytes=use.reserved_slots * slot_bytes,
-            internal_bytes=use.internal_slots * slot_bytes,
-            external_bytes=self._scheduler.stranded_slots() * slot_bytes,
+            owned_bytes=use.owned_bytes,
+            future_bytes=use.future_bytes,
+            internal_bytes=use.internal_bytes,
+            external_bytes=self._scheduler.stranded_slots() * self.token_bytes,
         )
 
 

@@ -48,6 +48,8 @@ class Repeater:
         # prefix cache, a page that becomes full may be replaced by another.
         details = whole.trace.per_request or whole.memory.check_integrity
         self._possible = whole.memory.kv_cache and not details and memory.prefix is None
+        # Pages behind a window are freed when a step is committed, and here none is.
+        self._possible &= all(group.retention.keeps_all for group in memory.groups)
         # With "longest", single rows need no padding; other kinds of padding would have to be
         # counted.
         self._possible &= whole.kernels.padding in ("none", "longest")
@@ -118,9 +120,7 @@ class Repeater:
     def _record(self, start_s: float, forward_s: float, work: StepWork, kv_tokens: int) -> None:
         """Record a step that decoded one token of every running request, and nothing else."""
         recorder, use = self._recorder, self._memory.use()
-        num, slot_bytes = len(self._scheduler.running), recorder.token_bytes
-        owned_bytes = use.blocks_used * recorder.block_bytes
-        open_slots = use.blocks_used * self._memory.block_size - kv_tokens
+        num, kv_bytes = len(self._scheduler.running), kv_tokens * recorder.token_bytes
         recorder.append(
             StepTrace(
                 index=recorder.num_steps,
@@ -141,13 +141,13 @@ class Repeater:
                 blocks_total=use.blocks_total,
                 blocks_used=use.blocks_used,
                 kv_tokens=kv_tokens,
-                kv_bytes_reserved=use.blocks_total * recorder.block_bytes,
-                kv_bytes_allocated=owned_bytes,
-                kv_bytes_used=kv_tokens * slot_bytes,
+                kv_bytes_reserved=use.total_bytes,
+                kv_bytes_allocated=use.owned_bytes,
+                kv_bytes_used=kv_bytes,
                 blocks=StepBlocks(
-                    owned_bytes=owned_bytes,
-                    future_bytes=(open_slots - use.internal_slots) * slot_bytes,
-                    internal_bytes=use.internal_slots * slot_bytes,
+                    owned_bytes=use.owned_bytes,
+                    future_bytes=use.owned_bytes - kv_bytes - use.internal_bytes,
+                    internal_bytes=use.internal_bytes,
                 ),
             )
         )

@@ -56,14 +56,14 @@ def padding_lens(
 def pad(
     batch: ForwardBatch,
     kind: str,
-    scratch_block: int,
+    scratch_blocks: Sequence[int],
     block_size: int,
     most_rows: int = 0,
     idle_places: int = 0,
 ) -> ForwardBatch:
     """The batch with padding of this `kind` appended; the same object if there is nothing to add.
 
-    `scratch_block` is a page of `block_size` slots in every group that no request ever owns;
+    `scratch_blocks` has for each group a page of `block_size` slots that no request ever owns;
     `most_rows` and `idle_places` as in `padding_lens`.
     """
     lens = padding_lens(kind, batch.query_lens, most_rows, idle_places)
@@ -71,7 +71,7 @@ def pad(
         return batch
     added = torch.tensor(lens, dtype=torch.int32)
     positions = torch.cat([torch.arange(rows) for rows in lens])
-    slots = scratch_block * block_size + positions % block_size
+    offsets = positions % block_size
     ends = batch.num_tokens + added.cumsum(0, dtype=torch.int32)
     blocks = -(-max(lens) // block_size)
     plain = torch.full_like(positions, PLAIN)
@@ -84,10 +84,11 @@ def pad(
         tree=None if batch.tree is None else torch.cat((batch.tree, plain)),
         groups=tuple(
             GroupTables(
-                torch.cat((group.slots, slots)),
+                torch.cat((group.slots, scratch_block * block_size + offsets)),
                 _tables(group.block_tables, len(lens), blocks, scratch_block),
             )
-            for group in batch.groups
+            # A modelled batch has no groups.
+            for group, scratch_block in zip(batch.groups, scratch_blocks, strict=False)
         ),
         query_lens=batch.query_lens + lens,
         context_lens=batch.context_lens + lens,

@@ -15,7 +15,7 @@ from minserve.config import ResolvedConfig
 from minserve.execution.padding import pad
 from minserve.execution.runner import EagerRunner
 from minserve.kernels.base import Ops
-from minserve.memory import KVCache
+from minserve.memory import GroupPlan, KVCache
 from minserve.models import Decoder
 from minserve.request import Request, SamplingParams
 from minserve.sampling import plan_sampling
@@ -53,7 +53,8 @@ def largest_batch(config: ResolvedConfig) -> ForwardBatch:
         query_lens=tuple(lens),
         context_lens=tuple(lens),
     )
-    return pad(batch, kernels.padding, scratch_block=0, block_size=block_size)
+    scratch_blocks = [0] * len(batch.groups)
+    return pad(batch, kernels.padding, scratch_blocks, block_size)
 
 
 def _sampled_requests(count: int) -> list[Request]:
@@ -66,10 +67,9 @@ def activation_peak_bytes(config: ResolvedConfig, decoder: Decoder, ops: Ops) ->
     """Peak bytes of activations on a CUDA device, beyond what was allocated before."""
     batch = largest_batch(config)
     blocks = batch.groups[0].block_tables.shape[1]
-    cache = KVCache(
-        config.model, blocks, config.config.memory.block_size, config.dtype, config.device
-    )
-    attention = PagedAttention(config.model, cache.layers, ops)
+    plans = [GroupPlan(group, blocks) for group in config.model.cache_groups()]
+    cache = KVCache(plans, config.config.memory.block_size, config.dtype, config.device)
+    attention = PagedAttention(config.model, cache.layers_of(config.model), ops)
     runner = EagerRunner(
         decoder, attention, config.device, WallClock(), config.config.kernels.logits_chunk
     )

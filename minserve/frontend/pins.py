@@ -66,7 +66,7 @@ def _pinned(
 ) -> PinnedPrefix:
     size = engine.memory.block_size
     return PinnedPrefix(
-        len(token_ids) // size * size, let_go, functools.partial(engine.memory.holds_pin, handle)
+        len(token_ids) // size * size, let_go, functools.partial(engine.memory.pins.holds, handle)
     )
 
 

@@ -10,14 +10,16 @@ the keys and values themselves, and the order of copies between tiers.
 
 from minserve.memory.assemble import build_manager
 from minserve.memory.events import MemoryEvents
+from minserve.memory.group import PageGroup
 from minserve.memory.keys import TokenBlocks, root_key
 from minserve.memory.manager import KVManager
+from minserve.memory.plan import GroupPlan, plan_blocks, plan_groups
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.index import HashIndex, IndexNode, Match, PrefixIndex
 from minserve.memory.prefix.radix import RadixIndex
 from minserve.memory.reuse import Found
 from minserve.memory.storage.cache import KVCache
-from minserve.memory.storage.store import BlockStore, NoStore
+from minserve.memory.storage.store import BlockStore, NoStore, PageStore
 from minserve.memory.storage.transfers import TransferOrder
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.disk import DiskTier
@@ -29,6 +31,7 @@ __all__ = [
     "BlockStore",
     "DiskTier",
     "Found",
+    "GroupPlan",
     "HashIndex",
     "HostTier",
     "IndexNode",
@@ -39,11 +42,15 @@ __all__ = [
     "MemoryEvents",
     "MemoryUse",
     "NoStore",
+    "PageGroup",
+    "PageStore",
     "PrefixIndex",
     "RadixIndex",
     "ResumeCosts",
     "TokenBlocks",
     "TransferOrder",
     "build_manager",
+    "plan_blocks",
+    "plan_groups",
     "root_key",
 ]

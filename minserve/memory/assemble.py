@@ -3,6 +3,7 @@ switch to a class."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from minserve.clock import Clock
@@ -10,43 +11,42 @@ from minserve.config import ResolvedConfig
 from minserve.config.rules.memory import disk_folder, disk_refused
 from minserve.memory.layout import reservation
 from minserve.memory.manager import KVManager
+from minserve.memory.plan import GroupPlan
 from minserve.memory.prefix.index import HashIndex, PrefixIndex
 from minserve.memory.prefix.radix import RadixIndex
-from minserve.memory.storage.store import BlockStore, NoStore
+from minserve.memory.storage.store import PageStore
 from minserve.memory.tiers.costs import Resume, ResumeCosts
 from minserve.memory.tiers.disk import DiskTier
-from minserve.memory.tiers.host import HostTier
 
 INDEXES: dict[str, type[HashIndex] | type[RadixIndex]] = {"hash": HashIndex, "radix": RadixIndex}
 """`memory.prefix_cache` -> its class."""
 
 
 def build_manager(
-    config: ResolvedConfig, num_blocks: int, clock: Clock, store: BlockStore | None = None
+    config: ResolvedConfig,
+    plans: Sequence[GroupPlan],
+    clock: Clock,
+    store: PageStore | None = None,
 ) -> KVManager:
-    """The manager of `num_blocks` pages. Without a `store`, pages are only counted.
+    """The manager of these pages. Without a `store`, pages are only counted.
 
     Raises ConfigError if the directory for the disk tier can no longer be written.
     """
     memory = config.config.memory
-    store = NoStore() if store is None else store
     index: PrefixIndex | None = None
     if memory.prefix_cache != "off":
         index = INDEXES[memory.prefix_cache]()
-    host = None
-    if config.num_host_slots:
-        host = HostTier(config.num_host_slots, store, _disk(config))
     reserve = None
     if memory.layout == "contiguous":
         reserve = reservation(memory.reservation, config.max_model_len)
     return KVManager(
-        num_blocks,
+        plans,
         memory.block_size,
         config.config.scheduling.max_num_seqs,
         config.blocks_per_request,
         reservation=reserve,
         index=index,
-        host=host,
+        disk=_disk(config),
         store=store,
         costs=ResumeCosts(cast(Resume, memory.resume)),
         clock=clock,

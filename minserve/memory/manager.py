@@ -13,18 +13,17 @@ import numpy.typing as npt
 from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
 from minserve.memory.events import NOTHING, MemoryEvents
-from minserve.memory.keys import TokenBlocks, root_key
+from minserve.memory.group import open_groups
 from minserve.memory.layout import Reservation
 from minserve.memory.pins import Pins
-from minserve.memory.pool import BlockPool, IntegrityError
-from minserve.memory.prefix.cache import PrefixCache
-from minserve.memory.prefix.index import PrefixIndex
+from minserve.memory.plan import GroupPlan, primary_of
+from minserve.memory.pool import IntegrityError
+from minserve.memory.prefix.index import HashIndex, PrefixIndex
 from minserve.memory.reuse import Found, Reuse
-from minserve.memory.storage.store import BlockStore, NoStore
-from minserve.memory.tables import BlockTable, BlockTables
+from minserve.memory.storage.store import NoStore, PageStore
+from minserve.memory.swap import SwappedRequests
 from minserve.memory.tiers.costs import ResumeCosts
-from minserve.memory.tiers.host import HostTier
-from minserve.memory.tiers.swap import SwappedRequests
+from minserve.memory.tiers.disk import DiskTier
 from minserve.memory.use import MemoryUse, measure_use
 from minserve.request import Request
 
@@ -34,65 +33,84 @@ class KVManager:
 
     `admit(request)` finds tokens that are already computed, `reserve(request, n)` makes room for n
     more tokens, `commit(request, kept)` keeps the first `kept` of them and returns the other pages.
+    Every cache group has its own pages; page counts are about the primary group (`plan`), beside
+    which the others do not run short.
     """
 
     def __init__(
         self,
-        num_blocks: int,
+        plans: Sequence[GroupPlan],
         block_size: int,
         max_num_seqs: int,
         blocks_per_request: int,
         *,
         reservation: Reservation | None = None,
         index: PrefixIndex | None = None,
-        host: HostTier | None = None,
-        store: BlockStore | None = None,
+        disk: DiskTier | None = None,
+        store: PageStore | None = None,
         costs: ResumeCosts | None = None,
         clock: Clock | None = None,
     ) -> None:
+        """`index`: that of the primary group; None: no prefix cache."""
         self.block_size = block_size
-        self.pool = BlockPool(num_blocks)
-        self.host = host
         self.costs = ResumeCosts() if costs is None else costs
-        self._tables = BlockTables(self.pool, block_size, max_num_seqs, blocks_per_request)
         self._reservation = reservation
         self._store = NoStore() if store is None else store
         self._clock = WallClock() if clock is None else clock
         self._events = MemoryEvents()
-        self.prefix = (
-            PrefixCache(self.pool, index, host, self.costs, self._clock, self._events)
-            if index is not None
-            else None
+        primary = self._primary_index = primary_of([plan.group for plan in plans])
+        self.groups = open_groups(
+            plans, primary, block_size, max_num_seqs, blocks_per_request, self._store, disk
         )
-        self._reuse = Reuse(
-            self.pool, self._tables, self.prefix, self._store, self._clock, self._events, block_size
-        )
-        self._swapped = SwappedRequests(host)
-        self._pins = Pins(self.pool)
+        """In the order of the plans."""
+        self._primary = self.groups[primary]
+        self._others = tuple(group for group in self.groups if group is not self._primary)
+        self._shedding = tuple(group for group in self.groups if not group.retention.keeps_all)
+        if index is not None:
+            self._open_prefix(index)
+        self.pool, self.host = self._primary.pool, self._primary.host
+        self.prefix = self._primary.prefix
+        """The prefix cache of the primary group; None if there is none."""
+        self._tables = self._primary.tables
+        self._reuse = Reuse(self.groups, primary, self._clock, self._events, block_size)
+        self._swapped = SwappedRequests(self.groups, self._clock, self._events)
+        self.pins = Pins(self.groups, primary, self._reuse, block_size)
         self._noted: set[str] = set()
+
+    def _open_prefix(self, index: PrefixIndex) -> None:
+        """Let every group keep full pages. Evicted pages go to the host only if there is one group
+        that keeps all tokens: else they would have to be found there in all groups at once."""
+        demotes = len(self.groups) == 1 and self._primary.retention.keeps_all
+        for group in self.groups:
+            mine = index if group is self._primary else HashIndex()
+            host = group.host if demotes else None
+            group.open_prefix(mine, host, self.costs, self._clock, self._events)
 
     @property
     def tables(self) -> npt.NDArray[np.int32]:
-        """`[max_num_seqs, blocks]`: the row of a request lists its pages in order of position."""
+        """`[max_num_seqs, blocks]`: the block tables of the primary group."""
         return self._tables.rows
 
     @property
     def capacity_tokens(self) -> int:
         """Tokens that a single request can keep if it is alone; pinned pages are not
         available to it."""
-        blocks = min(int(self._tables.rows.shape[1]), self.pool.num_blocks - self.num_pinned)
-        return blocks * self.block_size
+        blocks = min(
+            group.reach(group.pool.num_blocks - self.pins.num_blocks(number))
+            for number, group in enumerate(self.groups)
+        )
+        return min(int(self._tables.rows.shape[1]), blocks) * self.block_size
 
     def blocks_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens`."""
         return -(-num_tokens // self.block_size)
 
     def rows_of(self, requests: Sequence[Request]) -> npt.NDArray[np.int64]:
-        """The requests' rows in `tables`."""
+        """The requests' rows in the block tables, the same in every group."""
         return self._tables.rows_of(requests)
 
     def blocks_of(self, request: Request) -> tuple[int, ...]:
-        """The request's pages, in order of position."""
+        """The request's pages in the primary group, in order of position."""
         table = self._tables.get(request)
         return tuple(table.blocks) if table is not None else ()
 
@@ -101,7 +119,7 @@ class KVManager:
     def find(self, request: Request) -> Found:
         """Where the computed tokens of a waiting request are; changes nothing. An admission looks
         once and passes what it found to the methods below."""
-        return self._reuse.find(request, request in self._swapped)
+        return self._reuse.find(request, self._swapped.firsts(request))
 
     def needed_blocks(
         self, request: Request, num_tokens: int | None = None, found: Found | None = None
@@ -113,8 +131,14 @@ class KVManager:
             most = int(self._tables.rows.shape[1])  # no request outgrows its table or the pool
             return min(most, self.blocks_for(self._reservation(request)))
         found = self.find(request) if found is None else found
-        shared = sum(1 for block in found.hit.blocks if self.pool.owners(block))
-        return self.blocks_for(num_tokens or request.num_tokens) - shared
+        tokens = num_tokens or request.num_tokens
+        return self._needed(self._primary_index, tokens, found)
+
+    def _needed(self, number: int, num_tokens: int, found: Found) -> int:
+        """Pages that a request takes in a group to compute up to `num_tokens`."""
+        group, hit = self.groups[number], found.hits[number]
+        shared = sum(1 for block in hit.blocks if group.pool.owners(block))
+        return group.needed(hit.first, self.blocks_for(num_tokens)) - shared
 
     def fits(
         self,
@@ -124,47 +148,59 @@ class KVManager:
         found: Found | None = None,
     ) -> bool:
         """May a waiting request be admitted, with `kept_back` pages left for other requests?"""
-        needed = self.needed_blocks(request, num_tokens, found)
         if self._reservation is not None:
-            return self.pool.find_hole(needed) is not None
-        return needed + kept_back <= self.pool.num_available
+            return self.pool.find_hole(self.needed_blocks(request)) is not None
+        found = self.find(request) if found is None else found
+        if self.needed_blocks(request, num_tokens, found) + kept_back > self.pool.num_available:
+            return False
+        tokens = num_tokens or found.num_tokens
+        return all(
+            group is self._primary
+            or self._needed(number, tokens, found) <= group.pool.num_available
+            for number, group in enumerate(self.groups)
+        )
 
     def admit(self, request: Request, found: Found | None = None) -> int:
-        """Give the request a block table and the pages of its computed tokens; counts these tokens
-        as computed, and returns their number. If it raises, the request has no table, as before."""
-        self._tables.close(request)  # returns pages of an interrupted admission
-        table = self._tables.open(request)
+        """Give the request its block tables and the pages of its computed tokens; counts these
+        tokens as computed, and returns their number. If it raises, the request has no tables, as
+        before."""
+        self._close(request)  # returns pages of an interrupted admission
         try:
-            tokens = self._fill(request, table, found)
+            for group in self.groups:
+                group.tables.open(request)
+            tokens = self._fill(request, found)
         except BaseException:
-            self._tables.close(request)
+            self._close(request)
             raise
         request.num_computed_tokens = tokens
         return tokens
 
-    def _fill(self, request: Request, table: BlockTable, found: Found | None) -> int:
+    def _close(self, request: Request) -> None:
+        for group in self.groups:
+            group.tables.close(request)
+
+    def _fill(self, request: Request, found: Found | None) -> int:
         if self._reservation is not None:
-            self._admit_contiguous(request, table)
+            needed = self.needed_blocks(request)
+            for group in self.groups:
+                group.take_neighbours(request, needed)
             return 0
         found = self.find(request) if found is None else found
-        if request in self._swapped:
-            self._swap_in(request, table, found.hit.blocks)
-            return found.num_tokens
-        return self._reuse.take(request, table, found.hit)
-
-    def _admit_contiguous(self, request: Request, table: BlockTable) -> None:
-        needed = self.needed_blocks(request)
-        first = self.pool.find_hole(needed)
-        if first is None:
-            raise IntegrityError(f"no {needed} neighbouring pages are free: ask fits() first")
-        self._tables.extend(table, self.pool.take(first, needed))
+        if request not in self._swapped:
+            return self._reuse.take(request, found)
+        self._swapped.restore(request, found)
+        if self.prefix is not None:
+            self._reuse.enter(request, 0, found.num_tokens // self.block_size)
+        return found.num_tokens
 
     # -- steps -------------------------------------------------------------------------------------
 
     def missing_blocks(self, request: Request, num_tokens: int) -> int:
         """Pages the request still needs to hold `num_tokens` in total."""
-        table = self._tables.get(request)
-        return self.blocks_for(num_tokens) - (len(table.blocks) if table is not None else 0)
+        table, blocks = self._tables.get(request), self.blocks_for(num_tokens)
+        if table is None:
+            return self._primary.needed(0, blocks)
+        return self._primary.needed(table.first, blocks) - len(table.blocks)
 
     def returned_blocks(self, request: Request) -> int:
         """Pages that become available if this request loses its own: those it does not share."""
@@ -173,113 +209,68 @@ class KVManager:
         return sum(1 for block in blocks if self.pool.owners(block) == 1)
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
-        """Make room for `num_tokens` after the computed ones; False if there are too few pages."""
+        """Make room for `num_tokens` after the computed ones, in every group; False if a group has
+        too few pages."""
         blocks = -(-(request.num_computed_tokens + num_tokens) // self.block_size)
-        table = self._tables[request]
-        needed = blocks - len(table.blocks)
-        if needed <= 0:
-            return True
-        if needed > self.pool.num_available:
+        for group in self._others:
+            if group.missing(request, blocks) > group.pool.num_available:
+                return False
+        if not self._primary.reserve(request, blocks):
             return False
-        self._tables.extend(table, self.pool.allocate(needed))
+        for group in self._others:
+            group.reserve(request, blocks)
         return True
 
     def commit(self, request: Request, kept: int, ahead: int = 0) -> None:
         """Count the first `kept` of the reserved tokens as computed and return surplus pages,
         except those of the next `ahead` tokens, which are in flight. Full pages enter the prefix
-        index; if it has a page with the same content, the block table is changed to that page."""
-        table, before = self._tables[request], request.num_computed_tokens
+        index; if it has a page with the same content, the block table is changed to that page.
+        Pages that no later token reads are freed."""
+        before = request.num_computed_tokens
         tokens = before + kept
-        needed = -(-(tokens + ahead) // self.block_size)
-        if needed > len(table.blocks):
-            raise IntegrityError(
-                f"request {request.request_id} commits {kept} tokens it did not reserve"
-            )
+        blocks = -(-(tokens + ahead) // self.block_size)
+        for group in self.groups:
+            missing = group.missing(request, blocks)
+            if missing > 0:
+                raise IntegrityError(
+                    f"request {request.request_id} commits {kept} tokens it did not reserve"
+                )
+            if missing < 0 and self._reservation is None:
+                group.tables.shrink(group.tables[request], blocks)
         request.num_computed_tokens = tokens
-        if needed < len(table.blocks) and self._reservation is None:
-            self._tables.shrink(table, needed)
         if self.prefix is not None:
-            self._reuse.enter(request, table, before // self.block_size, tokens // self.block_size)
+            self._reuse.enter(request, before // self.block_size, tokens // self.block_size)
+        for group in self._shedding:
+            group.free_unread(request)
 
     def compact(self, request: Request, kept: Sequence[int]) -> None:
         """Move the reserved tokens `kept`, counted from the first one, so that they directly follow
         the committed ones: the accepted branch of a tree lies among other branches."""
-        table, first = self._tables[request], request.num_computed_tokens
-        sources = self._tables.slots(table, [first + place for place in kept])
-        self._store.move(sources, self._tables.slots(table, range(first, first + len(kept))))
+        for group in self.groups:
+            group.compact(request, kept)
 
     def forget(self, request: Request) -> None:
         """Free all pages; the request keeps an empty row in the block tables and computes from its
         first token again."""
-        self._tables.shrink(self._tables[request], 0)
+        for group in self.groups:
+            group.tables.shrink(group.tables[request], 0)
         request.num_computed_tokens = 0
 
     def release(self, request: Request) -> None:
         """Free everything the request has, in every tier; it may have nothing."""
-        self._tables.close(request)
+        self._close(request)
         self._reuse.forget(request)
         self._swapped.drop(request)
 
     # -- swapping ----------------------------------------------------------------------------------
 
     def swap_out(self, request: Request) -> bool:
-        """Move a running request's pages to the host and close its block table. False, with nothing
-        changed, if the host has no room."""
-        blocks = self._tables[request].blocks[: self.blocks_for(request.num_computed_tokens)]
-        if self.host is None or not blocks:
+        """Move a running request's pages to the host and close its block tables. False, with
+        nothing changed, if the host has no room."""
+        if self.host is None or not request.num_computed_tokens or not self._swapped.save(request):
             return False
-        start = self._clock.now()
-        saved = self._swapped.save(request, blocks)
-        self._events.transfer_s += self._clock.now() - start
-        if saved:
-            self._events.swapped_out_blocks += len(blocks)
-            self._tables.close(request)
-        return saved
-
-    def _swap_in(self, request: Request, table: BlockTable, shared: Sequence[int]) -> None:
-        """Bring a swapped-out request back. Pages that the prefix cache still has on the device are
-        `shared`; the others are loaded."""
-        start = self._clock.now()
-        for block in shared:
-            self.pool.share(block)
-        self._tables.extend(table, shared)
-        loaded = self.pool.allocate(self._swapped.num_slots(request) - len(shared))
-        self._tables.extend(table, loaded)
-        self._swapped.restore(request, len(shared), loaded)
-        if self.prefix is not None:
-            full = request.num_computed_tokens // self.block_size
-            self._reuse.enter(request, table, len(shared), full)
-        self._events.swapped_in_blocks += len(loaded)
-        self._events.transfer_s += self._clock.now() - start
-
-    # -- pins --------------------------------------------------------------------------------------
-
-    def pin(self, token_ids: Sequence[int], namespace: Sequence[str] = ()) -> tuple[int, int]:
-        """Keep the computed full pages of a prefix on the device until `unpin`. Returns a handle
-        and the number of pinned tokens, which may be 0. Needs a prefix index."""
-        if self.prefix is None:
-            raise ValueError("pinning needs memory.prefix_cache='hash' or 'radix'; it is off")
-        tokens = TokenBlocks(root_key(namespace), list(token_ids), self.block_size)
-        blocks = self.prefix.lookup(tokens, len(token_ids)).blocks
-        return self._pins.add(blocks), len(blocks) * self.block_size
-
-    def unpin(self, handle: int) -> None:
-        """Allow pinned pages to be evicted again. Raises KeyError for an unknown handle."""
-        self._pins.remove(handle)
-
-    def check_pin(self, handle: int) -> None:
-        """Raise KeyError for a handle that is unknown or already unpinned."""
-        if handle not in self._pins:
-            raise KeyError(handle)
-
-    def holds_pin(self, handle: int) -> bool:
-        """True while the handle's pages are pinned."""
-        return self._pins.holds(handle)
-
-    @property
-    def num_pinned(self) -> int:
-        """Pages that pins hold; a page of two pins counts once."""
-        return self._pins.num_blocks
+        self._close(request)
+        return True
 
     # -- the whole ---------------------------------------------------------------------------------
 
@@ -313,9 +304,17 @@ class KVManager:
             setattr(events, name, type(getattr(events, name))())
         return taken
 
+    def owned(self) -> tuple[int, int]:
+        """Pages with an owner, and their bytes."""
+        blocks = num_bytes = 0
+        for group in self.groups:
+            blocks += group.pool.num_owned
+            num_bytes += group.pool.num_owned * group.plan.block_bytes
+        return blocks, num_bytes
+
     def use(self) -> MemoryUse:
         """Pages and tokens now."""
-        return measure_use(self.pool, self._tables, self._pins, self.block_size)
+        return measure_use(self.groups, self._primary_index, self.pins, self.block_size)
 
     def stranded_slots(self, request: Request) -> int:
         """External fragmentation: free slots that a waiting request cannot use, because its pages
@@ -331,15 +330,11 @@ class KVManager:
     def reset(self) -> None:
         """Free every page; nothing is cached, pinned or swapped out. Used when an error left the
         state inconsistent and the engine starts over. No request may be live."""
-        self.pool.reset()
-        self._tables.reset()
+        for group in self.groups:
+            group.reset()
         self._reuse.reset()
         self._swapped.reset()
-        self._pins.reset()
-        if self.prefix is not None:
-            self.prefix.reset()
-        elif self.host is not None:
-            self.host.reset()
+        self.pins.reset()
         self._store.failed()
 
     def close(self) -> None:
@@ -349,9 +344,7 @@ class KVManager:
 
     def check(self) -> None:
         """Verify every invariant. Raises IntegrityError."""
-        self.pool.check([*self._tables.holders(), *self._pins.holders()])
-        self._tables.check()
-        if self.prefix is not None:
-            self.prefix.check()
-        if self.host is not None:
-            self.host.check(self._swapped.holders())
+        for number, group in enumerate(self.groups):
+            group.check(self.pins.holders(number), self._swapped.holders(number))
+            if group.tables.rows_by_request() != self._tables.rows_by_request():
+                raise IntegrityError("a request has another row, or none, in another cache group")

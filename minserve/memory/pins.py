@@ -1,53 +1,66 @@
-"""Pinned pages: each pin is one more holder of its pages, so they are not evicted."""
+"""Pinned prefixes: each pin is one more holder of its pages, so they are not evicted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from minserve.memory.pool import BlockPool
+from minserve.memory.group import PageGroup
+from minserve.memory.keys import TokenBlocks, root_key
+from minserve.memory.reuse import Reuse
 
 
 class Pins:
-    """Pins by handle, and the pages of each. A handle is never used twice."""
+    """Pins by handle, and the pages of each in every cache group. A handle is never used twice."""
 
-    def __init__(self, pool: BlockPool) -> None:
-        self._pool = pool
-        self._blocks: dict[int, list[int]] = {}
+    def __init__(
+        self, groups: Sequence[PageGroup], primary: int, reuse: Reuse, block_size: int
+    ) -> None:
+        self._groups = groups
+        self._primary = primary
+        self._reuse = reuse
+        self._block_size = block_size
+        self._blocks: dict[int, list[list[int]]] = {}
         self._num_pins = 0
 
-    def add(self, blocks: list[int]) -> int:
-        """Hold these pages, which are owned or cached; returns the handle."""
-        for block in blocks:
-            self._pool.share(block)
+    def add(self, token_ids: Sequence[int], namespace: Sequence[str] = ()) -> tuple[int, int]:
+        """Keep the computed full pages of a prefix on the device until `remove`. Returns a handle
+        and the number of pinned tokens, which may be 0. Needs a prefix index."""
+        if self._groups[self._primary].prefix is None:
+            raise ValueError("pinning needs memory.prefix_cache='hash' or 'radix'; it is off")
+        tokens = TokenBlocks(root_key(namespace), list(token_ids), self._block_size)
+        hits = self._reuse.lookup(tokens, len(token_ids)).hits
+        for group, hit in zip(self._groups, hits, strict=True):
+            for block in hit.blocks:
+                group.pool.share(block)
         self._num_pins += 1
-        self._blocks[self._num_pins] = blocks
-        return self._num_pins
+        self._blocks[self._num_pins] = [hit.blocks for hit in hits]
+        hit = hits[self._primary]
+        return self._num_pins, (hit.first + len(hit.blocks)) * self._block_size
 
     def remove(self, handle: int) -> None:
-        """Release a pin's pages. Raises KeyError for an unknown handle."""
-        self._pool.release(reversed(self._blocks.pop(handle)))
+        """Allow pinned pages to be evicted again. Raises KeyError for an unknown handle."""
+        for group, blocks in zip(self._groups, self._blocks.pop(handle), strict=True):
+            group.pool.release(reversed(blocks))
 
-    def __contains__(self, handle: int) -> bool:
-        return handle in self._blocks
+    def check(self, handle: int) -> None:
+        """Raise KeyError for a handle that is unknown or already removed."""
+        if handle not in self._blocks:
+            raise KeyError(handle)
 
     def holds(self, handle: int) -> bool:
         """True while the handle's pages are pinned; false after `reset`."""
-        return bool(self._blocks.get(handle))
+        return any(self._blocks.get(handle, ()))
 
-    def holders(self) -> Iterable[list[int]]:
-        """The pages of each pin."""
-        return self._blocks.values()
+    def holders(self, group: int) -> list[list[int]]:
+        """The pages of each pin in a group."""
+        return [blocks[group] for blocks in self._blocks.values()]
 
-    @property
-    def num_held(self) -> int:
-        """Pages that pins hold; a page of two pins counts twice."""
-        return sum(map(len, self._blocks.values()))
-
-    @property
-    def num_blocks(self) -> int:
-        """Pages that pins hold; a page of two pins counts once."""
-        return len({block for blocks in self._blocks.values() for block in blocks})
+    def num_blocks(self, group: int | None = None) -> int:
+        """Pages of a group (None: the primary one) that pins hold; a page of two pins counts
+        once."""
+        holders = self.holders(self._primary if group is None else group)
+        return len({block for blocks in holders for block in blocks})
 
     def reset(self) -> None:
-        """Make every pin empty. Handles stay known, so that each can still be unpinned once."""
-        self._blocks = {handle: [] for handle in self._blocks}
+        """Make every pin empty. Handles stay known, so that each can still be removed once."""
+        self._blocks = {handle: [[] for _ in self._groups] for handle in self._blocks}

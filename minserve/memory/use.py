@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minserve.memory.group import PageGroup
 from minserve.memory.pins import Pins
-from minserve.memory.pool import BlockPool
-from minserve.memory.tables import BlockTables
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Pages and token slots at one moment; pages shared by several requests count once."""
+    """Pages and bytes of all cache groups at one moment; pages shared by several requests count
+    once."""
 
     blocks_total: int
     blocks_used: int
@@ -19,28 +20,42 @@ class MemoryUse:
     blocks_cached: int
     """Pages without an owner, kept for a prefix hit."""
     kv_tokens: int
-    """Tokens committed: their keys and values are valid."""
-    reserved_slots: int
-    """Slots of owned pages that their request may still fill."""
-    internal_slots: int
-    """Slots of owned pages that their request can never reach."""
+    """Tokens kept in the primary group: their keys and values are valid."""
+    total_bytes: int
+    owned_bytes: int
+    """Bytes of `blocks_used`; of these:"""
+    kv_bytes: int
+    """Bytes of kept tokens."""
+    internal_bytes: int
+    """Bytes of slots that their request can never reach. The rest it may still fill."""
+
+    @property
+    def future_bytes(self) -> int:
+        """Bytes of owned slots that their request may still fill."""
+        return self.owned_bytes - self.kv_bytes - self.internal_bytes
 
 
-def measure_use(pool: BlockPool, tables: BlockTables, pins: Pins, block_size: int) -> MemoryUse:
-    """Count pages and tokens now. Called once per step."""
-    held_blocks, held_tokens = tables.totals()
-    pinned_blocks = pins.num_held
-    held_blocks += pinned_blocks
-    held_tokens += pinned_blocks * block_size
-    # A page with several holders is full, and was counted once for each holder.
-    shared_slots = (held_blocks - pool.num_owned) * block_size
-    kv_tokens = held_tokens - shared_slots
-    open_slots = pool.num_owned * block_size - kv_tokens
+def measure_use(
+    groups: Sequence[PageGroup], primary: int, pins: Pins, block_size: int
+) -> MemoryUse:
+    """Count pages, tokens and bytes now. Called once per step."""
+    total = used = cached = kv_tokens = 0
+    total_bytes = owned_bytes = kv_bytes = internal_bytes = 0
+    for index, group in enumerate(groups):
+        pool, slot_bytes = group.pool, group.plan.block_bytes // block_size
+        held_blocks, held_tokens = group.tables.totals()
+        pinned = sum(map(len, pins.holders(index)))
+        owned = pool.num_owned
+        # A page with several holders is full, and was counted once for each holder.
+        shared = held_blocks + pinned - owned
+        tokens = held_tokens + (pinned - shared) * block_size
+        if index == primary:
+            kv_tokens = tokens
+        total, used, cached = total + pool.num_blocks, used + owned, cached + pool.num_cached
+        total_bytes += pool.num_blocks * group.plan.block_bytes
+        owned_bytes += owned * group.plan.block_bytes
+        kv_bytes += tokens * slot_bytes
+        internal_bytes += group.tables.internal_slots * slot_bytes
     return MemoryUse(
-        blocks_total=pool.num_blocks,
-        blocks_used=pool.num_owned,
-        blocks_cached=pool.num_cached,
-        kv_tokens=kv_tokens,
-        reserved_slots=open_slots - tables.internal_slots,
-        internal_slots=tables.internal_slots,
+        total, used, cached, kv_tokens, total_bytes, owned_bytes, kv_bytes, internal_bytes
     )

@@ -60,21 +60,52 @@ class Direction:
 
 
 class VirtualStore:
-    """A `BlockStore` of pages without content whose transfers take modelled time."""
+    """A `PageStore` of pages without content whose transfers take modelled time. All its groups
+    share one link."""
+
+    def __init__(
+        self,
+        block_bytes: Sequence[int],
+        clock: VirtualClock,
+        link: HostLink,
+        device_bytes_per_s: float | None = None,
+    ) -> None:
+        """`block_bytes`: bytes of a page of each cache group. `device_bytes_per_s` is the device's
+        memory bandwidth; None: copies on the device take no time."""
+        ways = Direction(link, clock), Direction(link, clock)
+        self._groups = tuple(
+            VirtualPages(size, clock, link, ways, device_bytes_per_s) for size in block_bytes
+        )
+
+    def group(self, number: int) -> VirtualPages:
+        """See `PageStore.group`."""
+        return self._groups[number]
+
+    def submitted(self, batch: ForwardBatch) -> None:
+        """Does nothing: a modelled batch ends before the next transfer starts."""
+
+    def failed(self) -> None:
+        """Does nothing."""
+
+    def collected(self) -> None:
+        """Does nothing."""
+
+
+class VirtualPages:
+    """The `BlockStore` of one cache group of a `VirtualStore`."""
 
     def __init__(
         self,
         block_bytes: int,
         clock: VirtualClock,
         link: HostLink,
-        device_bytes_per_s: float | None = None,
+        ways: tuple[Direction, Direction],
+        device_bytes_per_s: float | None,
     ) -> None:
-        """`device_bytes_per_s` is the device's memory bandwidth; None: copies on the
-        device take no time."""
         self._block_bytes, self._clock = block_bytes, clock
         self._device_bytes_per_s = device_bytes_per_s
         self._disk_s = block_bytes / link.disk_bytes_per_s
-        self._out, self._in = Direction(link, clock), Direction(link, clock)
+        self._out, self._in = ways
         self._filled: dict[int, Ticket] = {}
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -110,12 +141,3 @@ class VirtualStore:
         """Fill the slot from the disk; loading it then waits for no transfer from the device."""
         self._filled.pop(slot, None)
         self._clock.advance(self._disk_s)
-
-    def submitted(self, batch: ForwardBatch) -> None:
-        """Does nothing: a modelled batch ends before the next transfer starts."""
-
-    def failed(self) -> None:
-        """Does nothing."""
-
-    def collected(self) -> None:
-        """Does nothing."""

@@ -27,7 +27,7 @@ from minserve.attention import PagedAttention
 from minserve.engine.prepare import BatchBuilder
 from minserve.kernels import select_ops
 from minserve.loading import LoadedModel
-from minserve.memory import KVCache, KVManager
+from minserve.memory import GroupPlan, KVCache, KVManager
 from minserve.models import Decoder
 from minserve.request import Request, SamplingParams
 from minserve.scheduling import StepPlan
@@ -86,10 +86,11 @@ class LastTokenStream:
         self._decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
         block_size = config.config.memory.block_size
         blocks = config.blocks_per_request
-        cache = KVCache(config.model, blocks, block_size, config.dtype, config.device)
-        self._memory = KVManager(blocks, block_size, 1, blocks)
-        self._attention = PagedAttention(config.model, cache.layers, ops)
-        self._builder = BatchBuilder(self._memory, len(config.model.cache_groups()), ())
+        plans = [GroupPlan(group, blocks) for group in config.model.cache_groups()]
+        cache = KVCache(plans, block_size, config.dtype, config.device)
+        self._memory = KVManager(plans, block_size, 1, blocks)
+        self._attention = PagedAttention(config.model, cache.layers_of(config.model), ops)
+        self._builder = BatchBuilder(self._memory, ())
         self._most = config.max_model_len
 
     @torch.inference_mode()

@@ -25,9 +25,10 @@ MODEL = ModelSpec(
     dtype="bfloat16",
 )
 
-_WITH_WINDOW = LayerSpec(AttentionSpec(4, 2, 16, window=48), FeedForwardSpec(128))
-WINDOWED = replace(MODEL, layers=(*MODEL.layers, _WITH_WINDOW))
-"""The same with one more layer, which has a sliding window."""
+_WINDOWED = LayerSpec(AttentionSpec(4, 2, 16, window=48), FeedForwardSpec(128))
+WINDOWS = replace(MODEL, layers=(_WINDOWED,) * 3)
+MIXED = replace(MODEL, layers=(MODEL.layers[0], _WINDOWED) * 2)
+"""Models in which every layer has a window, and every second one."""
 
 PAGE_BYTES = 16 * 3 * 2 * 2 * 16 * 4
 """Of MODEL in float32."""
@@ -55,6 +56,6 @@ class Case:
     """Parts of the refusal, or of the notes, in this order."""
     fills: dict[str, Any] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
-    model: ModelSpec = MODEL
     gpu: tuple[int, int] | None = None
     """Compute capability of the GPU that torch says it sees; None: it sees none."""
+    model: ModelSpec = MODEL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from config.asked import MODEL, PAGE_BYTES, WINDOWED, Case
+from config.asked import MIXED, MODEL, PAGE_BYTES, WINDOWS, Case
 
 from minserve.config import Facts, OrderTraits
 from minserve.config.rules import decoding, device, kernels, memory, scheduling, virtual
@@ -266,6 +266,30 @@ REFUSED = [
         ("memory.disk_bytes=1048576", "set memory.host_bytes and memory.prefix_cache"),
     ),
     Case(
+        memory.neighbours_keep_everything,
+        CONTIGUOUS,
+        ("memory.layout='contiguous'", "a window of 48", "'paged'", "scheduling.max_model_len=48"),
+        model=MIXED,
+    ),
+    Case(
+        memory.tree_keeps_everything,
+        {"memory.prefix_cache": "radix"},
+        ("memory.prefix_cache='radix'", "a window of 48", "'hash'", "scheduling.max_model_len=48"),
+        model=WINDOWS,
+    ),
+    Case(
+        memory.tiers_hold_one_group,
+        TIERS | {"memory.disk_bytes": 0},
+        ("memory.host_bytes=1048576", "memory.prefix_cache='hash'", "several kinds", "use 0"),
+        model=MIXED,
+    ),
+    Case(
+        memory.tiers_hold_one_group,
+        TIERS | SWAP,
+        ("memory.disk_bytes=1048576", "memory.prefix_cache='hash'", "freed from", "use 0"),
+        model=WINDOWS,
+    ),
+    Case(
         memory.host_holds_a_block,
         TIERS | {"memory.host_bytes": 100},
         ("memory.host_bytes=100 holds no page", f"{PAGE_BYTES} bytes", "raise it, or say 0"),
@@ -287,7 +311,7 @@ REFUSED = [
         {},
         ("EngineParts(proposer=Heads)", "sliding window of 48 tokens", "propose chains"),
         facts=TREES,
-        model=WINDOWED,
+        model=MIXED,
     ),
     Case(
         memory.pool_holds_a_block,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.asked import PAGE_BYTES, Case
+from config.asked import MIXED, PAGE_BYTES, Case
 from config.refused import (
     COMPILE,
     CONTIGUOUS,
@@ -90,6 +90,16 @@ SETTLED = [
         for switch in (NO_CACHE, CONTIGUOUS, STATIC)
         for path, value in switch.items()
     ],
+    Case(
+        memory.tiers_hold_one_group,
+        {
+            "memory.prefix_cache": "hash",
+            "memory.host_bytes": 1 << 20,
+            "scheduling.preemption": "swap",
+        },
+        ("memory.host_bytes: holds preempted requests only", "memory.prefix_cache='hash'"),
+        model=MIXED,
+    ),
     Case(
         memory.pool_by_default,
         {"scheduling.max_num_seqs": 2},

@@ -28,7 +28,7 @@ from minserve.draft import Draft
 from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
 from minserve.execution.runner import StepResult
-from minserve.memory import TransferOrder, build_manager
+from minserve.memory import GroupPlan, TransferOrder, build_manager, plan_blocks
 from minserve.request import Request, TokenLogprobs
 from minserve.scheduling import QueuePolicy
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
@@ -53,6 +53,12 @@ def tiny_spec(max_position: int = 128) -> ModelSpec:
         tie_embeddings=True,
         eos_token_ids=(EOS,),
     )
+
+
+def full_group(num_blocks: int, num_host_slots: int = 0) -> list[GroupPlan]:
+    """The one cache group of `tiny_spec`, with so many pages."""
+    (group,) = tiny_spec().cache_groups()
+    return [GroupPlan(group, num_blocks, num_host_slots)]
 
 
 def next_token(sequence: Sequence[int]) -> int:
@@ -163,6 +169,10 @@ class EchoRunner:
 
         self._enqueue(move)
 
+    def group(self, number: int) -> EchoRunner:
+        assert number == 0
+        return self
+
     # Transfers pass the queue: they happen at once, or behind all of it where they have to wait.
 
     def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
@@ -170,7 +180,7 @@ class EchoRunner:
         self._host[list(slots)] = self._pages[list(blocks)]
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        self._begin_transfer(self.order.load_waits(blocks))
+        self._begin_transfer(self.order.load_waits(blocks, 0))
         self._pages[list(blocks)] = self._host[list(slots)]
 
     def _begin_transfer(self, waits: bool) -> None:
@@ -270,8 +280,10 @@ def make_engine(
     resolved = resolve((config or EngineConfig()).with_values({"device": "cpu"}), spec)
     block_size = resolved.config.memory.block_size
     clock = VirtualClock()
-    runner = EchoRunner(clock, num_blocks * block_size, block_size, resolved.num_host_slots, lazy)
-    memory = build_manager(resolved, num_blocks, clock, runner)
+    plans = plan_blocks(resolved, num_blocks)
+    slots = plans[0].num_host_slots
+    runner = EchoRunner(clock, num_blocks * block_size, block_size, slots, lazy)
+    memory = build_manager(resolved, plans, clock, runner)
     parts = EngineParts(order=order, proposer=proposer)
     engine = Engine(resolved, runner, memory, tokenizer, clock, RunTrace(), parts)
     return engine, runner, clock

@@ -177,7 +177,7 @@ def test_pages_are_saved_and_loaded_beside_a_batch_in_flight():
 
 def test_a_page_loaded_too_early_would_be_overwritten_by_the_batch_in_flight(monkeypatch):
     """What the order of transfers is for; and this file would see it."""
-    monkeypatch.setattr(TransferOrder, "load_waits", lambda order, blocks: False)
+    monkeypatch.setattr(TransferOrder, "load_waits", lambda order, blocks, group: False)
     with pytest.raises(AssertionError):
         for boundary, aborted in BOUNDARIES:
             expect_oracle(swapped_back_after_an_abort(boundary, aborted)[0])

@@ -65,12 +65,12 @@ def test_pinning_computes_what_is_missing_and_nothing_that_is_there(llm):
     before = llm.trace
     second = llm.pin(SYSTEM)
     assert llm.trace is before, "nothing had to run"
-    assert llm.engine.memory.num_pinned == 5
+    assert llm.engine.memory.pins.num_blocks() == 5
     first.unpin()
-    assert llm.engine.memory.num_pinned == 5
+    assert llm.engine.memory.pins.num_blocks() == 5
     llm.unpin(second)
     llm.unpin(second)
-    assert llm.engine.memory.num_pinned == 0
+    assert llm.engine.memory.pins.num_blocks() == 0
 
 
 def test_a_salt_pins_for_its_own_requests_only(llm):
@@ -84,7 +84,7 @@ def test_no_more_than_half_of_the_pool_is_pinned_and_long_requests_are_refused_a
     with llm.pin(SYSTEM), llm.pin([9, *SYSTEM]):
         with pytest.raises(InvalidRequestError, match="half of the pool of 24"):
             llm.pin([8, *SYSTEM])
-        assert llm.engine.memory.num_pinned == 10
+        assert llm.engine.memory.pins.num_blocks() == 10
         # 14 pages are left: 224 tokens, and the last one is drawn, never computed.
         assert len(llm.generate([OTHERS[0] + OTHERS[1][:93]], GREEDY)[0].token_ids) == 4
         with pytest.raises(InvalidRequestError, match="KV pool, which holds 225"):
@@ -100,7 +100,7 @@ def test_what_cannot_be_pinned_is_refused_in_a_sentence():
             llm.pin(SYSTEM[:15])
         with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
             llm.pin([99_999] * PAGE)
-        assert llm.engine.memory.num_pinned == 0
+        assert llm.engine.memory.pins.num_blocks() == 0
     pinned = None
     with LLM("zoo/base", config()) as llm:
         pinned = llm.pin(SYSTEM)
@@ -120,7 +120,7 @@ def test_a_pin_never_takes_the_pages_that_a_request_being_served_may_need():
     run(engine)
     check_pin(engine, prefix)
     assert pin_computed(engine, prefix) is None, "the long one pushed it out"
-    assert engine.memory.num_pinned == 0
+    assert engine.memory.pins.num_blocks() == 0
 
 
 def test_an_engine_on_its_own_thread_pins_while_it_serves():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.fakes import tiny_spec
+from engine.fakes import full_group, tiny_spec
 
 from minserve.batch import GroupTables
 from minserve.bench.gpu.timing import race
@@ -162,20 +162,20 @@ def test_a_capture_follows_a_run_on_the_same_side_stream(gpu: Gpu) -> None:
 
 
 def test_pages_move_on_a_side_stream_between_the_work_before_and_after(gpu: Gpu) -> None:
-    cache = KVCache(tiny_spec(), 3, 4, torch.float32, torch.device("cpu"), num_host_slots=2)
-    cache._stream = torch.cuda.Stream(DEVICE)
+    store = KVCache(full_group(3, 2), 4, torch.float32, torch.device("cpu")).group(0)
+    store._stream = torch.cuda.Stream(DEVICE)
     around = ["on side 1", "off side 1", "compute waits for side 1"]
-    for pages, _ in cache._groups:
+    for pages, _ in store._pools:
         pages.copy_(torch.arange(pages.numel()).view(pages.shape))
-    cache.save([2], [0])
-    cache.load([0], [1])
+    store.save([2], [0])
+    store.load([0], [1])
     assert gpu.log == around * 2, "nothing is queued that they could meet"
-    assert all(torch.equal(pages[:, :, 1], pages[:, :, 2]) for pages, _ in cache._groups)
+    assert all(torch.equal(pages[:, :, 1], pages[:, :, 2]) for pages, _ in store._pools)
     gpu.log.clear()
-    content = bytes(cache.read_slot(0))
-    cache.write_slot(1, content)
+    content = bytes(store.read_slot(0))
+    store.write_slot(1, content)
     assert gpu.log == ["host waits for side 1"] * 2, "a slot is read when its copies are done"
-    assert bytes(cache.read_slot(1)) == content
+    assert bytes(store.read_slot(1)) == content
 
 
 def test_a_buffers_event_stands_behind_its_copy_on_the_current_stream(gpu: Gpu) -> None:
@@ -255,8 +255,9 @@ def batch_over(pages: list[int]) -> Any:
 
 
 def test_a_transfer_waits_for_the_batch_or_the_copy_that_it_could_meet(gpu: Gpu) -> None:
-    cache = KVCache(tiny_spec(), 4, 4, torch.float32, torch.device("cpu"), num_host_slots=4)
-    cache._stream = torch.cuda.Stream(DEVICE)
+    cache = KVCache(full_group(4, 4), 4, torch.float32, torch.device("cpu"))
+    store = cache.group(0)
+    store._stream = torch.cuda.Stream(DEVICE)
 
     def waits(move: Any, *places: list[int]) -> bool:
         gpu.log.clear()
@@ -264,15 +265,15 @@ def test_a_transfer_waits_for_the_batch_or_the_copy_that_it_could_meet(gpu: Gpu)
         return gpu.log[0] == "side 1 waits for compute"
 
     cache.submitted(batch_over([1, 2]))
-    assert not waits(cache.save, [1], [0]), "what is saved was committed before"
-    assert waits(cache.load, [0], [2]) and not waits(cache.load, [0], [3])
-    cache.copy([1], [3])
-    assert waits(cache.save, [3], [1]) and waits(cache.load, [0], [0])
+    assert not waits(store.save, [1], [0]), "what is saved was committed before"
+    assert waits(store.load, [0], [2]) and not waits(store.load, [0], [3])
+    store.copy([1], [3])
+    assert waits(store.save, [3], [1]) and waits(store.load, [0], [0])
     cache.submitted(batch_over([0]))
     cache.collected()
-    assert waits(cache.save, [3], [1]), "the copy was queued behind the batch that is done"
-    assert waits(cache.load, [0], [1]), "and may still read its source"
+    assert waits(store.save, [3], [1]), "the copy was queued behind the batch that is done"
+    assert waits(store.load, [0], [1]), "and may still read its source"
     cache.collected()
-    assert not waits(cache.save, [3], [1]) and not waits(cache.load, [0], [1])
+    assert not waits(store.save, [3], [1]) and not waits(store.load, [0], [1])
     cache.failed()
-    assert waits(cache.load, [0], [1]), "what a pass began before it failed may still run"
+    assert waits(store.load, [0], [1]), "what a pass began before it failed may still run"

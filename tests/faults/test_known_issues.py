@@ -150,5 +150,5 @@ def test_a_pin_of_before_a_new_start_holds_nothing_and_says_so():
         assert not pinned.active
         again = llm.pin("import os\n" * 30)
         pinned.unpin()
-        assert again.active and llm.engine.memory.num_pinned
+        assert again.active and llm.engine.memory.pins.num_blocks()
         again.unpin()

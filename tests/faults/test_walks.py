@@ -314,7 +314,7 @@ DOCUMENT = "import os\n" * 20
 def test_a_pin_that_gave_up_waiting_pins_nothing(served, monkeypatch, begun):
     served.pin(DOCUMENT).unpin()  # computed: from here on it takes one command
     memory, thread = served._engine.memory, served._thread
-    pin, inside, go_on, pinned = memory.pin, threading.Event(), threading.Event(), []
+    pin, inside, go_on, pinned = memory.pins.add, threading.Event(), threading.Event(), []
 
     def slow(*args):
         inside.set()
@@ -322,7 +322,7 @@ def test_a_pin_that_gave_up_waiting_pins_nothing(served, monkeypatch, begun):
         pinned.append(pin(*args))
         return pinned[-1]
 
-    monkeypatch.setattr(memory, "pin", slow)
+    monkeypatch.setattr(memory.pins, "add", slow)
     if not begun:  # the engine's thread is busy with something else
         check = threading.Event()
         ask = thread.ask
@@ -339,7 +339,7 @@ def test_a_pin_that_gave_up_waiting_pins_nothing(served, monkeypatch, begun):
         served.pin(DOCUMENT, timeout_s=0.3)
     assert inside.is_set() == begun
     go_on.set()
-    assert thread.ask(lambda: memory.num_pinned, 10) == 0
+    assert thread.ask(lambda: memory.pins.num_blocks(), 10) == 0
     assert len(pinned) == begun
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from engine.fakes import full_group
 
 from minserve.memory import BlockPool, IntegrityError, KVManager
 from minserve.request import Request, SamplingParams
@@ -13,7 +14,7 @@ def make_request(name: str = "r") -> Request:
 
 
 def make_manager() -> KVManager:
-    return KVManager(num_blocks=8, block_size=4, max_num_seqs=3, blocks_per_request=6)
+    return KVManager(full_group(8), block_size=4, max_num_seqs=3, blocks_per_request=6)
 
 
 def test_allocation_takes_each_page_once_and_release_gives_it_back():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine.fakes import TOKEN_BYTES, make_engine, oracle, run
+from engine.fakes import TOKEN_BYTES, full_group, make_engine, oracle, run
 
 from minserve.config import EngineConfig
 from minserve.engine import Engine
@@ -174,20 +174,20 @@ def test_shared_memory_is_counted_once():
 def test_pinned_pages_are_not_evicted_until_unpinned():
     engine = engine_with(num_blocks=10)
     ask(engine, "first", PROMPT)
-    handle, tokens = engine.memory.pin(PROMPT)
+    handle, tokens = engine.memory.pins.add(PROMPT)
     assert tokens == 16
     ask(engine, "other", [50 + i for i in range(17)])
     assert ask(engine, "again", PROMPT[:17]).num_cached_tokens == 16
-    engine.memory.unpin(handle)
+    engine.memory.pins.remove(handle)
     engine.memory.check()
     with pytest.raises(KeyError):
-        engine.memory.unpin(handle)
+        engine.memory.pins.remove(handle)
     assert engine.memory.pool.num_owned == 0
 
 
 def test_pinning_without_a_prefix_cache_is_refused():
     with pytest.raises(ValueError, match="it is off"):
-        KVManager(8, 4, 2, 8).pin([1, 2, 3, 4])
+        KVManager(full_group(8), 4, 2, 8).pins.add([1, 2, 3, 4])
 
 
 def tiered(slots: int, disk: int = 0, **values: object) -> Engine:
@@ -345,7 +345,7 @@ def test_holes_that_are_too_small_are_external_fragmentation():
 
 
 def test_the_check_sees_a_page_that_two_would_write_to():
-    memory = KVManager(num_blocks=8, block_size=4, max_num_seqs=3, blocks_per_request=6)
+    memory = KVManager(full_group(8), block_size=4, max_num_seqs=3, blocks_per_request=6)
     a, b = (Request(n, [1], SamplingParams(), 0.0, 0, max_len=24) for n in "ab")
     for request in (a, b):
         memory.admit(request)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from engine.fakes import EchoRunner
+from engine.fakes import EchoRunner, full_group
 
 from minserve.clock import VirtualClock
-from minserve.memory import HostTier, KVManager, RadixIndex
+from minserve.memory import KVManager, RadixIndex
 from minserve.request import Request, SamplingParams
 
 SIZE, PAGES = 2, 6
@@ -23,12 +23,11 @@ class Store:
         clock = VirtualClock()
         self.runner = EchoRunner(clock, PAGES * SIZE, SIZE, num_host_slots=16)
         self.memory = KVManager(
-            PAGES,
+            full_group(PAGES, num_host_slots=16),
             SIZE,
             4,
             PAGES,
             index=RadixIndex(),
-            host=HostTier(16, self.runner),
             store=self.runner,
             clock=clock,
         )

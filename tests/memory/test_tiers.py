@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from minserve.memory import DiskTier, HostTier, IntegrityError, KVCache, ResumeCosts
+from minserve.memory import DiskTier, GroupPlan, HostTier, IntegrityError, KVCache, ResumeCosts
 from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
 KEYS = [bytes([i]) * 32 for i in range(8)]
@@ -193,26 +193,34 @@ def two_kinds_of_layers() -> ModelSpec:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_real_store_moves_every_layer_of_a_page(dtype):
-    cache = KVCache(two_kinds_of_layers(), 6, 4, dtype, torch.device("cpu"), num_host_slots=3)
-    for keys, values in cache.layers:
+    spec = two_kinds_of_layers()
+    plans = [GroupPlan(group, 6, num_host_slots=3) for group in spec.cache_groups()]
+    cache = KVCache(plans, 4, dtype, torch.device("cpu"))
+    layers = cache.layers_of(spec)
+    for keys, values in layers:
         keys.copy_(torch.randn(keys.shape))
         values.copy_(torch.randn(values.shape))
-    want = [(keys[1].clone(), values[1].clone()) for keys, values in cache.layers]
+    want = [(keys[1].clone(), values[1].clone()) for keys, values in layers]
 
-    def same(block: int) -> bool:
+    def same(block: int, group: int) -> bool:
         return all(
-            torch.equal(keys[block], k) and torch.equal(values[block], v)
-            for (keys, values), (k, v) in zip(cache.layers, want, strict=True)
+            torch.equal(layers[layer][0][block], want[layer][0])
+            and torch.equal(layers[layer][1][block], want[layer][1])
+            for layer in plans[group].group.layers
         )
 
-    cache.copy([1], [2])
-    assert same(2) and not same(3)
-    cache.save([1], [0])
-    cache.load([0], [3])
-    assert same(3)
-    cache.write_slot(2, bytes(cache.read_slot(0)))
-    cache.load([2], [4])
-    assert same(4) and not same(5)
+    assert [plan.group.layers for plan in plans] == [(0, 2), (1,)]
+    for number in range(2):
+        store = cache.group(number)
+        store.copy([1], [2])
+        assert same(2, number) and not same(3, number)
+        store.save([1], [0])
+        store.load([0], [3])
+        assert same(3, number)
+        store.write_slot(2, bytes(store.read_slot(0)))
+        store.load([2], [4])
+        assert same(4, number) and not same(5, number)
+        assert number or not same(2, 1), "the pages of a group are its own"
     assert cache.host_bytes == 3 * cache.nbytes // 6
 
 

@@ -9,7 +9,7 @@ from engine.fakes import TOKEN_BYTES, tiny_spec
 
 from minserve.clock import VirtualClock
 from minserve.config import EngineConfig, resolve
-from minserve.memory import KVManager, build_manager
+from minserve.memory import KVManager, build_manager, plan_blocks
 from minserve.request import Request, SamplingParams
 from minserve.scheduling import Policies, QueueEntry, Scheduler, StepPlan
 
@@ -38,7 +38,7 @@ class Driven:
             "device": "cpu",
         }
         config = resolve(EngineConfig().with_values(settings), tiny_spec(max_position))
-        self.memory: KVManager = build_manager(config, pages, VirtualClock())
+        self.memory: KVManager = build_manager(config, plan_blocks(config, pages), VirtualClock())
         policies = Policies.of(config, policy, order, predictor)
         self.scheduler = Scheduler(config, self.memory, policies)
         self.plans: list[StepPlan] = []

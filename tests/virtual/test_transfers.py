@@ -29,7 +29,7 @@ def test_transfers_queue_behind_one_another_and_an_idle_link_starts_at_once():
 
 def test_saving_costs_nobody_time_until_somebody_wants_the_page_back():
     clock = VirtualClock()
-    store = VirtualStore(1000, clock, LINK)
+    store = VirtualStore([1000], clock, LINK).group(0)
     store.save([1, 2], [7, 8])
     assert clock.now() == 0.0
     store.load([7], [3])
@@ -41,7 +41,7 @@ def test_saving_costs_nobody_time_until_somebody_wants_the_page_back():
 
 def test_both_ways_work_at_once_and_other_slots_do_not_wait():
     clock = VirtualClock()
-    store = VirtualStore(1000, clock, LINK, device_bytes_per_s=4000.0)
+    store = VirtualStore([1000], clock, LINK, device_bytes_per_s=4000.0).group(0)
     store.save([1], [7])
     clock.wait_until(2.0)
     store.save([2], [8])  # Until 3.5.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from minserve.config.knobs import ConfigError
 from minserve.config.question import Answer, Question, Rule
 from minserve.config.resolved import ResolvedConfig
+from minserve.spec import CacheGroup
 
 
 def sharing_needs_paging(question: Question) -> None:
@@ -58,6 +60,53 @@ def disk_lies_below_host(question: Question) -> None:
             f"memory.disk_bytes={memory.disk_bytes} lies below the host tier of the prefix cache: "
             "set memory.host_bytes and memory.prefix_cache too"
         )
+
+
+def neighbours_keep_everything(question: Question) -> None:
+    """Refuse contiguous memory if pages are freed while their request goes on."""
+    windows = _windows(question.resolved.model.cache_groups())
+    if question.config.memory.layout == "contiguous" and windows:
+        raise ConfigError(
+            "memory.layout='contiguous' keeps neighbouring pages for a whole request, and layers "
+            f"of this model free theirs behind a window of {min(windows)} tokens: use "
+            f"memory.layout='paged', or scheduling.max_model_len={min(windows)} at most, which no "
+            "window is shorter than"
+        )
+
+
+def tree_keeps_everything(question: Question) -> None:
+    """Refuse a radix tree if the first pages of a prefix are freed before the last ones."""
+    groups = question.resolved.model.cache_groups()
+    windows = _windows(groups)
+    if question.config.memory.prefix_cache == "radix" and len(windows) == len(groups):
+        raise ConfigError(
+            "memory.prefix_cache='radix' finds a page through the pages before it, and every layer "
+            f"of this model frees those behind a window of {max(windows)} tokens: use "
+            f"memory.prefix_cache='hash', or scheduling.max_model_len={max(windows)} at most"
+        )
+
+
+def tiers_hold_one_group(question: Question) -> Answer | None:
+    """Keep evicted pages of the prefix cache out of lower tiers if they are of several kinds: a
+    prefix would have to be found there in all of them at once."""
+    memory, groups = question.config.memory, question.resolved.model.cache_groups()
+    several = len(groups) > 1 or _windows(groups)
+    if not several or memory.prefix_cache == "off" or not memory.host_bytes:
+        return None
+    kinds = "caches of several kinds" if len(groups) > 1 else "a cache that is freed from the front"
+    if memory.disk_bytes or question.config.scheduling.preemption != "swap":
+        field = "disk_bytes" if memory.disk_bytes else "host_bytes"
+        raise ConfigError(
+            f"memory.{field}={getattr(memory, field)} takes evicted pages of memory.prefix_cache="
+            f"{memory.prefix_cache!r}, and this model has {kinds}, whose pages are found on the "
+            "device only: use 0, with scheduling.preemption='swap' if the host is to keep "
+            "preempted requests"
+        )
+    note = (
+        "memory.host_bytes: holds preempted requests only, because evicted pages of "
+        f"memory.prefix_cache={memory.prefix_cache!r} are dropped in a model with {kinds}"
+    )
+    return Answer(notes=(note,))
 
 
 def samples_share_blocks(question: Question) -> Answer | None:
@@ -153,6 +202,11 @@ def pin_refused() -> ConfigError:
     )
 
 
+def _windows(groups: Sequence[CacheGroup]) -> list[int]:
+    """The windows of those groups that have one."""
+    return [group.spec.window for group in groups if group.spec.window is not None]
+
+
 def _why_not_writable(folder: Path) -> str | None:
     """Why no file can be created in this directory, or the directory itself; None if they can."""
     while True:
@@ -185,6 +239,9 @@ RULES: tuple[Rule, ...] = (
     managing_needs_cache,
     host_memory_has_a_use,
     disk_lies_below_host,
+    neighbours_keep_everything,
+    tree_keeps_everything,
+    tiers_hold_one_group,
     samples_share_blocks,
     pool_by_default,
     host_holds_a_block,

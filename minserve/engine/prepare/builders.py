@@ -6,7 +6,7 @@ tables; knows nothing about models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -63,14 +63,14 @@ def batch_builder(
     model = config.model
     built = builder
     if built is None:
-        built = BatchBuilder(memory, len(model.cache_groups()), model.eos_token_ids, needs_hidden)
+        built = BatchBuilder(memory, model.eos_token_ids, needs_hidden=needs_hidden)
     if config.padding == "none":
         return built
-    # Padding rows write to one extra page after the pool's own pages; the cache has it if padding
+    # Padding rows write to one extra page after each group's own pages; the cache has it if padding
     # is on (see `build`).
-    scratch_block = memory.pool.num_blocks
+    scratch_blocks = [group.pool.num_blocks for group in memory.groups]
     return PaddedBuilder(
-        built, config.padding, scratch_block, memory.block_size, config.max_graph_rows
+        built, config.padding, scratch_blocks, memory.block_size, config.max_graph_rows
     )
 
 
@@ -81,11 +81,16 @@ class PaddedBuilder:
     """
 
     def __init__(
-        self, builder: Builder, kind: str, scratch_block: int, block_size: int, most_rows: int
+        self,
+        builder: Builder,
+        kind: str,
+        scratch_blocks: Sequence[int],
+        block_size: int,
+        most_rows: int,
     ) -> None:
         self._builder = builder
         self._kind = kind
-        self._scratch_block = scratch_block
+        self._scratch_blocks = scratch_blocks
         self._block_size = block_size
         self._most_rows = most_rows
 
@@ -95,7 +100,7 @@ class PaddedBuilder:
         batch = pad(
             built.batch,
             self._kind,
-            self._scratch_block,
+            self._scratch_blocks,
             self._block_size,
             self._most_rows,
             plan.idle_places,
@@ -146,12 +151,13 @@ class BatchBuilder:
     def __init__(
         self,
         memory: KVManager,
-        num_groups: int,
         eos_token_ids: tuple[int, ...],
+        model: str = "",
         needs_hidden: bool = False,
     ) -> None:
+        """`model`: whose cache groups its batches are about (`CacheGroup.model`)."""
         self._memory = memory
-        self._num_groups = num_groups
+        self._groups = [g.tables for g in memory.groups if g.plan.group.model == model]
         self._eos_token_ids = eos_token_ids
         self._needs_hidden = needs_hidden
 
@@ -173,24 +179,26 @@ class BatchBuilder:
         np.cumsum(query_lens, out=query_starts[1:])
         block_size = self._memory.block_size
         table_rows = self._memory.rows_of(requests)
-        tables = self._memory.tables[table_rows, : -(-int(kv_lens.max()) // block_size)]
+        width = -(-int(kv_lens.max()) // block_size)
         if len(tokens) == len(requests):
             places, owners = starts_array, np.arange(len(requests))
         else:
             owners = np.repeat(np.arange(len(requests)), query_lens)
             places = np.arange(len(tokens)) + (starts_array - query_starts[:-1])[owners]
-        # A row's place in the block table is its position, except in trees.
+        # A row's place in the block tables is its position, except in trees.
         positions = rows.tree_positions(places) if rows.trees else places
         blocks, offsets = np.divmod(places, block_size)
-        slots = tables[owners, blocks] * np.int64(block_size) + offsets
-        group = GroupTables(torch.from_numpy(slots), torch.from_numpy(tables))
+        groups = []
+        for group in self._groups:
+            tables = group.rows[table_rows, :width]
+            slots = tables[owners, blocks] * np.int64(block_size) + offsets
+            groups.append(GroupTables(torch.from_numpy(slots), torch.from_numpy(tables)))
         batch = ForwardBatch(
             token_ids=torch.tensor(tokens, dtype=torch.int64),
             positions=torch.from_numpy(positions),
             query_starts=torch.from_numpy(query_starts.astype(np.int32)),
             kv_lens=torch.from_numpy(kv_lens.astype(np.int32)),
-            # Every cache is kept for the whole sequence, so all groups share one page numbering.
-            groups=(group,) * self._num_groups,
+            groups=tuple(groups),
             sample_rows=torch.tensor(rows.sample_rows, dtype=torch.int64),
             sampling=plan_sampling(
                 rows.drawn_for,

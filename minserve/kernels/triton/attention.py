@@ -35,9 +35,12 @@ def attend(
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, DIM], tl.float32)
+    oldest = first
+    if WINDOW:  # pages before it may be another request's, and hold NaN
+        oldest = tl.min(tl.where(alive, position, last), 0) - window + 1
     for start in range(first, last, KEYS):
         key = start + tl.arange(0, KEYS)
-        inside = key < last
+        inside = (key >= oldest) & (key < last) if WINDOW else key < last
         k = load_tile(keys, table, key, inside, head_offset, block_stride, block_size, head_dim,
                       column, DIM)  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)

@@ -32,10 +32,13 @@ class Hit:
     no partial page."""
     tiers: list[str] = field(default_factory=list)
     """The tier of each of `keys`: "host" or "disk"."""
+    first: int = 0
+    """Leading pages of the prefix that are not needed; `blocks` are the pages after them."""
 
     def num_tokens(self, block_size: int) -> int:
         """Tokens of the prefix."""
-        return (len(self.blocks) + len(self.keys)) * block_size + self.partial_tokens
+        blocks = self.first + len(self.blocks) + len(self.keys)
+        return blocks * block_size + self.partial_tokens
 
 
 class PrefixCache:

@@ -79,6 +79,10 @@ class HashIndex:
             blocks.append(block)
         return Match(blocks)
 
+    def find(self, key: Key) -> int | None:
+        """The page with this key, whether the pages before it are known or not."""
+        return self._blocks.get(key)
+
     def insert(self, token_blocks: TokenBlocks, index: int, parent: int | None, block: int) -> int:
         """Add a page; returns the page the index now has for this content."""
         key = token_blocks.key(index)

@@ -1,4 +1,5 @@
-"""The storage of the KV cache: one block of memory, cut into layers and pages, and host slots.
+"""The storage of the KV cache: for each cache group a block of memory, cut into layers and pages,
+and host slots.
 
 Knows shapes and bytes; the manager knows which request holds which page.
 """
@@ -9,88 +10,137 @@ import contextlib
 import math
 import mmap
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from minserve.batch import ForwardBatch
+from minserve.memory.plan import GroupPlan
 from minserve.memory.storage.transfers import TransferOrder
-from minserve.spec import ModelSpec
+from minserve.spec import CacheTensor, ModelSpec
 
 _HUGE_PAGE = 2 << 20
 
 
 class KVCache:
-    """Keys and values of all layers.
+    """Keys and values of all layers: the `PageStore` of a real engine.
 
-    `layers[i]` is `(keys, values)`, each `[num_blocks, num_kv_heads, block_size, head_dim]`: inside
-    a page the tokens of a head are adjacent, so attention reads them in one run. A page id
-    addresses every layer at once, because all caches are kept for the whole sequence. A host slot
-    holds one page of all layers, adjacent in memory. This is the `BlockStore` of a real engine.
+    Every cache group has pages of its own, numbered from 0; a page holds the same tokens for every
+    layer of its group.
     """
 
     def __init__(
         self,
-        spec: ModelSpec,
-        num_blocks: int,
+        plans: Sequence[GroupPlan],
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
-        num_host_slots: int = 0,
+        spare_blocks: int = 0,
     ) -> None:
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        self._groups: list[tuple[Tensor, Tensor]] = []
-        self._host_bytes = 0
-        storage: dict[int, tuple[Tensor, Tensor]] = {}
-        for group in spec.cache_groups():
-            shape = (
-                len(group.layers),
-                2,
-                num_blocks,
-                group.spec.num_kv_heads,
-                block_size,
-                group.spec.head_dim,
-            )
-            # Not zeroed: on a CPU, untouched pages cost no memory, and attention never reads a slot
-            # that was not written.
-            pool = _empty(shape, dtype, device)
-            # One page of this group: [layers, 2, kv_heads, block_size, head_dim].
-            block = (shape[0], 2, *shape[3:])
-            self._groups.append((pool, self._host(num_host_slots, block, dtype, device)))
-            for index, layer in enumerate(group.layers):
-                storage[layer] = (pool[index, 0], pool[index, 1])
-        self.layers = tuple(storage[layer] for layer in range(spec.num_layers))
-        self._order = TransferOrder()
-        self._stream: torch.cuda.Stream | None = None
+        """`spare_blocks`: pages of each group after those of its plan, which no request gets."""
+        order = TransferOrder()
+        stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.groups = tuple(
+            GroupCache(plan, number, block_size, dtype, device, spare_blocks, order, stream)
+            for number, plan in enumerate(plans)
+        )
+        self._order = order
 
-    def _host(
-        self, num_slots: int, block: tuple[int, ...], dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """Slots `[num_slots, *block]`; pinned if a GPU copies from them asynchronously."""
-        self._host_bytes += num_slots * math.prod(block) * dtype.itemsize
-        shape = (num_slots, *block)
-        if device.type == "cuda":
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-        return _empty(shape, dtype, torch.device("cpu"))
+    def layers_of(self, spec: ModelSpec, model: str = "") -> tuple[tuple[Tensor, Tensor], ...]:
+        """`(keys, values)` of each layer of a model, `[num_blocks, num_kv_heads, block_size,
+        head_dim]` each."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for group in self.groups:
+            if group.plan.group.model == model:
+                found.update(group.layers)
+        return tuple(found[layer] for layer in range(spec.num_layers))
+
+    def group(self, number: int) -> GroupCache:
+        """See `PageStore.group`."""
+        return self.groups[number]
 
     @property
     def nbytes(self) -> int:
         """Bytes reserved for pages on the device."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+        return sum(group.nbytes for group in self.groups)
 
     @property
     def host_bytes(self) -> int:
         """Bytes reserved for host slots."""
-        return self._host_bytes
+        return sum(group.host_bytes for group in self.groups)
+
+    def submitted(self, batch: ForwardBatch) -> None:
+        """See `PageStore.submitted`."""
+        self._order.submitted(batch)
+
+    def failed(self) -> None:
+        """See `PageStore.failed`."""
+        self._order.queued()
+
+    def collected(self) -> None:
+        """See `PageStore.collected`."""
+        self._order.collected()
+
+
+class GroupCache:
+    """The pages and host slots of one cache group: a `BlockStore`.
+
+    Inside a page the tokens of a head are adjacent, so attention reads them in one run. Tensors of
+    equal shape (keys and values) share a block of memory. A host slot holds one page of all layers,
+    adjacent in memory.
+    """
+
+    def __init__(
+        self,
+        plan: GroupPlan,
+        number: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        spare_blocks: int,
+        order: TransferOrder,
+        stream: torch.cuda.Stream | None,
+    ) -> None:
+        self.plan = plan
+        self.number = number
+        """Its place among the groups of the engine."""
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        """`(keys, values)` of each layer of the group."""
+        self._order = order
+        self._stream = stream
+        self._pools: list[tuple[Tensor, Tensor]] = []
+        parts: dict[int, list[Tensor]] = {layer: [] for layer in plan.group.layers}
+        for (heads, dim), alike in groupby(plan.group.spec.tensors, _shape):
+            # One page: [layers, tensors, heads, block_size, head_dim].
+            block = (len(plan.group.layers), len(list(alike)), heads, block_size, dim)
+            shape = (*block[:2], plan.num_blocks + spare_blocks, *block[2:])
+            # Not zeroed: on a CPU, untouched pages cost no memory, and attention never reads a slot
+            # that was not written.
+            pool = _empty(shape, dtype, device)
+            self._pools.append((pool, _host((plan.num_host_slots, *block), dtype, device)))
+            for index, layer in enumerate(plan.group.layers):
+                parts[layer] += pool[index].unbind()
+        for layer, (keys, values) in parts.items():
+            self.layers[layer] = (keys, values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved for pages on the device."""
+        return sum(pool.nbytes for pool, _ in self._pools)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes reserved for host slots."""
+        return sum(host.nbytes for _, host in self._pools)
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy device pages onto others, in every layer, after the work that is already queued."""
         self._order.queued()
         for source, target in zip(sources, targets, strict=True):
-            for pool, _ in self._groups:
+            for pool, _ in self._pools:
                 pool[:, :, target].copy_(pool[:, :, source])
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -98,8 +148,8 @@ class KVCache:
         queued. See `BlockStore.move`."""
         self._order.queued()
         source, target = torch.tensor(sources), torch.tensor(targets)
-        size = self.block_size
-        for pool, _ in self._groups:
+        for pool, _ in self._pools:
+            size = pool.shape[-2]
             values = pool[:, :, source // size, :, source % size]
             pool[:, :, target // size, :, target % size] = values
 
@@ -108,21 +158,21 @@ class KVCache:
         in flight if that is safe (`TransferOrder`)."""
         with self._transfers(self._order.save_waits()):
             for block, slot in zip(blocks, slots, strict=True):
-                for pool, host in self._groups:
+                for pool, host in self._pools:
                     host[slot].copy_(pool[:, :, block], non_blocking=True)
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
         """Copy host slots into device pages; on a GPU as `save` does."""
-        with self._transfers(self._order.load_waits(blocks)):
+        with self._transfers(self._order.load_waits(blocks, self.number)):
             for slot, block in zip(slots, blocks, strict=True):
-                for pool, host in self._groups:
+                for pool, host in self._pools:
                     pool[:, :, block].copy_(host[slot], non_blocking=True)
 
     def read_slot(self, slot: int) -> memoryview:
-        """The bytes of a host slot, group after group."""
+        """The bytes of a host slot."""
         if self._stream is not None:
             self._stream.synchronize()
-        parts = [host[slot].reshape(-1).view(torch.uint8) for _, host in self._groups]
+        parts = [host[slot].reshape(-1).view(torch.uint8) for _, host in self._pools]
         content = torch.cat(parts) if len(parts) > 1 else parts[0]
         return memoryview(content.numpy().data)
 
@@ -131,22 +181,10 @@ class KVCache:
         if self._stream is not None:
             self._stream.synchronize()
         content, start = torch.frombuffer(bytearray(data), dtype=torch.uint8), 0
-        for _, host in self._groups:
+        for _, host in self._pools:
             target = host[slot].view(-1).view(torch.uint8)
             target.copy_(content[start : start + target.numel()])
             start += target.numel()
-
-    def submitted(self, batch: ForwardBatch) -> None:
-        """See `BlockStore.submitted`."""
-        self._order.submitted(batch)
-
-    def failed(self) -> None:
-        """See `BlockStore.failed`."""
-        self._order.queued()
-
-    def collected(self) -> None:
-        """See `BlockStore.collected`."""
-        self._order.collected()
 
     @contextlib.contextmanager
     def _transfers(self, wait: bool) -> Iterator[None]:
@@ -161,6 +199,17 @@ class KVCache:
         with torch.cuda.stream(self._stream):
             yield
         compute.wait_stream(self._stream)
+
+
+def _shape(tensor: CacheTensor) -> tuple[int, int]:
+    return tensor.num_heads, tensor.head_dim
+
+
+def _host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Host slots; pinned if a GPU copies from them asynchronously."""
+    if device.type == "cuda":
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return _empty(shape, dtype, torch.device("cpu"))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from minserve.batch import ForwardBatch
 
 
 class BlockStore(Protocol):
-    """Storage of pages on the device and of page slots in host memory."""
+    """Storage of one cache group's pages on the device and of its page slots in host memory."""
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy device pages onto others: copy-on-write."""
@@ -35,6 +35,13 @@ class BlockStore(Protocol):
     def write_slot(self, slot: int, data: bytes) -> None:
         """Fill a host slot."""
 
+
+class PageStore(Protocol):
+    """The stores of all cache groups of an engine, and what they must know of its batches."""
+
+    def group(self, number: int) -> BlockStore:
+        """The store of a cache group, in the order of the groups' plans."""
+
     def submitted(self, batch: ForwardBatch) -> None:
         """Report that a batch over these pages was started."""
 
@@ -47,6 +54,10 @@ class BlockStore(Protocol):
 
 class NoStore:
     """Pages without content: for runs in which only their number matters."""
+
+    def group(self, number: int) -> BlockStore:
+        """The same for every group."""
+        return self
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Does nothing."""

@@ -28,8 +28,8 @@ class TransferOrder:
     """Tracks what is queued on the device."""
 
     def __init__(self) -> None:
-        self._in_flight: deque[tuple[Tensor, bool]] = deque()
-        """For each batch: the pages it may touch, and whether anything else was
+        self._in_flight: deque[tuple[tuple[Tensor, ...], bool]] = deque()
+        """For each batch: the pages it may touch, by cache group, and whether anything else was
         queued before it."""
         self._loose = False
 
@@ -39,8 +39,8 @@ class TransferOrder:
         self._loose = True
 
     def submitted(self, batch: ForwardBatch) -> None:
-        """Record that a batch was queued. All its groups share one numbering of pages."""
-        tables = batch.groups[0].block_tables if batch.groups else torch.empty(0, dtype=torch.int32)
+        """Record that a batch was queued."""
+        tables = tuple(group.block_tables for group in batch.groups)
         self._in_flight.append((tables, self._loose))
         self._loose = False
 
@@ -55,9 +55,13 @@ class TransferOrder:
         """Must a save wait for everything queued so far?"""
         return self._loose or any(loose for _, loose in self._in_flight)
 
-    def load_waits(self, blocks: Sequence[int]) -> bool:
-        """Must a load into these pages wait for everything queued so far?"""
+    def load_waits(self, blocks: Sequence[int], group: int) -> bool:
+        """Must a load into these pages of a group wait for everything queued so far?"""
         if self.save_waits():
             return True
         wanted = torch.tensor(blocks, dtype=torch.int32)
-        return any(bool(torch.isin(wanted, tables).any()) for tables, _ in self._in_flight)
+        return any(
+            bool(torch.isin(wanted, tables[group]).any())
+            for tables, _ in self._in_flight
+            if group < len(tables)  # else the batch of another model
+        )

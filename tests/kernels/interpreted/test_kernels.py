@@ -300,3 +300,12 @@ def test_rotary_store_turns_and_stores_in_one_go(
     torch.testing.assert_close(whole[:, queries].double(), wide[:, queries], rtol=0, atol=error)
     torch.testing.assert_close(keys.double(), expected[0], rtol=0, atol=error, equal_nan=True)
     torch.testing.assert_close(values.double(), expected[1], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("window", [1, 7, 33])
+def test_pages_behind_the_window_are_not_read(rows: int, window: int) -> None:
+    """They may belong to another request, and hold what it never wrote: 0 times NaN is NaN. A tile
+    of keys used to begin before the window."""
+    shape = Shape((rows, 3), (rows + 100, 90), 4, 1, 2, 16, window, seed=0)
+    check_attention(shape, torch.float32, TritonOps(1))

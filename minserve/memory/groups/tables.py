@@ -24,119 +24,138 @@ class BlockTable:
     max_tokens: int
     """Most tokens it may ever reach."""
     blocks: list[int]
+    first: int = 0
+    """Leading pages that it does not hold: no token reads them any more."""
 
 
 class BlockTables:
-    """`rows[row, i]` is the page of the i-th group of `block_size` tokens."""
+    """`rows[row, i]` is the page of the i-th `block_size` tokens. Where a request does not hold
+    that page, it is the number of some page, and is not read."""
 
-    def __init__(
-        self, pool: BlockPool, block_size: int, max_num_seqs: int, blocks_per_request: int
-    ) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, max_num_seqs: int, width: int) -> None:
+        """`width`: most pages of a request, whether it still holds them or not."""
         self._pool = pool
         self._block_size = block_size
-        self.rows: npt.NDArray[np.int32] = np.zeros(
-            (max_num_seqs, min(blocks_per_request, pool.num_blocks)), dtype=np.int32
-        )
+        self.rows: npt.NDArray[np.int32] = np.zeros((max_num_seqs, width), dtype=np.int32)
         self.reset()
 
     def reset(self) -> None:
         """Empty every table; does not change the pool."""
         self._free_rows = list(range(self.rows.shape[0] - 1, -1, -1))
-        self._by_request: dict[Request, BlockTable] = {}
+        self.by_request: dict[Request, BlockTable] = {}
+        """The tables of the requests that have a row."""
         self.internal_slots = 0
         """Slots that requests hold and can never fill."""
 
     def requests(self) -> set[Request]:
         """The requests that have a row."""
-        return set(self._by_request)
+        return set(self.by_request)
 
     def __getitem__(self, request: Request) -> BlockTable:
-        return self._by_request[request]
+        return self.by_request[request]
 
     def __contains__(self, request: Request) -> bool:
-        return request in self._by_request
+        return request in self.by_request
 
     def get(self, request: Request | None) -> BlockTable | None:
         """The block table of a request; None if it was not admitted."""
-        return self._by_request.get(request) if request is not None else None
+        return self.by_request.get(request) if request is not None else None
 
     def holders(self) -> Iterator[list[int]]:
         """The pages of each request."""
-        return (table.blocks for table in self._by_request.values())
+        return (table.blocks for table in self.by_request.values())
+
+    def rows_by_request(self) -> dict[Request, int]:
+        """The row of every request that has one."""
+        return {request: table.row for request, table in self.by_request.items()}
 
     def rows_of(self, requests: Sequence[Request]) -> npt.NDArray[np.int64]:
         """The requests' rows."""
-        tables = self._by_request
+        tables = self.by_request
         return np.array([tables[request].row for request in requests], dtype=np.int64)
 
     def open(self, request: Request) -> BlockTable:
         """Give a request an empty row."""
         table = BlockTable(self._free_rows.pop(), request.max_len, [])
-        self._by_request[request] = table
+        self.by_request[request] = table
         return table
 
     def close(self, request: Request) -> None:
         """Free a request's pages and its row. Does nothing for a request without a row."""
-        table = self._by_request.pop(request, None)
+        table = self.by_request.pop(request, None)
         if table is not None:
             self.shrink(table, 0)
             self._free_rows.append(table.row)
 
     def slots(self, table: BlockTable, places: Iterable[int]) -> list[int]:
-        """The token slots of these places in the table, each block * block_size + offset."""
-        size = self._block_size
-        return [table.blocks[place // size] * size + place % size for place in places]
+        """The token slots of these positions of the request, each block * block_size + offset."""
+        size, first = self._block_size, table.first
+        return [table.blocks[place // size - first] * size + place % size for place in places]
 
     def extend(self, table: BlockTable, blocks: Sequence[int]) -> None:
         """Append pages."""
         before = self._overhang(table)
-        start = len(table.blocks)
+        start = table.first + len(table.blocks)
         self.rows[table.row, start : start + len(blocks)] = blocks
         table.blocks.extend(blocks)
         self.internal_slots += self._overhang(table) - before
 
     def shrink(self, table: BlockTable, num_blocks: int) -> None:
-        """Free all pages after the first `num_blocks`."""
-        before = self._overhang(table)
+        """Free all pages after the first `num_blocks` of the request."""
+        before, kept = self._overhang(table), max(0, num_blocks - table.first)
         # The last page first: it must be evicted before the pages it continues.
-        self._pool.release(reversed(table.blocks[num_blocks:]))
-        del table.blocks[num_blocks:]
+        self._pool.release(reversed(table.blocks[kept:]))
+        del table.blocks[kept:]
+        if not num_blocks:
+            table.first = 0
+        self.internal_slots += self._overhang(table) - before
+
+    def drop_front(self, table: BlockTable, first: int) -> None:
+        """Free all pages before page `first` of the request."""
+        before, count = self._overhang(table), first - table.first
+        self._pool.release(table.blocks[:count])
+        del table.blocks[:count]
+        table.first = first
         self.internal_slots += self._overhang(table) - before
 
     def replace(self, table: BlockTable, index: int, block: int) -> None:
         """Replace the page at `index` by another page with the same content."""
         self._pool.share(block)
-        old, table.blocks[index] = table.blocks[index], block
+        at = index - table.first
+        old, table.blocks[at] = table.blocks[at], block
         self.rows[table.row, index] = block
         self._pool.release((old,))
 
     def _overhang(self, table: BlockTable) -> int:
-        return max(0, len(table.blocks) * self._block_size - table.max_tokens)
+        if not table.blocks:
+            return 0
+        return max(0, (table.first + len(table.blocks)) * self._block_size - table.max_tokens)
 
     def totals(self) -> tuple[int, int]:
         """Pages and tokens of all requests; a shared page counts once for each request that holds
         it."""
-        every = self._by_request
+        every, size = self.by_request, self._block_size
         return (
             sum([len(table.blocks) for table in every.values()]),
-            sum([request.num_computed_tokens for request in every]),
+            sum([one.num_computed_tokens - size * table.first for one, table in every.items()]),
         )
 
     def check(self) -> None:
         """Verify rows and pages of every request. Raises IntegrityError."""
-        rows = [*(table.row for table in self._by_request.values()), *self._free_rows]
+        rows = [*(table.row for table in self.by_request.values()), *self._free_rows]
         if sorted(rows) != list(range(self.rows.shape[0])):
             raise IntegrityError("a block table row is lost or owned twice")
-        for request, table in self._by_request.items():
+        for request, table in self.by_request.items():
             name, tokens = request.request_id, request.num_computed_tokens
-            if self.rows[table.row, : len(table.blocks)].tolist() != table.blocks:
+            first, stop = table.first, table.first + len(table.blocks)
+            if self.rows[table.row, first:stop].tolist() != table.blocks:
                 raise IntegrityError(f"block table of {name} differs from its pages")
-            if tokens > len(table.blocks) * self._block_size:
+            if not first * self._block_size <= tokens <= stop * self._block_size:
                 raise IntegrityError(f"{name} keeps tokens outside its pages")
-            for block in table.blocks[tokens // self._block_size :]:
+            for block in table.blocks[tokens // self._block_size - first :]:
                 if self._pool.owners(block) != 1:
                     raise IntegrityError(f"{name} will write into page {block}, which others hold")
-        internal = sum(self._overhang(table) for table in self._by_request.values())
+        internal = sum(self._overhang(table) for table in self.by_request.values())
         if internal != self.internal_slots:
             raise IntegrityError(
                 f"{self.internal_slots} slots are counted as wasted, and {internal} are"
