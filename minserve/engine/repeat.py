@@ -106,7 +106,7 @@ class Repeater:
     def _is_steady(self, last: StepTrace, running: Sequence[Request], token: int) -> bool:
         """True if the next step equals the last: the same requests, one token each."""
         scheduler = self._scheduler
-        if not running or scheduler.waiting or len(running) != last.num_scheduled:
+        if not running or scheduler.num_waiting or len(running) != last.num_scheduled:
             return False
         if last.num_decode_tokens != len(running) or last.num_prefill_tokens:
             return False

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from engine.fakes import tiny_spec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minserve.bench.workloads.drive import drive
@@ -197,6 +197,19 @@ INTERFERENCE = st.one_of(
     pages=st.sampled_from([18, 24, 64]),
     discipline=st.sampled_from(DISCIPLINES),
     max_num_seqs=st.sampled_from([1, 3, 8]),
+)
+@example(  # samples wait for one that was aborted while it waited
+    first=[("add", 1, 4, 1, "length", 0)] * 2
+    + [("add", 1, 25, 1, "length", 0), ("add", 1, 49, 1, "length", 0)],
+    then=[
+        (0.0, False, ("add", 1, 4, 3, "length", 0)),
+        (0.03125, False, ("abort", "any", 0, 0)),
+        (0.015625, False, ("abort", "any", 1, 0)),
+        (0.03125, False, ("fresh_trace",)),
+    ],
+    pages=18,
+    discipline={},
+    max_num_seqs=1,
 )
 @settings(max_examples=150, deadline=None)
 def test_fast_forward_is_single_stepping_between_any_two_interferences(
