@@ -1,8 +1,8 @@
-"""Checks whether a request can be served at all, with one sentence per refusal.
+"""How a request enters an engine: whether it can be served at all, then its samples in the queue.
 
-Runs before anything is queued, so a bad request costs the others nothing. It knows limits, not
-load: a request that only has to wait is not refused. Types and ranges that do not depend on a model
-were checked when the parameters were made.
+Checks refuse with one sentence each, before anything is queued, so a bad request costs the others
+nothing. They know limits, not load: a request that only has to wait is not refused. Types and
+ranges that do not depend on a model were checked when the parameters were made.
 """
 
 from __future__ import annotations
@@ -10,12 +10,160 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 
+from minserve.clock import Clock
 from minserve.config import ResolvedConfig
+from minserve.engine.migration import ExportedRequest, check_import, exported, imported
+from minserve.engine.recovery import Recovery
+from minserve.engine.requests import LiveRequests
+from minserve.inputs.checks import shorten
 from minserve.inputs.params import WHOLE_VOCABULARY, InvalidRequestError, SamplingParams, plain
-from minserve.sampling import check_token_ids
+from minserve.inputs.prompts import check_arrival, check_priority, check_request_id
+from minserve.memory import ExportedPages, KVManager
+from minserve.request import Request, Status
+from minserve.sampling import LogitsMask, check_token_ids, make_masks
+from minserve.scheduling import Scheduler
+from minserve.tokenizer import Tokenizer
+
+
+class Intake:
+    """Where requests enter one engine, and where they leave it for another."""
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        memory: KVManager,
+        scheduler: Scheduler,
+        requests: LiveRequests,
+        recovery: Recovery,
+        clock: Clock,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self._config = config
+        self._memory = memory
+        self._scheduler = scheduler
+        self._requests = requests
+        self._recovery = recovery
+        self._clock = clock
+        self._tokenizer = tokenizer
+        self._num_added = 0
+
+    @property
+    def max_request_tokens(self) -> int:
+        """See `Engine.max_request_tokens`."""
+        pool_tokens = self._memory.capacity_tokens + 1  # the last token is drawn, never computed
+        return min(self._config.max_model_len, pool_tokens)
+
+    def check(
+        self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> tuple[SamplingParams, tuple[LogitsMask, ...]]:
+        """See `Engine.check`."""
+        check_request_id(request_id)
+        if request_id in self._requests:
+            raise InvalidRequestError(f"request {request_id}: one of this name is still running")
+        params = check_request(
+            request_id,
+            prompt_token_ids,
+            params,
+            self._config,
+            self.max_request_tokens,
+            self._tokenizer is not None,
+        )
+        return params, make_masks(params, self._tokenizer)
+
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        stream_text: bool,
+        arrival_s: float | None,
+        priority: int,
+    ) -> list[Request]:
+        """See `Engine.add`."""
+        priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
+        prompt = list(prompt_token_ids)
+        params, masks = self.check(request_id, prompt, params)
+        max_len = self.max_request_tokens
+        if params.max_tokens is not None:
+            max_len = min(max_len, len(prompt) + params.max_tokens)
+        seed = params.seed
+        if seed is None:
+            seed = self._config.config.seed + self._num_added
+        arrival = self._clock.now() if arrival_s is None else arrival_s
+        requests = [
+            Request(request_id, prompt, params, arrival, seed, index, max_len, masks=masks)
+            for index in range(params.n)
+        ]
+        for request in requests:
+            request.priority = priority
+            if request is not requests[0] and self._config.config.memory.copy_on_write:
+                request.leader = requests[0]
+            if params.prompt_logprobs is not None:
+                request.prompt_logprobs.append(None)
+        self._num_added += 1
+        self._enter(requests, stream_text)
+        return requests
+
+    def _enter(
+        self,
+        requests: Sequence[Request],
+        stream_text: bool,
+        pages: Sequence[ExportedPages | None] = (),
+    ) -> None:
+        """Queue the samples of one request; `pages` are the computed tokens that each brings."""
+        try:
+            with self._recovery.change(requests):
+                self._requests.enter(requests[0].request_id, requests)
+                for request, brought in zip_longest(requests, pages):
+                    self._requests.follow_text(request, stream_text)
+                    if brought is not None:
+                        self._memory.away.adopt(request, brought)
+                        request.status = Status.PREEMPTED
+                    self._scheduler.add(request)
+        except BaseException:
+            for request in requests:  # the caller never receives them
+                self._requests.withdraw(request)
+            raise
+
+    def export(self, request_id: str) -> ExportedRequest:
+        """See `Engine.export_request`."""
+        requests = list(self._requests.samples(request_id))
+        if not requests:
+            raise InvalidRequestError(
+                f"export_request({shorten(request_id)}): no live request has this name; it may "
+                "have ended"
+            )
+        first = requests[0]
+        moved = ExportedRequest(
+            request_id,
+            tuple(first.prompt_token_ids),
+            first.params,
+            self._requests.streams_text(first),
+            self._config.model,
+            self._config.config.dtype,
+            tuple(exported(request, self._memory, self._clock) for request in requests),
+        )
+        for request in requests:
+            self._requests.hand_over(request)
+        return moved
+
+    def adopt(self, moved: ExportedRequest) -> list[Request]:
+        """See `Engine.import_request`."""
+        moved = check_import(moved, self._config, self.max_request_tokens)
+        _, masks = self.check(moved.request_id, moved.prompt_token_ids, moved.params)
+        for sample in moved.samples:
+            if sample.pages is not None:
+                try:
+                    self._memory.away.check(sample.pages, len(sample.token_ids))
+                except ValueError as error:
+                    raise InvalidRequestError(f"request {moved.request_id}: {error}") from None
+        requests = [imported(moved, sample, masks, self._clock) for sample in moved.samples]
+        self._enter(requests, moved.stream_text, [sample.pages for sample in moved.samples])
+        return requests
 
 
 def check_request(

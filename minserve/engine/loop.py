@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
 from minserve.decoding import Speculator
-from minserve.engine.admission import check_request
+from minserve.engine.admission import Intake
 from minserve.engine.books import EngineBooks
 from minserve.engine.commit import Committer
 from minserve.engine.flight import Flight, mark_in_flight
+from minserve.engine.migration import ExportedRequest
 from minserve.engine.parts import CONFIGURED, EngineParts
 from minserve.engine.prepare import Builder, BuiltBatch, batch_builder
 from minserve.engine.record import Recorder
@@ -28,11 +30,10 @@ from minserve.engine.repeat import Charge, Repeater
 from minserve.engine.requests import LiveRequests
 from minserve.execution.runner import Runner
 from minserve.hardware import WorkCounter
-from minserve.inputs.prompts import check_arrival, check_priority, check_request_id
 from minserve.memory import IntegrityError, KVManager
 from minserve.process.exits import GATE
-from minserve.request import InvalidRequestError, Request, SamplingParams
-from minserve.sampling import LogitsMask, make_masks
+from minserve.request import Request, SamplingParams
+from minserve.sampling import LogitsMask
 from minserve.scheduling import Scheduler, StepPlan
 from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace, StepTrace
@@ -57,10 +58,9 @@ class Engine:
     ) -> None:
         """`builder` None: batches with real contents, for a runner that computes."""
         self.config = config
-        self.memory = memory
-        self.clock = clock
+        self.memory: Final = memory
+        self.clock: Final = clock
         self._runner = runner
-        self._tokenizer = tokenizer
         speculator = self._speculator = Speculator(parts.proposer, config.model.vocab_size)
         self._builder = batch_builder(config, memory, builder, speculator.needs_hidden)
         self._counter = WorkCounter(config.model, config.itemsize)
@@ -72,12 +72,12 @@ class Engine:
         requests = self._requests = LiveRequests(scheduler, tokenizer, clock, recorder)
         self._books = EngineBooks(requests, scheduler, memory, self._in_flight, runner, recorder)
         self._recovery = Recovery(self._books)
+        self._intake = Intake(config, memory, scheduler, requests, self._recovery, clock, tokenizer)
         self._committer = Committer(config, memory, requests, self._recovery, speculator)
         self._repeater = Repeater(config, memory, scheduler, requests, recorder, clock)
         self._has_lost_pass = False
         """A pass failed or was interrupted after its submission and before it was recorded as in
         flight."""
-        self._num_added = 0
 
     @property
     def trace(self) -> RunTrace:
@@ -106,8 +106,7 @@ class Engine:
     @property
     def max_request_tokens(self) -> int:
         """Longest prompt plus output this engine can serve: `max_model_len`, or the pool."""
-        pool_tokens = self.memory.capacity_tokens + 1  # the last token is drawn, never computed
-        return min(self.config.max_model_len, pool_tokens)
+        return self._intake.max_request_tokens
 
     @property
     def longest_live_tokens(self) -> int:
@@ -130,60 +129,34 @@ class Engine:
         Raises InvalidRequestError if the request cannot be served; nothing has changed then.
         """
         self._recovery.repair()
-        priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
-        prompt = list(prompt_token_ids)
-        params, masks = self.check(request_id, prompt, params)
-        max_len = self.max_request_tokens
-        if params.max_tokens is not None:
-            max_len = min(max_len, len(prompt) + params.max_tokens)
-        seed = params.seed
-        if seed is None:
-            seed = self.config.config.seed + self._num_added
-        arrival = self.clock.now() if arrival_s is None else arrival_s
-        requests = [
-            Request(request_id, prompt, params, arrival, seed, index, max_len, masks=masks)
-            for index in range(params.n)
-        ]
-        self._num_added += 1
-        try:
-            with self._recovery.change(requests):
-                self._requests.enter(request_id, requests)
-                for request in requests:
-                    self._queue(request, requests[0], stream_text, priority)
-        except BaseException:
-            for request in requests:  # the caller never receives them
-                self._requests.withdraw(request)
-            raise
-        return requests
+        return self._intake.add(
+            request_id, prompt_token_ids, params, stream_text, arrival_s, priority
+        )
 
     def check(
         self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams
     ) -> tuple[SamplingParams, tuple[LogitsMask, ...]]:
         """The parameters and masks to serve a request with. Raises InvalidRequestError if it cannot
         be served."""
-        check_request_id(request_id)
-        if request_id in self._requests:
-            raise InvalidRequestError(f"request {request_id}: one of this name is still running")
-        params = check_request(
-            request_id,
-            prompt_token_ids,
-            params,
-            self.config,
-            self.max_request_tokens,
-            self._tokenizer is not None,
-        )
-        return params, make_masks(params, self._tokenizer)
+        return self._intake.check(request_id, prompt_token_ids, params)
 
-    def _queue(self, request: Request, first: Request, stream_text: bool, priority: int) -> None:
-        """Queue one sample of a new prompt; `first` is the first of its samples."""
-        params = request.params
-        if request is not first and self.config.config.memory.copy_on_write:
-            request.leader = first
-        request.priority = priority
-        if params.prompt_logprobs is not None:
-            request.prompt_logprobs.append(None)
-        self._requests.follow_text(request, stream_text)
-        self._scheduler.add(request)
+    def export_request(self, request_id: str) -> ExportedRequest:
+        """Take a request out of this engine, for `import_request` of another one: its samples that
+        have not ended, with their computed tokens. It leaves no end in the trace.
+
+        Raises InvalidRequestError if no live request has this name.
+        """
+        self.settle()
+        with self._recovery.change(()):
+            return self._intake.export(request_id)
+
+    def import_request(self, moved: ExportedRequest) -> list[Request]:
+        """Queue a request that another engine has exported; it continues with the same tokens.
+
+        Raises InvalidRequestError if this engine cannot continue it; nothing has changed then.
+        """
+        self._recovery.repair()
+        return self._intake.adopt(moved)
 
     def abort(self, request_id: str) -> bool:
         """End all samples of a request now. False if no live request has this name."""

@@ -114,6 +114,8 @@ class Recorder:
             evicted_blocks=events.evicted_blocks,
             swapped_out_blocks=events.swapped_out_blocks,
             swapped_in_blocks=events.swapped_in_blocks,
+            exported_blocks=events.exported_blocks,
+            imported_blocks=events.imported_blocks,
             cached_blocks=use.blocks_cached,
             owned_bytes=use.owned_bytes,
             future_bytes=use.future_bytes,

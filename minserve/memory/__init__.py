@@ -19,6 +19,7 @@ from minserve.memory.prefix.index import HashIndex, IndexNode, Match, PrefixInde
 from minserve.memory.prefix.radix import RadixIndex
 from minserve.memory.reuse import Found
 from minserve.memory.storage.cache import KVCache
+from minserve.memory.storage.exported import ExportedGroup, ExportedPages
 from minserve.memory.storage.store import BlockStore, NoStore, PageStore
 from minserve.memory.storage.transfers import TransferOrder
 from minserve.memory.tiers.costs import ResumeCosts
@@ -30,6 +31,8 @@ __all__ = [
     "BlockPool",
     "BlockStore",
     "DiskTier",
+    "ExportedGroup",
+    "ExportedPages",
     "Found",
     "GroupPlan",
     "HashIndex",

@@ -21,6 +21,10 @@ class MemoryEvents:
     """Pages of preempted requests saved to the host."""
     swapped_in_blocks: int = 0
     """Pages of resumed requests loaded from the host."""
+    exported_blocks: int = 0
+    """Pages copied out for another engine."""
+    imported_blocks: int = 0
+    """Pages filled with tokens that another engine computed."""
     transfer_s: float = 0.0
     """Seconds spent on copies between tiers; on a GPU, on queueing them."""
 
@@ -33,6 +37,8 @@ class MemoryEvents:
             or self.loaded_tokens
             or self.swapped_out_blocks
             or self.swapped_in_blocks
+            or self.exported_blocks
+            or self.imported_blocks
             or self.transfer_s
         )
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from minserve.clock import Clock
 from minserve.memory.events import MemoryEvents
 from minserve.memory.groups import retention_of
@@ -16,6 +18,7 @@ from minserve.memory.plan import GroupPlan
 from minserve.memory.pool import BlockPool, IntegrityError
 from minserve.memory.prefix.cache import Hit, PrefixCache
 from minserve.memory.prefix.index import HashIndex, PrefixIndex
+from minserve.memory.storage.exported import ExportedGroup, cut, joined
 from minserve.memory.storage.store import BlockStore, PageStore
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.disk import DiskTier
@@ -125,6 +128,26 @@ class PageGroup:
         stop = -(-request.num_computed_tokens // self._block_size)
         return table.first, table.blocks[: stop - table.first]
 
+    # -- between engines ---------------------------------------------------------------------------
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Pages that hold `num_tokens`."""
+        return -(-num_tokens // self._block_size)
+
+    def exported(self, first: int, num_tokens: int, pages: Sequence[Tensor]) -> ExportedGroup:
+        """A request's computed tokens from the contents of its pages, of which `first` is the
+        first."""
+        start = first * self._block_size
+        return ExportedGroup(self.plan.group, start, joined(pages, num_tokens - start))
+
+    def fill(self, request: Request, blocks: Sequence[int], tokens: ExportedGroup) -> None:
+        """Write tokens of another engine into `blocks`, the last pages of the request."""
+        table, size = self.tables.by_request[request], self._block_size
+        start = (table.first + len(table.blocks) - len(blocks)) * size
+        self.store.write(blocks, cut(tokens.tensors, tokens.first, start, len(blocks), size))
+        # With pages of another size, the window may begin inside the first one.
+        table.first_whole = self.blocks_for(tokens.first)
+
     # -- prefixes ----------------------------------------------------------------------------------
 
     def enter(self, tokens: TokenBlocks, request: Request, first: int, stop: int) -> None:
@@ -133,9 +156,10 @@ class PageGroup:
         assert self.prefix is not None
         table = self.tables.by_request[request]
         skipped, blocks = table.first, table.blocks
-        for index in range(max(first, skipped), stop):
+        begin = max(skipped, table.first_whole)
+        for index in range(max(first, begin), stop):
             mine = blocks[index - skipped]
-            parent = blocks[index - skipped - 1] if index > skipped else None
+            parent = blocks[index - skipped - 1] if index > begin else None
             canonical = self.prefix.enter(tokens, index, parent, mine)
             if canonical != mine:
                 self.tables.replace(table, index, canonical)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
+from minserve.memory.away import AwayRequests
 from minserve.memory.events import NOTHING, MemoryEvents
 from minserve.memory.group import open_groups
 from minserve.memory.layout import Reservation
@@ -21,7 +22,6 @@ from minserve.memory.pool import IntegrityError
 from minserve.memory.prefix.index import HashIndex, PrefixIndex
 from minserve.memory.reuse import Found, Reuse
 from minserve.memory.storage.store import NoStore, PageStore
-from minserve.memory.swap import SwappedRequests
 from minserve.memory.tiers.costs import ResumeCosts
 from minserve.memory.tiers.disk import DiskTier
 from minserve.memory.use import MemoryUse, measure_use
@@ -73,7 +73,8 @@ class KVManager:
         """The prefix cache of the primary group; None if there is none."""
         self._tables = self._primary.tables
         self._reuse = Reuse(self.groups, primary, self._clock, self._events, block_size)
-        self._swapped = SwappedRequests(self.groups, self._clock, self._events)
+        self.away = AwayRequests(self.groups, self._clock, self._events)
+        """Requests that wait with computed tokens."""
         self.pins = Pins(self.groups, primary, self._reuse, block_size)
         self._noted: set[str] = set()
 
@@ -93,8 +94,7 @@ class KVManager:
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens that a single request can keep if it is alone; pinned pages are not
-        available to it."""
+        """Tokens that a single request can keep if it is alone with the pinned pages."""
         blocks = min(
             group.reach(group.pool.num_blocks - self.pins.num_blocks(number))
             for number, group in enumerate(self.groups)
@@ -119,7 +119,7 @@ class KVManager:
     def find(self, request: Request) -> Found:
         """Where the computed tokens of a waiting request are; changes nothing. An admission looks
         once and passes what it found to the methods below."""
-        return self._reuse.find(request, self._swapped.firsts(request))
+        return self._reuse.find(request, self.away.firsts(request))
 
     def needed_blocks(
         self, request: Request, num_tokens: int | None = None, found: Found | None = None
@@ -186,9 +186,9 @@ class KVManager:
                 group.take_neighbours(request, needed)
             return 0
         found = self.find(request) if found is None else found
-        if request not in self._swapped:
+        if request not in self.away:
             return self._reuse.take(request, found)
-        self._swapped.restore(request, found)
+        self.away.restore(request, found)
         if self.prefix is not None:
             self._reuse.enter(request, 0, found.num_tokens // self.block_size)
         return found.num_tokens
@@ -260,14 +260,14 @@ class KVManager:
         """Free everything the request has, in every tier; it may have nothing."""
         self._close(request)
         self._reuse.forget(request)
-        self._swapped.drop(request)
+        self.away.drop(request)
 
     # -- swapping ----------------------------------------------------------------------------------
 
     def swap_out(self, request: Request) -> bool:
         """Move a running request's pages to the host and close its block tables. False, with
         nothing changed, if the host has no room."""
-        if self.host is None or not request.num_computed_tokens or not self._swapped.save(request):
+        if self.host is None or not request.num_computed_tokens or not self.away.save(request):
             return False
         self._close(request)
         return True
@@ -324,8 +324,8 @@ class KVManager:
         return self.pool.num_free * self.block_size
 
     def requests(self) -> set[Request]:
-        """The requests that hold pages, on the device or swapped out."""
-        return self._tables.requests() | self._swapped.requests()
+        """The requests that hold pages, or wait with some."""
+        return self._tables.requests() | self.away.requests()
 
     def reset(self) -> None:
         """Free every page; nothing is cached, pinned or swapped out. Used when an error left the
@@ -333,7 +333,7 @@ class KVManager:
         for group in self.groups:
             group.reset()
         self._reuse.reset()
-        self._swapped.reset()
+        self.away.reset()
         self.pins.reset()
         self._store.failed()
 
@@ -345,6 +345,6 @@ class KVManager:
     def check(self) -> None:
         """Verify every invariant. Raises IntegrityError."""
         for number, group in enumerate(self.groups):
-            group.check(self.pins.holders(number), self._swapped.holders(number))
+            group.check(self.pins.holders(number), self.away.holders(number))
             if group.tables.rows_by_request() != self._tables.rows_by_request():
                 raise IntegrityError("a request has another row, or none, in another cache group")

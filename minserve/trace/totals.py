@@ -38,6 +38,8 @@ class RunTotals(RoomParts):
     evicted_blocks: int = 0
     swapped_out_blocks: int = 0
     swapped_in_blocks: int = 0
+    exported_blocks: int = 0
+    imported_blocks: int = 0
     aborted: int = 0
     scheduled: int = 0
     """Requests that computed something, summed over steps."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 
@@ -129,6 +131,27 @@ class VirtualPages:
             saved_s = max((self._filled[s].done_s for s in slots if s in self._filled), default=0.0)
             ticket = self._in.start(len(slots) * self._block_bytes, saved_s)
             self._clock.wait_until(ticket.done_s)
+
+    def read(self, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+        """Nothing; waits for the transfer of the pages to the host."""
+        if blocks:
+            self._clock.wait_until(self._out.start(len(blocks) * self._block_bytes).done_s)
+        return ()
+
+    def read_host(self, slots: Sequence[int]) -> tuple[Tensor, ...]:
+        """Nothing; waits until the slots are filled."""
+        done_s = [self._filled[slot].done_s for slot in slots if slot in self._filled]
+        self._clock.wait_until(max(done_s, default=0.0))
+        return ()
+
+    def write(self, blocks: Sequence[int], pages: Sequence[Tensor]) -> None:
+        """Transfer to the device and wait."""
+        if blocks:
+            self._clock.wait_until(self._in.start(len(blocks) * self._block_bytes).done_s)
+
+    def token_shapes(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """None."""
+        return ()
 
     def read_slot(self, slot: int) -> memoryview:
         """No bytes; waits until they have arrived and are written to the disk."""

@@ -13,6 +13,10 @@ class FullRetention:
     def __init__(self, spec: CacheSpec, block_size: int) -> None:
         pass
 
+    def first_needed(self, num_tokens: int) -> int:
+        """See `Retention.first_needed`."""
+        return 0
+
     def first_read(self, num_tokens: int) -> int:
         """See `Retention.first_read`."""
         return 0

@@ -12,7 +12,11 @@ class Retention(Protocol):
     """What a group must know to free pages early, to judge a prefix, and to be sized."""
 
     keeps_all: bool
-    """True if a page is kept as long as its request: then the next two are always 0."""
+    """True if a page is kept as long as its request: then the next three are always 0."""
+
+    def first_needed(self, num_tokens: int) -> int:
+        """The first position that the tokens after the first `num_tokens` read."""
+        ...
 
     def first_read(self, num_tokens: int) -> int:
         """The first page that the tokens after the first `num_tokens` read: a prefix of this length

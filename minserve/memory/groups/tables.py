@@ -26,6 +26,9 @@ class BlockTable:
     blocks: list[int]
     first: int = 0
     """Leading pages that it does not hold: no token reads them any more."""
+    first_whole: int = 0
+    """Pages before this one do not hold all of their tokens, because another engine had dropped
+    them. They are read like others, and never enter the prefix index."""
 
 
 class BlockTables:

@@ -21,9 +21,13 @@ class WindowRetention:
         self.window = spec.window
         self._block_size = block_size
 
+    def first_needed(self, num_tokens: int) -> int:
+        """See `Retention.first_needed`."""
+        return max(0, num_tokens - self.window + 1)
+
     def first_read(self, num_tokens: int) -> int:
         """See `Retention.first_read`."""
-        return max(0, num_tokens - self.window + 1) // self._block_size
+        return self.first_needed(num_tokens) // self._block_size
 
     def first_kept(self, num_tokens: int) -> int:
         """See `Retention.first_kept`. One token more is kept than the next query sees: other

@@ -168,6 +168,30 @@ class GroupCache:
                 for pool, host in self._pools:
                     pool[:, :, block].copy_(host[slot], non_blocking=True)
 
+    def read(self, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+        """See `BlockStore.read`. On a GPU the host waits."""
+        return tuple(
+            pool[:, :, list(blocks)].movedim(2, 0).to("cpu", copy=True) for pool, _ in self._pools
+        )
+
+    def read_host(self, slots: Sequence[int]) -> tuple[Tensor, ...]:
+        """See `BlockStore.read_host`."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        return tuple(host[list(slots)] for _, host in self._pools)
+
+    def write(self, blocks: Sequence[int], pages: Sequence[Tensor]) -> None:
+        """See `BlockStore.write`."""
+        with self._transfers(self._order.load_waits(blocks, self.number)):
+            for (pool, _), content in zip(self._pools, pages, strict=True):
+                for block, page in zip(blocks, content, strict=True):
+                    pool[:, :, block].copy_(page)
+
+    def token_shapes(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """See `BlockStore.token_shapes`."""
+        shapes = [pool.shape for pool, _ in self._pools]
+        return tuple((*shape[:2], shape[3], num_tokens, shape[5]) for shape in shapes)
+
     def read_slot(self, slot: int) -> memoryview:
         """The bytes of a host slot."""
         if self._stream is not None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from minserve.batch import ForwardBatch
 
 
@@ -28,6 +30,19 @@ class BlockStore(Protocol):
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
         """Copy host slots into device pages."""
+
+    def read(self, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+        """Device pages on the CPU, after all queued work: `[num_pages, layers, tensors, num_heads,
+        block_size, head_dim]` for each shape of tensors."""
+
+    def read_host(self, slots: Sequence[int]) -> tuple[Tensor, ...]:
+        """The same of host slots, after the copies queued for them."""
+
+    def write(self, blocks: Sequence[int], pages: Sequence[Tensor]) -> None:
+        """Fill device pages with what `read` returned; ordered as a load is."""
+
+    def token_shapes(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """The shapes of so many tokens outside their pages (`ExportedGroup.tensors`)."""
 
     def read_slot(self, slot: int) -> memoryview:
         """The bytes of a host slot, after the copies queued for it are done."""
@@ -70,6 +85,21 @@ class NoStore:
 
     def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
         """Does nothing."""
+
+    def read(self, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def read_host(self, slots: Sequence[int]) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def write(self, blocks: Sequence[int], pages: Sequence[Tensor]) -> None:
+        """Does nothing."""
+
+    def token_shapes(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """None."""
+        return ()
 
     def read_slot(self, slot: int) -> memoryview:
         """No bytes."""

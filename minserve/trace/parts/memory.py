@@ -25,6 +25,10 @@ class StepBlocks:
     """Cached pages given to another request."""
     swapped_out_blocks: int = field(default=0, metadata=summed())
     swapped_in_blocks: int = field(default=0, metadata=summed())
+    exported_blocks: int = field(default=0, metadata=summed())
+    """Pages copied out for another engine."""
+    imported_blocks: int = field(default=0, metadata=summed())
+    """Pages filled with tokens that another engine computed."""
     cached_blocks: int = 0
     """Pages without an owner, kept for a prefix hit."""
     owned_bytes: int = 0

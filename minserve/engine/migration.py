@@ -1,0 +1,164 @@
+"""Moves a request from one engine to another, with the tokens that are computed already.
+
+Used by live migration (Llumnix, Sun et al., arXiv 2406.03243), and by prefill apart from decode
+(DistServe, Zhong et al., arXiv 2401.09670). An `ExportedRequest` holds plain values and tensors on
+the CPU, so it can be pickled and sent to another process. The other engine needs the same weights;
+its pages, pool, operators and policies may differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minserve.clock import Clock
+from minserve.config import ResolvedConfig
+from minserve.inputs.checks import shorten
+from minserve.memory import ExportedPages, KVManager
+from minserve.request import (
+    InvalidRequestError,
+    LogitsMask,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+)
+from minserve.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ExportedSample:
+    """One sample: its tokens, what has been recorded about it, and its cached tokens.
+
+    Clocks of two engines may differ, so times are ages in seconds when it was exported.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    """Prompt and output."""
+    seed: int
+    max_len: int
+    priority: int
+    logprobs: tuple[TokenLogprobs, ...]
+    prompt_logprobs: tuple[TokenLogprobs | None, ...]
+    arrival_age_s: float
+    first_scheduled_age_s: float | None
+    first_token_age_s: float | None
+    num_preemptions: int
+    num_cached_tokens: int
+    num_proposed_tokens: int
+    num_accepted_tokens: int
+    num_ever_computed: int
+    pages: ExportedPages | None
+    """None: nothing is computed."""
+
+
+@dataclass(frozen=True)
+class ExportedRequest:
+    """A request between two engines: all its samples that had not ended."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    stream_text: bool
+    model: ModelSpec
+    dtype: str
+    samples: tuple[ExportedSample, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(sample.pages.nbytes for sample in self.samples if sample.pages is not None)
+
+
+def exported(request: Request, memory: KVManager, clock: Clock) -> ExportedSample:
+    """A copy of one sample. No step may be in flight."""
+    now = clock.now()
+
+    def age(event_s: float | None) -> float | None:
+        return None if event_s is None else now - event_s
+
+    return ExportedSample(
+        index=request.sample_index,
+        token_ids=tuple(request.token_ids),
+        seed=request.seed,
+        max_len=request.max_len,
+        priority=request.priority,
+        logprobs=tuple(request.logprobs),
+        prompt_logprobs=tuple(request.prompt_logprobs),
+        arrival_age_s=now - request.arrival_s,
+        first_scheduled_age_s=age(request.first_scheduled_s),
+        first_token_age_s=age(request.first_token_s),
+        num_preemptions=request.num_preemptions,
+        num_cached_tokens=request.num_cached_tokens,
+        num_proposed_tokens=request.num_proposed_tokens,
+        num_accepted_tokens=request.num_accepted_tokens,
+        num_ever_computed=request.num_ever_computed,
+        pages=memory.away.export(request),
+    )
+
+
+def imported(
+    moved: ExportedRequest, sample: ExportedSample, masks: tuple[LogitsMask, ...], clock: Clock
+) -> Request:
+    """The sample as a request of another engine, which counts nothing as computed yet."""
+    now = clock.now()
+
+    def event_s(age_s: float | None) -> float | None:
+        return None if age_s is None else now - age_s
+
+    return Request(
+        moved.request_id,
+        list(moved.prompt_token_ids),
+        moved.params,
+        now - sample.arrival_age_s,
+        sample.seed,
+        sample.index,
+        sample.max_len,
+        token_ids=list(sample.token_ids),
+        priority=sample.priority,
+        logprobs=list(sample.logprobs),
+        prompt_logprobs=list(sample.prompt_logprobs),
+        first_scheduled_s=event_s(sample.first_scheduled_age_s),
+        first_token_s=event_s(sample.first_token_age_s),
+        num_preemptions=sample.num_preemptions,
+        num_cached_tokens=sample.num_cached_tokens,
+        num_proposed_tokens=sample.num_proposed_tokens,
+        num_accepted_tokens=sample.num_accepted_tokens,
+        num_ever_computed=sample.num_ever_computed,
+        masks=masks,
+    )
+
+
+def check_import(moved: object, config: ResolvedConfig, max_request_tokens: int) -> ExportedRequest:
+    """Raise InvalidRequestError unless an engine of this configuration can continue the request."""
+    if not isinstance(moved, ExportedRequest):
+        raise InvalidRequestError(
+            f"import_request({shorten(moved)}): expected what export_request returned"
+        )
+    name = f"request {moved.request_id}"
+    if moved.model != config.model:
+        raise InvalidRequestError(
+            f"{name}: its pages were computed by a {moved.model.family} model of "
+            f"{moved.model.num_parameters()} parameters, and this engine serves another: import it "
+            "where the same model is served"
+        )
+    if moved.dtype != config.config.dtype:
+        raise InvalidRequestError(
+            f"{name}: its pages are {moved.dtype}, and this engine computes in "
+            f"{config.config.dtype}: give both engines the same EngineConfig.dtype"
+        )
+    if any(sample.pages for sample in moved.samples) and not config.config.memory.kv_cache:
+        raise InvalidRequestError(
+            f"{name}: memory.kv_cache=False keeps no pages, and it brings some: import it where "
+            "the cache is on"
+        )
+    parts = [group for one in moved.samples if one.pages for group in one.pages.groups]
+    kinds = {tensor.dtype for group in parts for tensor in group.tensors} - {config.dtype}
+    if kinds:
+        raise InvalidRequestError(f"{name}: its pages say {moved.dtype}, and hold {kinds.pop()}")
+    longest = max(sample.max_len for sample in moved.samples)
+    if longest > max_request_tokens:
+        raise InvalidRequestError(
+            f"{name}: it may reach {longest} tokens, and this engine serves {max_request_tokens}: "
+            "raise scheduling.max_model_len and memory.kv_bytes, or send it with fewer max_tokens"
+        )
+    return moved
