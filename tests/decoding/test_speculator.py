@@ -181,6 +181,26 @@ def test_hidden_states_are_those_of_the_new_tokens(trees: bool, overlap: bool) -
         assert proposer.seen[name] == [len(prompt) + place for place in range(NUM)]
 
 
+@pytest.mark.parametrize("trees", [False, True])
+@pytest.mark.parametrize("stop", [False, True])
+def test_the_record_of_an_ended_request_counts_its_last_draft(trees: bool, stop: bool) -> None:
+    engine, _, _ = make_engine(proposer=EchoProposer(trees, 1.0))
+    for name, prompt in PROMPTS.items():
+        ends = oracle(prompt, NUM, ignore_eos=True)[7:8] if stop else []
+        params = SamplingParams(
+            max_tokens=NUM, temperature=0.0, ignore_eos=True, stop_token_ids=ends
+        )
+        engine.add(name, prompt, params)
+    live = {request.request_id: request for request in engine.live_requests()}
+    run(engine)
+    for record in engine.trace.requests:
+        assert record.metrics == live[record.request_id].metrics()
+    totals = engine.trace.totals.speculation
+    records = [record.metrics for record in engine.trace.requests]
+    assert sum(each.num_proposed_tokens for each in records) == sum(totals.proposed_tokens)
+    assert sum(each.num_accepted_tokens for each in records) == sum(totals.accepted_tokens)
+
+
 def test_an_error_of_observe_ends_its_request() -> None:
     class Breaks(EchoProposer):
         needs_hidden = True
