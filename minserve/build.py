@@ -113,7 +113,7 @@ def build_engine(
         config,
         config=config.config.with_values({"kernels.backend": ops.name}),
     )
-    num_blocks = _pool_blocks(config, decoder, ops)
+    num_blocks = _pool_blocks(config, decoder, ops, drafts=parts.proposer is not None)
     block_size = config.config.memory.block_size
     cache = KVCache(
         config.model,
@@ -252,10 +252,10 @@ def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"memory.disk_path": None}
 
 
-def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
+def _pool_blocks(config: ResolvedConfig, decoder: Decoder, ops: Ops, drafts: bool) -> int:
     kv_bytes = config.config.memory.kv_bytes
     if kv_bytes is None:
-        kv_bytes = _profile_gpu(config, decoder, ops)
+        kv_bytes = _profile_gpu(config, decoder, ops, drafts)
     return _usable_blocks(config, kv_bytes // config.block_bytes)
 
 
@@ -268,12 +268,12 @@ def _usable_blocks(config: ResolvedConfig, num_blocks: int) -> int:
     return min(num_blocks, most)
 
 
-def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
+def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops, drafts: bool) -> int:
     """Bytes left for pages on a GPU after a run of the largest batch that the
     scheduler may plan."""
     from minserve.execution.profiling import activation_peak_bytes
 
-    peak = activation_peak_bytes(config, decoder, ops)
+    peak = activation_peak_bytes(config, decoder, ops, drafts)
     if config.config.kernels.cuda_graphs:
         # Graphs keep memory of their own, for steps no larger than this one, and their logits.
         peak += peak + config.max_graph_rows * config.model.vocab_size * config.itemsize

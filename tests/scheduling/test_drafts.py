@@ -78,6 +78,16 @@ def test_a_draft_of_a_request_that_is_not_planned_is_ignored() -> None:
     assert plan.requests == [one] and not plan.drafts
 
 
+def test_a_draft_of_a_request_that_lost_its_pages_meanwhile_is_ignored() -> None:
+    engine = engine_of({})
+    one, two = decoding(engine, 4, 4)
+    drafts = {each: Draft((1, 2)) for each in (one, two)}
+    engine._scheduler._preempt(two, 0.0)
+    plan = engine._scheduler.schedule(0.0, drafts)
+    assert plan.requests == [one, two] and plan.num_tokens == [3, two.num_tokens]
+    assert plan.drafts == {one: drafts[one]}
+
+
 def test_a_draft_has_pages_behind_tokens_in_flight() -> None:
     """A request that comes back after a preemption: its old tokens are in flight, its newest one
     and its draft are planned on top of them."""
