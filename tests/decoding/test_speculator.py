@@ -14,7 +14,7 @@ from minserve.decoding import Proposer, ProposerError, Speculator
 from minserve.draft import Draft
 from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
-from minserve.request import Request, SamplingParams
+from minserve.request import Request, SamplingParams, TokenMask
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPTS = {"a": [3, 4, 5], "b": [7], "c": [9, 2]}
@@ -176,28 +176,64 @@ def test_a_draft_is_cut_to_what_its_request_may_still_generate(parents: Any, kep
     assert draft.token_ids == kept and max(draft.depths) <= 3
 
 
+class Watches(EchoProposer):
+    """Keeps the hidden states of each request's tokens."""
+
+    needs_hidden = True
+
+    def __init__(self, trees: bool, rightness: float) -> None:
+        super().__init__(trees, rightness)
+        self.seen: dict[str, list[float]] = {}
+
+    def observe(self, request: Request, hidden: torch.Tensor) -> None:
+        states = self.seen.setdefault(request.request_id, [])
+        states += hidden[:, 0].tolist()
+        # The echo's state is the number of tokens that the row saw.
+        assert len(states) == request.num_output_tokens
+
+
 @pytest.mark.parametrize("trees", [False, True])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_hidden_states_are_those_of_the_new_tokens(trees: bool, overlap: bool) -> None:
-    class Watches(EchoProposer):
-        needs_hidden = True
-
-        def __init__(self) -> None:
-            super().__init__(trees, 0.7)
-            self.seen: dict[str, list[float]] = {}
-
-        def observe(self, request: Request, hidden: torch.Tensor) -> None:
-            states = self.seen.setdefault(request.request_id, [])
-            states += hidden[:, 0].tolist()
-            # The echo's state is the number of tokens that the row saw.
-            assert len(states) == request.num_output_tokens
-
-    proposer = Watches()
+    proposer = Watches(trees, 0.7)
     engine, requests = started(proposer, **{"scheduling.async_scheduling": overlap})
     run(engine)
     check(requests)
     for name, prompt in PROMPTS.items():
         assert proposer.seen[name] == [len(prompt) + place for place in range(NUM)]
+
+
+@pytest.mark.parametrize("rightness", [0.0, 1.0])
+@pytest.mark.parametrize("place", range(1, 7))
+def test_the_token_that_ends_a_request_has_its_hidden_state(place: int, rightness: float) -> None:
+    proposer = Watches(False, rightness)
+    engine, _, _ = make_engine(proposer=proposer)
+    expected = oracle([3, 4, 5], NUM, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=NUM, temperature=0.0, ignore_eos=True, stop_token_ids=[expected[place]]
+    )
+    (request,) = engine.add("r", [3, 4, 5], params)
+    run(engine)
+    assert request.finish_reason == "stop"
+    assert request.output_token_ids == expected[: expected.index(expected[place]) + 1]
+    assert proposer.seen["r"] == [3 + each for each in range(request.num_output_tokens)]
+
+
+def test_an_error_of_a_mask_after_a_proposed_token_ends_its_own_request() -> None:
+    class KnowsNoProposal:
+        needs_known_tokens = True
+
+        def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
+            if len(tokens) > request.num_tokens:
+                raise LookupError("the grammar ends before this token")
+            return TokenMask()
+
+    engine, requests = started(EchoProposer(True, 0.7))
+    requests["b"].masks = (KnowsNoProposal(),)
+    with pytest.raises(LookupError):
+        run(engine)
+    run(engine)
+    check(requests, "b")
 
 
 @pytest.mark.parametrize("trees", [False, True])

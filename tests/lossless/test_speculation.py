@@ -6,7 +6,7 @@ token in float64, and their acceptance counted again by hand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fix
 
 from minserve.build import build_engine
 from minserve.config import EngineConfig
+from minserve.draft import Draft
 from minserve.engine.parts import EngineParts
 from minserve.loading import load_model
 from minserve.request import Request, SamplingParams
@@ -229,10 +230,19 @@ def test_cached_pages_hold_the_keys_of_accepted_tokens_only(
 
 
 class Watching(Scripted):
-    """Keeps the hidden states of each request's tokens."""
+    """Keeps the hidden states of each request's tokens. Every third step has no drafts, so that it
+    can be a captured one."""
 
     needs_hidden = True
-    states: dict[str, list[torch.Tensor]]
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.states: dict[str, list[torch.Tensor]] = {}
+        self.times = 0
+
+    def propose(self, requests: Sequence[Request]) -> list[Draft | None]:
+        self.times += 1
+        return super().propose(requests) if self.times % 3 else [None] * len(requests)
 
     def observe(self, request: Request, hidden: torch.Tensor) -> None:
         self.states.setdefault(request.request_id, []).append(hidden)
@@ -247,18 +257,24 @@ class Watching(Scripted):
         {"kernels.padding": "longest"},
         {"scheduling.async_scheduling": True},
         TIGHT,
+        # A prompt, a token at a time, before the requests whose tokens are drawn.
+        {
+            "kernels.cuda_graphs": True,
+            "scheduling.order": "priority",
+            "scheduling.max_num_prefill_tokens": 1,
+        },
     ],
     ids=str,
 )
 def test_a_hidden_state_is_what_its_token_was_drawn_from(values, model_dir, answers):  # noqa: F811
     known = {(one.request_id, one.sample_index): one.output_token_ids for one in answers}
     proposer = Watching(known, VOCAB, 4, sometimes)
-    proposer.states = {}
     loaded = load_model(model_dir, EngineConfig().with_values(complete(values)))
     engine = build_engine(loaded, parts=EngineParts(proposer=proposer))
     for index, (prompt, count) in enumerate(zip(prompts(), NEW_TOKENS, strict=True)):
         params = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
-        engine.add(str(index), prompt, params)
+        engine.add(str(index), prompt, params, priority=-index)
+        engine.step()
     while engine.has_work:
         engine.step()
     decoder = engine._runner._decoder

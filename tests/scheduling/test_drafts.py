@@ -110,6 +110,23 @@ def test_a_draft_has_pages_behind_tokens_in_flight() -> None:
     assert (request.error, request.output_token_ids) == (None, oracle([1] * 7, 20, True))
 
 
+@pytest.mark.parametrize("trees", [False, True])
+def test_accepted_tokens_count_as_recomputed_after_a_preemption(trees: bool) -> None:
+    engine, _, _ = make_engine(
+        EngineConfig().with_values({"memory.prefix_cache": "off"}),
+        proposer=EchoProposer(trees, 1.0),
+    )
+    (request,) = decoding(engine, 5)
+    while request.num_accepted_tokens < 4:
+        engine.step()
+    computed = request.num_computed_tokens
+    assert computed == request.num_tokens - 1
+    engine._scheduler._preempt(request, 0.0)
+    run(engine)
+    assert request.output_token_ids == oracle([1] * 5, 20, True)
+    assert engine.trace.totals.recomputed_tokens == computed
+
+
 def test_an_error_while_a_draft_gets_pages_ends_its_own_request(monkeypatch) -> None:
     engine = engine_of(SMALL)
     one, two = decoding(engine, 3, 2)
@@ -127,6 +144,19 @@ def test_an_error_while_a_draft_gets_pages_ends_its_own_request(monkeypatch) -> 
     assert isinstance(two.cause, OSError)
     assert (one.finish_reason, one.output_token_ids) == ("length", oracle([1] * 3, 20, True))
     assert engine.memory.pool.num_owned == 0
+
+
+def test_an_error_after_the_drafts_belongs_to_no_request(monkeypatch) -> None:
+    engine = engine_of(SMALL)
+    requests = decoding(engine, 3, 2)
+
+    def fails(running: object) -> int:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(engine._scheduler._policies.batching, "idle_places", fails)
+        engine.step()
+    assert [type(request.cause) for request in requests] == [ZeroDivisionError] * 2
 
 
 @settings(max_examples=40, deadline=None)
