@@ -114,9 +114,9 @@ def build_engine(
         config=config.config.with_values({"kernels.backend": ops.name}),
     )
     kv_bytes = config.config.memory.kv_bytes
-    plans = plan_groups(
-        config, _profile_gpu(config, decoder, ops) if kv_bytes is None else kv_bytes
-    )
+    if kv_bytes is None:
+        kv_bytes = _profile_gpu(config, decoder, ops, drafts=parts.proposer is not None)
+    plans = plan_groups(config, kv_bytes)
     cache = KVCache(
         plans,
         config.config.memory.block_size,
@@ -254,12 +254,12 @@ def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"memory.disk_path": None}
 
 
-def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
+def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops, drafts: bool) -> int:
     """Bytes left for pages on a GPU after a run of the largest batch that the
     scheduler may plan."""
     from minserve.execution.profiling import activation_peak_bytes
 
-    peak = activation_peak_bytes(config, decoder, ops)
+    peak = activation_peak_bytes(config, decoder, ops, drafts)
     if config.config.kernels.cuda_graphs:
         # Graphs keep memory of their own, for steps no larger than this one, and their logits.
         peak += peak + config.max_graph_rows * config.model.vocab_size * config.itemsize

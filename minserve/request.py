@@ -188,7 +188,10 @@ class LogitsMask(Protocol):
 
     def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
         """The tokens allowed after `tokens`: the request's prompt and output up to there, and
-        perhaps proposed tokens. Unless `needs_known_tokens`, the newest ones may be missing."""
+        perhaps proposed tokens. Unless `needs_known_tokens`, the newest ones may be missing.
+
+        A proposed token may be one that this rule bans; the answer after it is not used, but must
+        not be an error."""
         ...
 
 

@@ -25,13 +25,18 @@ def resolved(**values: object):
     )
 
 
+@pytest.mark.parametrize("drafts", [False, True])
 @pytest.mark.parametrize(("budget", "requests"), [(64, 4), (512, 64), (130, 3), (4, 4), (1000, 2)])
-def test_the_largest_batch_is_as_large_as_the_scheduler_may_ask_for_and_runs(budget, requests):
+def test_the_largest_batch_is_as_large_as_the_scheduler_may_ask_for_and_runs(
+    budget, requests, drafts
+):
     config = resolved(scheduling__max_num_batched_tokens=budget, scheduling__max_num_seqs=requests)
-    batch = largest_batch(config)
+    batch = largest_batch(config, drafts)
     # No request is longer than max_model_len, so a large budget may not be filled.
     assert batch.num_tokens == min(budget, requests * config.max_model_len)
-    assert batch.num_requests == batch.sampling.num_samples == requests
+    drawn = batch.num_tokens if drafts else requests
+    assert batch.num_requests == requests
+    assert batch.num_samples == batch.sampling.num_samples == drawn
     ops = select_ops("torch", config.device, config.dtype)
     blocks = batch.groups[0].block_tables.shape[1]
     plans = [GroupPlan(group, blocks) for group in config.model.cache_groups()]
@@ -40,7 +45,7 @@ def test_the_largest_batch_is_as_large_as_the_scheduler_may_ask_for_and_runs(bud
     attention = PagedAttention(config.model, cache.layers_of(config.model), ops)
     runner = EagerRunner(decoder, attention, config.device, WallClock(), 256)
     result = runner.collect(runner.submit(batch))
-    assert len(result.token_ids) == requests
+    assert len(result.token_ids) == drawn
     assert all(token >= 0 for token in result.token_ids)
 
 

@@ -22,7 +22,8 @@ class ProposerError(RuntimeError):
 
 
 class Proposer:
-    """Drafts tokens. One proposer belongs to one engine.
+    """Drafts tokens. One proposer belongs to one engine, whose steps call it: it must not call the
+    engine itself.
 
     State of a request that it keeps should be in a `WeakKeyDictionary`: nothing tells it that a
     request has ended. A request's known tokens never change, except that new ones are added.
@@ -37,7 +38,8 @@ class Proposer:
         """A draft for each of these requests, in their order; None for a request without one.
 
         Called before each step with the requests that have only their newest token to compute. A
-        draft that is too long for a request or for the step is cut.
+        draft that is too long for a request or for the step is cut; a tree has at most 62 tokens,
+        which is what a tree mask holds.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method propose(requests)")
 

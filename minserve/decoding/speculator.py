@@ -56,7 +56,7 @@ class Speculator:
         except Exception:
             answers = [self._ask_alone(request, fail) for request in asked]
         for request, answer in zip(asked, answers, strict=True):
-            if request.finished or answer is None:
+            if answer is None:
                 continue
             try:
                 draft = self._checked(answer).within(

@@ -154,20 +154,23 @@ class Committer:
         kept = accepted(draft, result.token_ids[row : row + 1 + len(draft)])
         if kept != list(range(len(kept))):
             self._memory.compact(request, kept)
-        rows = [row]
-        self._take(request, row, result, counts)
-        for number, index in enumerate(kept, start=1):
-            if request.finish_reason is not None:
-                break
+        counts.add_draft(request, draft)
+        rows: list[int] = []
+        for number, index in enumerate((-1, *kept)):
+            if number:
+                self._memory.commit(request, 1, len(kept) - number)
+                request.num_ever_computed = max(
+                    request.num_ever_computed, request.num_computed_tokens
+                )
+            # The token drawn last is the model's own; those before it had been proposed. Counted
+            # before it is appended, because the request may end with it and report its counts.
+            if number < len(kept):
+                counts.add_accepted(request, number)
             rows.append(row + 1 + index)
-            self._memory.commit(request, 1, len(kept) - number)
-            request.num_ever_computed = max(request.num_ever_computed, request.num_computed_tokens)
             self._take(request, rows[-1], result, counts)
-        if request.finish_reason is None:
-            self._memory.commit(request, 0)  # returns the pages of rejected tokens
-        # The token drawn last is the model's own; those before it had been proposed. If the request
-        # ended early, the last one had been proposed too.
-        counts.add_draft(request, draft, min(len(rows), len(kept)))
+            if request.finish_reason is not None:
+                return rows
+        self._memory.commit(request, 0)  # returns the pages of rejected tokens
         return rows
 
     def note_cost(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:

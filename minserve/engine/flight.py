@@ -72,15 +72,17 @@ class CommitCounts:
     """Tokens computed for requests that ended while the step was in flight."""
     details: list[RequestStep] = field(default_factory=list)
 
-    def add_draft(self, request: Request, draft: Draft, num_accepted: int) -> None:
-        """Count a draft that was verified, of which the request took `num_accepted` tokens."""
+    def add_draft(self, request: Request, draft: Draft) -> None:
+        """Count a draft that was verified, as proposed."""
         self.num_drafts += 1
         request.num_proposed_tokens += len(draft)
-        request.num_accepted_tokens += num_accepted
         deepest = max(draft.depths)
         for counts in (self.proposed, self.accepted):
             counts.extend([0] * (deepest - len(counts)))
         for depth in draft.depths:
             self.proposed[depth - 1] += 1
-        for depth in range(num_accepted):
-            self.accepted[depth] += 1
+
+    def add_accepted(self, request: Request, place: int) -> None:
+        """Count a token of that draft that the request takes; `place` 0 is the first of them."""
+        request.num_accepted_tokens += 1
+        self.accepted[place] += 1

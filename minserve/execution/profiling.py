@@ -21,8 +21,9 @@ from minserve.request import Request, SamplingParams
 from minserve.sampling import plan_sampling
 
 
-def largest_batch(config: ResolvedConfig) -> ForwardBatch:
-    """The batch with all tokens that the budget allows and all requests that may hold a place."""
+def largest_batch(config: ResolvedConfig, drafts: bool = False) -> ForwardBatch:
+    """The batch with all tokens that the budget allows and all requests that may hold a place.
+    `drafts`: a proposer may fill the budget, and a token is drawn from each row."""
     tokens, requests = config.max_num_batched_tokens, config.config.scheduling.max_num_seqs
     share, extra = divmod(tokens, requests)
     lens = [min(share + (index < extra), config.max_model_len) for index in range(requests)]
@@ -39,14 +40,15 @@ def largest_batch(config: ResolvedConfig) -> ForwardBatch:
         block_tables=torch.arange(blocks, dtype=torch.int32).repeat(requests, 1),
     )
     empty = torch.zeros(0, dtype=torch.int64)
+    sample_rows = torch.arange(len(positions)) if drafts else torch.from_numpy(starts[1:] - 1)
     batch = ForwardBatch(
         token_ids=torch.zeros(len(positions), dtype=torch.int64),
         positions=torch.from_numpy(positions),
         query_starts=torch.from_numpy(starts.astype(np.int32)),
         kv_lens=torch.tensor(lens, dtype=torch.int32),
         groups=(group,) * len(config.model.cache_groups()),
-        sample_rows=torch.from_numpy(starts[1:] - 1),
-        sampling=plan_sampling(_sampled_requests(requests)),
+        sample_rows=sample_rows,
+        sampling=plan_sampling(_sampled_requests(len(sample_rows))),
         prompt_rows=empty,
         prompt_targets=empty,
         num_prompt_logprobs=-1,
@@ -63,9 +65,12 @@ def _sampled_requests(count: int) -> list[Request]:
     return [Request(str(index), [0], params, arrival_s=0.0, seed=0) for index in range(count)]
 
 
-def activation_peak_bytes(config: ResolvedConfig, decoder: Decoder, ops: Ops) -> int:
-    """Peak bytes of activations on a CUDA device, beyond what was allocated before."""
-    batch = largest_batch(config)
+def activation_peak_bytes(
+    config: ResolvedConfig, decoder: Decoder, ops: Ops, drafts: bool = False
+) -> int:
+    """Peak bytes of activations on a CUDA device, beyond what was allocated before. `drafts` as in
+    `largest_batch`."""
+    batch = largest_batch(config, drafts)
     blocks = batch.groups[0].block_tables.shape[1]
     plans = [GroupPlan(group, blocks) for group in config.model.cache_groups()]
     cache = KVCache(plans, config.config.memory.block_size, config.dtype, config.device)

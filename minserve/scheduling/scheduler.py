@@ -84,10 +84,14 @@ class Scheduler(Preemption):
         for index, request in enumerate(plan.requests):
             draft = drafts.get(request)
             if draft is not None and request.is_decoding:
+                self.culprit = request
                 draft = draft.within(len(draft), budget.tokens)
-                if len(draft) and self._memory.reserve(request, 1 + len(draft)):
+                # Tokens in flight come first: recomputation can be in flight up to the newest one.
+                missing = request.num_inflight_tokens + 1 + len(draft)
+                if len(draft) and self._memory.reserve(request, missing):
                     plan.add_draft(index, draft)
                     budget.tokens -= len(draft)
+        self.culprit = None
 
     def _queue_samples(self, samples: SampleGroups) -> None:
         """Queue samples whose prompt is computed now."""

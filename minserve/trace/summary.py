@@ -98,7 +98,7 @@ class RunSummary:
     """Tokens added to requests by all steps."""
     output_tokens_per_s: float
     total_tokens_per_s: float
-    """Tokens computed (prompt, recomputation and newest) per second."""
+    """Tokens computed (prompt, recomputation, newest and proposed) per second."""
     preemptions: int
     recomputed_tokens: int
     cached_tokens: int

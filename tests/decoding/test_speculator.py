@@ -10,12 +10,13 @@ import torch
 from engine.fakes import VOCAB, EchoProposer, make_engine, oracle, run
 
 from minserve.config import ConfigError, EngineConfig
-from minserve.decoding import Proposer, ProposerError
+from minserve.decoding import Proposer, ProposerError, Speculator
 from minserve.draft import Draft
 from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
-from minserve.request import Request, SamplingParams
+from minserve.request import Request, SamplingParams, TokenMask
 
+GREEDY = SamplingParams(temperature=0.0)
 PROMPTS = {"a": [3, 4, 5], "b": [7], "c": [9, 2]}
 NUM = 12
 
@@ -157,28 +158,131 @@ def test_only_requests_with_nothing_else_to_compute_are_asked_for() -> None:
     assert max(known - len(PROMPTS[name]) for name, _, known in asked) == NUM - 2
 
 
+@pytest.mark.parametrize(
+    ("parents", "kept"),
+    [
+        (None, (1, 2, 3)),
+        # The rows of a tree may fill the block table, and none may be too deep to be accepted.
+        ((-1, 0, 1, 2, -1, 4), (1, 2, 3, 5)),
+        ((-1, -1, -1, -1, -1, -1), (1, 2, 3, 4)),
+    ],
+)
+def test_a_draft_is_cut_to_what_its_request_may_still_generate(parents: Any, kept: Any) -> None:
+    """With room for four tokens three proposed ones may be accepted: the model draws one more."""
+    request = Request("r", [7] * 5, GREEDY, 0.0, 0, max_len=10, token_ids=[7] * 6)
+    request.num_computed_tokens = 5
+    speculator = Speculator(Answers(lambda _: Draft((1, 2, 3, 4, 5, 6), parents)), VOCAB)
+    (draft,) = speculator.propose([request], lambda *_: pytest.fail("refused")).values()
+    assert draft.token_ids == kept and max(draft.depths) <= 3
+
+
+class Watches(EchoProposer):
+    """Keeps the hidden states of each request's tokens."""
+
+    needs_hidden = True
+
+    def __init__(self, trees: bool, rightness: float) -> None:
+        super().__init__(trees, rightness)
+        self.seen: dict[str, list[float]] = {}
+
+    def observe(self, request: Request, hidden: torch.Tensor) -> None:
+        states = self.seen.setdefault(request.request_id, [])
+        states += hidden[:, 0].tolist()
+        # The echo's state is the number of tokens that the row saw.
+        assert len(states) == request.num_output_tokens
+
+
 @pytest.mark.parametrize("trees", [False, True])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_hidden_states_are_those_of_the_new_tokens(trees: bool, overlap: bool) -> None:
-    class Watches(EchoProposer):
-        needs_hidden = True
-
-        def __init__(self) -> None:
-            super().__init__(trees, 0.7)
-            self.seen: dict[str, list[float]] = {}
-
-        def observe(self, request: Request, hidden: torch.Tensor) -> None:
-            states = self.seen.setdefault(request.request_id, [])
-            states += hidden[:, 0].tolist()
-            # The echo's state is the number of tokens that the row saw.
-            assert len(states) == request.num_output_tokens
-
-    proposer = Watches()
+    proposer = Watches(trees, 0.7)
     engine, requests = started(proposer, **{"scheduling.async_scheduling": overlap})
     run(engine)
     check(requests)
     for name, prompt in PROMPTS.items():
         assert proposer.seen[name] == [len(prompt) + place for place in range(NUM)]
+
+
+@pytest.mark.parametrize("rightness", [0.0, 1.0])
+@pytest.mark.parametrize("place", range(1, 7))
+def test_the_token_that_ends_a_request_has_its_hidden_state(place: int, rightness: float) -> None:
+    proposer = Watches(False, rightness)
+    engine, _, _ = make_engine(proposer=proposer)
+    expected = oracle([3, 4, 5], NUM, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=NUM, temperature=0.0, ignore_eos=True, stop_token_ids=[expected[place]]
+    )
+    (request,) = engine.add("r", [3, 4, 5], params)
+    run(engine)
+    assert request.finish_reason == "stop"
+    assert request.output_token_ids == expected[: expected.index(expected[place]) + 1]
+    assert proposer.seen["r"] == [3 + each for each in range(request.num_output_tokens)]
+
+
+def test_an_error_of_a_mask_after_a_proposed_token_ends_its_own_request() -> None:
+    class KnowsNoProposal:
+        needs_known_tokens = True
+
+        def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
+            if len(tokens) > request.num_tokens:
+                raise LookupError("the grammar ends before this token")
+            return TokenMask()
+
+    engine, requests = started(EchoProposer(True, 0.7))
+    requests["b"].masks = (KnowsNoProposal(),)
+    with pytest.raises(LookupError):
+        run(engine)
+    run(engine)
+    check(requests, "b")
+
+
+@pytest.mark.parametrize("trees", [False, True])
+@pytest.mark.parametrize("stop", [False, True])
+def test_the_record_of_an_ended_request_counts_its_last_draft(trees: bool, stop: bool) -> None:
+    engine, _, _ = make_engine(proposer=EchoProposer(trees, 1.0))
+    for name, prompt in PROMPTS.items():
+        ends = oracle(prompt, NUM, ignore_eos=True)[7:8] if stop else []
+        params = SamplingParams(
+            max_tokens=NUM, temperature=0.0, ignore_eos=True, stop_token_ids=ends
+        )
+        engine.add(name, prompt, params)
+    live = {request.request_id: request for request in engine.live_requests()}
+    run(engine)
+    for record in engine.trace.requests:
+        assert record.metrics == live[record.request_id].metrics()
+    totals = engine.trace.totals.speculation
+    records = [record.metrics for record in engine.trace.requests]
+    assert sum(each.num_proposed_tokens for each in records) == sum(totals.proposed_tokens)
+    assert sum(each.num_accepted_tokens for each in records) == sum(totals.accepted_tokens)
+
+
+@pytest.mark.parametrize("trees", [False, True])
+@pytest.mark.parametrize("rightness", [0.0, 0.6, 1.0])
+def test_the_details_of_steps_lie_end_to_end(trees: bool, rightness: float) -> None:
+    """Each step of a request begins where the one before left it, and says what that one added."""
+    engine, requests = started(EchoProposer(trees, rightness), **{"trace.per_request": True})
+    run(engine)
+    proposed = accepted = 0
+    for name, request in requests.items():
+        parts = [part for step in engine.trace.steps for part in step.requests]
+        parts = [part for part in parts if part.request_id == name]
+        at = 0
+        for part in parts:
+            assert part.start == at
+            assert part.num_known == (1 if at else len(PROMPTS[name]))
+            assert part.num_accepted == (len(part.new_token_ids) - 1 if part.num_proposed else 0)
+            at = part.stop
+            proposed += part.num_proposed
+        # The last token that was drawn is never computed.
+        assert at == request.num_tokens - 1
+        new = [token for part in parts for token in part.new_token_ids]
+        assert new == request.output_token_ids == oracle(PROMPTS[name], NUM, True)
+        accepted += sum(part.num_accepted for part in parts)
+    totals = engine.trace.totals.speculation
+    assert proposed == sum(totals.proposed_tokens)
+    # A token that ends its request counts as accepted, and is not kept. No draft reaches so far
+    # that the request would end before the model's own token.
+    assert accepted == sum(totals.accepted_tokens)
 
 
 def test_an_error_of_observe_ends_its_request() -> None:

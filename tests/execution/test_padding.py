@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models.oracle import random_model, save
 
+from minserve.batch import PLAIN
 from minserve.bench.workloads.drive import drive
 from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.build import build_engine, build_virtual_engine
 from minserve.config import ConfigError, EngineConfig
-from minserve.execution.padding import padding_lens
+from minserve.execution.padding import pad, padding_lens
 from minserve.execution.profiling import largest_batch
 from minserve.hardware import DEVICES, WorkCounter
 from minserve.loading import load_model
@@ -240,6 +241,15 @@ def test_memory_is_profiled_with_the_padding(kind, model_dir):
     assert largest_batch(loaded.config).num_tokens == 4 * (64 - 3)
     packed = load_model(model_dir, config("none"))
     assert largest_batch(packed.config).num_tokens == 64
+
+
+def test_rows_of_padding_beside_a_tree_are_plain(model_dir):
+    """A row that sees nothing at all would be NaN, and a long one would be refused as a tree."""
+    batch = largest_batch(load_model(model_dir, config("none")).config)
+    tree = torch.arange(batch.num_tokens)
+    padded = pad(replace(batch, tree=tree), "batch", 0, 16, idle_places=3)
+    assert padded.tree.tolist() == [*tree.tolist(), PLAIN, PLAIN, PLAIN]
+    assert pad(batch, "batch", 0, 16, idle_places=3).tree is None
 
 
 def test_a_graph_is_launched_once_where_its_rows_were_captured():

@@ -6,7 +6,7 @@ token in float64, and their acceptance counted again by hand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fix
 
 from minserve.build import build_engine
 from minserve.config import EngineConfig
+from minserve.draft import Draft
 from minserve.engine.parts import EngineParts
 from minserve.loading import load_model
 from minserve.request import Request, SamplingParams
@@ -189,11 +190,59 @@ def test_right_drafts_of_four_give_five_tokens_a_step(model_dir, answers):  # no
     assert plain_requests[0].metrics().acceptance_rate is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("index", ["hash", "radix"])
+@pytest.mark.parametrize("block_size", [1, 7])
+def test_cached_pages_hold_the_keys_of_accepted_tokens_only(
+    block_size, index, kind, model_dir, answers  # noqa: F811
+):  # fmt: skip
+    """Each conversation goes on from pages that a draft was verified in."""
+    known = {(one.request_id, one.sample_index): one.output_token_ids for one in answers}
+    next_turns = {one.request_id: [*one.token_ids, 5] for one in answers if one.num_tokens < 80}
+    params = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True, logprobs=0)
+    found = []
+    for proposer, values in (
+        (None, {}),
+        (
+            KINDS[kind](known, VOCAB),
+            {"memory.prefix_cache": index, "memory.block_size": block_size},
+        ),
+    ):
+        loaded = load_model(model_dir, EngineConfig().with_values(complete(values)))
+        engine = build_engine(loaded, parts=EngineParts(proposer=proposer))
+        if proposer is not None:
+            for one in answers:
+                engine.add(one.request_id, one.prompt_token_ids, one.params)
+            while engine.has_work:
+                engine.step()
+            proposer.answers = {(name, 0): () for name in next_turns}
+        turns = [engine.add(name, tokens, params)[0] for name, tokens in next_turns.items()]
+        while engine.has_work:
+            engine.step()
+        found.append(turns)
+    plain_turns, turns = found
+    assert tokens_of(turns) == tokens_of(plain_turns)
+    for mine, other in zip(turns, plain_turns, strict=True):
+        # Every full page but that of the token drawn last, which was never computed.
+        assert mine.num_cached_tokens == (mine.num_prompt_tokens - 2) // block_size * block_size
+        for entry, expected_entry in zip(mine.logprobs, other.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(expected_entry.logprob, abs=1e-9)
+
+
 class Watching(Scripted):
-    """Keeps the hidden states of each request's tokens."""
+    """Keeps the hidden states of each request's tokens. Every third step has no drafts, so that it
+    can be a captured one."""
 
     needs_hidden = True
-    states: dict[str, list[torch.Tensor]]
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.states: dict[str, list[torch.Tensor]] = {}
+        self.times = 0
+
+    def propose(self, requests: Sequence[Request]) -> list[Draft | None]:
+        self.times += 1
+        return super().propose(requests) if self.times % 3 else [None] * len(requests)
 
     def observe(self, request: Request, hidden: torch.Tensor) -> None:
         self.states.setdefault(request.request_id, []).append(hidden)
@@ -208,18 +257,24 @@ class Watching(Scripted):
         {"kernels.padding": "longest"},
         {"scheduling.async_scheduling": True},
         TIGHT,
+        # A prompt, a token at a time, before the requests whose tokens are drawn.
+        {
+            "kernels.cuda_graphs": True,
+            "scheduling.order": "priority",
+            "scheduling.max_num_prefill_tokens": 1,
+        },
     ],
     ids=str,
 )
 def test_a_hidden_state_is_what_its_token_was_drawn_from(values, model_dir, answers):  # noqa: F811
     known = {(one.request_id, one.sample_index): one.output_token_ids for one in answers}
     proposer = Watching(known, VOCAB, 4, sometimes)
-    proposer.states = {}
     loaded = load_model(model_dir, EngineConfig().with_values(complete(values)))
     engine = build_engine(loaded, parts=EngineParts(proposer=proposer))
     for index, (prompt, count) in enumerate(zip(prompts(), NEW_TOKENS, strict=True)):
         params = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
-        engine.add(str(index), prompt, params)
+        engine.add(str(index), prompt, params, priority=-index)
+        engine.step()
     while engine.has_work:
         engine.step()
     decoder = engine._runner._decoder

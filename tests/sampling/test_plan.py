@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sampling.oracle import request
 
-from minserve.batch import to_device
-from minserve.request import InvalidRequestError, SamplingParams
-from minserve.sampling import check_token_ids, plan_sampling
+from minserve.batch import SamplingBatch, to_device
+from minserve.request import InvalidRequestError, Request, SamplingParams, TokenMask
+from minserve.sampling import check_token_ids, pack_tokens, plan_sampling
+from minserve.sampling.masks import BadWords
 
 EOS = 9
 
@@ -63,6 +67,74 @@ def test_history_counts_output_and_names_prompt_tokens_and_follows_the_request()
     assert history(each) == {4: 0, 5: 1, 6: 3} | dict.fromkeys(range(100, 300), 1)
     del each.token_ids[4:]
     assert history(each) == {4: 0, 5: 1}
+
+
+MANY = {
+    "temperature": 0.7,
+    "repetition_penalty": 1.2,
+    "frequency_penalty": 0.4,
+    "min_tokens": 4,
+    "stop_token_ids": [5],
+    "logit_bias": {3: 1.0},
+    "logprobs": 2,
+}
+
+
+class AfterItself:
+    """Bans the newest token, and allows as many of the first tokens as there are known ones."""
+
+    needs_known_tokens = True
+
+    def at(self, request: Request, tokens: Sequence[int]) -> TokenMask:
+        return TokenMask(pack_tokens(range(8 + len(tokens))), banned=[tokens[-1]])
+
+
+def as_if_known(plan: SamplingBatch, row: int) -> dict[str, Any]:
+    """Everything that a plan says about one row."""
+
+    def of_row(rows: torch.Tensor, *values: torch.Tensor) -> Any:
+        found = rows == row
+        return sorted(zip(*(each[found].tolist() for each in values), strict=True))
+
+    return {
+        "params": plan.params[:, row].tolist(),
+        "history": of_row(plan.history[0], plan.history[1], plan.history[2]),
+        "biases": of_row(plan.bias_tokens[0], plan.bias_tokens[1], plan.bias_values),
+        "mask": [
+            np.unpackbits(bits.numpy(), bitorder="little").nonzero()[0].tolist()
+            for bits in plan.mask_bits[plan.mask_rows == row]
+        ],
+        "reported": row in plan.logprob_rows.tolist(),
+    }
+
+
+@pytest.mark.parametrize("proposed", [(6,), (6, 6, 5), (7, 7, 8, 6, 7), (3,) * 9], ids=repr)
+@pytest.mark.parametrize("output", [[], [5], [5, 6, 6]], ids=repr)
+def test_a_row_after_proposed_tokens_is_planned_as_if_they_were_known(proposed, output):
+    params = SamplingParams(**MANY)
+
+    def known(tokens: Sequence[int]) -> Request:
+        each = request(params, seed=3, prompt=[4, 4, 5], output=tokens)
+        each.masks = (BadWords([(6, 9), (6, 6, 10), (8, 6, 7, 11)]), AfterItself())
+        return each
+
+    other, mine = request(SamplingParams()), known(output)
+    rows = [other, mine, mine, mine]
+    plan = plan_sampling(
+        rows,
+        eos_token_ids=[EOS],
+        positions=[each.num_tokens for each in rows[:2]]
+        + [mine.num_tokens + 1, mine.num_tokens + len(proposed)],
+        proposed={2: proposed[:1], 3: proposed},
+    )
+    expected = plan_sampling(
+        [other, mine, known([*output, proposed[0]]), known([*output, *proposed])],
+        eos_token_ids=[EOS],
+    )
+    for row in range(len(rows)):
+        assert as_if_known(plan, row) == as_if_known(expected, row)
+    # Nothing of it stays with the request.
+    assert as_if_known(plan_sampling([other, mine], eos_token_ids=[EOS]), 1) == as_if_known(plan, 1)
 
 
 def test_only_penalised_rows_carry_a_history():

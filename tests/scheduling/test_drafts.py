@@ -78,6 +78,87 @@ def test_a_draft_of_a_request_that_is_not_planned_is_ignored() -> None:
     assert plan.requests == [one] and not plan.drafts
 
 
+def test_a_draft_of_a_request_that_lost_its_pages_meanwhile_is_ignored() -> None:
+    engine = engine_of({})
+    one, two = decoding(engine, 4, 4)
+    drafts = {each: Draft((1, 2)) for each in (one, two)}
+    engine._scheduler._preempt(two, 0.0)
+    plan = engine._scheduler.schedule(0.0, drafts)
+    assert plan.requests == [one, two] and plan.num_tokens == [3, two.num_tokens]
+    assert plan.drafts == {one: drafts[one]}
+
+
+def test_a_draft_has_pages_behind_tokens_in_flight() -> None:
+    """A request that comes back after a preemption: its old tokens are in flight, its newest one
+    and its draft are planned on top of them."""
+    engine, runner, _ = make_engine(
+        EngineConfig().with_values(
+            SMALL | {"memory.block_size": 1, "scheduling.async_scheduling": True}
+        ),
+        proposer=EchoProposer(False, 1.0),
+    )
+    (request,) = decoding(engine, 7)
+    engine.settle()
+    assert request.num_tokens == 9  # one more than fits into a step
+    engine._scheduler._preempt(request, 0.0)
+    before = len(runner.batches)
+    engine.step()
+    recomputed, verified = runner.batches[before : before + 2]
+    assert recomputed.query_lens == (8,) and recomputed.num_samples == 0
+    assert verified.query_lens[0] > 1, "no draft was made"
+    run(engine)
+    assert (request.error, request.output_token_ids) == (None, oracle([1] * 7, 20, True))
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_accepted_tokens_count_as_recomputed_after_a_preemption(trees: bool) -> None:
+    engine, _, _ = make_engine(
+        EngineConfig().with_values({"memory.prefix_cache": "off"}),
+        proposer=EchoProposer(trees, 1.0),
+    )
+    (request,) = decoding(engine, 5)
+    while request.num_accepted_tokens < 4:
+        engine.step()
+    computed = request.num_computed_tokens
+    assert computed == request.num_tokens - 1
+    engine._scheduler._preempt(request, 0.0)
+    run(engine)
+    assert request.output_token_ids == oracle([1] * 5, 20, True)
+    assert engine.trace.totals.recomputed_tokens == computed
+
+
+def test_an_error_while_a_draft_gets_pages_ends_its_own_request(monkeypatch) -> None:
+    engine = engine_of(SMALL)
+    one, two = decoding(engine, 3, 2)
+    reserve = engine.memory.reserve
+
+    def fails(request: Request, num_tokens: int) -> bool:
+        if request is two and num_tokens > 1:
+            raise OSError("the host tier is full")
+        return reserve(request, num_tokens)
+
+    monkeypatch.setattr(engine.memory, "reserve", fails)
+    with pytest.raises(OSError, match="host tier"):
+        run(engine)
+    run(engine)
+    assert isinstance(two.cause, OSError)
+    assert (one.finish_reason, one.output_token_ids) == ("length", oracle([1] * 3, 20, True))
+    assert engine.memory.pool.num_owned == 0
+
+
+def test_an_error_after_the_drafts_belongs_to_no_request(monkeypatch) -> None:
+    engine = engine_of(SMALL)
+    requests = decoding(engine, 3, 2)
+
+    def fails(running: object) -> int:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(engine._scheduler._policies.batching, "idle_places", fails)
+        engine.step()
+    assert [type(request.cause) for request in requests] == [ZeroDivisionError] * 2
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5),
