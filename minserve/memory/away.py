@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from minserve.clock import Clock
 from minserve.memory.events import MemoryEvents
 from minserve.memory.group import PageGroup
+from minserve.memory.groups.tables import BlockTable
 from minserve.memory.reuse import Found
 from minserve.memory.storage.exported import ExportedPages
 from minserve.request import Request
@@ -125,23 +126,41 @@ class AwayRequests:
     def restore(self, request: Request, found: Found) -> None:
         """Bring a request back into its empty block tables. Pages that the prefix cache still has
         on the device are shared; the others are loaded."""
-        start = self._clock.now()
-        away = self._away[request]
+        start, away = self._clock.now(), self._away[request]
         for number, (group, hit) in enumerate(zip(self._groups, found.hits, strict=True)):
-            table, shared = group.tables[request], len(hit.blocks)
+            table, first = group.tables[request], away.firsts[number] + len(hit.blocks)
             group.share(table, hit)
-            held = group.blocks_for(request.num_computed_tokens) - away.firsts[number]
-            loaded = group.pool.allocate(held - shared)
+            stop = group.blocks_for(request.num_computed_tokens)
+            loaded = group.pool.allocate(stop - first)
             group.tables.extend(table, loaded)
             if away.imported is not None:
-                group.fill(request, loaded, away.imported.groups[number])
-                self._events.imported_blocks += len(loaded)
+                self._fill(number, table, first, stop, away.imported)
                 continue
             assert group.host is not None
-            group.host.load(away.slots[number][shared:], loaded)
+            group.host.load(away.slots[number][len(hit.blocks) :], loaded)
             self._events.swapped_in_blocks += len(loaded)
         self.drop(request)
         self._events.transfer_s += self._clock.now() - start
+
+    def fill(self, request: Request) -> int:
+        """Bring a request into the pages that its block tables already have, if it was imported;
+        returns how many computed tokens they hold."""
+        start, away = self._clock.now(), self._away.get(request)
+        pages = away.imported if away is not None else None
+        if pages is None:
+            return 0
+        for number, group in enumerate(self._groups):
+            stop = group.blocks_for(pages.num_tokens)
+            self._fill(number, group.tables[request], 0, stop, pages)
+        self.drop(request)
+        self._events.transfer_s += self._clock.now() - start
+        return pages.num_tokens
+
+    def _fill(
+        self, number: int, table: BlockTable, first: int, stop: int, pages: ExportedPages
+    ) -> None:
+        self._groups[number].fill(table, first, stop, pages.groups[number])
+        self._events.imported_blocks += stop - first
 
     def drop(self, request: Request) -> None:
         """Free the slots of a request that is back or will not return. Does nothing for a request

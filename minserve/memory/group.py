@@ -140,11 +140,10 @@ class PageGroup:
         start = first * self._block_size
         return ExportedGroup(self.plan.group, start, joined(pages, num_tokens - start))
 
-    def fill(self, request: Request, blocks: Sequence[int], tokens: ExportedGroup) -> None:
-        """Write tokens of another engine into `blocks`, the last pages of the request."""
-        table, size = self.tables.by_request[request], self._block_size
-        start = (table.first + len(table.blocks) - len(blocks)) * size
-        self.store.write(blocks, cut(tokens.tensors, tokens.first, start, len(blocks), size))
+    def fill(self, table: BlockTable, first: int, stop: int, tokens: ExportedGroup) -> None:
+        """Write tokens of another engine into pages `first` to `stop - 1` of a request."""
+        blocks, size = table.blocks[first - table.first : stop - table.first], self._block_size
+        self.store.write(blocks, cut(tokens.tensors, tokens.first, first * size, len(blocks), size))
         # With pages of another size, the window may begin inside the first one.
         table.first_whole = self.blocks_for(tokens.first)
 

@@ -184,7 +184,7 @@ class KVManager:
             needed = self.needed_blocks(request)
             for group in self.groups:
                 group.take_neighbours(request, needed)
-            return 0
+            return self.away.fill(request)
         found = self.find(request) if found is None else found
         if request not in self.away:
             return self._reuse.take(request, found)

@@ -171,14 +171,14 @@ class EchoRunner:
 
     def read(self, blocks: Sequence[int]) -> tuple[torch.Tensor, ...]:
         self._run_all()
-        return (torch.from_numpy(self._pages[list(blocks)])[:, None, None, None, :, None],)
+        return (torch.from_numpy(self._pages[list(blocks)])[:, None, None, None, :, None].float(),)
 
     def read_host(self, slots: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        return (torch.from_numpy(self._host[list(slots)])[:, None, None, None, :, None],)
+        return (torch.from_numpy(self._host[list(slots)])[:, None, None, None, :, None].float(),)
 
     def write(self, blocks: Sequence[int], pages: Sequence[torch.Tensor]) -> None:
-        self._begin_transfer(self.order.load_waits(blocks))
-        self._pages[list(blocks)] = pages[0][:, 0, 0, 0, :, 0].numpy()
+        self._begin_transfer(self.order.load_waits(blocks, 0))
+        self._pages[list(blocks)] = pages[0][:, 0, 0, 0, :, 0].long().numpy()
 
     def token_shapes(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
         return ((1, 1, 1, num_tokens, 1),)

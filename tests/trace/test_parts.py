@@ -112,7 +112,7 @@ def test_a_step_is_frozen_and_has_no_room_for_other_attributes() -> None:
 
 def test_columns_are_those_of_recorded_traces_in_their_order() -> None:
     columns = recorded("tight")["trace"]["step_columns"]
-    added = ["num_drafts", "proposed_tokens", "accepted_tokens"]
+    added = ["exported_blocks", "imported_blocks", "num_drafts", "proposed_tokens", "accepted_tokens"]
     assert list(STEPS.names) == [*columns, *added]
     frame = make_trace().to_dataframe()
     assert list(frame) == [

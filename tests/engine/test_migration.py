@@ -1,0 +1,356 @@
+"""A request exported from one engine continues in another with identical tokens."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from engine.fakes import EchoProposer, make_engine, oracle, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fixtures
+    NEW_TOKENS,
+    complete,
+    expected,
+    model_dir,
+    prompts,
+)
+
+from minserve.build import build_engine
+from minserve.config import EngineConfig
+from minserve.engine import Engine
+from minserve.loading import load_model
+from minserve.request import InvalidRequestError, Request, SamplingParams
+
+PLAIN = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+
+
+def echo(num_blocks: int = 40, **values: Any) -> Engine:
+    names = {name.replace("__", "."): value for name, value in values.items()}
+    return make_engine(EngineConfig().with_values(names), num_blocks)[0]
+
+
+def moved(source: Engine, target: Engine, name: str) -> list[Request]:
+    """Export, through a pickle as between two processes, and import."""
+    parcel = pickle.dumps(source.export_request(name))
+    source.audit()
+    requests = target.import_request(pickle.loads(parcel))
+    target.audit()
+    return requests
+
+
+# -- every state and every size, on a device whose slots can be seen ------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(*[st.sampled_from([1, 2, 5, 16])] * 2),
+    steps=st.integers(0, 30),
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    caches=st.tuples(*[st.sampled_from(["off", "hash", "radix"])] * 2),
+    overlap=st.booleans(),
+    budget=st.sampled_from([8, 64]),
+    drafts=st.booleans(),
+    again=st.booleans(),
+)
+def test_requests_move_at_any_step_between_any_two_pools(
+    sizes, steps, lengths, caches, overlap, budget, drafts, again
+):
+    engines = []
+    for size, cache in zip(sizes, caches, strict=True):
+        config = EngineConfig().with_values(
+            {
+                "memory.block_size": size,
+                "memory.prefix_cache": cache,
+                "memory.check_integrity": True,
+                "memory.host_bytes": 64 * 40,
+                "scheduling.preemption": "swap",
+                "scheduling.max_num_seqs": 3,
+                "scheduling.max_num_batched_tokens": budget,
+                "scheduling.async_scheduling": overlap,
+            }
+        )
+        proposer = EchoProposer(True, 0.7) if drafts else None
+        engines.append(make_engine(config, -(-80 // size), proposer=proposer)[0])
+    source, target = engines
+    for index, length in enumerate(lengths):
+        source.add(str(index), [index + 2] * length, PLAIN)
+    for _ in range(steps):
+        if source.has_work:
+            source.step()
+    live = {request.request_id: request for request in source.live_requests()}
+    requests: dict[str, Request] = {}
+    for name in live:
+        (requests[name],) = moved(source, target, name)
+        if again and target.has_work:  # there and back while the other one works
+            target.step()
+            if not requests[name].finished:
+                (requests[name],) = moved(target, source, name)
+    for each in engines:
+        run(each)
+        each.audit()
+        assert each.memory.pool.num_owned == 0 and not each.has_requests
+    for name, request in requests.items():
+        expected_tokens = oracle([int(name) + 2] * lengths[int(name)], 20, True)
+        assert (request.finish_reason, request.output_token_ids) == ("length", expected_tokens)
+
+
+def test_computed_tokens_are_not_computed_again() -> None:
+    source, target = echo(memory__block_size=4), echo(memory__block_size=5)
+    source.add("r", list(range(2, 33)), PLAIN)
+    while source.live_requests()[0].num_output_tokens < 5:
+        source.step()
+    before = source.live_requests()[0].num_computed_tokens
+    (request,) = moved(source, target, "r")
+    assert request.num_computed_tokens == before == 31 + 4
+    run(target)
+    totals = target.trace.totals
+    # Its newest token, and one for each token after it.
+    assert totals.prefill_tokens + totals.decode_tokens == 15 and not totals.recomputed_tokens
+    assert totals.imported_blocks == 7  # 35 tokens in pages of 5
+    source.add("s", [3], replace(PLAIN, max_tokens=1))
+    run(source)
+    assert source.trace.totals.exported_blocks == 9  # in pages of 4
+
+
+def test_a_swapped_out_request_moves_from_its_host_slots() -> None:
+    source = echo(
+        9, memory__block_size=4, memory__host_bytes=64 * 64, scheduling__preemption="swap"
+    )
+    first, second = (source.add(name, [3, 4, 5] * 5, PLAIN)[0] for name in "ab")
+    while not second.num_preemptions:
+        source.step()
+    assert second in source.memory.away and not source.memory.blocks_of(second)
+    target = echo()
+    (request,) = moved(source, target, "b")
+    assert request.num_computed_tokens > 0 and request.num_preemptions == 1
+    run(target)
+    run(source)
+    assert request.output_token_ids == first.output_token_ids == oracle([3, 4, 5] * 5, 20, True)
+    assert not target.trace.totals.recomputed_tokens
+
+
+def test_an_imported_request_that_was_not_admitted_yet_can_move_on() -> None:
+    one, two, three = echo(), echo(scheduling__max_num_seqs=1), echo()
+    one.add("r", [4, 5, 6], PLAIN)
+    for _ in range(4):
+        one.step()
+    two.add("busy", [9], PLAIN)
+    two.step()
+    moved(one, two, "r")
+    (request,) = moved(two, three, "r")
+    run(three)
+    run(two)
+    assert request.output_token_ids == oracle([4, 5, 6], 20, True)
+
+
+def test_times_are_carried_over_as_ages() -> None:
+    source, target = echo(), echo()
+    source.add("r", [4, 5, 6], PLAIN)
+    for _ in range(3):
+        source.step()
+    (before,) = source.live_requests()
+    now = source.clock.now()
+    ages = [now - at for at in (before.arrival_s, before.first_scheduled_s, before.first_token_s)]
+    target.add("other", [9] * 50, replace(PLAIN, max_tokens=1))
+    run(target)
+    (request,) = moved(source, target, "r")
+    there = target.clock.now()
+    assert [
+        there - at for at in (request.arrival_s, request.first_scheduled_s, request.first_token_s)
+    ] == pytest.approx(ages)
+    assert source.trace.requests == ()  # it has not ended here
+
+
+def test_an_aborted_import_gives_everything_back() -> None:
+    source, target = echo(), echo(scheduling__max_num_seqs=1)
+    source.add("r", [4, 5, 6], PLAIN)
+    for _ in range(3):
+        source.step()
+    target.add("busy", [9], PLAIN)
+    target.step()
+    (request,) = moved(source, target, "r")
+    assert target.abort("r") and request.finish_reason == "abort"
+    assert request not in target.memory.away
+    run(target)
+    target.audit()
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+def parcel_of(**values: Any) -> tuple[Engine, Any]:
+    source = echo(**values)
+    source.add("r", [4, 5, 6, 7, 8], PLAIN)
+    for _ in range(3):
+        source.step()
+    return source, source.export_request("r")
+
+
+def test_what_cannot_be_exported_is_said() -> None:
+    source, _ = parcel_of()
+    for name in ("r", "never", None, 7):
+        with pytest.raises(InvalidRequestError, match="no live request has this name"):
+            source.export_request(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, {}, "r", 7])
+def test_what_is_no_export_is_refused(wrong: Any) -> None:
+    target = echo()
+    with pytest.raises(InvalidRequestError, match="expected what export_request returned"):
+        target.import_request(wrong)
+
+
+def test_an_engine_that_cannot_continue_refuses_and_is_unchanged() -> None:
+    _, parcel = parcel_of()
+    sample = parcel.samples[0]
+    pages = sample.pages
+    group = pages.groups[0]
+
+    def changed(**values: Any) -> Any:
+        return replace(parcel, samples=(replace(sample, **values),))
+
+    def with_group(**values: Any) -> Any:
+        return changed(pages=replace(pages, groups=(replace(group, **values),)))
+
+    cases = [
+        (replace(parcel, model=replace(parcel.model, rope=None)), "this engine serves another"),
+        (replace(parcel, dtype="float64"), "same EngineConfig.dtype"),
+        (changed(max_len=1000), "it may reach 1000 tokens, and this engine serves 128"),
+        (changed(pages=replace(pages, num_tokens=0)), "expected 1 to"),
+        (changed(pages=replace(pages, num_tokens=99)), "expected 1 to"),
+        (changed(pages=replace(pages, groups=())), "of other cache groups"),
+        (with_group(first=2), "the last 7 tokens at least"),
+        (with_group(tensors=()), "it brings .* expected"),
+        (with_group(tensors=tuple(each[..., :3, :] for each in group.tensors)), "expected"),
+        (replace(parcel, prompt_token_ids=()), "the prompt is empty"),
+        (replace(parcel, prompt_token_ids=(1, 10**6)), "outside the vocabulary"),
+        (replace(parcel, request_id=""), "request_id"),
+    ]
+    for bad, says in cases:
+        target = echo()
+        with pytest.raises(InvalidRequestError, match=says):
+            target.import_request(bad)
+        assert not target.has_requests and not target.has_work
+        target.audit()
+    target = echo()
+    target.add("r", [1], PLAIN)
+    with pytest.raises(InvalidRequestError, match="one of this name is still running"):
+        target.import_request(parcel)
+    with pytest.raises(InvalidRequestError, match=r"memory\.kv_cache=False keeps no pages"):
+        echo(memory__kv_cache=False).import_request(parcel)
+
+
+def test_a_request_without_computed_tokens_may_go_to_an_engine_without_a_cache() -> None:
+    source, target = echo(), echo(memory__kv_cache=False)
+    source.add("r", [4, 5], PLAIN)
+    (request,) = moved(source, target, "r")
+    run(target)
+    assert request.output_token_ids == oracle([4, 5], 20, True)
+
+
+# -- a real model ---------------------------------------------------------------------------------
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "same": {},
+    "smaller pages": {"memory.block_size": 7},
+    "larger pages": {"memory.block_size": 64},
+    "tiny pool": {"memory.kv_bytes": "tiny"},
+    "swapping": {"memory.kv_bytes": "tiny", "scheduling.preemption": "swap"},
+    "radix, overlapped": {"memory.prefix_cache": "radix", "scheduling.async_scheduling": True},
+    "hash": {"memory.prefix_cache": "hash"},
+    "torch operators": {"kernels.backend": "torch"},
+    "graphs": {"kernels.cuda_graphs": True},
+    "contiguous": {"memory.layout": "contiguous"},
+    "static": {"scheduling.policy": "static"},
+    "shortest first": {"scheduling.order": "sjf"},
+}
+PARAMS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "top_k": 30, "n": 2},
+    "penalties": {"temperature": 0.7, "repetition_penalty": 1.3, "frequency_penalty": 0.3},
+    "logprobs": {"temperature": 1.0, "logprobs": 2, "prompt_logprobs": 1},
+}
+
+
+def build(model_dir, values: dict[str, Any]) -> Engine:  # noqa: F811
+    return build_engine(load_model(model_dir, EngineConfig().with_values(complete(values))))
+
+
+def all_added(engine: Engine, how: dict[str, Any]) -> list[Request]:
+    found = []
+    for index, (prompt, count) in enumerate(zip(prompts(), NEW_TOKENS, strict=True)):
+        params = SamplingParams(
+            **({"max_tokens": count, "temperature": 0.0, "seed": index, "ignore_eos": True} | how)
+        )
+        found += engine.add(str(index), prompt, params)
+    return found
+
+
+@pytest.mark.parametrize("how", PARAMS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_half_of_the_requests_move(name, how, model_dir):  # noqa: F811
+    plain = build(model_dir, {})
+    answers = {(r.request_id, r.sample_index): r for r in all_added(plain, PARAMS[how])}
+    while plain.has_work:
+        plain.step()
+    source, target = build(model_dir, {}), build(model_dir, TARGETS[name])
+    requests = {(r.request_id, r.sample_index): r for r in all_added(source, PARAMS[how])}
+    for turn in range(9):
+        if source.has_work:
+            source.step()
+        if target.has_work:
+            target.step()
+        live = sorted({r.request_id for r in source.live_requests()}, key=int)
+        if live and turn % 2:
+            for request in moved(source, target, live[turn % len(live)]):
+                requests[request.request_id, request.sample_index] = request
+    for engine in (source, target):
+        while engine.has_work:
+            engine.step()
+        engine.audit()
+        assert engine.memory.pool.num_owned == 0
+    assert target.trace.totals.imported_blocks > 0
+    for key, answer in answers.items():
+        request = requests[key]
+        assert request.output_token_ids == answer.output_token_ids
+        assert request.finish_reason == answer.finish_reason
+        assert [entry.token_id for entry in request.logprobs] == [
+            entry.token_id for entry in answer.logprobs
+        ]
+        assert len(request.prompt_logprobs) == len(answer.prompt_logprobs)
+
+
+def test_bytes_are_those_of_the_computed_tokens(model_dir):  # noqa: F811
+    engine = build(model_dir, {})
+    engine.add("r", prompts()[4], SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True))
+    engine.step()
+    parcel = engine.export_request("r")
+    assert parcel.samples[0].pages.num_tokens == 64
+    assert parcel.nbytes == 64 * 3 * 2 * 2 * 16 * 8  # layers, key and value, heads, size, float64
+    assert {t.dtype for t in parcel.samples[0].pages.groups[0].tensors} == {torch.float64}
+
+
+def test_text_and_stop_strings_go_on(tmp_path):
+    from minserve import LLM
+
+    llm = LLM("zoo/draft", EngineConfig(device="cpu", dtype="float32"))
+    params = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+    (output,) = llm.generate(["def add(a, b):\n"], params)
+    stop = output.text[12:16]
+    (stopped,) = llm.generate(["def add(a, b):\n"], replace(params, stop=(stop,)))
+    loaded = load_model("zoo/draft", EngineConfig(device="cpu", dtype="float32"))
+    source, target = build_engine(loaded), build_engine(loaded)
+    prompt = loaded.encode("def add(a, b):\n")
+    source.add("r", prompt, replace(params, stop=(stop,)), stream_text=True)
+    for _ in range(3):
+        source.step()
+    (request,) = moved(source, target, "r")
+    assert target.text_of(request) == output.text[: len(target.text_of(request))] != ""
+    while target.has_work:
+        target.step()
+    assert (request.finish_reason, request.stop_reason) == ("stop", stop)
+    assert target.text_of(request) == stopped.text
