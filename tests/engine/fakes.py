@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,17 @@ TOKEN_BYTES = 2 * 8 * 4
 """Key and value of one token of `tiny_spec`, float32."""
 
 
-def tiny_spec(max_position: int = 128) -> ModelSpec:
-    """The smallest model the engine accepts; the fake runner never looks at it."""
+def tiny_spec(max_position: int = 128, windows: Sequence[int | None] = (None,)) -> ModelSpec:
+    """The smallest model the engine accepts, with a layer for each of these windows; the fake
+    runner looks only at those."""
     return ModelSpec(
         family="llama",
         vocab_size=VOCAB,
         hidden_size=16,
-        layers=(LayerSpec(AttentionSpec(2, 1, 8), FeedForwardSpec(16)),),
+        layers=tuple(
+            LayerSpec(AttentionSpec(2, 1, 8, window=window), FeedForwardSpec(16))
+            for window in windows
+        ),
         norm_eps=1e-5,
         rope=RopeSpec(),
         max_position=max_position,
@@ -80,6 +84,49 @@ class _Echo:
     """None until the pass has run."""
 
 
+class EchoPages:
+    """The pages of one cache group, and its store: a slot holds the token that was written there."""
+
+    def __init__(self, runner: EchoRunner, number: int, plan: GroupPlan, block_size: int) -> None:
+        self._runner = runner
+        self._number = number
+        self._block_size = block_size
+        self.window = plan.group.spec.window
+        self.slots = np.full(plan.num_blocks * block_size, -1, dtype=np.int64)
+        self.pages = self.slots.reshape(-1, block_size)
+        self._host = np.full((plan.num_host_slots, block_size), -1, dtype=np.int64)
+
+    def tokens(self, table: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """What lies at these positions of a request."""
+        blocks = table[where // self._block_size]
+        return self.slots[blocks * self._block_size + where % self._block_size]
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._runner.order.queued()
+        where, there = list(sources), list(targets)
+
+        def move() -> None:
+            self.pages[there] = self.pages[where]
+
+        self._runner._enqueue(move)
+
+    # Transfers pass the queue: they happen at once, or behind all of it where they have to wait.
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        self._runner._begin_transfer(self._runner.order.save_waits())
+        self._host[list(slots)] = self.pages[list(blocks)]
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        self._runner._begin_transfer(self._runner.order.load_waits(blocks, self._number))
+        self.pages[list(blocks)] = self._host[list(slots)]
+
+    def read_slot(self, slot: int) -> memoryview:
+        return memoryview(self._host[slot].tobytes())
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        self._host[slot] = np.frombuffer(data, dtype=np.int64)
+
+
 class EchoRunner:
     """See the module. `fail_next` makes the next submit raise, `fail_late` the next collect;
     `poison_token` makes rows invalid."""
@@ -87,9 +134,8 @@ class EchoRunner:
     def __init__(
         self,
         clock: VirtualClock,
-        num_slots: int,
+        plans: Sequence[GroupPlan],
         block_size: int,
-        num_host_slots: int = 0,
         lazy: bool = False,
     ) -> None:
         self._queue: deque[Callable[[], None]] = deque()
@@ -97,10 +143,9 @@ class EchoRunner:
         self.order = TransferOrder()
         self._drawn: list[int] = []
         self._clock = clock
-        self._block_size = block_size
-        self._slots = np.full(num_slots, -1, dtype=np.int64)
-        self._pages = self._slots.reshape(-1, block_size)
-        self._host = np.full((num_host_slots, block_size), -1, dtype=np.int64)
+        self._groups = [
+            EchoPages(self, number, plan, block_size) for number, plan in enumerate(plans)
+        ]
         self.fail_next = self.fail_late = False
         self.poison_token: int | None = None
         self.batches: list[ForwardBatch] = []
@@ -117,28 +162,8 @@ class EchoRunner:
         while self._queue:
             self._queue.popleft()()
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self.order.queued()
-        where, there = list(sources), list(targets)
-
-        def move() -> None:
-            self._pages[there] = self._pages[where]
-
-        self._enqueue(move)
-
-    def group(self, number: int) -> EchoRunner:
-        assert number == 0
-        return self
-
-    # Transfers pass the queue: they happen at once, or behind all of it where they have to wait.
-
-    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        self._begin_transfer(self.order.save_waits())
-        self._host[list(slots)] = self._pages[list(blocks)]
-
-    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        self._begin_transfer(self.order.load_waits(blocks, 0))
-        self._pages[list(blocks)] = self._host[list(slots)]
+    def group(self, number: int) -> EchoPages:
+        return self._groups[number]
 
     def _begin_transfer(self, waits: bool) -> None:
         if waits:
@@ -155,12 +180,6 @@ class EchoRunner:
     def collected(self) -> None:
         self.order.collected()
 
-    def read_slot(self, slot: int) -> memoryview:
-        return memoryview(self._host[slot].tobytes())
-
-    def write_slot(self, slot: int, data: bytes) -> None:
-        self._host[slot] = np.frombuffer(data, dtype=np.int64)
-
     def submit(self, batch: ForwardBatch) -> _Echo:
         if self.fail_next:
             self.fail_next = False
@@ -172,24 +191,19 @@ class EchoRunner:
 
     def _pass(self, batch: ForwardBatch, handle: _Echo) -> None:
         self._clock.advance(0.001 * batch.num_tokens)
-        group = batch.groups[0]
-        slots = group.slots.numpy()
-        assert len(set(slots.tolist())) == len(slots), "two rows write to one slot"
         token_ids = batch.token_ids.numpy().copy()
         if batch.pending is not None:
             rows, places = batch.pending.numpy()
             token_ids[rows] = np.array(self._drawn)[places]
-        self._slots[slots] = token_ids
+        for pages, group in zip(self._groups, batch.groups, strict=True):
+            slots = group.slots.numpy()
+            assert len(set(slots.tolist())) == len(slots), "two rows write to one slot"
+            pages.slots[slots] = token_ids
         starts = batch.query_starts.tolist()
         sequences = []
         for index, length in enumerate(batch.context_lens):
-            where = np.arange(length)
-            table = group.block_tables[index].numpy()
-            sequence = self._slots[
-                table[where // self._block_size] * self._block_size + where % self._block_size
-            ]
-            first = starts[index]
-            count = batch.query_lens[index]
+            first, count = starts[index], batch.query_lens[index]
+            sequence = self._sequence(batch, index, length, count)
             assert batch.positions[first : first + count].tolist() == list(
                 range(length - count, length)
             )
@@ -199,6 +213,24 @@ class EchoRunner:
         if self.poison_token is not None:
             tokens = [-1 if token == self.poison_token else token for token in tokens]
         handle.token_ids = self._drawn = tokens
+
+    def _sequence(self, batch: ForwardBatch, index: int, length: int, count: int) -> np.ndarray:
+        """The tokens that a request's rows attend to. A group with a window is read from the first
+        token that the first row sees, and must have there what a group without one has."""
+        where = np.arange(length)
+        sequence: np.ndarray | None = None
+        for pages, group in sorted(
+            zip(self._groups, batch.groups, strict=True), key=lambda pair: pair[0].window or 0
+        ):
+            table = group.block_tables[index].numpy()
+            if pages.window is None:
+                sequence = pages.tokens(table, where)
+            else:
+                assert sequence is not None, "the fake needs a group that keeps everything"
+                seen = where[max(0, length - count - pages.window + 1) :]
+                assert (pages.tokens(table, seen) == sequence[seen]).all(), "a window was freed"
+        assert sequence is not None
+        return sequence
 
     def collect(self, handle: _Echo) -> StepResult:
         while handle.token_ids is None:
@@ -219,15 +251,24 @@ def make_engine(
     order: QueuePolicy | None = None,
     lazy: bool = False,
     tokenizer: Any = None,
+    windows: Sequence[int | None] = (None,),
+    scarce: bool = False,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
-    """An engine over the fake runner and a virtual clock."""
-    spec = tiny_spec(max_position)
+    """An engine over the fake runner and a virtual clock. `scarce`: windows have pages for a single
+    request only, so that they run out before the primary group does."""
+    spec = tiny_spec(max_position, windows)
     resolved = resolve((config or EngineConfig()).with_values({"device": "cpu"}), spec)
     block_size = resolved.config.memory.block_size
     clock = VirtualClock()
     plans = plan_blocks(resolved, num_blocks)
-    slots = plans[0].num_host_slots
-    runner = EchoRunner(clock, num_blocks * block_size, block_size, slots, lazy)
+    if scarce:
+        plans = tuple(
+            replace(plan, num_blocks=min(plan.num_blocks, plan.most_blocks or plan.num_blocks))
+            if plan.group.spec.window
+            else plan
+            for plan in plans
+        )
+    runner = EchoRunner(clock, plans, block_size, lazy)
     memory = build_manager(resolved, plans, clock, runner)
     parts = EngineParts(order=order)
     engine = Engine(resolved, runner, memory, tokenizer, clock, RunTrace(), parts)
