@@ -138,17 +138,18 @@ class Intake:
                 "have ended"
             )
         first = requests[0]
-        moved = ExportedRequest(
-            request_id,
-            tuple(first.prompt_token_ids),
-            first.params,
-            self._requests.streams_text(first),
-            self._config.model,
-            self._config.config.dtype,
-            tuple(exported(request, self._memory, self._clock) for request in requests),
-        )
-        for request in requests:
-            self._requests.hand_over(request)
+        with self._recovery.change(()):
+            moved = ExportedRequest(
+                request_id,
+                tuple(first.prompt_token_ids),
+                first.params,
+                self._requests.streams_text(first),
+                self._config.model,
+                self._config.config.dtype,
+                tuple(exported(request, self._memory, self._clock) for request in requests),
+            )
+            for request in requests:
+                self._requests.hand_over(request)
         return moved
 
     def adopt(self, moved: ExportedRequest) -> list[Request]:

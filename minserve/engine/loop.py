@@ -144,11 +144,12 @@ class Engine:
         """Take a request out of this engine, for `import_request` of another one: its samples that
         have not ended, with their computed tokens. It leaves no end in the trace.
 
-        Raises InvalidRequestError if no live request has this name.
+        Raises InvalidRequestError if no live request has this name; the steps in flight, which are
+        completed first, may end it.
         """
         self.settle()
-        with self._recovery.change(()):
-            return self._intake.export(request_id)
+        self._recovery.repair()
+        return self._intake.export(request_id)
 
     def import_request(self, moved: ExportedRequest) -> list[Request]:
         """Queue a request that another engine has exported; it continues with the same tokens.

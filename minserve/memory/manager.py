@@ -153,7 +153,9 @@ class KVManager:
         found = self.find(request) if found is None else found
         if self.needed_blocks(request, num_tokens, found) + kept_back > self.pool.num_available:
             return False
-        tokens = num_tokens or found.num_tokens
+        # Beside the primary group the others do not run short; if one did, a request that computes
+        # less than it might would only wait.
+        tokens = found.num_tokens + 1
         return all(
             group is self._primary
             or self._needed(number, tokens, found) <= group.pool.num_available

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -40,13 +40,17 @@ TOKEN_BYTES = 2 * 8 * 4
 """Key and value of one token of `tiny_spec`, float32."""
 
 
-def tiny_spec(max_position: int = 128) -> ModelSpec:
-    """The smallest model the engine accepts; the fake runner never looks at it."""
+def tiny_spec(max_position: int = 128, windows: Sequence[int | None] = (None,)) -> ModelSpec:
+    """The smallest model the engine accepts, with a layer for each of these windows; the fake
+    runner looks only at those."""
     return ModelSpec(
         family="llama",
         vocab_size=VOCAB,
         hidden_size=16,
-        layers=(LayerSpec(AttentionSpec(2, 1, 8), FeedForwardSpec(16)),),
+        layers=tuple(
+            LayerSpec(AttentionSpec(2, 1, 8, window=window), FeedForwardSpec(16))
+            for window in windows
+        ),
         norm_eps=1e-5,
         rope=RopeSpec(),
         max_position=max_position,
@@ -114,6 +118,77 @@ class _Echo:
     """How many tokens each sample row saw, for batches that ask for hidden states."""
 
 
+class EchoPages:
+    """The pages of one cache group, and its store: a slot holds the token written there."""
+
+    def __init__(self, runner: EchoRunner, number: int, plan: GroupPlan, block_size: int) -> None:
+        self._runner = runner
+        self._number = number
+        self._block_size = block_size
+        self.window = plan.group.spec.window
+        self.slots = np.full(plan.num_blocks * block_size, -1, dtype=np.int64)
+        self.pages = self.slots.reshape(-1, block_size)
+        self._host = np.full((plan.num_host_slots, block_size), -1, dtype=np.int64)
+
+    def tokens(self, table: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """What lies at these positions of a request."""
+        blocks = table[where // self._block_size]
+        return self.slots[blocks * self._block_size + where % self._block_size]
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._runner.order.queued()
+        where, there = list(sources), list(targets)
+
+        def move() -> None:
+            self.pages[there] = self.pages[where]
+
+        self._runner._enqueue(move)
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._runner.order.queued()
+        where, there = list(sources), list(targets)
+
+        def move() -> None:
+            self.slots[there] = self.slots[where]
+
+        self._runner._enqueue(move)
+
+    def read(self, blocks: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        self._runner._run_all()
+        return (_shaped(self.pages[list(blocks)]),)
+
+    def read_host(self, slots: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        return (_shaped(self._host[list(slots)]),)
+
+    def write(self, blocks: Sequence[int], pages: Sequence[torch.Tensor]) -> None:
+        self._runner._begin_transfer(self._runner.order.load_waits(blocks, self._number))
+        self.pages[list(blocks)] = pages[0][:, 0, 0, 0, :, 0].long().numpy()
+
+    def token_shapes(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+        return ((1, 1, 1, num_tokens, 1),)
+
+    # Transfers pass the queue: they happen at once, or behind all of it where they have to wait.
+
+    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
+        self._runner._begin_transfer(self._runner.order.save_waits())
+        self._host[list(slots)] = self.pages[list(blocks)]
+
+    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
+        self._runner._begin_transfer(self._runner.order.load_waits(blocks, self._number))
+        self.pages[list(blocks)] = self._host[list(slots)]
+
+    def read_slot(self, slot: int) -> memoryview:
+        return memoryview(self._host[slot].tobytes())
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        self._host[slot] = np.frombuffer(data, dtype=np.int64)
+
+
+def _shaped(pages: np.ndarray) -> torch.Tensor:
+    """One number a token, in the shape of real pages."""
+    return torch.from_numpy(pages)[:, None, None, None, :, None].float()
+
+
 class EchoRunner:
     """See the module. `fail_next` makes the next submit raise, `fail_late` the next collect;
     `poison_token` makes rows invalid."""
@@ -121,9 +196,8 @@ class EchoRunner:
     def __init__(
         self,
         clock: VirtualClock,
-        num_slots: int,
+        plans: Sequence[GroupPlan],
         block_size: int,
-        num_host_slots: int = 0,
         lazy: bool = False,
     ) -> None:
         self._queue: deque[Callable[[], None]] = deque()
@@ -131,10 +205,9 @@ class EchoRunner:
         self.order = TransferOrder()
         self._drawn: list[int] = []
         self._clock = clock
-        self._block_size = block_size
-        self._slots = np.full(num_slots, -1, dtype=np.int64)
-        self._pages = self._slots.reshape(-1, block_size)
-        self._host = np.full((num_host_slots, block_size), -1, dtype=np.int64)
+        self._groups = [
+            EchoPages(self, number, plan, block_size) for number, plan in enumerate(plans)
+        ]
         self.fail_next = self.fail_late = False
         self.poison_token: int | None = None
         self.batches: list[ForwardBatch] = []
@@ -151,51 +224,8 @@ class EchoRunner:
         while self._queue:
             self._queue.popleft()()
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self.order.queued()
-        where, there = list(sources), list(targets)
-
-        def move() -> None:
-            self._pages[there] = self._pages[where]
-
-        self._enqueue(move)
-
-    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self.order.queued()
-        where, there = list(sources), list(targets)
-
-        def move() -> None:
-            self._slots[there] = self._slots[where]
-
-        self._enqueue(move)
-
-    def read(self, blocks: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        self._run_all()
-        return (torch.from_numpy(self._pages[list(blocks)])[:, None, None, None, :, None].float(),)
-
-    def read_host(self, slots: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        return (torch.from_numpy(self._host[list(slots)])[:, None, None, None, :, None].float(),)
-
-    def write(self, blocks: Sequence[int], pages: Sequence[torch.Tensor]) -> None:
-        self._begin_transfer(self.order.load_waits(blocks, 0))
-        self._pages[list(blocks)] = pages[0][:, 0, 0, 0, :, 0].long().numpy()
-
-    def token_shapes(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
-        return ((1, 1, 1, num_tokens, 1),)
-
-    def group(self, number: int) -> EchoRunner:
-        assert number == 0
-        return self
-
-    # Transfers pass the queue: they happen at once, or behind all of it where they have to wait.
-
-    def save(self, blocks: Sequence[int], slots: Sequence[int]) -> None:
-        self._begin_transfer(self.order.save_waits())
-        self._host[list(slots)] = self._pages[list(blocks)]
-
-    def load(self, slots: Sequence[int], blocks: Sequence[int]) -> None:
-        self._begin_transfer(self.order.load_waits(blocks, 0))
-        self._pages[list(blocks)] = self._host[list(slots)]
+    def group(self, number: int) -> EchoPages:
+        return self._groups[number]
 
     def _begin_transfer(self, waits: bool) -> None:
         if waits:
@@ -212,12 +242,6 @@ class EchoRunner:
     def collected(self) -> None:
         self.order.collected()
 
-    def read_slot(self, slot: int) -> memoryview:
-        return memoryview(self._host[slot].tobytes())
-
-    def write_slot(self, slot: int, data: bytes) -> None:
-        self._host[slot] = np.frombuffer(data, dtype=np.int64)
-
     def submit(self, batch: ForwardBatch) -> _Echo:
         if self.fail_next:
             self.fail_next = False
@@ -229,14 +253,14 @@ class EchoRunner:
 
     def _pass(self, batch: ForwardBatch, handle: _Echo) -> None:
         self._clock.advance(0.001 * batch.num_tokens)
-        group = batch.groups[0]
-        slots = group.slots.numpy()
-        assert len(set(slots.tolist())) == len(slots), "two rows write to one slot"
         token_ids = batch.token_ids.numpy().copy()
         if batch.pending is not None:
             rows, places = batch.pending.numpy()
             token_ids[rows] = np.array(self._drawn)[places]
-        self._slots[slots] = token_ids
+        for pages, group in zip(self._groups, batch.groups, strict=True):
+            slots = group.slots.numpy()
+            assert len(set(slots.tolist())) == len(slots), "two rows write to one slot"
+            pages.slots[slots] = token_ids
         seen = [each for index in range(batch.num_requests) for each in self._read(batch, index)]
         assert batch.positions.tolist() == [len(each) - 1 for each in seen]
         tokens = [next_token(seen[row]) for row in batch.sample_rows.tolist()]
@@ -250,11 +274,7 @@ class EchoRunner:
     def _read(self, batch: ForwardBatch, request: int) -> list[np.ndarray]:
         """For each row of a request: the tokens it sees."""
         length, count = batch.context_lens[request], batch.query_lens[request]
-        where = np.arange(length)
-        table = batch.groups[0].block_tables[request].numpy()
-        kept = self._slots[
-            table[where // self._block_size] * self._block_size + where % self._block_size
-        ]
+        kept = self._sequence(batch, request, length, count)
         masks = [-1] * count
         if batch.tree is not None:
             first = int(batch.query_starts[request])
@@ -264,6 +284,24 @@ class EchoRunner:
             kept[[*range(context), *(context + j for j in range(row + 1) if mask >> j & 1)]]
             for row, mask in enumerate(masks)
         ]
+
+    def _sequence(self, batch: ForwardBatch, index: int, length: int, count: int) -> np.ndarray:
+        """The tokens that a request's rows attend to. A group with a window is read from the first
+        token that the first row sees, and must have there what a group without one has."""
+        where = np.arange(length)
+        sequence: np.ndarray | None = None
+        for pages, group in sorted(
+            zip(self._groups, batch.groups, strict=True), key=lambda pair: pair[0].window or 0
+        ):
+            table = group.block_tables[index].numpy()
+            if pages.window is None:
+                sequence = pages.tokens(table, where)
+            else:
+                assert sequence is not None, "the fake needs a group that keeps everything"
+                seen = where[max(0, length - count - pages.window + 1) :]
+                assert (pages.tokens(table, seen) == sequence[seen]).all(), "a window was freed"
+        assert sequence is not None
+        return sequence
 
     def collect(self, handle: _Echo) -> StepResult:
         while handle.token_ids is None:
@@ -288,15 +326,24 @@ def make_engine(
     lazy: bool = False,
     tokenizer: Any = None,
     proposer: Proposer | None = None,
+    windows: Sequence[int | None] = (None,),
+    scarce: bool = False,
 ) -> tuple[Engine, EchoRunner, VirtualClock]:
-    """An engine over the fake runner and a virtual clock."""
-    spec = tiny_spec(max_position)
+    """An engine over the fake runner and a virtual clock. `scarce`: windows have pages for a single
+    request only, so that they run out before the primary group does."""
+    spec = tiny_spec(max_position, windows)
     resolved = resolve((config or EngineConfig()).with_values({"device": "cpu"}), spec)
     block_size = resolved.config.memory.block_size
     clock = VirtualClock()
     plans = plan_blocks(resolved, num_blocks)
-    slots = plans[0].num_host_slots
-    runner = EchoRunner(clock, num_blocks * block_size, block_size, slots, lazy)
+    if scarce:
+        plans = tuple(
+            replace(plan, num_blocks=min(plan.num_blocks, plan.most_blocks or plan.num_blocks))
+            if plan.group.spec.window
+            else plan
+            for plan in plans
+        )
+    runner = EchoRunner(clock, plans, block_size, lazy)
     memory = build_manager(resolved, plans, clock, runner)
     parts = EngineParts(order=order, proposer=proposer)
     engine = Engine(resolved, runner, memory, tokenizer, clock, RunTrace(), parts)

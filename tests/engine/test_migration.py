@@ -45,7 +45,7 @@ def moved(source: Engine, target: Engine, name: str) -> list[Request]:
 # -- every state and every size, on a device whose slots can be seen ------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     sizes=st.tuples(*[st.sampled_from([1, 2, 5, 16])] * 2),
     steps=st.integers(0, 30),
@@ -55,9 +55,10 @@ def moved(source: Engine, target: Engine, name: str) -> list[Request]:
     budget=st.sampled_from([8, 64]),
     drafts=st.booleans(),
     again=st.booleans(),
+    windows=st.sampled_from([(None,), (None, 6), (9, None, 4)]),
 )
 def test_requests_move_at_any_step_between_any_two_pools(
-    sizes, steps, lengths, caches, overlap, budget, drafts, again
+    sizes, steps, lengths, caches, overlap, budget, drafts, again, windows
 ):
     engines = []
     for size, cache in zip(sizes, caches, strict=True):
@@ -66,15 +67,16 @@ def test_requests_move_at_any_step_between_any_two_pools(
                 "memory.block_size": size,
                 "memory.prefix_cache": cache,
                 "memory.check_integrity": True,
-                "memory.host_bytes": 64 * 40,
+                "memory.host_bytes": 64 * 120,
                 "scheduling.preemption": "swap",
                 "scheduling.max_num_seqs": 3,
                 "scheduling.max_num_batched_tokens": budget,
                 "scheduling.async_scheduling": overlap,
             }
         )
-        proposer = EchoProposer(True, 0.7) if drafts else None
-        engines.append(make_engine(config, -(-80 // size), proposer=proposer)[0])
+        proposer = EchoProposer(windows == (None,), 0.7) if drafts else None
+        built = make_engine(config, -(-80 // size), proposer=proposer, windows=windows)
+        engines.append(built[0])
     source, target = engines
     for index, length in enumerate(lengths):
         source.add(str(index), [index + 2] * length, PLAIN)
@@ -83,10 +85,14 @@ def test_requests_move_at_any_step_between_any_two_pools(
             source.step()
     live = {request.request_id: request for request in source.live_requests()}
     requests: dict[str, Request] = {}
-    for name in live:
+    for name, request in live.items():
+        source.settle()
+        if request.finished:
+            continue  # with the step in flight
         (requests[name],) = moved(source, target, name)
         if again and target.has_work:  # there and back while the other one works
             target.step()
+            target.settle()
             if not requests[name].finished:
                 (requests[name],) = moved(target, source, name)
     for each in engines:
@@ -96,6 +102,13 @@ def test_requests_move_at_any_step_between_any_two_pools(
     for name, request in requests.items():
         expected_tokens = oracle([int(name) + 2] * lengths[int(name)], 20, True)
         assert (request.finish_reason, request.output_token_ids) == ("length", expected_tokens)
+    # What the prefix cache kept of them is right too: a next turn that finds it, and a fork of it.
+    for number, request in enumerate(requests.values()):
+        for cut in (0, 7, 13):
+            prompt = request.token_ids[: request.num_tokens - cut]
+            (turn,) = target.add(f"turn {number} {cut}", prompt, replace(PLAIN, max_tokens=3))
+            run(target)
+            assert turn.output_token_ids == oracle(prompt, 3, True)
 
 
 def test_computed_tokens_are_not_computed_again() -> None:
@@ -190,11 +203,15 @@ def parcel_of(**values: Any) -> tuple[Engine, Any]:
     return source, source.export_request("r")
 
 
-def test_what_cannot_be_exported_is_said() -> None:
+def test_what_cannot_be_exported_is_said_and_hurts_no_other_request() -> None:
     source, _ = parcel_of()
+    (bystander,) = source.add("bystander", [4, 5], PLAIN)
+    source.step()
     for name in ("r", "never", None, 7):
         with pytest.raises(InvalidRequestError, match="no live request has this name"):
             source.export_request(name)  # type: ignore[arg-type]
+    run(source)
+    assert bystander.output_token_ids == oracle([4, 5], 20, True)
 
 
 @pytest.mark.parametrize("wrong", [None, {}, "r", 7])

@@ -238,8 +238,9 @@ class EngineMachine(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             operations += 1
             self.engine.memory.check()
-            pool = self.engine.memory.pool
-            assert pool.num_free + pool.num_cached + pool.num_owned == pool.num_blocks
+            for group in self.engine.memory.groups:
+                pool = group.pool
+                assert pool.num_free + pool.num_cached + pool.num_owned == pool.num_blocks
 
     def teardown(self):
         if not hasattr(self, "engine"):
@@ -249,7 +250,7 @@ class EngineMachine(RuleBasedStateMachine):
                 break
             self.step_and_overtake_no_urgent_request()
         assert not self.engine.has_work
-        assert self.engine.memory.pool.num_owned == 0
+        assert all(group.pool.num_owned == 0 for group in self.engine.memory.groups)
         totals = self.engine.trace.totals
         seen.update({name: getattr(totals, name) for name in EVENTS})
         disk = self.engine.memory.host.disk if self.engine.memory.host is not None else None

@@ -21,7 +21,7 @@ class Store:
 
     def __init__(self) -> None:
         clock = VirtualClock()
-        self.runner = EchoRunner(clock, PAGES * SIZE, SIZE, num_host_slots=16)
+        self.runner = EchoRunner(clock, full_group(PAGES, num_host_slots=16), SIZE)
         self.memory = KVManager(
             full_group(PAGES, num_host_slots=16),
             SIZE,
@@ -38,11 +38,11 @@ class Store:
         assert self.memory.reserve(one, count)
         blocks = self.memory.blocks_of(one)
         for at in range(start, start + count):
-            self.runner._pages[blocks[at // SIZE], at % SIZE] = one.token_ids[at]
+            self.runner.group(0).pages[blocks[at // SIZE], at % SIZE] = one.token_ids[at]
         self.memory.commit(one, count)
 
     def read(self, one: Request) -> list[int]:
-        pages = self.runner._pages[list(self.memory.blocks_of(one))]
+        pages = self.runner.group(0).pages[list(self.memory.blocks_of(one))]
         return pages.reshape(-1).tolist()[: one.num_computed_tokens]
 
 
