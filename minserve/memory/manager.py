@@ -124,9 +124,8 @@ class KVManager:
     def needed_blocks(
         self, request: Request, num_tokens: int | None = None, found: Found | None = None
     ) -> int:
-        """Pages that a waiting request would take from the available ones for its first
-        `num_tokens` (None: all it knows). If pages are reserved at admission: pages for all
-        it may ever reach."""
+        """Pages that a waiting request would take for its first `num_tokens` (None: all it knows).
+        If pages are reserved at admission: pages for all it may ever reach."""
         if self._reservation is not None:
             most = int(self._tables.rows.shape[1])  # no request outgrows its table or the pool
             return min(most, self.blocks_for(self._reservation(request)))
@@ -163,9 +162,8 @@ class KVManager:
         )
 
     def admit(self, request: Request, found: Found | None = None) -> int:
-        """Give the request its block tables and the pages of its computed tokens; counts these
-        tokens as computed, and returns their number. If it raises, the request has no tables, as
-        before."""
+        """Give the request its block tables and the pages of its computed tokens, and count these
+        tokens as computed; returns their number. If it raises, the request has no tables."""
         self._close(request)  # returns pages of an interrupted admission
         try:
             for group in self.groups:
@@ -319,8 +317,8 @@ class KVManager:
         return measure_use(self.groups, self._primary_index, self.pins, self.block_size)
 
     def stranded_slots(self, request: Request) -> int:
-        """External fragmentation: free slots that a waiting request cannot use, because its pages
-        must be neighbours and no hole is large enough. Always 0 in paged memory."""
+        """External fragmentation: free slots that a waiting request cannot use, because no hole is
+        large enough for neighbouring pages. Always 0 in paged memory."""
         if self._reservation is None or self.fits(request):
             return 0
         return self.pool.num_free * self.block_size
@@ -330,8 +328,7 @@ class KVManager:
         return self._tables.requests() | self.away.requests()
 
     def reset(self) -> None:
-        """Free every page; nothing is cached, pinned or swapped out. Used when an error left the
-        state inconsistent and the engine starts over. No request may be live."""
+        """Free every page, whatever the state of the books. No request may be live."""
         for group in self.groups:
             group.reset()
         self._reuse.reset()
