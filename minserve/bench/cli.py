@@ -17,6 +17,7 @@ from minserve.bench.runs import (
     offline,
     serve,
     sessions,
+    verify,
 )
 
 BENCHMARKS = {
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "serve": (serve, "requests that arrive over time, here or on a modelled GPU"),
     "calibrate": (calibrate, "teach the virtual clock this machine, and check how honest it is"),
     "forward": (forward, "one token's forward pass beside another model's, as a draft's cost"),
+    "verify": (verify, "a pass over the rows of a draft, chain and tree, beside one row"),
     "memory": (memory, "one trace in one KV budget: from reserved memory to pages, rung by rung"),
     "memory-sweep": (memory_sweep, "what pages gain as answers become alike in length"),
     "compile": (compilation, "what torch.compile costs, and after how many tokens it has paid"),
