@@ -34,6 +34,7 @@ class _Span:
     """Of `count`, tokens of a draft."""
     num_known: int
     """Prompt and output tokens when the step began to be committed."""
+    num_accepted_before: int
     num_recomputed: int
     blocks: tuple[int, ...]
 
@@ -91,10 +92,13 @@ class Committer:
                 counts.num_recomputed += recomputed
             if self._detailed:
                 blocks = self._memory.blocks_of(request) if self._keeps_blocks else ()
-                num_known = len(request.token_ids)
+                known_before, accepted_before = len(request.token_ids), request.num_accepted_tokens
                 spans.append(
-                    _Span(request, start, count, num_proposed, num_known, recomputed, blocks)
-                )
+                    _Span(
+                        request, start, count, num_proposed, known_before, accepted_before,
+                        recomputed, blocks,
+                    )
+                )  # fmt: skip
             if stop > known:
                 request.num_ever_computed = stop
             try:
@@ -223,6 +227,7 @@ def _details(spans: list[_Span]) -> list[RequestStep]:
             num_recomputed=span.num_recomputed,
             new_token_ids=tuple(span.request.token_ids[span.num_known :]),
             num_proposed=span.num_proposed,
+            num_accepted=span.request.num_accepted_tokens - span.num_accepted_before,
             blocks=span.blocks,
         )
         for span in spans

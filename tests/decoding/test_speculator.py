@@ -280,9 +280,25 @@ def test_the_details_of_steps_lie_end_to_end(trees: bool, rightness: float) -> N
         accepted += sum(part.num_accepted for part in parts)
     totals = engine.trace.totals.speculation
     assert proposed == sum(totals.proposed_tokens)
-    # A token that ends its request counts as accepted, and is not kept. No draft reaches so far
-    # that the request would end before the model's own token.
     assert accepted == sum(totals.accepted_tokens)
+
+
+def test_an_accepted_token_that_ends_its_request_is_counted_in_the_details_too() -> None:
+    proposer = EchoProposer(False, 1.0)
+    config = EngineConfig().with_values({"trace.per_request": True})
+    for place in range(2, NUM):
+        engine, _, _ = make_engine(config, proposer=proposer)
+        stop = oracle([3, 4, 5], NUM, ignore_eos=True)[place]
+        params = SamplingParams(
+            max_tokens=NUM, temperature=0.0, ignore_eos=True, stop_token_ids=[stop]
+        )
+        (request,) = engine.add("r", [3, 4, 5], params)
+        run(engine)
+        assert request.finish_reason == "stop" and request.output_token_ids[-1] == stop
+        parts = [part for step in engine.trace.steps for part in step.requests]
+        counted = sum(engine.trace.totals.speculation.accepted_tokens)
+        assert sum(part.num_accepted for part in parts) == counted == request.num_accepted_tokens
+        assert parts[-1].stop == request.num_tokens - 1
 
 
 def test_an_error_of_observe_ends_its_request() -> None:

@@ -21,6 +21,8 @@ class RequestStep:
     """Tokens this step added to the request."""
     num_proposed: int = 0
     """Of `num_tokens`, tokens of a draft."""
+    num_accepted: int = 0
+    """Of these, tokens that became part of the output."""
     blocks: tuple[int, ...] = ()
     """Pages held during the step; kept if `TraceConfig.pages` is on."""
 
@@ -30,14 +32,10 @@ class RequestStep:
         return self.num_tokens - self.num_proposed
 
     @property
-    def num_accepted(self) -> int:
-        """Proposed tokens that the request kept, with their keys and values."""
-        return max(0, len(self.new_token_ids) - 1) if self.num_proposed else 0
-
-    @property
     def stop(self) -> int:
-        """Position after the last token that the step left computed."""
-        return self.start + self.num_known + self.num_accepted
+        """Position after the last token that the step left computed: the newest one is not."""
+        more = max(0, len(self.new_token_ids) - 1) if self.num_proposed else 0
+        return self.start + self.num_known + more
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)

@@ -27,7 +27,8 @@ class Speculation:
 
     @property
     def mean_accepted_length(self) -> float | None:
-        """Tokens that a verified draft gave, the model's own included; None without a draft."""
+        """Accepted tokens per verified draft, and the model's own after them; None without a draft.
+        (A draft with which its request ends may give one token less.)"""
         if not self.num_drafts:
             return None
         return 1 + sum(self.accepted_tokens) / self.num_drafts
