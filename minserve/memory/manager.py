@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
-from minserve.memory.events import NOTHING, MemoryEvents
+from minserve.memory.events import MemoryEvents
 from minserve.memory.group import open_groups
 from minserve.memory.layout import Reservation
 from minserve.memory.pins import Pins
@@ -64,7 +64,9 @@ class KVManager:
         )
         """In the order of the plans."""
         self._primary = self.groups[primary]
-        self._others = tuple(group for group in self.groups if group is not self._primary)
+        # So that the others always have at least the pages that the primary has, whenever an
+        # interrupt comes.
+        self._primary_last = sorted(self.groups, key=lambda group: group is self._primary)
         self._shedding = tuple(group for group in self.groups if not group.retention.keeps_all)
         if index is not None:
             self._open_prefix(index)
@@ -214,12 +216,13 @@ class KVManager:
         """Make room for `num_tokens` after the computed ones, in every group; False if a group has
         too few pages."""
         blocks = -(-(request.num_computed_tokens + num_tokens) // self.block_size)
-        for group in self._others:
+        table = self._tables.by_request[request]
+        if table.first + len(table.blocks) >= blocks:
+            return True  # in most steps no page is missing
+        for group in self.groups:
             if group.missing(request, blocks) > group.pool.num_available:
                 return False
-        if not self._primary.reserve(request, blocks):
-            return False
-        for group in self._others:
+        for group in self._primary_last:
             group.reserve(request, blocks)
         return True
 
@@ -231,13 +234,14 @@ class KVManager:
         before = request.num_computed_tokens
         tokens = before + kept
         blocks = -(-(tokens + ahead) // self.block_size)
-        for group in self.groups:
-            missing = group.missing(request, blocks)
-            if missing > 0:
-                raise IntegrityError(
-                    f"request {request.request_id} commits {kept} tokens it did not reserve"
-                )
-            if missing < 0 and self._reservation is None:
+        table = self._tables.by_request[request]
+        surplus = table.first + len(table.blocks) - blocks
+        if surplus < 0:
+            raise IntegrityError(
+                f"request {request.request_id} commits {kept} tokens it did not reserve"
+            )
+        if surplus and self._reservation is None:
+            for group in self.groups:
                 group.tables.shrink(group.tables[request], blocks)
         request.num_computed_tokens = tokens
         if self.prefix is not None:
@@ -293,13 +297,7 @@ class KVManager:
 
     def take_events(self) -> MemoryEvents:
         """The events since the last call."""
-        events = self._events
-        if not events:
-            return NOTHING
-        taken = MemoryEvents(*(getattr(events, name) for name in MemoryEvents.__slots__))
-        for name in MemoryEvents.__slots__:
-            setattr(events, name, type(getattr(events, name))())
-        return taken
+        return self._events.take()
 
     def owned(self) -> tuple[int, int]:
         """Pages with an owner, and their bytes."""
@@ -343,5 +341,4 @@ class KVManager:
         """Verify every invariant; raises IntegrityError with the first one that fails."""
         for number, group in enumerate(self.groups):
             group.check(self.pins.holders(number), self._swapped.holders(number))
-            if group.tables.rows_by_request() != self._tables.rows_by_request():
-                raise IntegrityError("a request has another row, or none, in another cache group")
+            self._primary.check_beside(group)

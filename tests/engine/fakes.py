@@ -85,7 +85,7 @@ class _Echo:
 
 
 class EchoPages:
-    """The pages of one cache group, and its store: a slot holds the token that was written there."""
+    """The pages of one cache group, and its store: a slot holds the token written there."""
 
     def __init__(self, runner: EchoRunner, number: int, plan: GroupPlan, block_size: int) -> None:
         self._runner = runner

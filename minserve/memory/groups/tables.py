@@ -65,10 +65,6 @@ class BlockTables:
         """The pages of each request."""
         return (table.blocks for table in self.by_request.values())
 
-    def rows_by_request(self) -> dict[Request, int]:
-        """The row of every request that has one."""
-        return {request: table.row for request, table in self.by_request.items()}
-
     def rows_of(self, requests: Sequence[Request]) -> npt.NDArray[np.int64]:
         """The requests' rows."""
         tables = self.by_request
