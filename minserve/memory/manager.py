@@ -275,9 +275,10 @@ class KVManager:
 
     # -- the whole ---------------------------------------------------------------------------------
 
-    def submitted(self, batch: ForwardBatch) -> None:
-        """Report that a batch over these pages was started: copies of pages must wait for it."""
-        self._store.submitted(batch)
+    def submitted(self, batch: ForwardBatch, model: str = "") -> None:
+        """Report that a batch of a model over these pages was started: copies of pages must wait
+        for it."""
+        self._store.submitted(batch, model)
 
     def failed(self) -> None:
         """Report that a batch could not be started; a part of it may still run."""
