@@ -89,11 +89,6 @@ class KVManager:
             group.open_prefix(mine, host, self.costs, self._clock, self._events)
 
     @property
-    def tables(self) -> npt.NDArray[np.int32]:
-        """`[max_num_seqs, blocks]`: the block tables of the primary group."""
-        return self._tables.rows
-
-    @property
     def capacity_tokens(self) -> int:
         """Tokens that a single request can keep if it is alone; pinned pages are not
         available to it."""
@@ -201,10 +196,11 @@ class KVManager:
 
     def missing_blocks(self, request: Request, num_tokens: int) -> int:
         """Pages the request still needs to hold `num_tokens` in total."""
-        table, blocks = self._tables.get(request), self.blocks_for(num_tokens)
-        if table is None:
-            return self._primary.needed(0, blocks)
-        return self._primary.needed(table.first, blocks) - len(table.blocks)
+        table, blocks = self._tables.by_request.get(request), -(-num_tokens // self.block_size)
+        if not self._primary.retention.keeps_all:
+            first = 0 if table is None else table.first
+            blocks = self._primary.needed(first, blocks)
+        return blocks if table is None else blocks - len(table.blocks)
 
     def returned_blocks(self, request: Request) -> int:
         """Pages that become available if this request loses its own: those it does not share."""

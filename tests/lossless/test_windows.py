@@ -261,7 +261,13 @@ def test_bytes_in_the_trace_are_sums_over_the_groups(model_dir, kind):
         assert step.kv_bytes_used <= step.kv_bytes_allocated <= step.kv_bytes_reserved
         if not step.num_finished:
             slot_bytes = [group.plan.block_bytes // PAGE for group in groups]
-            kept = [group.tables.totals()[1] for group in groups]
+            kept = [
+                sum(
+                    one.num_computed_tokens - table.first * PAGE
+                    for one, table in group.tables.by_request.items()
+                )
+                for group in groups
+            ]
             assert step.kv_bytes_used == sum(a * b for a, b in zip(kept, slot_bytes, strict=True))
             owned = [group.pool.num_owned for group in groups]
             assert step.blocks.owned_bytes == PAGE * sum(
