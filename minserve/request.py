@@ -214,7 +214,7 @@ class Request:
     token_ids: list[int] = field(default_factory=list)
     """Prompt and output together."""
     num_computed_tokens: int = 0
-    """Tokens whose keys and values are in the cache."""
+    """Tokens whose keys and values are in the cache. The memory manager counts them."""
     num_inflight_tokens: int = 0
     """Tokens submitted to the runner and not yet collected."""
     num_pending_tokens: int = 0

@@ -49,6 +49,14 @@ class AttentionSpec:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    cache_layer: int | None = None
+    """An earlier layer whose keys and values it attends to; it projects queries only and stores
+    nothing (cross-layer attention, Brandon et al., arXiv 2405.12981). None: its own."""
+
+    @property
+    def projected_heads(self) -> int:
+        """Heads of the fused projection: queries, and the keys and values it stores."""
+        return self.num_heads + (2 * self.num_kv_heads if self.cache_layer is None else 0)
 
     @property
     def group_size(self) -> int:
@@ -149,6 +157,16 @@ class ModelSpec:
     """Sentences about contradictions in its files, or between them and transformers, and
     what minserve uses."""
 
+    def __post_init__(self) -> None:
+        for index, layer in enumerate(self.layers):
+            if layer.mixer.cache_layer is not None:
+                _check_shared(self.layers, index, layer.mixer.cache_layer)
+
+    def cache_layer(self, index: int) -> int:
+        """The layer whose cache layer `index` attends to: itself, or the one it names."""
+        named = self.layers[index].mixer.cache_layer
+        return index if named is None else named
+
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
@@ -156,9 +174,12 @@ class ModelSpec:
 
     def cache_groups(self, model: str = "") -> tuple[CacheGroup, ...]:
         """Layers of equal `CacheSpec`, in order of first appearance; `model` names this model
-        beside others of the same engine (`CacheGroup.model`)."""
+        beside others of the same engine (`CacheGroup.model`). A layer that attends to another's
+        cache is in no group."""
         groups: dict[CacheSpec, list[int]] = {}
         for index, layer in enumerate(self.layers):
+            if layer.mixer.cache_layer is not None:
+                continue
             groups.setdefault(CacheSpec.of(layer.mixer), []).append(index)
         return tuple(CacheGroup(spec, tuple(layers), model) for spec, layers in groups.items())
 
@@ -181,11 +202,11 @@ class ModelSpec:
         """Parameters of one decoder layer, norms and biases included."""
         mixer, feed_forward = self.layers[index].mixer, self.layers[index].feed_forward
         q = mixer.num_heads * mixer.head_dim
-        kv = mixer.num_kv_heads * mixer.head_dim
+        qkv = mixer.projected_heads * mixer.head_dim
         hidden, inner = self.hidden_size, feed_forward.intermediate_size
-        count = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner + 2 * hidden
-        count += (q + 2 * kv) * mixer.qkv_bias + hidden * mixer.output_bias
-        count += 2 * mixer.head_dim * mixer.qk_norm
+        count = hidden * qkv + q * hidden + 3 * hidden * inner + 2 * hidden
+        count += qkv * mixer.qkv_bias + hidden * mixer.output_bias
+        count += (2 if mixer.cache_layer is None else 1) * mixer.head_dim * mixer.qk_norm
         count += (2 * inner + hidden) * feed_forward.bias
         return count
 
@@ -194,3 +215,23 @@ class ModelSpec:
         embedding = self.vocab_size * self.hidden_size
         layers = sum(self.layer_parameters(index) for index in range(self.num_layers))
         return embedding * (1 if self.tie_embeddings else 2) + layers + self.hidden_size
+
+
+def _check_shared(layers: tuple[LayerSpec, ...], index: int, named: int) -> None:
+    """Raise ValueError unless layer `index` can attend to the cache of layer `named`."""
+    if not 0 <= named < index or layers[named].mixer.cache_layer is not None:
+        raise ValueError(
+            f"layer {index} attends to the cache of layer {named}: expected an earlier layer with "
+            "a cache of its own"
+        )
+    mine, kept = CacheSpec.of(layers[index].mixer), CacheSpec.of(layers[named].mixer)
+    if mine.tensors != kept.tensors:
+        raise ValueError(
+            f"layer {index} attends to the cache of layer {named}, whose heads have another shape: "
+            f"{kept.tensors} instead of {mine.tensors}"
+        )
+    if kept.window is not None and (mine.window is None or mine.window > kept.window):
+        raise ValueError(
+            f"layer {index} sees {mine.window or 'all'} tokens, and layer {named}, to whose cache "
+            f"it attends, keeps {kept.window}: expected a window that is no larger"
+        )

@@ -18,8 +18,8 @@ from minserve.spec import ModelSpec
 class PagedAttention:
     """The attention backend of an engine: its pages, and the operators that read them.
 
-    `caches` holds one `(keys, values)` per layer of `spec`, each `[num_blocks, num_kv_heads,
-    block_size, head_dim]`.
+    `caches` holds for every layer of `spec` the `(keys, values)` it attends to, each `[num_blocks,
+    num_kv_heads, block_size, head_dim]`: its own, or those of the layer whose cache it shares.
     """
 
     name = "paged"
@@ -35,8 +35,9 @@ class PagedAttention:
         self.ops = ops
         self.group_of_layer = [0] * spec.num_layers
         for index, group in enumerate(spec.cache_groups()):
-            for layer in group.layers:
-                self.group_of_layer[layer] = index
+            for layer in range(spec.num_layers):
+                if spec.cache_layer(layer) in group.layers:
+                    self.group_of_layer[layer] = index
         self.block_sizes = [
             caches[group.layers[0]][0].shape[2] for group in spec.cache_groups() if group.layers
         ]

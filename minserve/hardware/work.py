@@ -28,10 +28,11 @@ class WorkCounter:
         for layer in spec.layers:
             mixer, inner = layer.mixer, layer.feed_forward.intermediate_size
             q, kv = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-            linear += hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner
+            qkv = mixer.projected_heads * mixer.head_dim
+            linear += hidden * qkv + q * hidden + 3 * hidden * inner
             # Residual after mixer and feed-forward (2 hidden); inputs of qkv, output, gate-up and
-            # down (2 hidden + q + inner); their outputs (q + 2 kv, hidden, 2 inner, hidden).
-            activation += 6 * hidden + 2 * q + 2 * kv + 3 * inner
+            # down (2 hidden + q + inner); their outputs (qkv, hidden, 2 inner, hidden).
+            activation += 6 * hidden + q + qkv + 3 * inner
             flops, size = by_window.get(mixer.window, (0, 0))
             by_window[mixer.window] = (flops + 4 * q, size + 2 * kv * kv_itemsize)
         self._windows = tuple((window, *costs) for window, costs in by_window.items())

@@ -20,6 +20,7 @@ class AttentionMixer:
 
     __slots__ = (
         "_sizes",
+        "_stores",
         "_view",
         "cos_sin",
         "k_norm",
@@ -52,7 +53,8 @@ class AttentionMixer:
         self.ops = ops
         self.width = spec.num_heads * spec.head_dim
         self._sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
-        self._view = (-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+        self._view = (-1, spec.projected_heads, spec.head_dim)
+        self._stores = spec.cache_layer is None
 
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[rows, projections]` -> queries, keys, values: views `[rows, heads, head_dim]`."""
@@ -64,7 +66,10 @@ class AttentionMixer:
         ops = self.ops
         heads = self.qkv.apply(ops, x).view(self._view)
         q_norm, k_norm = self.q_norm, self.k_norm
-        if q_norm is None or k_norm is None:
+        if not self._stores:
+            q = heads if q_norm is None else q_norm.apply(ops, heads)
+            ops.rotary_(q, positions, self.cos_sin)
+        elif q_norm is None or k_norm is None:
             q = plan.store_rotated(heads, positions, self.cos_sin, self.layer)
         else:
             q = plan.store_rotated(

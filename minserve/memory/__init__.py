@@ -1,11 +1,13 @@
 """Memory management (Miao et al., section 4.2.3): which request has which pages of the KV cache.
 
-`manager` gives pages to requests. It uses `pool` (free, owned and cached pages), `tables` (which
-request holds which pages), `reuse` (tokens of a request that are already computed), `pins`, `use`
-(how full pages are), and `layout` for memory without paging. `prefix/` has the prefix cache and its
-two indexes (`index`, `radix`), which look pages up by the keys in `keys`. `tiers/` has the host and
-the disk, swapped-out requests, and the decision whether loading is faster (`costs`). `storage/` has
-the keys and values themselves, and the order of copies between tiers.
+`manager` gives pages to requests, in every cache group of the model (`group`); `plan` divides the
+bytes among the groups, and `groups/` says how long each keeps its pages and which request holds
+which (`tables`). The manager also uses `pool` (free, owned and cached pages), `reuse` (tokens of a
+request that are already computed), `swap` (preempted requests), `pins`, `use` (how full pages are),
+and `layout` for memory without paging. `prefix/` has the prefix cache and its two indexes (`index`,
+`radix`), which look pages up by the keys in `keys`. `tiers/` has the host and the disk, and the
+decision whether loading is faster (`costs`). `storage/` has the keys and values themselves, and the
+order of copies between tiers.
 """
 
 from minserve.memory.assemble import build_manager

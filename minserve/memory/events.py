@@ -42,6 +42,15 @@ class MemoryEvents:
             or self.transfer_s
         )
 
+    def take(self) -> MemoryEvents:
+        """These events; counting starts again from zero."""
+        if not self:
+            return NOTHING
+        taken = MemoryEvents(*(getattr(self, name) for name in MemoryEvents.__slots__))
+        for name in MemoryEvents.__slots__:
+            setattr(self, name, type(getattr(self, name))())
+        return taken
+
     def __add__(self, other: MemoryEvents) -> MemoryEvents:
         if not other:
             return self

@@ -79,21 +79,17 @@ class PageGroup:
     # -- a request's pages -------------------------------------------------------------------------
 
     def missing(self, request: Request, num_blocks: int) -> int:
-        """Pages that an admitted request still has to take to have `num_blocks`; negative if it has
-        more."""
+        """Pages that an admitted request still has to take to have `num_blocks`; 0 or less if it
+        has them."""
         table = self.tables.by_request[request]
         return num_blocks - table.first - len(table.blocks)
 
-    def reserve(self, request: Request, num_blocks: int) -> bool:
-        """Take pages until the request has `num_blocks`; False if there are too few."""
-        table = self.tables.by_request[request]
-        needed = num_blocks - table.first - len(table.blocks)
-        if needed <= 0:
-            return True
-        if needed > self.pool.num_available:
-            return False
-        self.tables.extend(table, self.pool.allocate(needed))
-        return True
+    def reserve(self, request: Request, num_blocks: int) -> None:
+        """Take pages until the request has `num_blocks`; the caller has checked that there are
+        enough."""
+        missing = self.missing(request, num_blocks)
+        if missing > 0:
+            self.tables.extend(self.tables.by_request[request], self.pool.allocate(missing))
 
     def take_neighbours(self, request: Request, count: int) -> None:
         """Take `count` pages that lie side by side, for contiguous memory."""
@@ -200,6 +196,19 @@ class PageGroup:
             self.prefix.reset()
         if self.host is not None:
             self.host.reset()
+
+    def check_beside(self, other: PageGroup) -> None:
+        """Verify that another group has the same requests in the same rows, each with at least as
+        many pages; raises IntegrityError."""
+        if self.tables.by_request.keys() != other.tables.by_request.keys():
+            raise IntegrityError("a request has no block table in one of the cache groups")
+        for request, table in self.tables.by_request.items():
+            beside = other.tables.by_request[request]
+            if (
+                beside.row != table.row
+                or other.missing(request, table.first + len(table.blocks)) > 0
+            ):
+                raise IntegrityError(f"{request.request_id} lacks pages in a cache group")
 
     def check(self, pinned: list[list[int]], swapped: list[list[int]]) -> None:
         """Verify every invariant of this group; raises IntegrityError with the first that fails.

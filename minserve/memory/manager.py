@@ -13,7 +13,7 @@ import numpy.typing as npt
 from minserve.batch import ForwardBatch
 from minserve.clock import Clock, WallClock
 from minserve.memory.away import AwayRequests
-from minserve.memory.events import NOTHING, MemoryEvents
+from minserve.memory.events import MemoryEvents
 from minserve.memory.group import open_groups
 from minserve.memory.layout import Reservation
 from minserve.memory.pins import Pins
@@ -64,7 +64,9 @@ class KVManager:
         )
         """In the order of the plans."""
         self._primary = self.groups[primary]
-        self._others = tuple(group for group in self.groups if group is not self._primary)
+        # So that the others always have at least the pages that the primary has, whenever an
+        # interrupt comes.
+        self._primary_last = sorted(self.groups, key=lambda group: group is self._primary)
         self._shedding = tuple(group for group in self.groups if not group.retention.keeps_all)
         if index is not None:
             self._open_prefix(index)
@@ -86,11 +88,6 @@ class KVManager:
             mine = index if group is self._primary else HashIndex()
             host = group.host if demotes else None
             group.open_prefix(mine, host, self.costs, self._clock, self._events)
-
-    @property
-    def tables(self) -> npt.NDArray[np.int32]:
-        """`[max_num_seqs, blocks]`: the block tables of the primary group."""
-        return self._tables.rows
 
     @property
     def capacity_tokens(self) -> int:
@@ -197,10 +194,11 @@ class KVManager:
 
     def missing_blocks(self, request: Request, num_tokens: int) -> int:
         """Pages the request still needs to hold `num_tokens` in total."""
-        table, blocks = self._tables.get(request), self.blocks_for(num_tokens)
-        if table is None:
-            return self._primary.needed(0, blocks)
-        return self._primary.needed(table.first, blocks) - len(table.blocks)
+        table, blocks = self._tables.by_request.get(request), -(-num_tokens // self.block_size)
+        if not self._primary.retention.keeps_all:
+            first = 0 if table is None else table.first
+            blocks = self._primary.needed(first, blocks)
+        return blocks if table is None else blocks - len(table.blocks)
 
     def returned_blocks(self, request: Request) -> int:
         """Pages that become available if this request loses its own: those it does not share."""
@@ -212,12 +210,13 @@ class KVManager:
         """Make room for `num_tokens` after the computed ones, in every group; False if a group has
         too few pages."""
         blocks = -(-(request.num_computed_tokens + num_tokens) // self.block_size)
-        for group in self._others:
+        table = self._tables.by_request[request]
+        if table.first + len(table.blocks) >= blocks:
+            return True  # in most steps no page is missing
+        for group in self.groups:
             if group.missing(request, blocks) > group.pool.num_available:
                 return False
-        if not self._primary.reserve(request, blocks):
-            return False
-        for group in self._others:
+        for group in self._primary_last:
             group.reserve(request, blocks)
         return True
 
@@ -229,13 +228,14 @@ class KVManager:
         before = request.num_computed_tokens
         tokens = before + kept
         blocks = -(-(tokens + ahead) // self.block_size)
-        for group in self.groups:
-            missing = group.missing(request, blocks)
-            if missing > 0:
-                raise IntegrityError(
-                    f"request {request.request_id} commits {kept} tokens it did not reserve"
-                )
-            if missing < 0 and self._reservation is None:
+        table = self._tables.by_request[request]
+        surplus = table.first + len(table.blocks) - blocks
+        if surplus < 0:
+            raise IntegrityError(
+                f"request {request.request_id} commits {kept} tokens it did not reserve"
+            )
+        if surplus and self._reservation is None:
+            for group in self.groups:
                 group.tables.shrink(group.tables[request], blocks)
         request.num_computed_tokens = tokens
         if self.prefix is not None:
@@ -274,9 +274,9 @@ class KVManager:
 
     # -- the whole ---------------------------------------------------------------------------------
 
-    def submitted(self, batch: ForwardBatch) -> None:
-        """Report that a batch over these pages was started: copies wait for it."""
-        self._store.submitted(batch)
+    def submitted(self, batch: ForwardBatch, model: str = "") -> None:
+        """Report that a batch of a model over these pages was started: copies wait for it."""
+        self._store.submitted(batch, model)
 
     def failed(self) -> None:
         """Report that a batch could not be started; a part of it may still run."""
@@ -296,13 +296,7 @@ class KVManager:
 
     def take_events(self) -> MemoryEvents:
         """The events since the last call."""
-        events = self._events
-        if not events:
-            return NOTHING
-        taken = MemoryEvents(*(getattr(events, name) for name in MemoryEvents.__slots__))
-        for name in MemoryEvents.__slots__:
-            setattr(events, name, type(getattr(events, name))())
-        return taken
+        return self._events.take()
 
     def owned(self) -> tuple[int, int]:
         """Pages with an owner, and their bytes."""
@@ -345,5 +339,4 @@ class KVManager:
         """Verify every invariant. Raises IntegrityError."""
         for number, group in enumerate(self.groups):
             group.check(self.pins.holders(number), self.away.holders(number))
-            if group.tables.rows_by_request() != self._tables.rows_by_request():
-                raise IntegrityError("a request has another row, or none, in another cache group")
+            self._primary.check_beside(group)

@@ -38,10 +38,13 @@ def primary_of(groups: Sequence[CacheGroup]) -> int:
     return windows.index(max(windows))
 
 
-def plan_groups(config: ResolvedConfig, kv_bytes: int) -> tuple[GroupPlan, ...]:
-    """The groups of the served model with as many pages as `kv_bytes` and `memory.host_bytes` hold,
-    and no more than requests can use."""
-    sizes = _Sizes(config, config.model.cache_groups())
+def plan_groups(
+    config: ResolvedConfig, kv_bytes: int, groups: Sequence[CacheGroup] | None = None
+) -> tuple[GroupPlan, ...]:
+    """The groups with as many pages as `kv_bytes` and `memory.host_bytes` hold, and no more than
+    requests can use. `groups`: None stands for those of the served model; those of a draft model
+    come after them."""
+    sizes = _Sizes(config, config.model.cache_groups() if groups is None else groups)
     num_blocks = sizes.most_in(kv_bytes)
     if config.config.memory.prefix_cache == "off":
         num_blocks = min(num_blocks, sizes.usable)

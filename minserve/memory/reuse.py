@@ -96,7 +96,8 @@ class Reuse:
         """The device pages that a swapped-out request need not load: in each group the first ones,
         up to one that is missing."""
         tokens = request.num_computed_tokens
-        if self._groups[self._primary].prefix is None:
+        scored = request.params.prompt_logprobs is not None
+        if scored or self._groups[self._primary].prefix is None:
             return Found(tokens, tuple(Hit(first=first) for first in firsts))
         blocks, hits = self._blocks_of(request), []
         for index, (group, first) in enumerate(zip(self._groups, firsts, strict=True)):

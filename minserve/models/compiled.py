@@ -69,6 +69,10 @@ class CompiledDecoder(Decoder):
         max_position: int | None,
         clock: Clock,
     ) -> None:
+        if any(layer.mixer.cache_layer is not None for layer in spec.layers):
+            raise ValueError(
+                "layers that attend to another layer's cache are not compiled: use a Decoder"
+            )
         super().__init__(spec, weights, ops, max_position)
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MOST_GRAPHS)

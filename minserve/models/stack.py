@@ -15,7 +15,9 @@ def layer_tensors(
     spec: ModelSpec, weights: DecoderWeights, tables: Mapping[int, Tensor]
 ) -> Sequence[LayerTensors] | None:
     """Every layer's tensors, with `tables[head_dim]` as its rotary table. None if a weight is not a
-    packed matrix, or a gated projection has a bias."""
+    packed matrix, a gated projection has a bias, or a layer stores no keys and values."""
+    if any(layer.mixer.cache_layer is not None for layer in spec.layers):
+        return None
     found = []
     for layer, stored in zip(spec.layers, weights.layers, strict=True):
         mixer = layer.mixer

@@ -161,13 +161,15 @@ def _layer(
     mixer, inner = layer.mixer, layer.feed_forward.intermediate_size
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     q, kv = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-    qkv_names = (f"{attention}.{name}_proj" for name in "qkv")
+    stores = mixer.cache_layer is None  # else it projects queries only
+    projected, qkv = ((q, kv, kv), "qkv") if stores else ((q,), "q")
+    qkv_names = (f"{attention}.{name}_proj" for name in qkv)
     bias = layer.feed_forward.bias
     return LayerWeights(
         input_norm=norm(f"{prefix}.input_layernorm", hidden),
-        qkv=linear(LinearShape(hidden, (q, kv, kv), mixer.qkv_bias), *qkv_names),
+        qkv=linear(LinearShape(hidden, projected, mixer.qkv_bias), *qkv_names),
         q_norm=norm(f"{attention}.q_norm", mixer.head_dim) if mixer.qk_norm else None,
-        k_norm=norm(f"{attention}.k_norm", mixer.head_dim) if mixer.qk_norm else None,
+        k_norm=norm(f"{attention}.k_norm", mixer.head_dim) if mixer.qk_norm and stores else None,
         output=linear(LinearShape(q, (hidden,), mixer.output_bias), f"{attention}.o_proj"),
         post_norm=norm(f"{prefix}.post_attention_layernorm", hidden),
         gate_up=linear(

@@ -83,7 +83,7 @@ class VirtualStore:
         """See `PageStore.group`."""
         return self._groups[number]
 
-    def submitted(self, batch: ForwardBatch) -> None:
+    def submitted(self, batch: ForwardBatch, model: str = "") -> None:
         """Does nothing: a modelled batch ends before the next transfer starts."""
 
     def failed(self) -> None:

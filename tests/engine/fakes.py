@@ -233,8 +233,8 @@ class EchoRunner:
         else:
             self.num_beside += bool(self._queue)
 
-    def submitted(self, batch: ForwardBatch) -> None:
-        self.order.submitted(batch)
+    def submitted(self, batch: ForwardBatch, model: str = "") -> None:
+        self.order.submitted(batch, range(len(self._groups)))
 
     def failed(self) -> None:
         self.order.queued()

@@ -14,6 +14,7 @@ from lossless.windowed import (
     configurations,
     engine_of,
     outputs,
+    poison,
     prompt,
     run,
     tight,
@@ -21,8 +22,12 @@ from lossless.windowed import (
 )
 from models.oracle import logits, patch_to_true_float64
 
+from minserve.build import build_virtual_engine
+from minserve.engine.pins import check_pin, pin_computed
+from minserve.hardware import DEVICES
 from minserve.memory import plan_blocks
-from minserve.request import Request
+from minserve.request import InvalidRequestError, Request
+from minserve.virtual import CostModel
 
 KINDS = ("alternating", "full then windows", "windows")
 LENGTHS = (300, 9, 130, 64, 47, 201)
@@ -100,11 +105,17 @@ def test_tokens_are_those_of_transformers_and_a_window_holds_seventeen_pages(mod
             assert 7 <= most[index] <= (25 if overlap else 17)
 
 
+@pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize("page", [1, 8, 48, 64])
 @pytest.mark.parametrize("budget", [16, 1024])
-def test_any_page_and_chunk_gives_the_same_tokens(model_dir, expected, page, budget):
+def test_any_page_and_chunk_gives_the_same_tokens(model_dir, expected, page, budget, backend):
     engine = engine_of(
-        model_dir, {"memory.block_size": page, "scheduling.max_num_batched_tokens": budget}
+        model_dir,
+        {
+            "kernels.backend": backend,
+            "memory.block_size": page,
+            "scheduling.max_num_batched_tokens": budget,
+        },
     )
     requests = ask(engine, prompts(), WRITTEN)
     run(engine)
@@ -250,9 +261,75 @@ def test_bytes_in_the_trace_are_sums_over_the_groups(model_dir, kind):
         assert step.kv_bytes_used <= step.kv_bytes_allocated <= step.kv_bytes_reserved
         if not step.num_finished:
             slot_bytes = [group.plan.block_bytes // PAGE for group in groups]
-            kept = [group.tables.totals()[1] for group in groups]
+            kept = [
+                sum(
+                    one.num_computed_tokens - table.first * PAGE
+                    for one, table in group.tables.by_request.items()
+                )
+                for group in groups
+            ]
             assert step.kv_bytes_used == sum(a * b for a, b in zip(kept, slot_bytes, strict=True))
             owned = [group.pool.num_owned for group in groups]
             assert step.blocks.owned_bytes == PAGE * sum(
                 a * b for a, b in zip(owned, slot_bytes, strict=True)
             )
+
+
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+def test_a_pinned_prefix_stays_in_every_group(model_dir, kind, cache):
+    skip_impossible(kind, cache)
+    engine = engine_of(model_dir, tight(model_dir, 120, CACHES[cache]))
+    ask(engine, [prompt(0, 201)], 1)
+    run(engine)
+    check_pin(engine, prompt(0, 201))
+    handle = pin_computed(engine, prompt(0, 201))
+    assert handle is not None
+    engine.memory.check()
+    crowd = ask(engine, [prompt(n, 500) for n in range(1, 7)], 4)
+    while engine.has_work:
+        poison(engine)
+        engine.step()
+    assert len(outputs(crowd)) == 6
+    (again,) = ask(engine, [prompt(0, 201)], 4)
+    while engine.has_work:
+        poison(engine)
+        engine.step()
+    assert again.num_cached_tokens == 200
+    engine.unpin(handle)
+    run(engine)
+
+
+def test_a_pin_that_a_window_has_no_room_for_is_refused(model_dir, kind):
+    values = {"memory.prefix_cache": "hash", "scheduling.max_num_seqs": 1}
+    engine = engine_of(model_dir, tight(model_dir, 120, values))
+    handles = []
+    with pytest.raises(InvalidRequestError, match="half of the pool"):
+        for number in range(40):
+            tokens = prompt(number, 80)
+            ask(engine, [tokens], 1)
+            while engine.has_work:
+                engine.step()
+            check_pin(engine, tokens)
+            handles.append(pin_computed(engine, tokens))
+    assert handles and None not in handles
+    (longest,) = ask(engine, [prompt(99, 400)], 20)
+    while engine.has_work:
+        engine.step()
+    assert longest.finish_reason == "length"
+
+
+def test_modelled_time_holds_the_pages_that_real_time_holds(model_dir, kind):
+    real = engine_of(model_dir, {"memory.kv_bytes": 1 << 20, "dtype": "float32"})
+    cost = CostModel(DEVICES["A100 80GB SXM"], dtype="float32", efficiency=0.5)
+    modelled = build_virtual_engine(real.config.model, real.config.config, cost)
+    steps: list[list[tuple[int, int, int]]] = []
+    for engine in (real, modelled):
+        ask(engine, prompts(), WRITTEN)
+        found = []
+        while engine.has_work:
+            if engine is modelled and modelled.fast_forward():
+                continue
+            step = engine.step()
+            found.append((step.blocks_used, step.kv_tokens, step.kv_bytes_used))
+        steps.append(found)
+    assert steps[0] == steps[1]

@@ -101,7 +101,7 @@ def corrupt_free_list(memory: KVManager, a: Request, b: Request) -> None:
 
 
 def corrupt_table(memory: KVManager, a: Request, b: Request) -> None:
-    memory.tables[memory._tables[a].row, 0] += 1
+    memory._tables.rows[memory._tables[a].row, 0] += 1
 
 
 def corrupt_row(memory: KVManager, a: Request, b: Request) -> None:

@@ -69,8 +69,8 @@ def neighbours_keep_everything(question: Question) -> None:
         raise ConfigError(
             "memory.layout='contiguous' keeps neighbouring pages for a whole request, and layers "
             f"of this model free theirs behind a window of {min(windows)} tokens: use "
-            f"memory.layout='paged', or scheduling.max_model_len={min(windows)} at most, which no "
-            "window is shorter than"
+            f"memory.layout='paged', or scheduling.max_model_len={min(windows)} at most, so that "
+            "nothing is ever behind a window"
         )
 
 

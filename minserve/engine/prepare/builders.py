@@ -68,7 +68,8 @@ def batch_builder(
         return built
     # Padding rows write to one extra page after each group's own pages; the cache has it if padding
     # is on (see `build`).
-    scratch_blocks = [group.pool.num_blocks for group in memory.groups]
+    mine = (group for group in memory.groups if not group.plan.group.model)
+    scratch_blocks = [group.pool.num_blocks for group in mine]
     return PaddedBuilder(
         built, config.padding, scratch_blocks, memory.block_size, config.max_graph_rows
     )

@@ -1,4 +1,5 @@
-"""How long the pages of a cache group are kept: one file per retention, one small interface."""
+"""How long the pages of a cache group are kept: one file per retention, one small interface
+(`retention`). And which request holds which pages of a group (`tables`)."""
 
 from __future__ import annotations
 

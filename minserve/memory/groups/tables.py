@@ -68,10 +68,6 @@ class BlockTables:
         """The pages of each request."""
         return (table.blocks for table in self.by_request.values())
 
-    def rows_by_request(self) -> dict[Request, int]:
-        """The row of every request that has one."""
-        return {request: table.row for request, table in self.by_request.items()}
-
     def rows_of(self, requests: Sequence[Request]) -> npt.NDArray[np.int64]:
         """The requests' rows."""
         tables = self.by_request
@@ -135,13 +131,17 @@ class BlockTables:
         return max(0, (table.first + len(table.blocks)) * self._block_size - table.max_tokens)
 
     def totals(self) -> tuple[int, int]:
-        """Pages and tokens of all requests; a shared page counts once for each request that holds
-        it."""
-        every, size = self.by_request, self._block_size
+        """Pages that requests hold, and tokens that they have computed; a shared page counts once
+        for each request that holds it."""
+        every = self.by_request
         return (
             sum([len(table.blocks) for table in every.values()]),
-            sum([one.num_computed_tokens - size * table.first for one, table in every.items()]),
+            sum([request.num_computed_tokens for request in every]),
         )
+
+    def num_skipped(self) -> int:
+        """Leading pages that requests do not hold."""
+        return sum([table.first for table in self.by_request.values()])
 
     def check(self) -> None:
         """Verify rows and pages of every request. Raises IntegrityError."""

@@ -50,13 +50,13 @@ class KVCache:
         self._order = order
 
     def layers_of(self, spec: ModelSpec, model: str = "") -> tuple[tuple[Tensor, Tensor], ...]:
-        """`(keys, values)` of each layer of a model, `[num_blocks, num_kv_heads, block_size,
-        head_dim]` each."""
+        """`(keys, values)` that each layer of a model attends to, `[num_blocks, num_kv_heads,
+        block_size, head_dim]` each."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for group in self.groups:
             if group.plan.group.model == model:
                 found.update(group.layers)
-        return tuple(found[layer] for layer in range(spec.num_layers))
+        return tuple(found[spec.cache_layer(layer)] for layer in range(spec.num_layers))
 
     def group(self, number: int) -> GroupCache:
         """See `PageStore.group`."""
@@ -72,9 +72,10 @@ class KVCache:
         """Bytes reserved for host slots."""
         return sum(group.host_bytes for group in self.groups)
 
-    def submitted(self, batch: ForwardBatch) -> None:
+    def submitted(self, batch: ForwardBatch, model: str = "") -> None:
         """See `PageStore.submitted`."""
-        self._order.submitted(batch)
+        numbers = [group.number for group in self.groups if group.plan.group.model == model]
+        self._order.submitted(batch, numbers)
 
     def failed(self) -> None:
         """See `PageStore.failed`."""

@@ -57,8 +57,8 @@ class PageStore(Protocol):
     def group(self, number: int) -> BlockStore:
         """The store of a cache group, in the order of the groups' plans."""
 
-    def submitted(self, batch: ForwardBatch) -> None:
-        """Report that a batch over these pages was started."""
+    def submitted(self, batch: ForwardBatch, model: str = "") -> None:
+        """Report that a batch of a model (`CacheGroup.model`) over these pages was started."""
 
     def failed(self) -> None:
         """Report that a batch could not be started; a part of it may still run."""
@@ -108,7 +108,7 @@ class NoStore:
     def write_slot(self, slot: int, data: bytes) -> None:
         """Does nothing."""
 
-    def submitted(self, batch: ForwardBatch) -> None:
+    def submitted(self, batch: ForwardBatch, model: str = "") -> None:
         """Does nothing."""
 
     def failed(self) -> None:

@@ -28,7 +28,7 @@ class TransferOrder:
     """Tracks what is queued on the device."""
 
     def __init__(self) -> None:
-        self._in_flight: deque[tuple[tuple[Tensor, ...], bool]] = deque()
+        self._in_flight: deque[tuple[dict[int, Tensor], bool]] = deque()
         """For each batch: the pages it may touch, by cache group, and whether anything else was
         queued before it."""
         self._loose = False
@@ -38,10 +38,10 @@ class TransferOrder:
         a part of a pass."""
         self._loose = True
 
-    def submitted(self, batch: ForwardBatch) -> None:
-        """Record that a batch was queued."""
-        tables = tuple(group.block_tables for group in batch.groups)
-        self._in_flight.append((tables, self._loose))
+    def submitted(self, batch: ForwardBatch, numbers: Sequence[int]) -> None:
+        """Record that a batch was queued, whose groups have these numbers in the engine."""
+        tables = [group.block_tables for group in batch.groups]
+        self._in_flight.append((dict(zip(numbers, tables, strict=True)), self._loose))
         self._loose = False
 
     def collected(self) -> None:
@@ -63,5 +63,5 @@ class TransferOrder:
         return any(
             bool(torch.isin(wanted, tables[group]).any())
             for tables, _ in self._in_flight
-            if group < len(tables)  # else the batch of another model
+            if group in tables
         )
