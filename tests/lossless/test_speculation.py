@@ -6,6 +6,7 @@ token in float64, and their acceptance counted again by hand.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,17 @@ def answers(model_dir: Path, expected: Tokens) -> list[Request]:  # noqa: F811
     return requests
 
 
-@pytest.mark.parametrize("kind", KINDS)
+HARD = ("half", "half tree")
+"""Some tokens accepted and some not: what pairs of switches are tried with."""
+
+
 @pytest.mark.parametrize(
-    "switches",
-    [*SINGLES, *(pytest.param(p, marks=pytest.mark.sampled(20)) for p in PAIRS)],
-    ids=label,
+    ("switches", "kind"),
+    [
+        *itertools.product(SINGLES, KINDS),
+        *(pytest.param(*p, marks=pytest.mark.sampled(40)) for p in itertools.product(PAIRS, HARD)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else label(value),
 )
 def test_drafts_change_no_token(switches, kind, model_dir, answers):  # noqa: F811
     requests, totals, _ = speculate(model_dir, dict(switches), kind, answers)
