@@ -247,9 +247,9 @@ def test_rows_of_padding_beside_a_tree_are_plain(model_dir):
     """A row that sees nothing at all would be NaN, and a long one would be refused as a tree."""
     batch = largest_batch(load_model(model_dir, config("none")).config)
     tree = torch.arange(batch.num_tokens)
-    padded = pad(replace(batch, tree=tree), "batch", 0, 16, idle_places=3)
+    padded = pad(replace(batch, tree=tree), "batch", [0], 16, idle_places=3)
     assert padded.tree.tolist() == [*tree.tolist(), PLAIN, PLAIN, PLAIN]
-    assert pad(batch, "batch", 0, 16, idle_places=3).tree is None
+    assert pad(batch, "batch", [0], 16, idle_places=3).tree is None
 
 
 def test_a_graph_is_launched_once_where_its_rows_were_captured():
