@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +29,9 @@ from minserve.request import InvalidRequestError, Request, SamplingParams
 PLAIN = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
 
-def echo(num_blocks: int = 40, **values: Any) -> Engine:
+def echo(num_blocks: int = 40, windows: Sequence[int | None] = (None,), **values: Any) -> Engine:
     names = {name.replace("__", "."): value for name, value in values.items()}
-    return make_engine(EngineConfig().with_values(names), num_blocks)[0]
+    return make_engine(EngineConfig().with_values(names), num_blocks, windows=windows)[0]
 
 
 def moved(source: Engine, target: Engine, name: str) -> list[Request]:
@@ -190,6 +191,48 @@ def test_an_aborted_import_gives_everything_back() -> None:
     assert request not in target.memory.away
     run(target)
     target.audit()
+
+
+@pytest.mark.parametrize("then", ["swapped out", "moved on"])
+def test_a_window_that_began_inside_a_page_never_becomes_a_prefix(then: str) -> None:
+    """Page 4 of 5 tokens holds tokens 20 to 24; the engine with pages of one token had dropped
+    those before 21, and a prefix of 25 tokens reads from 20 on."""
+    values: dict[str, Any] = {
+        "memory__block_size": 5,
+        "memory__prefix_cache": "hash",
+        "memory__host_bytes": 2 * 64 * 40,
+        "scheduling__preemption": "swap",
+        "scheduling__order": "priority",
+        "scheduling__max_num_seqs": 1,
+    }
+    windows = (None, 6)
+    source = echo(80, windows=windows, memory__block_size=1)
+    target = echo(windows=windows, **values)
+    source.add("r", list(range(2, 28)), PLAIN, priority=1)
+    while source.live_requests()[0].num_computed_tokens < 27:
+        source.step()
+    (request,) = moved(source, target, "r")
+    target.step()
+    memory = target.memory
+    window = memory.groups[1]
+    assert request.num_computed_tokens == 28
+    assert window.tables.totals() == (2, 28 - 21)
+    if then == "swapped out":
+        target.add("urgent", [3], replace(PLAIN, max_tokens=1))
+        run(target)
+        assert request.num_preemptions == 1 and target.trace.totals.swapped_in_blocks
+    else:
+        parcel = target.export_request("r")
+        assert parcel.samples[0].pages is not None
+        assert [group.first for group in parcel.samples[0].pages.groups] == [0, 21]
+        target = echo(windows=windows, **values)
+        (request,) = target.import_request(parcel)
+        run(target)
+    assert request.output_token_ids == oracle(list(range(2, 28)), 20, True)
+    (turn,) = target.add("turn", request.token_ids[:26], replace(PLAIN, max_tokens=3))
+    run(target)
+    assert turn.output_token_ids == oracle(request.token_ids[:26], 3, True)
+    assert turn.num_cached_tokens == 0
 
 
 # -- refusals -------------------------------------------------------------------------------------

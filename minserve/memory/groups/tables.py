@@ -26,9 +26,9 @@ class BlockTable:
     blocks: list[int]
     first: int = 0
     """Leading pages that it does not hold: no token reads them any more."""
-    first_whole: int = 0
-    """Pages before this one do not hold all of their tokens, because another engine had dropped
-    them. They are read like others, and never enter the prefix index."""
+    first_token: int = 0
+    """Its pages do not hold the tokens before this one, because another engine had dropped them.
+    A page that lacks some is read like others, and never enters the prefix index."""
 
 
 class BlockTables:
@@ -110,7 +110,7 @@ class BlockTables:
         self._pool.release(reversed(table.blocks[kept:]))
         del table.blocks[kept:]
         if not num_blocks:
-            table.first = 0
+            table.first = table.first_token = 0
         self.internal_slots += self._overhang(table) - before
 
     def drop_front(self, table: BlockTable, first: int) -> None:
@@ -140,7 +140,12 @@ class BlockTables:
         every, size = self.by_request, self._block_size
         return (
             sum([len(table.blocks) for table in every.values()]),
-            sum([one.num_computed_tokens - size * table.first for one, table in every.items()]),
+            sum(
+                [
+                    one.num_computed_tokens - max(size * table.first, table.first_token)
+                    for one, table in every.items()
+                ]
+            ),
         )
 
     def check(self) -> None:
