@@ -114,7 +114,8 @@ class AwayRequests:
             held = pages.num_tokens - each.first
             needed = pages.num_tokens - group.retention.first_needed(pages.num_tokens)
             shapes = group.store.token_shapes(held)
-            if held < needed or tuple(tuple(one.shape) for one in each.tensors) != shapes:
+            is_there = each.first >= 0 and held >= needed
+            if not is_there or tuple(tuple(one.shape) for one in each.tensors) != shapes:
                 raise ValueError(
                     f"it brings {[list(one.shape) for one in each.tensors]} from position "
                     f"{each.first} on for {pages.num_tokens} computed tokens: expected "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine.fakes import EchoProposer, make_engine, oracle, run
@@ -23,8 +25,10 @@ from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fix
 from minserve.build import build_engine
 from minserve.config import EngineConfig
 from minserve.engine import Engine
+from minserve.engine.migration import ExportedRequest, ExportedSample
 from minserve.loading import load_model
-from minserve.request import InvalidRequestError, Request, SamplingParams
+from minserve.memory import ExportedGroup, ExportedPages
+from minserve.request import InvalidRequestError, Request, SamplingParams, TokenLogprobs
 
 PLAIN = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
@@ -302,6 +306,98 @@ def test_an_engine_that_cannot_continue_refuses_and_is_unchanged() -> None:
         target.import_request(parcel)
     with pytest.raises(InvalidRequestError, match=r"memory\.kv_cache=False keeps no pages"):
         echo(memory__kv_cache=False).import_request(parcel)
+
+
+ODD: list[Any] = [
+    None, -1, 0, 10**30, 1.5, math.nan, math.inf, "x", (), (1,), [1], (None,), {}, object(), True,
+    torch.zeros(2), (10**6,), (-1,), (math.nan,),
+]  # fmt: skip
+
+
+def damaged(found: Any) -> Iterator[Any]:
+    """`found` with each field of each of its parts replaced by each odd value, by itself."""
+    for field in fields(found):
+        value = getattr(found, field.name)
+        for odd in ODD:
+            yield replace(found, **{field.name: odd})
+        parts = value if isinstance(value, tuple) else (value,)
+        for index, part in enumerate(parts):
+            if isinstance(part, (ExportedSample, ExportedPages, ExportedGroup, TokenLogprobs)):
+                for bad in damaged(part):
+                    some = (*parts[:index], bad, *parts[index + 1 :])
+                    new = some if isinstance(value, tuple) else bad
+                    yield replace(found, **{field.name: new})
+
+
+def test_a_damaged_export_is_refused_in_one_sentence_or_served_and_costs_no_other_request() -> None:
+    source = echo(windows=(None, 6))
+    source.add("r", [4, 5, 6, 7, 8], replace(PLAIN, logprobs=1))
+    for _ in range(9):
+        source.step()
+    parcel = source.export_request("r")
+    sample = parcel.samples[0]
+    tokens = sample.token_ids
+    cases = [
+        *damaged(parcel),
+        *(
+            replace(parcel, samples=samples)
+            for samples in (
+                (sample, sample),
+                (replace(sample, token_ids=tokens[:3]),),
+                (replace(sample, token_ids=(9, *tokens[1:])),),
+                (replace(sample, token_ids=(*tokens[:-1], 97)),),
+                (replace(sample, token_ids=(*tokens[:-1], -1)),),
+                (replace(sample, max_len=len(tokens)),),
+                (object.__new__(ExportedSample),),
+            )
+        ),
+        object.__new__(ExportedRequest),
+    ]
+    refused = 0
+    for bad in cases:
+        target = echo(windows=(None, 6))
+        (bystander,) = target.add("bystander", [3, 4], replace(PLAIN, max_tokens=3))
+        target.step()
+        try:
+            requests = target.import_request(bad)
+        except InvalidRequestError as error:
+            refused, requests = refused + 1, []
+            assert "\n" not in str(error)
+            assert target.live_requests() == [bystander]
+        target.audit()
+        run(target)
+        assert bystander.output_token_ids == oracle([3, 4], 3, True)
+        for request in requests:
+            assert request.output_token_ids == oracle([4, 5, 6, 7, 8], 20, True)
+    assert refused > 500
+
+
+def test_an_export_of_a_request_that_numpy_described_is_plain() -> None:
+    source = echo()
+    source.add("r", np.array([4, 5, 6]), PLAIN)  # type: ignore[arg-type]
+    source.step()
+    (request,) = moved(source, echo(), "r")
+    assert {type(token) for token in request.token_ids} == {int}
+
+
+def test_what_counts_is_how_long_the_request_may_become_here() -> None:
+    """`max_tokens` asks for more than this engine holds, and than the other one would give."""
+    source = echo(scheduling__max_model_len=30)
+    source.add("r", [4, 5, 6], replace(PLAIN, max_tokens=100))
+    source.step()
+    target = echo(10, memory__block_size=4)
+    (request,) = moved(source, target, "r")
+    run(target)
+    assert request.output_token_ids == oracle([4, 5, 6], 27, True)
+
+
+def test_windows_that_one_engine_ignores_are_said_to_be_the_reason() -> None:
+    source = echo(windows=(None, 16))
+    source.add("r", [4, 5, 6], PLAIN)
+    source.step()
+    target = echo(windows=(None, 16), scheduling__max_model_len=16)
+    with pytest.raises(InvalidRequestError, match="give both engines the same max_model_len"):
+        target.import_request(source.export_request("r"))
 
 
 def test_a_request_without_computed_tokens_may_go_to_an_engine_without_a_cache() -> None:
