@@ -178,6 +178,11 @@ class PageGroup:
             stop = at - 1  # page `at - 1` is missing, and so every prefix is that reads it
         return stop
 
+    def first_pinned(self, num_blocks: int) -> int:
+        """The first page that a pin of `num_blocks` pages keeps. A prompt of just these tokens
+        computes the last one again, so it reads what a prefix of one page less needs."""
+        return self.retention.first_read(max(0, num_blocks - 1) * self._block_size)
+
     def hit(self, tokens: TokenBlocks, first: int, stop: int) -> Hit:
         """The pages that the index has of `first` to `stop - 1`, up to one that is missing."""
         blocks = []
