@@ -152,6 +152,7 @@ class Intake:
                 self._config.config.dtype,
                 tuple(exported(request, self._memory, self._clock) for request in requests),
             )
+        with self._recovery.change(requests):  # if it fails half-way, they end here
             for request in requests:
                 self._requests.hand_over(request)
         return moved

@@ -261,6 +261,39 @@ def test_what_cannot_be_exported_is_said_and_hurts_no_other_request() -> None:
     assert bystander.output_token_ids == oracle([4, 5], 20, True)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["forget", "_drop_name"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_export_that_fails_half_way_ends_its_samples_and_no_other_request(
+    error: type[BaseException], name: str, number: int, after: bool, monkeypatch: Any
+) -> None:
+    source = echo()
+    requests = source.add("r", [4, 5, 6], replace(PLAIN, n=3))
+    (bystander,) = source.add("bystander", [4, 5], PLAIN)
+    for _ in range(3):
+        source.step()
+    real, calls = getattr(source._requests, name), []
+
+    def fail(request: Request) -> None:
+        calls.append(request)
+        if len(calls) != number + 1:
+            return real(request)
+        if after:
+            real(request)
+        raise error("cut off")
+
+    monkeypatch.setattr(source._requests, name, fail)
+    with pytest.raises(error, match="cut off"):
+        source.export_request("r")
+    source.audit()
+    assert {request.finish_reason for request in requests} == {"error"}
+    assert len(source.trace.requests) == 3
+    run(source)
+    assert bystander.output_token_ids == oracle([4, 5], 20, True)
+    assert source.memory.pool.num_owned == 0
+
+
 @pytest.mark.parametrize("wrong", [None, {}, "r", 7])
 def test_what_is_no_export_is_refused(wrong: Any) -> None:
     target = echo()
