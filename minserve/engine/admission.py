@@ -58,9 +58,13 @@ class Intake:
         return min(self._config.max_model_len, pool_tokens)
 
     def check(
-        self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        most_tokens: int | None = None,
     ) -> tuple[SamplingParams, tuple[LogitsMask, ...]]:
-        """See `Engine.check`."""
+        """See `Engine.check`. `most_tokens` replaces `max_request_tokens`."""
         check_request_id(request_id)
         if request_id in self._requests:
             raise InvalidRequestError(f"request {request_id}: one of this name is still running")
@@ -69,7 +73,7 @@ class Intake:
             prompt_token_ids,
             params,
             self._config,
-            self.max_request_tokens,
+            self.max_request_tokens if most_tokens is None else most_tokens,
             self._tokenizer is not None,
         )
         return params, make_masks(params, self._tokenizer)
@@ -141,13 +145,14 @@ class Intake:
         with self._recovery.change(()):
             moved = ExportedRequest(
                 request_id,
-                tuple(first.prompt_token_ids),
+                tuple(map(int, first.prompt_token_ids)),  # plain, whatever the caller gave
                 first.params,
                 self._requests.streams_text(first),
                 self._config.model,
                 self._config.config.dtype,
                 tuple(exported(request, self._memory, self._clock) for request in requests),
             )
+        with self._recovery.change(requests):  # if it fails half-way, they end here
             for request in requests:
                 self._requests.hand_over(request)
         return moved
@@ -155,7 +160,10 @@ class Intake:
     def adopt(self, moved: ExportedRequest) -> list[Request]:
         """See `Engine.import_request`."""
         moved = check_import(moved, self._config, self.max_request_tokens)
-        _, masks = self.check(moved.request_id, moved.prompt_token_ids, moved.params)
+        # What its samples may reach fits; `max_tokens` may ask for more than the other engine gave.
+        most = self._config.max_model_len
+        params, masks = self.check(moved.request_id, moved.prompt_token_ids, moved.params, most)
+        moved = replace(moved, params=params)
         for sample in moved.samples:
             if sample.pages is not None:
                 try:

@@ -8,12 +8,18 @@ its pages, pool, operators and policies may differ.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from torch import Tensor
 
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
-from minserve.inputs.checks import shorten
-from minserve.memory import ExportedPages, KVManager
+from minserve.inputs.checks import MOST, shorten
+from minserve.memory import ExportedGroup, ExportedPages, KVManager
 from minserve.request import (
     InvalidRequestError,
     LogitsMask,
@@ -78,7 +84,7 @@ def exported(request: Request, memory: KVManager, clock: Clock) -> ExportedSampl
 
     return ExportedSample(
         index=request.sample_index,
-        token_ids=tuple(request.token_ids),
+        token_ids=tuple(map(int, request.token_ids)),
         seed=request.seed,
         max_len=request.max_len,
         priority=request.priority,
@@ -134,7 +140,21 @@ def check_import(moved: object, config: ResolvedConfig, max_request_tokens: int)
         raise InvalidRequestError(
             f"import_request({shorten(moved)}): expected what export_request returned"
         )
+    try:
+        _check_parts(moved, ExportedRequest, "")
+        _check_samples(moved, config.model.vocab_size)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"import_request: this export is damaged, {error}: pass on what export_request "
+            "returned, unchanged"
+        ) from None
     name = f"request {moved.request_id}"
+    if moved.model != config.model and moved.model.up_to(0) == config.model.up_to(0):
+        raise InvalidRequestError(
+            f"{name}: its pages are of layers with other windows, because a window that "
+            f"scheduling.max_model_len does not exceed ({config.max_model_len} here) counts as "
+            "none: give both engines the same max_model_len"
+        )
     if moved.model != config.model:
         raise InvalidRequestError(
             f"{name}: its pages were computed by a {moved.model.family} model of "
@@ -162,3 +182,61 @@ def check_import(moved: object, config: ResolvedConfig, max_request_tokens: int)
             "raise scheduling.max_model_len and memory.kv_bytes, or send it with fewer max_tokens"
         )
     return moved
+
+
+# -- the parts of an export, which may come from another process ----------------------------------
+
+_PARTS = (ExportedRequest, ExportedSample, ExportedPages, ExportedGroup, TokenLogprobs)
+_MISSING = object()
+
+
+@cache
+def _declared(part: type) -> dict[str, Any]:
+    return get_type_hints(part)
+
+
+def _check_parts(value: object, kind: Any, where: str) -> None:
+    """Raise ValueError unless `value` and everything in it has its declared type. Parameters, model
+    and cache groups are checked as a whole elsewhere."""
+    if isinstance(kind, UnionType):
+        if value is None:
+            return
+        (kind,) = (each for each in get_args(kind) if each is not NoneType)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if isinstance(value, tuple) and kinds[-1] is ...:
+            kinds = kinds[:1] * len(value)
+        if not isinstance(value, tuple) or len(value) != len(kinds):
+            raise ValueError(f"{where} is {shorten(value)}")
+        for index, (one, of) in enumerate(zip(value, kinds, strict=True)):
+            _check_parts(one, of, f"{where}[{index}]")
+        return
+    is_right = isinstance(value, (int, float) if kind is float else kind)
+    is_right &= isinstance(value, bool) == (kind is bool)
+    if isinstance(value, int):
+        is_right &= -MOST <= value <= MOST
+    if isinstance(value, Tensor):
+        is_right &= value.device.type == "cpu"
+    if not is_right:
+        raise ValueError(f"{where} is {'missing' if value is _MISSING else shorten(value)}")
+    if kind in _PARTS:
+        for name, of in _declared(kind).items():
+            _check_parts(getattr(value, name, _MISSING), of, f"{where}.{name}" if where else name)
+
+
+def _check_samples(moved: ExportedRequest, vocab_size: int) -> None:
+    """Raise ValueError unless these samples can go on: what a step relies on without a check."""
+    indices, prompt = [sample.index for sample in moved.samples], moved.prompt_token_ids
+    if not indices or len(set(indices)) < len(indices) or min(indices) < 0:
+        raise ValueError(f"its samples have the numbers {indices}")
+    for sample in moved.samples:
+        name, tokens = f"sample {sample.index}", sample.token_ids
+        if any(not 0 <= token < vocab_size for token in (*prompt, *tokens)):
+            raise ValueError(f"{name} has a token outside the vocabulary of {vocab_size}")
+        if tokens[: len(prompt)] != prompt:
+            raise ValueError(f"{name} does not begin with the prompt")
+        if len(tokens) >= sample.max_len:
+            raise ValueError(f"{name} has {len(tokens)} tokens and may reach {sample.max_len}")
+        ages = (sample.arrival_age_s, sample.first_scheduled_age_s, sample.first_token_age_s)
+        if not all(age is None or math.isfinite(age) for age in ages):
+            raise ValueError(f"{name} has the ages {ages}")

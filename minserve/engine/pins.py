@@ -76,7 +76,7 @@ def check_pin(engine: Engine, token_ids: Sequence[int]) -> None:
             "are pinned whole: pin a longer prefix, or use a smaller memory.block_size"
         )
     for number, group in enumerate(memory.groups):
-        mine = blocks - group.retention.first_read(blocks * memory.block_size)
+        mine = blocks - group.first_pinned(blocks)
         pinned, total = memory.pins.num_blocks(number), group.pool.num_blocks
         most = int(total * MAX_PINNED_SHARE)
         if pinned + mine > most:

@@ -147,10 +147,11 @@ class LiveRequests:
         self._drop_name(request)
 
     def _drop_name(self, request: Request) -> None:
-        siblings = self._by_name[request.request_id]
-        siblings.remove(request)
+        siblings = self._by_name.get(request.request_id, [])
+        if request in siblings:  # else it was handed over, and ends because that failed
+            siblings.remove(request)
         if not siblings:
-            del self._by_name[request.request_id]
+            self._by_name.pop(request.request_id, None)
 
     def _tell_end(self, request: Request) -> None:
         self.tell(request)

@@ -25,6 +25,8 @@ class _Away:
 
     firsts: list[int]
     """By cache group: index of the first page."""
+    first_tokens: list[int]
+    """By cache group: `BlockTable.first_token`."""
     slots: list[list[int]]
     """By cache group: the host slot of each page; none if the request was imported."""
     imported: ExportedPages | None = None
@@ -71,7 +73,8 @@ class AwayRequests:
             self._release(slots)
             return False
         self._events.swapped_out_blocks += sum(map(len, slots))
-        self._away[request] = _Away([first for first, _ in pages], slots)
+        first_tokens = [group.tables[request].first_token for group in self._groups]
+        self._away[request] = _Away([first for first, _ in pages], first_tokens, slots)
         return True
 
     def export(self, request: Request) -> ExportedPages | None:
@@ -87,11 +90,13 @@ class AwayRequests:
         for number, group in enumerate(self._groups):
             if away is None:
                 first, blocks = group.committed(request)
+                first_token = group.tables[request].first_token
                 pages = group.store.read(blocks)
             else:
                 first, blocks = away.firsts[number], away.slots[number]
+                first_token = away.first_tokens[number]
                 pages = group.store.read_host(blocks)
-            found.append(group.exported(first, tokens, pages))
+            found.append(group.exported(first, first_token, tokens, pages))
             self._events.exported_blocks += len(blocks)
         self._events.transfer_s += self._clock.now() - start
         return ExportedPages(tokens, tuple(found))
@@ -109,7 +114,8 @@ class AwayRequests:
             held = pages.num_tokens - each.first
             needed = pages.num_tokens - group.retention.first_needed(pages.num_tokens)
             shapes = group.store.token_shapes(held)
-            if held < needed or tuple(tuple(one.shape) for one in each.tensors) != shapes:
+            is_there = each.first >= 0 and held >= needed
+            if not is_there or tuple(tuple(one.shape) for one in each.tensors) != shapes:
                 raise ValueError(
                     f"it brings {[list(one.shape) for one in each.tensors]} from position "
                     f"{each.first} on for {pages.num_tokens} computed tokens: expected "
@@ -120,7 +126,9 @@ class AwayRequests:
         """Keep the computed tokens that a waiting request brings from another engine until it is
         admitted."""
         firsts = [group.retention.first_read(pages.num_tokens) for group in self._groups]
-        self._away[request] = _Away(firsts, [[] for _ in self._groups], pages)
+        # With pages of another size, a window may begin inside its first page.
+        first_tokens = [each.first for each in pages.groups]
+        self._away[request] = _Away(firsts, first_tokens, [[] for _ in self._groups], pages)
         request.num_computed_tokens = pages.num_tokens
 
     def restore(self, request: Request, found: Found) -> None:
@@ -130,6 +138,8 @@ class AwayRequests:
         for number, (group, hit) in enumerate(zip(self._groups, found.hits, strict=True)):
             table, first = group.tables[request], away.firsts[number] + len(hit.blocks)
             group.share(table, hit)
+            if not hit.blocks:  # pages of the prefix cache are whole
+                table.first_token = away.first_tokens[number]
             stop = group.blocks_for(request.num_computed_tokens)
             loaded = group.pool.allocate(stop - first)
             group.tables.extend(table, loaded)

@@ -130,18 +130,20 @@ class PageGroup:
         """Pages that hold `num_tokens`."""
         return -(-num_tokens // self._block_size)
 
-    def exported(self, first: int, num_tokens: int, pages: Sequence[Tensor]) -> ExportedGroup:
-        """A request's computed tokens from the contents of its pages, of which `first` is the
-        first."""
+    def exported(
+        self, first: int, first_token: int, num_tokens: int, pages: Sequence[Tensor]
+    ) -> ExportedGroup:
+        """A request's computed tokens from `first_token` on, from the contents of its pages, of
+        which `first` is the first."""
         start = first * self._block_size
-        return ExportedGroup(self.plan.group, start, joined(pages, num_tokens - start))
+        begin = max(start, first_token)
+        tokens = joined(pages, begin - start, num_tokens - start)
+        return ExportedGroup(self.plan.group, begin, tokens)
 
     def fill(self, table: BlockTable, first: int, stop: int, tokens: ExportedGroup) -> None:
         """Write tokens of another engine into pages `first` to `stop - 1` of a request."""
         blocks, size = table.blocks[first - table.first : stop - table.first], self._block_size
         self.store.write(blocks, cut(tokens.tensors, tokens.first, first * size, len(blocks), size))
-        # With pages of another size, the window may begin inside the first one.
-        table.first_whole = self.blocks_for(tokens.first)
 
     # -- prefixes ----------------------------------------------------------------------------------
 
@@ -151,7 +153,7 @@ class PageGroup:
         assert self.prefix is not None
         table = self.tables.by_request[request]
         skipped, blocks = table.first, table.blocks
-        begin = max(skipped, table.first_whole)
+        begin = max(skipped, self.blocks_for(table.first_token))
         for index in range(max(first, begin), stop):
             mine = blocks[index - skipped]
             parent = blocks[index - skipped - 1] if index > begin else None
@@ -171,6 +173,11 @@ class PageGroup:
                 break
             stop = at - 1  # page `at - 1` is missing, and so every prefix is that reads it
         return stop
+
+    def first_pinned(self, num_blocks: int) -> int:
+        """The first page that a pin of `num_blocks` pages keeps. A prompt of just these tokens
+        computes the last one again, so it reads what a prefix of one page less needs."""
+        return self.retention.first_read(max(0, num_blocks - 1) * self._block_size)
 
     def hit(self, tokens: TokenBlocks, first: int, stop: int) -> Hit:
         """The pages that the index has of `first` to `stop - 1`, up to one that is missing."""

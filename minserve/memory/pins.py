@@ -29,13 +29,19 @@ class Pins:
             raise ValueError("pinning needs memory.prefix_cache='hash' or 'radix'; it is off")
         tokens = TokenBlocks(root_key(namespace), list(token_ids), self._block_size)
         hits = self._reuse.lookup(tokens, len(token_ids)).hits
+        stop = hits[self._primary].first + len(hits[self._primary].blocks)
+        held = []
         for group, hit in zip(self._groups, hits, strict=True):
-            for block in hit.blocks:
+            blocks, first = hit.blocks, group.first_pinned(stop)
+            if first < hit.first:
+                more = group.hit(tokens, first, stop).blocks
+                blocks = more if len(more) == stop - first else blocks
+            for block in blocks:
                 group.pool.share(block)
+            held.append(blocks)
         self._num_pins += 1
-        self._blocks[self._num_pins] = [hit.blocks for hit in hits]
-        hit = hits[self._primary]
-        return self._num_pins, (hit.first + len(hit.blocks)) * self._block_size
+        self._blocks[self._num_pins] = held
+        return self._num_pins, stop * self._block_size
 
     def remove(self, handle: int) -> None:
         """Allow pinned pages to be evicted again. Raises KeyError for an unknown handle."""

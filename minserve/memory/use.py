@@ -48,8 +48,8 @@ def measure_use(
         owned = pool.num_owned
         # A page with several holders is full, and was counted once for each holder.
         shared = held_blocks + pinned - owned
-        skipped = 0 if group.retention.keeps_all else group.tables.num_skipped()
-        tokens = held_tokens + (pinned - shared - skipped) * block_size
+        skipped = 0 if group.retention.keeps_all else group.tables.num_skipped_tokens()
+        tokens = held_tokens - skipped + (pinned - shared) * block_size
         if index == primary:
             kv_tokens = tokens
         total, used, cached = total + pool.num_blocks, used + owned, cached + pool.num_cached

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine.fakes import EchoProposer, make_engine, oracle, run
@@ -22,15 +25,17 @@ from lossless.test_matrix import (  # noqa: F401  model_dir and expected are fix
 from minserve.build import build_engine
 from minserve.config import EngineConfig
 from minserve.engine import Engine
+from minserve.engine.migration import ExportedRequest, ExportedSample
 from minserve.loading import load_model
-from minserve.request import InvalidRequestError, Request, SamplingParams
+from minserve.memory import ExportedGroup, ExportedPages
+from minserve.request import InvalidRequestError, Request, SamplingParams, TokenLogprobs
 
 PLAIN = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
 
-def echo(num_blocks: int = 40, **values: Any) -> Engine:
+def echo(num_blocks: int = 40, windows: Sequence[int | None] = (None,), **values: Any) -> Engine:
     names = {name.replace("__", "."): value for name, value in values.items()}
-    return make_engine(EngineConfig().with_values(names), num_blocks)[0]
+    return make_engine(EngineConfig().with_values(names), num_blocks, windows=windows)[0]
 
 
 def moved(source: Engine, target: Engine, name: str) -> list[Request]:
@@ -192,6 +197,48 @@ def test_an_aborted_import_gives_everything_back() -> None:
     target.audit()
 
 
+@pytest.mark.parametrize("then", ["swapped out", "moved on"])
+def test_a_window_that_began_inside_a_page_never_becomes_a_prefix(then: str) -> None:
+    """Page 4 of 5 tokens holds tokens 20 to 24; the engine with pages of one token had dropped
+    those before 21, and a prefix of 25 tokens reads from 20 on."""
+    values: dict[str, Any] = {
+        "memory__block_size": 5,
+        "memory__prefix_cache": "hash",
+        "memory__host_bytes": 2 * 64 * 40,
+        "scheduling__preemption": "swap",
+        "scheduling__order": "priority",
+        "scheduling__max_num_seqs": 1,
+    }
+    windows = (None, 6)
+    source = echo(80, windows=windows, memory__block_size=1)
+    target = echo(windows=windows, **values)
+    source.add("r", list(range(2, 28)), PLAIN, priority=1)
+    while source.live_requests()[0].num_computed_tokens < 27:
+        source.step()
+    (request,) = moved(source, target, "r")
+    target.step()
+    memory = target.memory
+    window = memory.groups[1]
+    assert request.num_computed_tokens == 28
+    assert window.tables.totals() == (2, 28 - 21)
+    if then == "swapped out":
+        target.add("urgent", [3], replace(PLAIN, max_tokens=1))
+        run(target)
+        assert request.num_preemptions == 1 and target.trace.totals.swapped_in_blocks
+    else:
+        parcel = target.export_request("r")
+        assert parcel.samples[0].pages is not None
+        assert [group.first for group in parcel.samples[0].pages.groups] == [0, 21]
+        target = echo(windows=windows, **values)
+        (request,) = target.import_request(parcel)
+        run(target)
+    assert request.output_token_ids == oracle(list(range(2, 28)), 20, True)
+    (turn,) = target.add("turn", request.token_ids[:26], replace(PLAIN, max_tokens=3))
+    run(target)
+    assert turn.output_token_ids == oracle(request.token_ids[:26], 3, True)
+    assert turn.num_cached_tokens == 0
+
+
 # -- refusals -------------------------------------------------------------------------------------
 
 
@@ -212,6 +259,39 @@ def test_what_cannot_be_exported_is_said_and_hurts_no_other_request() -> None:
             source.export_request(name)  # type: ignore[arg-type]
     run(source)
     assert bystander.output_token_ids == oracle([4, 5], 20, True)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["forget", "_drop_name"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_export_that_fails_half_way_ends_its_samples_and_no_other_request(
+    error: type[BaseException], name: str, number: int, after: bool, monkeypatch: Any
+) -> None:
+    source = echo()
+    requests = source.add("r", [4, 5, 6], replace(PLAIN, n=3))
+    (bystander,) = source.add("bystander", [4, 5], PLAIN)
+    for _ in range(3):
+        source.step()
+    real, calls = getattr(source._requests, name), []
+
+    def fail(request: Request) -> None:
+        calls.append(request)
+        if len(calls) != number + 1:
+            return real(request)
+        if after:
+            real(request)
+        raise error("cut off")
+
+    monkeypatch.setattr(source._requests, name, fail)
+    with pytest.raises(error, match="cut off"):
+        source.export_request("r")
+    source.audit()
+    assert {request.finish_reason for request in requests} == {"error"}
+    assert len(source.trace.requests) == 3
+    run(source)
+    assert bystander.output_token_ids == oracle([4, 5], 20, True)
+    assert source.memory.pool.num_owned == 0
 
 
 @pytest.mark.parametrize("wrong", [None, {}, "r", 7])
@@ -259,6 +339,98 @@ def test_an_engine_that_cannot_continue_refuses_and_is_unchanged() -> None:
         target.import_request(parcel)
     with pytest.raises(InvalidRequestError, match=r"memory\.kv_cache=False keeps no pages"):
         echo(memory__kv_cache=False).import_request(parcel)
+
+
+ODD: list[Any] = [
+    None, -1, 0, 10**30, 1.5, math.nan, math.inf, "x", (), (1,), [1], (None,), {}, object(), True,
+    torch.zeros(2), (10**6,), (-1,), (math.nan,),
+]  # fmt: skip
+
+
+def damaged(found: Any) -> Iterator[Any]:
+    """`found` with each field of each of its parts replaced by each odd value, by itself."""
+    for field in fields(found):
+        value = getattr(found, field.name)
+        for odd in ODD:
+            yield replace(found, **{field.name: odd})
+        parts = value if isinstance(value, tuple) else (value,)
+        for index, part in enumerate(parts):
+            if isinstance(part, (ExportedSample, ExportedPages, ExportedGroup, TokenLogprobs)):
+                for bad in damaged(part):
+                    some = (*parts[:index], bad, *parts[index + 1 :])
+                    new = some if isinstance(value, tuple) else bad
+                    yield replace(found, **{field.name: new})
+
+
+def test_a_damaged_export_is_refused_in_one_sentence_or_served_and_costs_no_other_request() -> None:
+    source = echo(windows=(None, 6))
+    source.add("r", [4, 5, 6, 7, 8], replace(PLAIN, logprobs=1))
+    for _ in range(9):
+        source.step()
+    parcel = source.export_request("r")
+    sample = parcel.samples[0]
+    tokens = sample.token_ids
+    cases = [
+        *damaged(parcel),
+        *(
+            replace(parcel, samples=samples)
+            for samples in (
+                (sample, sample),
+                (replace(sample, token_ids=tokens[:3]),),
+                (replace(sample, token_ids=(9, *tokens[1:])),),
+                (replace(sample, token_ids=(*tokens[:-1], 97)),),
+                (replace(sample, token_ids=(*tokens[:-1], -1)),),
+                (replace(sample, max_len=len(tokens)),),
+                (object.__new__(ExportedSample),),
+            )
+        ),
+        object.__new__(ExportedRequest),
+    ]
+    refused = 0
+    for bad in cases:
+        target = echo(windows=(None, 6))
+        (bystander,) = target.add("bystander", [3, 4], replace(PLAIN, max_tokens=3))
+        target.step()
+        try:
+            requests = target.import_request(bad)
+        except InvalidRequestError as error:
+            refused, requests = refused + 1, []
+            assert "\n" not in str(error)
+            assert target.live_requests() == [bystander]
+        target.audit()
+        run(target)
+        assert bystander.output_token_ids == oracle([3, 4], 3, True)
+        for request in requests:
+            assert request.output_token_ids == oracle([4, 5, 6, 7, 8], 20, True)
+    assert refused > 500
+
+
+def test_an_export_of_a_request_that_numpy_described_is_plain() -> None:
+    source = echo()
+    source.add("r", np.array([4, 5, 6]), PLAIN)  # type: ignore[arg-type]
+    source.step()
+    (request,) = moved(source, echo(), "r")
+    assert {type(token) for token in request.token_ids} == {int}
+
+
+def test_what_counts_is_how_long_the_request_may_become_here() -> None:
+    """`max_tokens` asks for more than this engine holds, and than the other one would give."""
+    source = echo(scheduling__max_model_len=30)
+    source.add("r", [4, 5, 6], replace(PLAIN, max_tokens=100))
+    source.step()
+    target = echo(10, memory__block_size=4)
+    (request,) = moved(source, target, "r")
+    run(target)
+    assert request.output_token_ids == oracle([4, 5, 6], 27, True)
+
+
+def test_windows_that_one_engine_ignores_are_said_to_be_the_reason() -> None:
+    source = echo(windows=(None, 16))
+    source.add("r", [4, 5, 6], PLAIN)
+    source.step()
+    target = echo(windows=(None, 16), scheduling__max_model_len=16)
+    with pytest.raises(InvalidRequestError, match="give both engines the same max_model_len"):
+        target.import_request(source.export_request("r"))
 
 
 def test_a_request_without_computed_tokens_may_go_to_an_engine_without_a_cache() -> None:

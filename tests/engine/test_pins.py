@@ -59,6 +59,30 @@ def test_a_pinned_prefix_outlives_a_workload_larger_than_the_pool_and_an_unpinne
     assert llm.engine.memory.pool.num_owned == 0
 
 
+@pytest.mark.parametrize("windows", [(None,), (None, 6), (9, None, 20), (None, 1)])
+@pytest.mark.parametrize("longer", [0, 1, 5])
+def test_a_prompt_of_just_the_pinned_tokens_finds_them_behind_any_window(windows, longer):
+    """It computes its last token again, and so begins from one page less than a longer prompt."""
+    values = {
+        "memory.block_size": 8,
+        "memory.prefix_cache": "hash",
+        "scheduling.max_num_seqs": 1,
+        "scheduling.max_num_batched_tokens": 16,
+    }
+    engine = make_engine(EngineConfig().with_values(values), 20, windows=windows)[0]
+    prompt = [7 * at % 90 for at in range(40)]
+    engine.add("first", prompt, GREEDY)
+    run(engine)
+    check_pin(engine, prompt)
+    assert pin_computed(engine, prompt) is not None
+    for number in range(12):
+        engine.add(f"other {number}", [number + 1] * 60, GREEDY)
+        run(engine)
+    (request,) = engine.add("again", prompt + [91] * longer, GREEDY)
+    run(engine)
+    assert request.num_cached_tokens == (40 if longer else 32)
+
+
 def test_pinning_computes_what_is_missing_and_nothing_that_is_there(llm):
     first = llm.pin(SYSTEM)
     assert llm.trace.totals.prefill_tokens == len(SYSTEM)

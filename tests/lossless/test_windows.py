@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,35 @@ def test_aborts_in_the_middle_leave_nothing_behind(model_dir, kind, expected, ca
         else:
             assert request.output_token_ids == tokens
     assert any(request.finish_reason == "abort" for request in requests)
+
+
+@pytest.mark.parametrize("pages", [(8, 5), (5, 16), (16, 1)])
+def test_requests_move_with_their_windows_to_pages_of_another_size(model_dir, expected, pages):
+    """And on to a third engine; what they leave in its prefix cache is right too."""
+    engines = [
+        engine_of(model_dir, {"memory.block_size": page, "memory.prefix_cache": "hash"})
+        for page in (*pages, pages[0] + 2)
+    ]
+    requests = ask(engines[0], prompts(), WRITTEN)
+    for turn, (source, target) in enumerate(pairwise(engines)):
+        for _ in range(9):
+            poison(source)
+            source.step()
+            poison(target)
+            if target.has_work:
+                target.step()
+        for index, request in enumerate(requests):
+            if request in source.live_requests() and (index + turn) % 3:
+                parcel = pickle.dumps(source.export_request(request.request_id))
+                (requests[index],) = target.import_request(pickle.loads(parcel))
+    for engine in reversed(engines):
+        run(engine)
+    assert outputs(requests) == expected
+    again = [ask(engine, prompts(), WRITTEN) for engine in engines]
+    for engine, repeated in zip(engines, again, strict=True):
+        run(engine)
+        assert outputs(repeated) == expected
+        assert engine.trace.totals.imported_blocks > 0 or engine is engines[0]
 
 
 def test_the_pool_is_divided_to_the_byte(model_dir, kind):

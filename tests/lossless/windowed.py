@@ -115,7 +115,7 @@ def ask(
     asked: dict[str, Any] = {"max_tokens": count, "temperature": 0.0, "ignore_eos": True} | params
     found: list[Request] = []
     for tokens in prompts:
-        name = f"r{engine._intake._num_added}"
+        name = f"r{len(engine.trace.requests) + len(engine.live_requests())}"
         found += engine.add(name, tokens, SamplingParams(**asked))
     return found
 

@@ -89,12 +89,12 @@ def test_tokens_are_the_same_in_pages_of_any_size(first, there):
     generator = torch.Generator().manual_seed(first)
     pages = [torch.randn(3, 2, 2, 1, SIZE, 5, generator=generator)]
     num = 11 - first % SIZE
-    (tokens,) = joined(pages, num)
+    (tokens,) = joined(pages, 0, num)
     assert tokens.shape == (2, 2, 1, num, 5)
     start = first // there * there
     count = -(-(first + num - start) // there)
     (cuts,) = cut([tokens], first, start, count, there)
     assert cuts.shape == (count, 2, 2, 1, there, 5)
-    (again,) = joined([cuts], count * there)
+    (again,) = joined([cuts], 0, count * there)
     assert torch.equal(again[..., first - start : first - start + num, :], tokens)
     assert not again[..., : first - start, :].any()

@@ -26,9 +26,9 @@ class BlockTable:
     blocks: list[int]
     first: int = 0
     """Leading pages that it does not hold: no token reads them any more."""
-    first_whole: int = 0
-    """Pages before this one do not hold all of their tokens, because another engine had dropped
-    them. They are read like others, and never enter the prefix index."""
+    first_token: int = 0
+    """Its pages do not hold the tokens before this one, because another engine had dropped them.
+    A page that lacks some is read like others, and never enters the prefix index."""
 
 
 class BlockTables:
@@ -106,7 +106,7 @@ class BlockTables:
         self._pool.release(reversed(table.blocks[kept:]))
         del table.blocks[kept:]
         if not num_blocks:
-            table.first = 0
+            table.first = table.first_token = 0
         self.internal_slots += self._overhang(table) - before
 
     def drop_front(self, table: BlockTable, first: int) -> None:
@@ -139,9 +139,11 @@ class BlockTables:
             sum([request.num_computed_tokens for request in every]),
         )
 
-    def num_skipped(self) -> int:
-        """Leading pages that requests do not hold."""
-        return sum([table.first for table in self.by_request.values()])
+    def num_skipped_tokens(self) -> int:
+        """Computed tokens at the beginning of requests that they do not hold any more."""
+        size = self._block_size
+        tables = self.by_request.values()
+        return sum([max(size * table.first, table.first_token) for table in tables])
 
     def check(self) -> None:
         """Verify rows and pages of every request. Raises IntegrityError."""

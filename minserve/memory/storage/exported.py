@@ -39,11 +39,11 @@ class ExportedPages:
         return sum(tensor.nbytes for group in self.groups for tensor in group.tensors)
 
 
-def joined(pages: Sequence[Tensor], num_tokens: int) -> tuple[Tensor, ...]:
-    """Tokens from pages: `[num_pages, layers, tensors, num_heads, block_size, head_dim]` each ->
-    `[layers, tensors, num_heads, num_tokens, head_dim]`."""
+def joined(pages: Sequence[Tensor], begin: int, stop: int) -> tuple[Tensor, ...]:
+    """Tokens `begin` to `stop - 1` from pages: `[num_pages, layers, tensors, num_heads, block_size,
+    head_dim]` each -> `[layers, tensors, num_heads, stop - begin, head_dim]`."""
     return tuple(
-        page.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[..., :num_tokens, :].contiguous()
+        page.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[..., begin:stop, :].contiguous()
         for page in pages
     )
 
