@@ -183,6 +183,29 @@ def test_times_are_carried_over_as_ages() -> None:
     assert source.trace.requests == ()  # it has not ended here
 
 
+@pytest.mark.parametrize("has_run", [False, True])
+def test_the_time_that_a_request_ran_elsewhere_does_not_make_it_urgent(has_run: bool) -> None:
+    source = echo()
+    source.add("r", [4, 5, 6], PLAIN)
+    if has_run:
+        source.step()
+    source.clock.advance(60.0)  # type: ignore[attr-defined]
+    target = echo(
+        scheduling__max_num_seqs=1,
+        scheduling__order="priority",
+        scheduling__starvation_limit_s=5.0,
+    )
+    target.clock.advance(100.0)  # type: ignore[attr-defined]
+    target.add("busy", [9], PLAIN)
+    (first,) = target.add("first", [9], PLAIN, priority=-1)
+    (request,) = moved(source, target, "r")
+    while not first.finished:
+        target.step()
+    assert (request.num_output_tokens > 1) == (not has_run)
+    run(target)
+    assert request.output_token_ids == oracle([4, 5, 6], 20, True)
+
+
 def test_an_aborted_import_gives_everything_back() -> None:
     source, target = echo(), echo(scheduling__max_num_seqs=1)
     source.add("r", [4, 5, 6], PLAIN)
