@@ -6,7 +6,7 @@ import pytest
 from engine.fakes import TOKEN_BYTES, make_engine, oracle, run, tiny_spec
 
 from minserve.config import EngineConfig, resolve
-from minserve.memory import plan_blocks
+from minserve.memory import TokenBlocks, plan_blocks, root_key
 from minserve.request import SamplingParams
 
 PAGE = 4
@@ -95,3 +95,48 @@ def test_a_request_whose_window_has_no_room_waits_with_its_computed_tokens():
     run(target)
     assert request.output_token_ids == oracle([5] * 30, 8, True)
     assert not target.trace.totals.recomputed_tokens
+
+
+def test_what_one_window_lacks_shortens_the_prefix_for_one_that_was_asked_before():
+    """Without page 13 the short window ends the prefix after 13 pages, which the long window, asked
+    first, could not serve: it lacks page 8. It could serve 14 pages, which it reads from 9 on."""
+    engine = make_engine(config(memory__prefix_cache="hash"), 40, windows=(None, 20, 6))[0]
+    prompt = [7 * at % 90 for at in range(60)]
+    engine.add("first", prompt, GREEDY)
+    run(engine)
+    keys = TokenBlocks(root_key(()), prompt, PAGE)
+    for number, page in ((1, 8), (2, 13)):
+        pool = engine.memory.groups[number].pool
+        gone = engine.memory.groups[number]._find(keys, page)
+        pool._cached.move_to_end(gone, last=False)
+        pool._evict(1)
+    (request,) = engine.add("again", prompt, GREEDY)
+    run(engine)
+    assert request.num_cached_tokens == 8 * PAGE
+    assert request.output_token_ids == oracle(prompt, 8, True)
+
+
+def test_a_request_is_swapped_out_in_every_group_or_in_none():
+    """Many short requests wait at once under a preemptive order, and the window's slots are fewer:
+    who finds none gives back those of the other group, and computes its tokens again."""
+    engine = make_engine(
+        config(
+            memory__host_bytes=2 * 200 * PAGE * TOKEN_BYTES,
+            scheduling__preemption="swap",
+            scheduling__order="priority",
+            scheduling__max_num_seqs=2,
+        ),
+        200,
+        windows=(None, 6),
+    )[0]
+    requests = []
+    for number in range(40):
+        requests += engine.add(str(number), [number + 1] * 9, GREEDY, priority=-number)
+        engine.step()
+        engine.audit()
+    run(engine)
+    totals = engine.trace.totals
+    assert totals.swapped_out_blocks == totals.swapped_in_blocks > 0 < totals.recomputed_tokens
+    assert all(group.host.num_owned == 0 for group in engine.memory.groups)
+    for number, request in enumerate(requests):
+        assert request.output_token_ids == oracle([number + 1] * 9, 8, True)
