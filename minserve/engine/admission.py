@@ -127,7 +127,9 @@ class Intake:
                     if brought is not None:
                         self._memory.away.adopt(request, brought)
                         request.status = Status.PREEMPTED
-                    self._scheduler.add(request)
+                    # One that has run in another engine waits again, since now.
+                    has_run = request.first_scheduled_s is not None
+                    self._scheduler.add(request, self._clock.now() if has_run else None)
         except BaseException:
             for request in requests:  # the caller never receives them
                 self._requests.withdraw(request)

@@ -60,17 +60,19 @@ class Books:
         if self._samples is not None:
             yield from self._samples.followers()
 
-    def add(self, request: Request) -> None:
-        """Queue a new request. If this raises, the request was not queued."""
+    def add(self, request: Request, since_s: float | None = None) -> None:
+        """Queue a new request, which waits since `since_s` (None: since it arrived). If this
+        raises, the request was not queued."""
         self.culprit = request
+        since_s = request.arrival_s if since_s is None else since_s
         try:
-            self._queue(request, self.waiting.enter(request))
+            self._queue(request, self.waiting.enter(request), since_s)
         except BaseException:
             self.waiting.forget(request)
             raise
         self.culprit = None
 
-    def _queue(self, request: Request, entry: QueueEntry) -> None:
+    def _queue(self, request: Request, entry: QueueEntry, since_s: float) -> None:
         predictor = self._policies.predictor
         if self._order.needs_lengths and entry.predicted_tokens is None:
             length = checked_length(predictor, request, predictor.predict(request))
@@ -78,7 +80,7 @@ class Books:
         # If its prompt is scored, each sample computes the prompt itself.
         scored = request.params.prompt_logprobs is not None
         if self._samples is None or scored or not self._samples.add(request):
-            self.waiting.push(request, request.arrival_s)
+            self.waiting.push(request, since_s)
 
     def remove(self, request: Request) -> None:
         """Take a request out of whichever list it is in, and free its pages. Also works for a

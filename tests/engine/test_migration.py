@@ -28,7 +28,13 @@ from minserve.engine import Engine
 from minserve.engine.migration import ExportedRequest, ExportedSample
 from minserve.loading import load_model
 from minserve.memory import ExportedGroup, ExportedPages
-from minserve.request import InvalidRequestError, Request, SamplingParams, TokenLogprobs
+from minserve.request import (
+    InvalidRequestError,
+    Request,
+    SamplingParams,
+    Status,
+    TokenLogprobs,
+)
 
 PLAIN = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
@@ -181,6 +187,43 @@ def test_times_are_carried_over_as_ages() -> None:
         there - at for at in (request.arrival_s, request.first_scheduled_s, request.first_token_s)
     ] == pytest.approx(ages)
     assert source.trace.requests == ()  # it has not ended here
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_the_time_that_a_request_ran_elsewhere_does_not_make_it_urgent(has_run: bool) -> None:
+    source = echo()
+    source.add("r", [4, 5, 6], PLAIN)
+    if has_run:
+        source.step()
+    source.clock.advance(60.0)  # type: ignore[attr-defined]
+    target = echo(
+        scheduling__max_num_seqs=1,
+        scheduling__order="priority",
+        scheduling__starvation_limit_s=5.0,
+    )
+    target.clock.advance(100.0)  # type: ignore[attr-defined]
+    target.add("busy", [9], PLAIN)
+    (first,) = target.add("first", [9], PLAIN, priority=-1)
+    (request,) = moved(source, target, "r")
+    while not first.finished:
+        target.step()
+    assert (request.num_output_tokens > 1) == (not has_run)
+    run(target)
+    assert request.output_token_ids == oracle([4, 5, 6], 20, True)
+
+
+def test_an_export_waits_for_the_step_in_flight() -> None:
+    source, target = echo(scheduling__async_scheduling=True), echo()
+    (before,) = source.add("r", [4, 5, 6], PLAIN)
+    for _ in range(3):
+        source.step()
+    assert source._in_flight and before.num_inflight_tokens == 1
+    known = before.num_tokens
+    (request,) = moved(source, target, "r")
+    assert not source._in_flight and request.status is Status.PREEMPTED
+    assert request.num_tokens == request.num_computed_tokens + 1 == known + 1
+    run(target)
+    assert request.output_token_ids == oracle([4, 5, 6], 20, True)
 
 
 def test_an_aborted_import_gives_everything_back() -> None:
