@@ -80,31 +80,30 @@ class Committer:
                 counts.num_discarded += count
                 continue
             request.num_inflight_tokens -= count
-            draft = drafts.get(request) if drafts else None
-            num_proposed = 0 if draft is None else len(draft)
+            proposed = len(drafts.get(request, ())) if drafts else 0
+            known = count - proposed
             start = request.num_computed_tokens
-            stop = start + count - num_proposed
-            if stop - start == 1 and stop == len(request.token_ids) > request.num_prompt_tokens:
+            stop = start + known
+            if known == 1 and stop == len(request.token_ids) > len(request.prompt_token_ids):
                 counts.num_decode += count
-            recomputed, known = 0, request.num_ever_computed
-            if start < known:
-                recomputed = min(stop, known) - start
+            recomputed, reached = 0, request.num_ever_computed
+            if start < reached:
+                recomputed = min(stop, reached) - start
                 counts.num_recomputed += recomputed
             if self._detailed:
                 blocks = self._memory.blocks_of(request) if self._keeps_blocks else ()
                 known_before, accepted_before = len(request.token_ids), request.num_accepted_tokens
                 spans.append(
                     _Span(
-                        request, start, count, num_proposed, known_before, accepted_before,
+                        request, start, count, proposed, known_before, accepted_before,
                         recomputed, blocks,
                     )
                 )  # fmt: skip
-            if stop > known:
+            if stop > reached:
                 request.num_ever_computed = stop
             try:
                 if self._keep_cache:
-                    ahead = request.num_inflight_tokens + num_proposed
-                    self._memory.commit(request, stop - start, ahead)
+                    self._memory.commit(request, known, request.num_inflight_tokens + proposed)
                 else:
                     self._memory.forget(request)
             except BaseException as error:
@@ -119,33 +118,52 @@ class Committer:
 
     def _draw(self, flight: Flight, result: StepResult, counts: CommitCounts) -> None:
         """Append drawn tokens, and finish the requests that reach their end with them."""
-        drafts = flight.plan.drafts
+        drafts, hidden, now = flight.plan.drafts, result.hidden, counts.collected_s
+        token_ids, errors, logprobs = result.token_ids, result.errors, result.logprobs
+        plain = not drafts and hidden is None
         for row, request in flight.built.draws():
             if request.finish_reason is not None:
                 continue
             request.num_pending_tokens -= 1
-            draft = drafts.get(request) if drafts else None
             try:
-                if draft is None:
-                    rows = [row]
-                    self._take(request, row, result, counts)
+                if plain:  # the common step, without the calls that only drafts need
+                    if errors and row in errors:
+                        raise errors[row]
+                    token = token_ids[row]
+                    self._append(request, token, logprobs.get(row) if logprobs else None, now)
+                    counts.num_sampled += token >= 0
                 else:
-                    rows = self._verify(request, draft, row, result, counts)
-                if result.hidden is not None:
-                    self._speculator.observe(request, result.hidden[rows])
+                    self._take(request, drafts.get(request), row, result, counts)
             except BaseException as error:
                 self._recovery.fail_row(request, error)
             if request.finish_reason is not None:
                 counts.num_finished += 1
 
-    def _take(self, request: Request, row: int, result: StepResult, counts: CommitCounts) -> None:
+    def _take(
+        self,
+        request: Request,
+        draft: Draft | None,
+        row: int,
+        result: StepResult,
+        counts: CommitCounts,
+    ) -> None:
+        """Append what was drawn for a request, and show the proposer the hidden states."""
+        if draft is None:
+            rows = [row]
+            self._take_row(request, row, result, counts)
+        else:
+            rows = self._verify(request, draft, row, result, counts)
+        if result.hidden is not None:
+            self._speculator.observe(request, result.hidden[rows])
+
+    def _take_row(
+        self, request: Request, row: int, result: StepResult, counts: CommitCounts
+    ) -> None:
         """Append the token drawn from one row. Raises the error of the row, if it failed."""
-        failed = result.errors.get(row) if result.errors else None
-        if failed is not None:
-            raise failed
+        if result.errors and row in result.errors:
+            raise result.errors[row]
         token = result.token_ids[row]
-        entry = result.logprobs.get(row) if result.logprobs else None
-        self._append(request, token, entry, counts.collected_s)
+        self._append(request, token, result.logprobs.get(row), counts.collected_s)
         counts.num_sampled += token >= 0
 
     def _verify(
@@ -158,7 +176,7 @@ class Committer:
         kept = accepted(draft, result.token_ids[row : row + 1 + len(draft)])
         if kept != list(range(len(kept))):
             self._memory.compact(request, kept)
-        counts.add_draft(request, draft)
+        drafts = counts.add_draft(request, draft)
         rows: list[int] = []
         for number, index in enumerate((-1, *kept)):
             if number:
@@ -169,9 +187,9 @@ class Committer:
             # The token drawn last is the model's own; those before it had been proposed. Counted
             # before it is appended, because the request may end with it and report its counts.
             if number < len(kept):
-                counts.add_accepted(request, number)
+                drafts.add_accepted(request, number)
             rows.append(row + 1 + index)
-            self._take(request, rows[-1], result, counts)
+            self._take_row(request, rows[-1], result, counts)
             if request.finish_reason is not None:
                 return rows
         self._memory.commit(request, 0)  # returns the pages of rejected tokens

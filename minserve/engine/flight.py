@@ -60,11 +60,8 @@ class CommitCounts:
     """Computed tokens of prompts and recomputation: not of decoding requests."""
     num_decode: int = 0
     """Computed tokens of requests that had caught up: their newest token, and their draft."""
-    num_drafts: int = 0
-    proposed: list[int] = field(default_factory=list)
-    """Proposed tokens by their depth in the draft, from 1."""
-    accepted: list[int] = field(default_factory=list)
-    """Those of them that became part of an output."""
+    drafts: DraftCounts | None = None
+    """None: no draft was verified."""
     num_recomputed: int = 0
     num_sampled: int = 0
     num_finished: int = 0
@@ -72,8 +69,26 @@ class CommitCounts:
     """Tokens computed for requests that ended while the step was in flight."""
     details: list[RequestStep] = field(default_factory=list)
 
-    def add_draft(self, request: Request, draft: Draft) -> None:
-        """Count a draft that was verified, as proposed."""
+    def add_draft(self, request: Request, draft: Draft) -> DraftCounts:
+        """Count a draft that was verified, as proposed; returns the counts of all drafts."""
+        if self.drafts is None:
+            self.drafts = DraftCounts()
+        self.drafts.add(request, draft)
+        return self.drafts
+
+
+@dataclass
+class DraftCounts:
+    """Counts of the drafts that one step verified."""
+
+    num_drafts: int = 0
+    proposed: list[int] = field(default_factory=list)
+    """Proposed tokens by their depth in the draft, from 1."""
+    accepted: list[int] = field(default_factory=list)
+    """Those of them that became part of an output."""
+
+    def add(self, request: Request, draft: Draft) -> None:
+        """Count a draft as proposed."""
         self.num_drafts += 1
         request.num_proposed_tokens += len(draft)
         deepest = max(draft.depths)

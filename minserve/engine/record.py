@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
-from minserve.engine.flight import CommitCounts, Flight
+from minserve.engine.flight import CommitCounts, DraftCounts, Flight
 from minserve.execution.runner import StepResult
 from minserve.memory import KVManager, MemoryEvents, MemoryUse
 from minserve.scheduling import Scheduler
@@ -77,7 +77,7 @@ class Recorder:
             num_discarded_tokens=counts.num_discarded,
             num_compiled_graphs=result.num_compiled_graphs,
             num_cached_graphs=result.num_cached_graphs,
-            speculation=_speculation(counts) if counts.num_drafts else NO_SPECULATION,
+            speculation=_speculation(counts.drafts) if counts.drafts else NO_SPECULATION,
         )
         self.append(step)
         for sentence in self._memory.take_notes():
@@ -124,5 +124,5 @@ class Recorder:
         )
 
 
-def _speculation(counts: CommitCounts) -> Speculation:
+def _speculation(counts: DraftCounts) -> Speculation:
     return Speculation(counts.num_drafts, tuple(counts.proposed), tuple(counts.accepted))

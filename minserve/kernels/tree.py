@@ -8,8 +8,8 @@ query row, and no row sees a later row, whatever its bits are. `PLAIN` is the ma
 ordinary chunk, so that prompts, decodes and trees share a batch. A request's only row is never a
 tree, whatever its mask.
 
-The rows of a tree have consecutive positions after their context, even siblings, so a key's
-position does not give its distance: a sliding window together with a mask is refused.
+The rows of a tree lie side by side in the cache after their context, even siblings, so a key's
+place there does not give its distance: a sliding window together with a mask is refused.
 """
 
 from __future__ import annotations

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from minserve.memory.group import PageGroup
 from minserve.memory.pins import Pins
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
+class MemoryUse(NamedTuple):
     """Pages and bytes of all cache groups at one moment; pages shared by several requests count
     once."""
 
@@ -42,7 +41,7 @@ def measure_use(
     total = used = cached = kv_tokens = 0
     total_bytes = owned_bytes = kv_bytes = internal_bytes = 0
     for index, group in enumerate(groups):
-        pool, slot_bytes = group.pool, group.plan.block_bytes // block_size
+        pool, plan, slot_bytes = group.pool, group.plan, group.slot_bytes
         held_blocks, held_tokens = group.tables.totals()
         pinned = sum(map(len, pins.holders(index)))
         owned = pool.num_owned
@@ -53,8 +52,8 @@ def measure_use(
         if index == primary:
             kv_tokens = tokens
         total, used, cached = total + pool.num_blocks, used + owned, cached + pool.num_cached
-        total_bytes += pool.num_blocks * group.plan.block_bytes
-        owned_bytes += owned * group.plan.block_bytes
+        total_bytes += pool.num_blocks * plan.block_bytes
+        owned_bytes += owned * plan.block_bytes
         kv_bytes += tokens * slot_bytes
         internal_bytes += group.tables.internal_slots * slot_bytes
     return MemoryUse(

@@ -26,11 +26,6 @@ class StepPlan:
     idle_places: int = 0
     """Places of a static batch whose request has left it (`BatchingPolicy.idle_places`)."""
 
-    def add(self, request: Request, count: int) -> None:
-        """Add a request that computes `count` known or pending tokens."""
-        self.requests.append(request)
-        self.num_tokens.append(count)
-
     def add_draft(self, index: int, draft: Draft) -> None:
         """Let request `index` of the plan also compute the tokens of a draft."""
         self.num_tokens[index] += len(draft)

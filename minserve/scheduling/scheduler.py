@@ -164,7 +164,8 @@ class Scheduler(Preemption):
             self.culprit = request
             count = self._chunk(request, request.num_uncomputed_tokens, budget)
             if count and self._make_room(request, count, plan, now_s):
-                plan.add(request, count)
+                plan.requests.append(request)
+                plan.num_tokens.append(count)
                 budget.take(request, count)
 
     def _schedule_ranked(
@@ -225,7 +226,8 @@ class Scheduler(Preemption):
             if count and request.status is Status.RUNNING:
                 self.culprit = request
                 if self._make_room(request, count, plan, now_s):
-                    plan.add(request, count)
+                    plan.requests.append(request)
+                    plan.num_tokens.append(count)
                     budget.tokens -= count
         return True
 
@@ -312,7 +314,8 @@ class Scheduler(Preemption):
         # A page found in the cache may turn out to be damaged: then there is more to compute.
         count = self._chunk(request, request.num_uncomputed_tokens, budget)
         if count and self._memory.reserve(request, count):
-            plan.add(request, count)
+            plan.requests.append(request)
+            plan.num_tokens.append(count)
             budget.take(request, count)
 
     def _give_place(self, request: Request) -> None:
