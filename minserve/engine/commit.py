@@ -74,7 +74,8 @@ class Committer:
     def _advance(self, flight: Flight, counts: CommitCounts) -> list[_Span]:
         """Count the step's known tokens as computed, and commit their pages."""
         spans: list[_Span] = []
-        drafts = flight.plan.drafts
+        drafts, memory = flight.plan.drafts, self._memory
+        keeps_cache, detailed = self._keep_cache, self._detailed
         for request, count in zip(flight.plan.requests, flight.plan.num_tokens, strict=True):
             if request.finish_reason is not None:
                 counts.num_discarded += count
@@ -90,8 +91,8 @@ class Committer:
             if start < reached:
                 recomputed = min(stop, reached) - start
                 counts.num_recomputed += recomputed
-            if self._detailed:
-                blocks = self._memory.blocks_of(request) if self._keeps_blocks else ()
+            if detailed:
+                blocks = memory.blocks_of(request) if self._keeps_blocks else ()
                 known_before, accepted_before = len(request.token_ids), request.num_accepted_tokens
                 spans.append(
                     _Span(
@@ -102,10 +103,10 @@ class Committer:
             if stop > reached:
                 request.num_ever_computed = stop
             try:
-                if self._keep_cache:
-                    self._memory.commit(request, known, request.num_inflight_tokens + proposed)
+                if keeps_cache:
+                    memory.commit(request, known, request.num_inflight_tokens + proposed)
                 else:
-                    self._memory.forget(request)
+                    memory.forget(request)
             except BaseException as error:
                 self._recovery.fail_row(request, error)
         return spans

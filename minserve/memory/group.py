@@ -44,6 +44,7 @@ class PageGroup:
         self.plan = plan
         self.retention = retention_of(plan.group.spec, block_size)
         self.pool = BlockPool(plan.num_blocks)
+        self.block_bytes = plan.block_bytes
         self.slot_bytes = plan.block_bytes // block_size
         self.store = store
         slots = plan.num_host_slots

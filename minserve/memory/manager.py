@@ -302,8 +302,9 @@ class KVManager:
         """Pages with an owner, and their bytes."""
         blocks = num_bytes = 0
         for group in self.groups:
-            blocks += group.pool.num_owned
-            num_bytes += group.pool.num_owned * group.plan.block_bytes
+            owned = group.pool.num_owned
+            blocks += owned
+            num_bytes += owned * group.block_bytes
         return blocks, num_bytes
 
     def use(self) -> MemoryUse:

@@ -41,21 +41,21 @@ def measure_use(
     total = used = cached = kv_tokens = 0
     total_bytes = owned_bytes = kv_bytes = internal_bytes = 0
     for index, group in enumerate(groups):
-        pool, plan, slot_bytes = group.pool, group.plan, group.slot_bytes
-        held_blocks, held_tokens = group.tables.totals()
+        pool, tables, block_bytes = group.pool, group.tables, group.block_bytes
+        held_blocks, held_tokens = tables.totals()
         pinned = sum(map(len, pins.holders(index)))
         owned = pool.num_owned
         # A page with several holders is full, and was counted once for each holder.
         shared = held_blocks + pinned - owned
-        skipped = 0 if group.retention.keeps_all else group.tables.num_skipped_tokens()
+        skipped = 0 if group.retention.keeps_all else tables.num_skipped_tokens()
         tokens = held_tokens - skipped + (pinned - shared) * block_size
         if index == primary:
             kv_tokens = tokens
         total, used, cached = total + pool.num_blocks, used + owned, cached + pool.num_cached
-        total_bytes += pool.num_blocks * plan.block_bytes
-        owned_bytes += owned * plan.block_bytes
-        kv_bytes += tokens * slot_bytes
-        internal_bytes += group.tables.internal_slots * slot_bytes
+        total_bytes += pool.num_blocks * block_bytes
+        owned_bytes += owned * block_bytes
+        kv_bytes += tokens * group.slot_bytes
+        internal_bytes += tables.internal_slots * group.slot_bytes
     return MemoryUse(
         total, used, cached, kv_tokens, total_bytes, owned_bytes, kv_bytes, internal_bytes
     )
