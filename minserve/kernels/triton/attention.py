@@ -99,7 +99,8 @@ def ragged_attention_kernel(
         first = tl.maximum(oldest, 0) // KEYS * KEYS
     branch = position
     if TREE:
-        branch = tl.load(tree + row, alive & (num_rows > 1), other=-1)
+        # A request's only row is no tree: all bits are set, whatever its mask.
+        branch = tl.load(tree + row, alive, other=0) | -(num_rows == 1).to(tl.int64)
     sums, best, total = attend(
         queries, keys, values, tables + request.to(tl.int64) * table_stride, position, alive,
         first, last, scale, window, branch, context - num_rows, kv_head * head_stride,

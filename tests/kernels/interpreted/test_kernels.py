@@ -92,6 +92,16 @@ def test_a_tree_of_63_rows_sees_its_last_row() -> None:
     check_attention(shape, torch.float32, TritonOps(1))
 
 
+def test_the_only_row_of_a_request_ignores_its_mask() -> None:
+    results = []
+    for mask in (-1, 0):
+        shape = Shape((3, 1), (9, 7), 16, 1, 2, 32, None, 0, tree=(1, 0b11, 0b101, mask))
+        batch = build(shape, torch.float32)
+        planned = TritonOps(1).plan_attention(*batch.args())
+        results.append(planned(batch.q, batch.keys, batch.values, batch.scale, None)[0])
+    assert torch.equal(*results)
+
+
 def test_a_tree_of_more_rows_than_a_mask_has_bits_is_refused() -> None:
     shape = Shape((64, 2), (80, 2), 16, 1, 2, 32, None, 0, tree=(*[-1] * 63, 1, -1, -1))
     with pytest.raises(
