@@ -15,11 +15,24 @@ import torch
 from torch import Tensor
 
 from minserve.batch import SamplingBatch
+from minserve.kernels.matrix import Activation, Matrix, PackedShape, Product
 
 SampleKernel = Callable[[Tensor, SamplingBatch], Tensor]
 """Draws tokens from logits `[num_samples, vocab]` of up to 32 bits, with biases and penalties
 applied; the logits are not changed. Returns tokens, int64 `[num_samples]`, -1 for a row whose
 logits are not numbers."""
+
+
+class Scores(NamedTuple):
+    """How one layer scores keys, and which of them a query sees."""
+
+    scale: float
+    """Factor on the dot products before the softmax."""
+    window: int | None = None
+    """A query sees itself and the `window - 1` tokens before it; None: all before it."""
+    softcap: float | None = None
+    """Scaled scores s become `softcap * tanh(s / softcap)`, between -softcap and softcap (Gemma 2,
+    arXiv 2408.00118, section 2); None: they stay as they are."""
 
 
 class PlannedAttention(Protocol):
@@ -30,64 +43,72 @@ class PlannedAttention(Protocol):
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        scale: float,
-        window: int | None,
+        scores: Scores,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend in one layer.
 
         `q`: `[rows, num_heads, head_dim]` (rows may be strided); `keys`, `values`: `[num_blocks,
         num_kv_heads, block_size, head_dim]`. Query head h reads KV head `h // (num_heads //
-        num_kv_heads)`. With a `window`, a query sees itself and the `window - 1` tokens before it;
-        a window together with a tree raises ValueError. Returns `[rows, num_heads, head_dim]` and,
-        with `need_lse`, the natural log-sum-exp of the scaled scores, float32 (float64 for float64
-        inputs) `[rows, num_heads]`.
+        num_kv_heads)`. A window together with a tree raises ValueError. Returns `[rows, num_heads,
+        head_dim]` and, with `need_lse`, the natural log-sum-exp of the scores, float32 (float64 for
+        float64 inputs) `[rows, num_heads]`.
         """
         ...
 
 
-class PackedShape(NamedTuple):
-    """The memory layout of packed weights: see `Ops.packed_linear`."""
+@dataclass(frozen=True)
+class AttentionTensors:
+    """An attention mixer as products, tensors and numbers."""
 
-    width: int
-    """Outputs per panel."""
-    depth: int = 1
-    """Inputs that are adjacent in memory: 2 if a processor multiplies pairs."""
+    qkv: Product
+    """Queries, keys and values of all heads, in this order."""
+    output: Product
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    cos_sin: Tensor
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scores: Scores
+    eps: float
+    """Of the heads' norms."""
+
+
+@dataclass(frozen=True)
+class GatedTensors:
+    """A gated feed-forward as products."""
+
+    gate_up: Product
+    down: Product
+    activation: Activation
 
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """One decoder layer as tensors and numbers, for operators that run whole layers."""
+    """One decoder layer, for operators that run whole layers."""
 
     input_norm: Tensor
-    qkv: Tensor
-    """Packed as for `Ops.packed_linear`, like the three other matrices."""
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    cos_sin: Tensor
-    output: Tensor
-    output_bias: Tensor | None
+    mixer: AttentionTensors
+    mixer_norm: Tensor | None
+    """Of the mixer's result, before it is added to the residual stream."""
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-    down_bias: Tensor | None
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    inner: int
-    scale: float
-    window: int | None
+    """Of the residual stream, before the feed-forward."""
+    feed_forward: GatedTensors
+    feed_forward_norm: Tensor | None
+    """Of the feed-forward's result, before it is added."""
     eps: float
-
-    @property
-    def matrices(self) -> tuple[Tensor, ...]:
-        """The four packed weights."""
-        return self.qkv, self.output, self.gate_up, self.down
+    residual_multiplier: float
+    """Factor on what mixer and feed-forward add."""
 
 
 class LayerStack(Protocol):
     """The layers of one decoder, prepared to run in one call."""
+
+    @property
+    def takes(self) -> Sequence[bool]:
+        """For every layer of the decoder, whether it can run in such a call."""
+        ...
 
     def run(
         self,
@@ -100,7 +121,8 @@ class LayerStack(Protocol):
         start: int,
         stop: int,
     ) -> float | None:
-        """Run layers `start` to `stop` over `h` `[rows, hidden]`, in place.
+        """Run layers `start` to `stop`, all of which it `takes`, over `h` `[rows, hidden]`, in
+        place.
 
         `caches`: keys and values of every layer; `groups`: its cache group; `slots`, `planned`:
         one per group. Returns the seconds spent in attention; None, and does nothing, for a batch
@@ -124,24 +146,14 @@ class Ops(Protocol):
         """`x @ weight.T + bias`: `[rows, in]`, `[out, in]`, `[out]` -> `[rows, out]`."""
         ...
 
-    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """How to pack weights so that this implementation multiplies fastest in this number type
-        (`packed_linear`); None: no packing."""
+    def packing(self, kind: str, dtype: torch.dtype) -> PackedShape | None:
+        """How matrices of this kind (`MatrixFormat.kind`) are packed for this implementation's
+        products in this number type; None: they stay canonical."""
         ...
 
-    def packed_linear(
-        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
-    ) -> Tensor:
-        """`linear` with its weight packed.
-
-        `packed[p, i, j, k]` is the weight of output `p * width + j` and input `i * depth + k`; the
-        shape is `[ceil(out / width), ceil(in / depth), width, depth]`, filled up with zeros.
-        `[rows, in]`, packed, `[out]` -> `[rows, out]`.
-        """
-        ...
-
-    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
-        """`silu_and_mul(packed_linear(x, packed, 2 * inner))`: `[rows, in]` -> `[rows, inner]`."""
+    def product(self, matrix: Matrix) -> Product | None:
+        """This implementation's product with a matrix packed as `packing` says; None if it has
+        none, and the format's own numbers are multiplied (`layers.Linear`)."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -161,6 +173,10 @@ class Ops(Protocol):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """`silu(gate) * up` of `[rows, 2 * inner]` (gate first) -> `[rows, inner]`."""
+        ...
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """The same with GELU, approximated by tanh (Gemma)."""
         ...
 
     def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
@@ -230,7 +246,8 @@ class Ops(Protocol):
         `longest` tokens. None if this implementation reads lengths on the host."""
         ...
 
-    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
-        """Runs whole layers in one call, with results bit for bit equal to those of the single
-        operators; None if this implementation cannot run these layers in this way."""
+    def layer_stack(self, layers: Sequence[LayerTensors | None]) -> LayerStack | None:
+        """Runs neighbouring layers in one call, with results bit for bit equal to those of the
+        single operators. `layers`: every layer of a decoder, None where a block has no such form.
+        None if this implementation can run none of them in this way."""
         ...

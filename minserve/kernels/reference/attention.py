@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minserve.kernels.base import Scores
 from minserve.kernels.tree import MOST_ROWS, PLAIN, check_tree, refuse_window
 
 QUERY_TILE = 128
@@ -234,24 +235,28 @@ class _Bucket:
 
 
 def written_out(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scores: Scores
 ) -> tuple[Tensor, Tensor]:
-    """Attention as two products and a softmax, and the log-sum-exp `[..., rows, 1]`.
+    """Attention as two products and a softmax, and the log-sum-exp `[..., rows, 1]`; `mask` says
+    which keys a row sees.
 
     Both results are in the type of the sums. A row that sees no key is all zeros.
     """
     wide = accumulation_dtype(q.dtype)
-    scores = torch.matmul(q.to(wide), k.to(wide).transpose(2, 3)).mul_(scale).add_(mask)
-    lse = scores.logsumexp(-1, keepdim=True)
-    weights = scores.sub_(lse.masked_fill(lse == -math.inf, 0.0)).exp_()
+    weights = torch.matmul(q.to(wide), k.to(wide).transpose(2, 3)).mul_(scores.scale)
+    if scores.softcap is not None:
+        weights.div_(scores.softcap).tanh_().mul_(scores.softcap)
+    weights.add_(mask)
+    lse = weights.logsumexp(-1, keepdim=True)
+    weights.sub_(lse.masked_fill(lse == -math.inf, 0.0)).exp_()
     return torch.matmul(weights, v.to(wide)), lse
 
 
 class TorchPlannedAttention:
     """`PlannedAttention` in plain torch. Index tensors are made at the first layer of a geometry.
 
-    `use_sdpa`: True uses `scaled_dot_product_attention` unless the log-sum-exp is needed, False the
-    written-out form. None uses it for float32 and narrower types: on a CPU it was one to three
+    `use_sdpa`: True uses `scaled_dot_product_attention` unless the log-sum-exp or a soft cap is needed,
+    False the written-out form. None uses it for float32 and narrower types: on a CPU it was one to three
     times as fast for every shape tried. The written-out float64 is the oracle.
     """
 
@@ -276,19 +281,19 @@ class TorchPlannedAttention:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        scale: float,
-        window: int | None,
+        scores: Scores,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedAttention`."""
-        refuse_window(self.tree, window)
-        geometry = _Geometry(keys.shape[1], keys.shape[2], q.shape[1] // keys.shape[1], window)
+        refuse_window(self.tree, scores.window)
+        group_size = q.shape[1] // keys.shape[1]
+        geometry = _Geometry(keys.shape[1], keys.shape[2], group_size, scores.window)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = q.new_empty(q.shape[:2], dtype=accumulation_dtype(q.dtype)) if need_lse else None
         for slices in self._layout(geometry, q.shape[0]):
             head, folded = slices[0], slices[0].fold(q)
             part_out, part_lse = self._attend(
-                slices, folded, keys, values, scale, need_lse or len(slices) > 1
+                slices, folded, keys, values, scores, need_lse or len(slices) > 1
             )
             rows = head.unfold(part_out).to(q.dtype)
             row_lse = None if lse is None or part_lse is None else head.unfold(part_lse)[..., 0]
@@ -320,17 +325,17 @@ class TorchPlannedAttention:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        scale: float,
+        scores: Scores,
         need_lse: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of folded rows `q`; slices of the keys are merged by their log-sum-exps."""
         use_sdpa = q.dtype != torch.float64 if self.use_sdpa is None else self.use_sdpa
-        if use_sdpa and not need_lse:
+        if use_sdpa and not need_lse and scores.softcap is None:
             (bucket,) = slices
             k, v, mask = bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), None
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale), None
         parts = (
-            written_out(q, bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype), scale)
+            written_out(q, bucket.gather(keys), bucket.gather(values), bucket.mask(q.dtype), scores)
             for bucket in slices
         )
         out, lse = next(parts)

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from minserve.kernels.base import Scores
 from minserve.kernels.reference.attention import accumulation_dtype, written_out
 
 
@@ -30,8 +31,7 @@ class TorchDecode:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        scale: float,
-        window: int | None,
+        scores: Scores,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedAttention`."""
@@ -41,8 +41,8 @@ class TorchDecode:
         positions = torch.arange(blocks.shape[1] * block_size, device=q.device)
         length = self._kv_lens[:, None]
         hidden = positions >= length
-        if window is not None:
-            hidden |= positions < length - window
+        if scores.window is not None:
+            hidden |= positions < length - scores.window
         shape = (requests, num_kv_heads, positions.shape[0], head_dim)
         # Pages of other requests may hold anything, and 0 times NaN is NaN.
         k, v = (
@@ -52,6 +52,6 @@ class TorchDecode:
         mask = torch.zeros(hidden.shape, dtype=accumulation_dtype(q.dtype), device=q.device)
         mask = mask.masked_fill_(hidden, -math.inf)[:, None, None]
         grouped = q.reshape(requests, num_kv_heads, num_heads // num_kv_heads, head_dim)
-        out, lse = written_out(grouped, k, v, mask, scale)
+        out, lse = written_out(grouped, k, v, mask, scores)
         out = out.reshape(q.shape).to(q.dtype)
         return out, lse.reshape(requests, num_heads) if need_lse else None

@@ -15,27 +15,13 @@ from minserve.kernels.base import (
     LayerStack,
     LayerTensors,
     Ops,
-    PackedShape,
     PlannedAttention,
     SampleKernel,
 )
+from minserve.kernels.matrix import Matrix, PackedShape, Product
 from minserve.kernels.reference.attention import TorchPlannedAttention, accumulation_dtype
 from minserve.kernels.reference.decode import TorchDecode
-
-
-def pack(weight: Tensor, shape: PackedShape) -> Tensor:
-    """`[out, in]` -> a copy, packed for `Ops.packed_linear`."""
-    width, depth = shape
-    outputs, inputs = weight.shape
-    padded = F.pad(weight, (0, -inputs % depth, 0, -outputs % width))
-    tiles = padded.view(-(-outputs // width), width, -(-inputs // depth), depth)
-    return tiles.transpose(1, 2).contiguous()
-
-
-def unpack(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """The matrix `[out_features, in_features]` that was packed, a copy."""
-    rows = packed.transpose(1, 2).flatten(2).flatten(0, 1)
-    return rows[:out_features, :in_features].contiguous()
+from minserve.kernels.reference.product import DenseProduct
 
 
 class TorchOps:
@@ -55,21 +41,15 @@ class TorchOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
-    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """See `Ops.packed_shape`: torch packs weights internally."""
+    def packing(self, kind: str, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packing`: torch packs weights internally."""
         return None
 
-    def packed_linear(
-        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
-    ) -> Tensor:
-        """See `Ops.packed_linear`: unpacked again at every call, for comparison only."""
-        return F.linear(x, unpack(packed, out_features, x.shape[1]), bias)
+    def product(self, matrix: Matrix) -> Product | None:
+        """See `Ops.product`: dense matrices only."""
+        return DenseProduct(matrix, self) if matrix.kind == "dense" else None
 
-    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
-        """See `Ops.packed_gated_linear`."""
-        return self.silu_and_mul(self.packed_linear(x, packed, 2 * inner))
-
-    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+    def layer_stack(self, layers: Sequence[LayerTensors | None]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
         return None
 
@@ -92,6 +72,11 @@ class TorchOps:
         """See `Ops.silu_and_mul`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.gelu_and_mul`."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh").mul_(up)
 
     def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
         """See `Ops.rotary_`."""
