@@ -10,7 +10,7 @@ from typing import Any
 
 from minserve.bench.counts.splits import PARTS, SplitCost, Splitting, losing_from
 from minserve.hardware import DEVICES
-from minserve.spec import AttentionSpec
+from minserve.models.blocks import AttentionSpec
 from widgets import theme
 from widgets.figures.split_sweep import split_sweep
 from widgets.panels import views

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from minserve.hardware import DEVICES, DeviceSpec
 from minserve.kernels.counts.least import split_attention
 from minserve.kernels.occupancy import SPLIT_WARPS, num_splits, split_programs, tile_shape
-from minserve.spec import AttentionSpec
+from minserve.models.blocks import AttentionSpec
 
 PARTS = (1, 2, 4, 8, 16, 32, 64)
 
