@@ -184,15 +184,16 @@ def _fits(layer: LayerTensors, hidden: int, dtype: torch.dtype) -> bool:
     projected = (mixer.num_heads + 2 * mixer.num_kv_heads) * mixer.head_dim
     attended, inner = mixer.num_heads * mixer.head_dim, gated.down.matrix.inputs
     shapes = (projected, hidden), (hidden, attended), (2 * inner, hidden), (hidden, inner)
-    norms = (
-        *(layer.input_norm, layer.mixer_norm, layer.post_norm, layer.feed_forward_norm),
-        *(mixer.q_norm, mixer.k_norm),
-    )
+    norms = [(mixer.head_dim, norm) for norm in (mixer.q_norm, mixer.k_norm)]
+    norms += [(hidden, norm) for norm in (layer.input_norm, layer.mixer_norm)]
+    norms += [(hidden, norm) for norm in (layer.post_norm, layer.feed_forward_norm)]
     return (
         all(isinstance(each, NativeProduct) and each.matrix.dtype == dtype for each in products)
         and shapes == tuple((each.matrix.outputs, each.matrix.inputs) for each in products)
         and gated.gate_up.matrix.bias is None
-        and all(norm is None or norm.dtype == dtype for norm in norms)
+        and all(
+            norm is None or (norm.dtype == dtype and norm.shape == (size,)) for size, norm in norms
+        )
         and (mixer.q_norm is None) == (mixer.k_norm is None)
         and mixer.cos_sin.dtype == accumulation_dtype(dtype)
     )
