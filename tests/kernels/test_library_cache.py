@@ -73,6 +73,21 @@ def test_the_second_process_builds_nothing(compiler: Compiler, tmp_path: Path) -
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
 
 
+def test_every_source_is_in_the_digest() -> None:
+    """A file that is included and not listed could change without a new library."""
+    room = Path(build.__file__).parent
+    files = [*room.rglob("*.h"), *room.rglob("*.cpp")]
+    assert sorted(build.SOURCES) == sorted(path.relative_to(room).as_posix() for path in files)
+    assert build.SOURCES[-1].endswith(".cpp")
+    included = set()
+    for path in files:
+        for line in path.read_text().splitlines():
+            if line.startswith('#include "'):
+                found = path.parent / line.split('"')[1]
+                included.add(found.resolve().relative_to(room.resolve()).as_posix())
+    assert included == set(build.SOURCES[:-1])
+
+
 def truncated(library: Path) -> None:
     os.truncate(library, 5000)
 

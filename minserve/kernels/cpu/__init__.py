@@ -1,1 +1,1 @@
-"""A small C++ file of operators for the CPU, compiled on first use."""
+"""Operators for the CPU in C++, compiled on first use."""

@@ -18,8 +18,7 @@ PerDtype = dict[torch.dtype, Function]
 
 
 class NativeLibrary:
-    """The functions of ops.cpp. Raises NativeUnavailable if the file cannot be
-    compiled or loaded."""
+    """The functions of ops.cpp. Raises NativeUnavailable if it cannot be compiled or loaded."""
 
     def __init__(self) -> None:
         path = str(library_path())

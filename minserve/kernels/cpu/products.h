@@ -78,8 +78,8 @@ inline void finish_block(const Matrix& m, i64 activation, const Block<A>* sums,
 // y = x @ weights.T + bias. Gated: the first half of the outputs, in whole panels, is the gate, and
 // y = activation(gate) * second half, without bias: what lies between never leaves the cache.
 template <class K, bool gate>
-void panels(const typename K::Number* x, const Matrix& m, typename K::Number* y, i64 rows,
-            i64 x_stride, i64 activation, int threads) {
+void multiply_panels(const typename K::Number* x, const Matrix& m, typename K::Number* y, i64 rows,
+                     i64 x_stride, i64 activation, int threads) {
     typedef typename K::Number T;
     typedef typename K::Code Code;
     typedef typename K::Row Row;
@@ -133,15 +133,17 @@ void panels(const typename K::Number* x, const Matrix& m, typename K::Number* y,
 template <class T>
 __attribute__((noinline)) void linear(const T* x, const Matrix& m, T* y, i64 rows, i64 x_stride,
                                       int threads) {
-    if (m.kind == int8) panels<Int8<T>, false>(x, m, y, rows, x_stride, 0, threads);
-    else panels<Dense<T>, false>(x, m, y, rows, x_stride, 0, threads);
+    auto multiply = m.kind == int8 ? multiply_panels<Int8<T>, false>
+                                   : multiply_panels<Dense<T>, false>;
+    multiply(x, m, y, rows, x_stride, 0, threads);
 }
 
 template <class T>
 __attribute__((noinline)) void gated_linear(const T* x, const Matrix& m, T* y, i64 rows,
                                             i64 x_stride, i64 activation, int threads) {
-    if (m.kind == int8) panels<Int8<T>, true>(x, m, y, rows, x_stride, activation, threads);
-    else panels<Dense<T>, true>(x, m, y, rows, x_stride, activation, threads);
+    auto multiply = m.kind == int8 ? multiply_panels<Int8<T>, true>
+                                   : multiply_panels<Dense<T>, true>;
+    multiply(x, m, y, rows, x_stride, activation, threads);
 }
 
 }  // namespace
