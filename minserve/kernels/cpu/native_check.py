@@ -14,7 +14,8 @@ from minserve.kernels.base import Ops, PackedShape
 from minserve.kernels.cpu.build import NativeUnavailable
 from minserve.kernels.cpu.native_library import DTYPES
 from minserve.kernels.reference.attention import accumulation_dtype
-from minserve.kernels.reference.ops import TorchOps, pack
+from minserve.kernels.matrix import pack
+from minserve.kernels.reference.ops import TorchOps
 from minserve.kernels.tree import PLAIN
 
 BATCH, CONTEXTS = (1, 1, 19), (70, 3, 41)
