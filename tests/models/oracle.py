@@ -21,7 +21,7 @@ def random_model(config: Any, seed: int, dtype: torch.dtype = torch.float32) -> 
     # transformers caps scores in its plain attention only.
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     kind = {"attn_implementation": "eager"} if capped else {}
-    model = AutoModelForCausalLM.from_config(config, **kind).to(dtype).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **kind).to(dtype).eval()
     lowest = -0.5 if config.model_type.startswith("gemma") else 0.5
     with torch.no_grad():
         for name, parameter in model.named_parameters():
