@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minserve.attention import PagedAttention
 from minserve.bench.counts.launches import PAGE, make_batch
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import PlannedAttention, Scores
 from minserve.kernels.reference.ops import TorchOps
 from minserve.loading import LoadedModel
 from minserve.models import Decoder
@@ -60,11 +60,10 @@ class _Watched(TorchOps):
             q: Tensor,
             keys: Tensor,
             values: Tensor,
-            scale: float,
-            window: int | None,
+            scores: Scores,
             need_lse: bool = False,
         ) -> tuple[Tensor, Tensor | None]:
-            out, lse = planned(q, keys, values, scale, window, need_lse)
+            out, lse = planned(q, keys, values, scores, need_lse)
             self.rows.append((q[-1].clone(), out[-1].clone()))
             return out, lse
 

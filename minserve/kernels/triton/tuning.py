@@ -26,6 +26,8 @@ class Heads:
     """Bytes of a number."""
     group: int
     """Query heads per KV head."""
+    capped: bool = False
+    """Whether scores have a soft cap."""
 
 
 @dataclass(frozen=True)

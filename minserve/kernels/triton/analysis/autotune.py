@@ -24,9 +24,11 @@ from minserve.files import cache_dir
 from minserve.files.cache_dir import cache_directory
 from minserve.files.json_types import build
 from minserve.hardware.current import on
+from minserve.kernels.base import Scores
 from minserve.kernels.occupancy import programs_per_multiprocessor
 from minserve.kernels.triton import attention, decode
 from minserve.kernels.triton.analysis.resources import (
+    SOFTCAP,
     Resources,
     Variant,
     compile_for,
@@ -205,7 +207,7 @@ class _Trial:
         work: Workload,
     ) -> None:
         blocks = -(-work.context // work.block_size)
-        self._scale = heads.dim**-0.5
+        self._scores = Scores(heads.dim**-0.5, None, SOFTCAP if heads.capped else None)
         self._work = work
         shape = (work.requests * blocks, num_kv_heads, work.block_size, heads.dim)
         self._keys = torch.randn(shape, dtype=dtype, device=device)
@@ -221,9 +223,7 @@ class _Trial:
     def decode(self, tuning: Tuning) -> Tensor:
         """One row of every request."""
         planned = TritonOps(tuning=tuning).plan_decode(self._tables, self._lens, self._work.context)
-        return planned(self._q[: self._work.requests], self._keys, self._values, self._scale, None)[
-            0
-        ]
+        return planned(self._q[: self._work.requests], self._keys, self._values, self._scores)[0]
 
     def prefill(self, tuning: Tuning) -> Tensor:
         """All rows of one request."""
@@ -231,7 +231,7 @@ class _Trial:
         planned = TritonOps(tuning=tuning).plan_attention(
             self._tables[:1], self._starts, self._lens[:1], context, context
         )
-        return planned(self._q[: context[0]], self._keys, self._values, self._scale, None)[0]
+        return planned(self._q[: context[0]], self._keys, self._values, self._scores)[0]
 
 
 def source_hash() -> str:
