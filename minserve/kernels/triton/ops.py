@@ -166,8 +166,7 @@ class RaggedAttention:
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
         group = num_heads // num_kv_heads
         dim = max(16, triton.next_power_of_2(head_dim))
-        heads = Heads(dim, q.dtype.itemsize, group, softcap is not None)
-        tile = self._tuning.ragged_tile(heads)
+        tile = self._tuning.ragged_tile(Heads(dim, q.dtype.itemsize, group))
         tile_rows = max(tile.rows, triton.next_power_of_2(group))
         tokens = tile_rows // group
         requests, starts = self._tiles_of(tokens, q.device)
@@ -236,7 +235,7 @@ class SplitAttention:
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
         group = num_heads // num_kv_heads
         dim = max(16, triton.next_power_of_2(head_dim))
-        heads = Heads(dim, q.dtype.itemsize, group, softcap is not None)
+        heads = Heads(dim, q.dtype.itemsize, group)
         tile = self._tuning.split_tile(heads, capability_of(q.device))
         longest = self._longest if window is None else min(self._longest, window)
         at_once = self._num_processors * tile.programs

@@ -26,8 +26,6 @@ class Heads:
     """Bytes of a number."""
     group: int
     """Query heads per KV head."""
-    capped: bool = False
-    """Whether scores have a soft cap."""
 
 
 @dataclass(frozen=True)

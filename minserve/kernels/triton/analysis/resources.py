@@ -109,17 +109,15 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 KINDS = {2: "bf16", 4: "fp32"}
-SOFTCAP = 50.0
-"""Gemma 2's."""
 
 
-def _size(heads: Heads) -> str:
-    capped, wide = ", soft cap" if heads.capped else "", ", float32" if heads.itemsize == 4 else ""
+def _size(heads: Heads, softcap: float) -> str:
+    capped, wide = ", soft cap" if softcap else "", ", float32" if heads.itemsize == 4 else ""
     return f"head size {heads.dim}{capped}{wide}"
 
 
-def ragged_variant(heads: Heads, tile: Tile) -> Variant:
-    """Attention over chunks, launched with this tile."""
+def ragged_variant(heads: Heads, tile: Tile, softcap: float = 0.0) -> Variant:
+    """Attention over chunks, launched with this tile. `softcap`: 0 for none."""
     rows = max(tile.rows, triton.next_power_of_2(heads.group))
     return Variant(
         f"ragged attention, {heads}, {tile}",
@@ -131,14 +129,14 @@ def ragged_variant(heads: Heads, tile: Tile) -> Variant:
         | {"lse": "fp32"},
         {"GROUP": heads.group, "KEYS": tile.keys, "DIM": heads.dim, "WINDOW": False}
         | {"TOKENS": rows // heads.group, "ROWS": rows, "LSE": False, "TREE": False, "tree": None}
-        | {"SOFTCAP": SOFTCAP if heads.capped else 0.0},
+        | {"SOFTCAP": softcap},
         tile.warps,
         tile.stages,
     )
 
 
-def split_variant(heads: Heads, tile: Tile) -> Variant:
-    """Decode attention, launched with this tile."""
+def split_variant(heads: Heads, tile: Tile, softcap: float = 0.0) -> Variant:
+    """Decode attention, launched with this tile. `softcap`: 0 for none."""
     rows = max(16, triton.next_power_of_2(heads.group))
     return Variant(
         f"split attention, {heads}, {tile}",
@@ -147,19 +145,19 @@ def split_variant(heads: Heads, tile: Tile) -> Variant:
         | dict.fromkeys(("parts", "part_lse"), "fp32")
         | dict.fromkeys(("tables", "kv_lens"), "i32"),
         {"GROUP": heads.group, "KEYS": tile.keys, "DIM": heads.dim, "WINDOW": False, "ROWS": rows}
-        | {"SOFTCAP": SOFTCAP if heads.capped else 0.0},
+        | {"SOFTCAP": softcap},
         tile.warps,
         tile.stages,
     )
 
 
-def _attention(heads: Heads) -> list[Variant]:
+def _attention(heads: Heads, softcap: float = 0.0) -> list[Variant]:
     tile = default_ragged(heads)
-    plain = ragged_variant(heads, tile)
+    plain = ragged_variant(heads, tile, softcap)
     return [
-        replace(plain, name=f"ragged attention, {_size(heads)}"),
+        replace(plain, name=f"ragged attention, {_size(heads, softcap)}"),
         Variant(
-            f"ragged attention over trees, {_size(heads)}",
+            f"ragged attention over trees, {_size(heads, softcap)}",
             ragged_attention_kernel,
             {**plain.pointers, "tree": "i64"},
             {name: value for name, value in plain.constants.items() if name != "tree"}
@@ -169,9 +167,9 @@ def _attention(heads: Heads) -> list[Variant]:
     ]
 
 
-def _split(heads: Heads) -> Variant:
-    variant = split_variant(heads, default_split(heads, 90))
-    return replace(variant, name=f"split attention, {_size(heads)}")
+def _split(heads: Heads, softcap: float = 0.0) -> Variant:
+    variant = split_variant(heads, default_split(heads, 90), softcap)
+    return replace(variant, name=f"split attention, {_size(heads, softcap)}")
 
 
 def variants() -> list[Variant]:
@@ -204,13 +202,15 @@ def variants() -> list[Variant]:
         *(variant for dim in (64, 128, 256) for variant in _attention(Heads(dim, 2, 4))),
         _attention(Heads(256, 4, 4))[0],
         *(_split(Heads(dim, size, 4)) for size in (2, 4) for dim in (16, 32, 64, 128, 256)),
-        *(variant for heads in _CAPPED for variant in (*_attention(heads), _split(heads))),
+        *(variant for heads in _CAPPED for variant in _attention(heads, _SOFTCAP)),
+        *(_split(heads, _SOFTCAP) for heads in _CAPPED),
     ]
 
 
 _HALF = "bf16"
-_CAPPED = (Heads(128, 2, 2, True), Heads(256, 2, 2, True), Heads(256, 4, 2, True))
-"""Gemma 2's heads, and in float32 the largest."""
+_CAPPED = (Heads(128, 2, 2), Heads(256, 2, 2), Heads(256, 4, 2))
+"""Gemma 2's heads, and the largest of them in float32."""
+_SOFTCAP = 50.0
 
 
 def _norms() -> list[Variant]:
