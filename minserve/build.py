@@ -27,7 +27,7 @@ from minserve.inputs.checks import shorten
 from minserve.kernels import select_ops
 from minserve.kernels.base import Ops
 from minserve.kernels.cpu.build import NativeUnavailable, need_compiler
-from minserve.loading import LoadedModel
+from minserve.loading import LoadedModel, format_plan
 from minserve.memory import KVCache, build_manager, plan_groups
 from minserve.models import (
     Decoder,
@@ -158,7 +158,7 @@ def build_virtual_engine(
     sizes = [plan.block_bytes for plan in plans]
     store = VirtualStore(sizes, clock, link or HostLink(), bandwidth)
     memory = build_manager(resolved, plans, clock, store)
-    runner = VirtualRunner(spec, resolved.itemsize, cost, clock)
+    runner = VirtualRunner(spec, resolved.itemsize, cost, clock, storage=resolved.storage)
     trace = new_trace(name or spec.family, resolved)
     trace.header = dataclasses.replace(
         trace.header, provenance="modelled", device=getattr(cost.device, "name", "this machine")
@@ -172,7 +172,10 @@ def resolve_virtual(
 ) -> ResolvedConfig:
     """What will run on modelled time. Raises ConfigError."""
     facts = dataclasses.replace(
-        parts.facts, modelled=True, modelled_bytes=getattr(cost.device, "memory_bytes", None)
+        parts.facts,
+        modelled=True,
+        modelled_bytes=getattr(cost.device, "memory_bytes", None),
+        storage=format_plan(config),
     )
     return resolve(config.with_values({"device": "cpu", "dtype": cost.dtype}), spec, facts=facts)
 
@@ -220,7 +223,12 @@ def _resolved_again(
 ) -> ResolvedConfig:
     """The configuration for an engine of these parts, over operators of this name (None: the
     caller's own). Only here it is known what the engine is made of. Raises ConfigError."""
-    facts = dataclasses.replace(parts.facts, operators=operators, why_no_compiler=_why_no_compiler)
+    facts = dataclasses.replace(
+        parts.facts,
+        operators=operators,
+        storage=config.stored,
+        why_no_compiler=_why_no_compiler,
+    )
     again = resolve(config.config, config.model, facts=facts)
     notes = dict.fromkeys((*config.notes, *again.notes))
     return dataclasses.replace(again, notes=tuple(notes))

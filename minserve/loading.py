@@ -26,6 +26,7 @@ from minserve.models import (
     resolve_model_dir,
 )
 from minserve.models.loading.hub import check_model_name
+from minserve.quantization.formats import FORMATS, FormatPlan
 from minserve.request import InvalidRequestError, SamplingParams
 from minserve.tokenizer import Tokenizer
 
@@ -102,19 +103,27 @@ def find_model(model: str | Path) -> Path:
     return resolve_model_dir(name)
 
 
+def format_plan(config: EngineConfig) -> FormatPlan:
+    """The formats that `quantization.weights` names."""
+    return FormatPlan(layers=FORMATS[config.quantization.weights])
+
+
 def load_model(
     model: str | Path,
     config: EngineConfig,
     *,
     progress: bool = True,
     facts: Facts | None = None,
+    formats: FormatPlan | None = None,
 ) -> LoadedModel:
     """Read a model directory. Raises a sentence for anything that cannot be served; `facts` say how
-    the engine over it will be built, where that is known."""
+    the engine over it will be built, where that is known. `formats` stores the weights in formats
+    of the caller's own, instead of the one that `quantization.weights` names."""
     path = find_model(model)
     # The small files first: most problems of a directory are found before weights are read.
     spec = load_spec(path)
-    resolved = resolve(config, spec, facts=facts)
+    plan = format_plan(config) if formats is None else formats
+    resolved = resolve(config, spec, facts=dataclasses.replace(facts or Facts(), storage=plan))
     check_rotary_table(spec, resolved.max_model_len)
     defaults = load_generation_defaults(path)
     tokenizer = Tokenizer.from_dir(path)
@@ -125,7 +134,7 @@ def load_model(
     name = str(model) if str(model).startswith("zoo/") else path.name
     ops = select_ops(resolved.config.kernels.backend, resolved.device, resolved.dtype)
     weights = default_store.load(
-        path, spec, resolved.dtype, resolved.device, progress, ops.packed_shape(resolved.dtype)
+        path, spec, resolved.dtype, resolved.device, progress, plan, ops.packing
     )
     return LoadedModel(
         name=name,

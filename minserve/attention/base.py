@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from minserve.batch import ForwardBatch
-from minserve.kernels.base import LayerStack
+from minserve.kernels.base import LayerStack, Scores
 
 LayerCache = tuple[Tensor, Tensor]
 """A layer's keys and values: `[num_blocks, num_kv_heads, block_size, head_dim]` each."""
@@ -44,7 +44,9 @@ class AttentionPlan(Protocol):
         the layer's pages."""
         ...
 
-    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, q: Tensor, layer: int, scores: Scores, need_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend over the layer's pages, in which the keys and values of these rows
         are already stored.
 

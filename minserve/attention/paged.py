@@ -1,6 +1,6 @@
 """Attention over paged caches, on any implementation of the operators.
 
-Knows which pages belong to which layer and what each layer's mixer needs. The arithmetic is in
+Knows which pages belong to which layer. The arithmetic is in
 `Ops.plan_attention`; the memory room knows which request holds a page.
 """
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minserve.attention.base import Caches
 from minserve.batch import ForwardBatch
-from minserve.kernels.base import LayerStack, Ops, PlannedAttention
+from minserve.kernels.base import LayerStack, Ops, PlannedAttention, Scores
 from minserve.kernels.tree import refuse_window
 from minserve.spec import ModelSpec
 
@@ -51,7 +51,7 @@ class PagedAttention:
         """
         self._check(batch)
         for layer in self.spec.layers:
-            refuse_window(batch.tree, layer.mixer.window)
+            refuse_window(batch.tree, layer.mixer.cache.window)
         planned = [
             self.ops.plan_attention(
                 tables.block_tables,
@@ -148,12 +148,13 @@ class PagedAttentionPlan:
         keys, values = backend.caches[layer]
         backend.ops.store_kv(k, v, keys, values, self._slots[backend.group_of_layer[layer]])
 
-    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, q: Tensor, layer: int, scores: Scores, need_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """See `AttentionPlan.attend`."""
         backend = self._backend
         planned = self._planned[backend.group_of_layer[layer]]
-        mixer = backend.spec.layers[layer].mixer
-        return planned(q, *backend.caches[layer], mixer.scale, mixer.window, need_lse)
+        return planned(q, *backend.caches[layer], scores, need_lse)
 
     def run_stack(
         self, stack: LayerStack, h: Tensor, positions: Tensor, start: int, stop: int

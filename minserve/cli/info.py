@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"minserve {__version__}\n\nmachine\n{machine}\n{OPENMP}")
     if limits is not None:
         print(f"\nceilings (measured {limits.date})\n{_ceilings(limits)}")
-    mixer = spec.layers[0].mixer
+    heads = spec.layers[0].mixer.heads
     print(
         f"\nmodel {loaded.name}\n"
         f"{spec.family}, {spec.num_parameters() / 1e6:.2f} M parameters, {spec.num_layers} layers "
-        f"of width {spec.hidden_size}, {mixer.num_heads} heads over {mixer.num_kv_heads} KV heads "
-        f"of size {mixer.head_dim}, vocabulary {spec.vocab_size}, {spec.max_position} positions\n"
+        f"of width {spec.hidden_size}, {heads.num_heads} heads over {heads.num_kv_heads} KV heads "
+        f"of size {heads.head_dim}, vocabulary {spec.vocab_size}, {spec.max_position} positions\n"
         f"{spec.kv_bytes_per_token(config.itemsize)} bytes of KV cache per token; "
         f"{'a' if loaded.tokenizer else 'no'} tokenizer\n"
         f"\noperators: {ops.name}\n\nconfiguration"

@@ -20,6 +20,7 @@ from minserve.config.sections import (
     AdmissionConfig,
     KernelsConfig,
     MemoryConfig,
+    QuantizationConfig,
     SchedulingConfig,
     TraceConfig,
 )
@@ -62,6 +63,7 @@ class EngineConfig(Section):
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
 

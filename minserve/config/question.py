@@ -15,7 +15,7 @@ import torch
 
 from minserve.config.engine import DTYPES, EngineConfig
 from minserve.config.resolved import ResolvedConfig
-from minserve.spec import ModelSpec
+from minserve.spec import ModelSpec, StoragePlan
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Facts:
     """Its drafts may have branches."""
     operators: str | None = None
     """Name of the operators chosen for `kernels.backend`; None: not chosen yet."""
+    storage: StoragePlan | None = None
+    """How the weights that `quantization.weights` names are stored; None: not looked up yet."""
     why_no_compiler: Callable[[], str | None] | None = None
     """Looks for a C++ compiler and returns why there is none; None: too early to look."""
 
@@ -97,6 +99,7 @@ class Question:
             max_model_len=self.max_model_len,
             max_num_batched_tokens=self.max_num_batched_tokens,
             notes=(),
+            stored=self.facts.storage,
         )
 
     def with_values(self, values: Mapping[str, Any]) -> Question:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from minserve.config.engine import EngineConfig
-from minserve.spec import ModelSpec
+from minserve.spec import UNQUANTIZED, ModelSpec, StoragePlan
 
 CHARS_PER_TOKEN = 32
 """No text has more characters per token on average. Single tokens can have more (blanks, dashes);
@@ -29,6 +29,21 @@ class ResolvedConfig:
     max_model_len: int
     max_num_batched_tokens: int
     notes: tuple[str, ...]
+    stored: StoragePlan | None = None
+    """`Facts.storage`; see `storage`."""
+
+    @property
+    def storage(self) -> StoragePlan:
+        """How each matrix of the model is stored. Raises LookupError if only the name of its format
+        is known: formats are looked up above this room."""
+        if self.stored is not None:
+            return self.stored
+        if self.config.quantization.weights == "dense":
+            return UNQUANTIZED
+        raise LookupError(
+            f"quantization.weights={self.config.quantization.weights!r}: nobody has said how it "
+            "stores a matrix; resolve with facts=Facts(storage=...)"
+        )
 
     @property
     def itemsize(self) -> int:

@@ -11,7 +11,8 @@ threads, or what a caller does with the text.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from minserve.clock import Clock
@@ -36,7 +37,7 @@ from minserve.request import Request, SamplingParams
 from minserve.sampling import LogitsMask
 from minserve.scheduling import Scheduler, StepPlan
 from minserve.tokenizer import Tokenizer
-from minserve.trace import RunTrace, StepTrace
+from minserve.trace import RunTrace, StepTrace, StepWork
 
 
 class Engine:
@@ -63,7 +64,7 @@ class Engine:
         self._runner = runner
         speculator = self._speculator = Speculator(parts.proposer, config.model.vocab_size)
         self._builder = batch_builder(config, memory, builder, speculator.needs_hidden)
-        self._counter = WorkCounter(config.model, config.itemsize)
+        self._counter = WorkCounter(config.model, config.itemsize, storage=config.storage)
         self._depth = 1 if config.config.scheduling.async_scheduling else 0
         self._check = config.config.memory.check_integrity
         self._in_flight: deque[Flight] = deque()
@@ -265,8 +266,7 @@ class Engine:
         if not plan.requests:
             return False
         built = self._build(plan)
-        num_logits = built.batch.num_samples + len(built.prompt_owners)
-        work = self._counter.count(built.batch.query_lens, built.batch.context_lens, num_logits)
+        work = self._work(built)
         blocks_used, owned_bytes = self.memory.owned()
         prepared = self.clock.now()
         self._recovery.owners = plan.requests
@@ -293,6 +293,14 @@ class Engine:
             self._recovery.owners = failing_rows(self._builder, plan) or plan.requests
             raise
 
+    def _work(
+        self, built: BuiltBatch, touched: Mapping[tuple[int, str], int] | None = None
+    ) -> StepWork:
+        """The counted work of a batch."""
+        batch = built.batch
+        num_logits = batch.num_samples + len(built.prompt_owners)
+        return self._counter.count(batch.query_lens, batch.context_lens, num_logits, touched)
+
     def _collect(self) -> StepTrace:
         """Wait for the oldest batch, commit it, and record the step."""
         flight = self._in_flight[0]
@@ -303,6 +311,8 @@ class Engine:
             self._in_flight.popleft()
             self.memory.collected()
             self._recovery.progress()  # even if all its requests had ended
+        if result.touched:
+            flight = replace(flight, work=self._work(flight.built, result.touched))
         counts = self._committer.commit(flight, result, self.clock.now())
         self._recovery.owners = ()
         if self._check:

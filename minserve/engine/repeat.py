@@ -41,7 +41,7 @@ class Repeater:
         self._requests = requests
         self._recorder = recorder
         self._clock = clock
-        self._counter = WorkCounter(config.model, config.itemsize)
+        self._counter = WorkCounter(config.model, config.itemsize, storage=config.storage)
         self._eos = frozenset(config.model.eos_token_ids)
         whole = config.config
         # A detailed trace is written per request and step, so nothing would be saved; and with a

@@ -19,8 +19,9 @@ from minserve.batch import ForwardBatch
 from minserve.clock import Clock
 from minserve.execution.staging import PendingCopy, link_to
 from minserve.hardware.current import on
-from minserve.kernels.base import LayerStack
+from minserve.kernels.base import LayerStack, Scores
 from minserve.kernels.tree import check_tree
+from minserve.layers import ForwardContext
 from minserve.models import Compilations, Decoder
 from minserve.request import TokenLogprobs
 from minserve.sampling import (
@@ -56,6 +57,8 @@ class StepResult:
     hidden: Tensor | None = None
     """`[num_samples, hidden_size]`, on the device: the residual stream after the last layer, from
     which each token was drawn; None unless `ForwardBatch.needs_hidden`."""
+    touched: Mapping[tuple[int, str], int] | None = None
+    """See `layers.Counters.touched`; None: no block counted anything."""
 
 
 Handle = Any
@@ -89,6 +92,8 @@ class Forward:
     compiled: Compilations = NOTHING_COMPILED
     hidden: Tensor | None = None
     """See `StepResult.hidden`."""
+    touched: Mapping[tuple[int, str], Tensor] | None = None
+    """See `layers.Counters.touched`."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class _Results:
 
     sampled: SampledTokens | None
     prompts: tuple[Logprobs, ...]
+    touched: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class _EagerHandle:
     errors: Mapping[int, Exception] | None
     """See `StepResult.errors`."""
     hidden: Tensor | None
+    touched: tuple[tuple[int, str], ...] = ()
+    """Where the numbers of `_Results.touched` were counted."""
 
 
 class _TimedPlan:
@@ -140,9 +148,11 @@ class _TimedPlan:
         self._plan.store(k, v, layer)
         self.elapsed_s += self._clock.now() - start
 
-    def attend(self, q: Tensor, layer: int, need_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, q: Tensor, layer: int, scores: Scores, need_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         start = self._clock.now()
-        result = self._plan.attend(q, layer, need_lse)
+        result = self._plan.attend(q, layer, scores, need_lse)
         self.elapsed_s += self._clock.now() - start
         return result
 
@@ -207,7 +217,8 @@ class EagerRunner:
             except Exception:
                 sampled, errors = sample_alone(self._sampler, forward.logits, there.sampling)
         self._drawn = None if sampled is None else sampled.token_ids
-        landing = self._link.download(_Results(sampled, forward.prompts))
+        touched = forward.touched or {}
+        landing = self._link.download(_Results(sampled, forward.prompts, tuple(touched.values())))
         return _EagerHandle(
             batch=batch,
             landing=landing,
@@ -217,16 +228,15 @@ class EagerRunner:
             compiled=forward.compiled,
             errors=errors,
             hidden=forward.hidden,
+            touched=tuple(touched),
         )
 
     def _forward(self, host: ForwardBatch, batch: ForwardBatch) -> Forward:
         """Decoder and logits of `batch`; `host` is the same batch on the host."""
         plan = self._attention.plan(batch)
         timed = _TimedPlan(plan, self._clock) if self._device.type == "cpu" else None
-        hidden = self._decoder.embed(batch.token_ids)
-        hidden = self._decoder.run_layers(
-            hidden, timed or plan, batch.positions, 0, self._decoder.spec.num_layers
-        )
+        context = ForwardContext(batch, timed or plan)
+        hidden = self._decoder.run_layers(self._decoder.embed(batch.token_ids), context)
         prompts = self._prompt_logprobs(hidden, batch)
         return Forward(
             logits=self._sample_logits(hidden, batch.sample_rows),
@@ -234,6 +244,7 @@ class EagerRunner:
             attention_s=timed.elapsed_s if timed else 0.0,
             compiled=self._decoder.take_compilations(),
             hidden=hidden[batch.sample_rows] if batch.needs_hidden else None,
+            touched=context.counters.touched or None,
         )
 
     def collect(self, handle: _EagerHandle) -> StepResult:
@@ -252,6 +263,9 @@ class EagerRunner:
         for part, targets in zip(results.prompts, self._chunks(batch.prompt_targets), strict=True):
             counts = batch.prompt_counts[len(prompts) : len(prompts) + len(targets)]
             prompts += to_token_logprobs(part, targets.tolist(), counts)
+        touched = {
+            where: int(count) for where, count in zip(handle.touched, results.touched, strict=True)
+        }
         return StepResult(
             token_ids=token_ids,
             logprobs=logprobs,
@@ -264,6 +278,7 @@ class EagerRunner:
             num_cached_graphs=handle.compiled.num_cached,
             errors=handle.errors,
             hidden=handle.hidden,
+            touched=touched or None,
         )
 
     def _sample_logits(self, hidden: Tensor, rows: Tensor) -> Tensor | None:

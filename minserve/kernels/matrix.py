@@ -89,6 +89,10 @@ class Matrix:
         """The device of the codes."""
         return self.codes.device
 
+    def with_bias(self, bias: Tensor | None) -> Matrix:
+        """The same weights with this bias `[outputs]`, or none."""
+        return replace(self, bias=bias)
+
     def packed(self, packing: PackedShape | None) -> Matrix:
         """The canonical matrix with its codes packed in this way, a copy; itself for None."""
         if packing is None:

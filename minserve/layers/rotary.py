@@ -30,13 +30,16 @@ from minserve.spec import RopeSpec
 
 
 def rotary_table(
-    rope: RopeSpec,
+    rope: RopeSpec | None,
     head_dim: int,
     max_position: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
     """`[max_position, head_dim]`: cosines of the `head_dim / 2` angles of a position, then sines.
+
+    Without a `rope` every angle is zero, and rotation changes nothing: heads without positions
+    (NoPE, Kazemnejad et al., arXiv 2305.19466) pass through the same fused operators as all others.
 
     `dtype` is the model's: the table is float64 for float64 and float32 for everything else.
     `max_position` is the longest sequence, in tokens, that will be run. Raises ValueError if
@@ -45,6 +48,10 @@ def rotary_table(
     if head_dim % 2:
         raise ValueError(f"rotary embedding needs an even head_dim, got {head_dim}")
     exact = torch.float64 if dtype == torch.float64 else torch.float32
+    if rope is None:
+        table = torch.zeros(max_position, head_dim, dtype=exact)
+        table[:, : head_dim // 2] = 1.0
+        return table.to(device) if device is not None else table
     frequencies, attention_factor = _FREQUENCIES[rope.kind](rope, head_dim, max_position, exact)
     angles = torch.arange(max_position, dtype=exact)[:, None] * frequencies
     table = torch.cat((angles.cos(), angles.sin()), dim=1).mul_(attention_factor)

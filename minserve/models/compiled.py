@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from minserve.attention.base import AttentionPlan
 from minserve.clock import Clock
 from minserve.kernels.base import Ops
+from minserve.layers import ForwardContext
+from minserve.models.blocks import AttentionMixer
 from minserve.models.decoder import Compilations, Decoder, DecoderLayer
 from minserve.models.weights import DecoderWeights
 from minserve.spec import ModelSpec
@@ -35,25 +36,19 @@ def before_attention(
 
     Each is `[rows, heads, head_dim]`; `delta` is added into `residual` `[rows, hidden]` in place.
     """
-    ops, mixer = layer.ops, layer.mixer
-    if delta is None:
-        x = layer.input_norm.apply(ops, residual)
-    else:
-        x = layer.input_norm.add_apply(ops, delta, residual)
-    q, k, v = mixer.split(mixer.qkv.apply(ops, x))
-    if mixer.q_norm is not None and mixer.k_norm is not None:
-        q, k = mixer.q_norm.apply(ops, q), mixer.k_norm.apply(ops, k)
-    ops.rotary_(q, positions, mixer.cos_sin)
-    ops.rotary_(k, positions, mixer.cos_sin)
-    return q, k, v
+    return attention_of(layer).project(layer.normed(delta, residual), positions, None)
 
 
 def after_attention(layer: DecoderLayer, attended: Tensor, residual: Tensor) -> Tensor:
     """The second half: `[rows, heads, head_dim]` -> the feed-forward's output, not yet
     added to `residual`."""
-    x = layer.mixer.output.apply(layer.ops, attended.flatten(1))
-    x = layer.post_norm.add_apply(layer.ops, x, residual)
-    return layer.feed_forward.forward(x)
+    x = attention_of(layer).project_back(attended, None)
+    return layer.after_mixer(x, residual, None)
+
+
+def attention_of(layer: DecoderLayer) -> AttentionMixer:
+    """The layer's mixer, of which `CompiledDecoder` has checked that it is attention."""
+    return cast(AttentionMixer, layer.mixer)
 
 
 class CompiledDecoder(Decoder):
@@ -69,11 +64,13 @@ class CompiledDecoder(Decoder):
         max_position: int | None,
         clock: Clock,
     ) -> None:
-        if any(layer.mixer.cache_layer is not None for layer in spec.layers):
-            raise ValueError(
-                "layers that attend to another layer's cache are not compiled: use a Decoder"
-            )
         super().__init__(spec, weights, ops, max_position)
+        for index, layer in enumerate(self.layers):
+            if not getattr(layer.mixer, "stores", False) or not hasattr(layer.mixer, "project"):
+                raise ValueError(
+                    f"layer {index} is not compiled, because its mixer is not attention over a "
+                    "cache of its own: use a Decoder"
+                )
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MOST_GRAPHS)
         # Only dimensions marked by `rows_vary` are dynamic: otherwise a second model in the process
@@ -84,22 +81,18 @@ class CompiledDecoder(Decoder):
         self._made = Compilations()
 
     def run_layers(
-        self,
-        h: Tensor,
-        plan: AttentionPlan,
-        positions: Tensor,
-        start: int = 0,
-        stop: int | None = None,
+        self, h: Tensor, context: ForwardContext, start: int = 0, stop: int | None = None
     ) -> Tensor:
         """See `Decoder.run_layers`. The first call with a new kind of step compiles,
         which takes seconds."""
-        delta = None
+        delta, plan, positions = None, context.plan, context.positions
         rows_vary(h, positions)
         for layer in self.layers[start:stop]:
+            mixer = attention_of(layer)
             rows_vary(delta)
             q, k, v = self._watch(self._before, layer, delta, h, positions)
-            plan.store(k, v, layer.mixer.layer)
-            attended, _ = plan.attend(q, layer.mixer.layer)
+            plan.store(k, v, mixer.layer)
+            attended, _ = plan.attend(q, mixer.layer, mixer.scores)
             rows_vary(attended)
             delta = self._watch(self._after, layer, attended, h)
         return h if delta is None else h.add_(delta)

@@ -12,22 +12,29 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from minserve.kernels.base import PackedShape
+from minserve.kernels.matrix import PackedShape
+from minserve.models.errors import ModelError
 from minserve.models.loading.checkpoint import load_weights
 from minserve.models.loading.checkpoint_files import checkpoint_files
-from minserve.models.loading.errors import ModelError
 from minserve.models.loading.hub import resolve_model_dir
-from minserve.models.weights import DecoderWeights
+from minserve.models.weights import DecoderWeights, Packing, unpacked
+from minserve.quantization.formats import DENSE_PLAN, FormatPlan
 from minserve.spec import ModelSpec
 
 _Key = tuple[
-    Path, tuple[tuple[str, int, int], ...], ModelSpec, torch.dtype, torch.device, PackedShape | None
+    Path,
+    tuple[tuple[str, int, int], ...],
+    ModelSpec,
+    torch.dtype,
+    torch.device,
+    FormatPlan,
+    frozenset[tuple[str, PackedShape | None]],
 ]
 
 
 class WeightStore:
-    """Weights by their source: real path, sizes and times of the files, spec, number format, device
-    and packing. A file that changes on disk is another model."""
+    """Weights by their source: real path, sizes and times of the files, spec, number format,
+    device, weight formats and packing. A file that changes on disk is another model."""
 
     def __init__(self) -> None:
         self._live: WeakValueDictionary[_Key, DecoderWeights] = WeakValueDictionary()
@@ -44,7 +51,8 @@ class WeightStore:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         progress: bool = True,
-        packed: PackedShape | None = None,
+        plan: FormatPlan = DENSE_PLAN,
+        packing: Packing = unpacked,
     ) -> DecoderWeights:
         """`load_weights`, or the copy that another engine already holds.
 
@@ -61,11 +69,12 @@ class WeightStore:
             except OSError as error:
                 raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
             stamps.append((path.name, status.st_size, status.st_mtime_ns))
-        key = (directory, tuple(stamps), spec, dtype, where, packed)
+        packed = frozenset((each.kind, packing(each.kind, dtype)) for each in plan.formats)
+        key = (directory, tuple(stamps), spec, dtype, where, plan, packed)
         with self._lock:
             weights = self._live.get(key)
             if weights is None:
-                weights = load_weights(directory, spec, dtype, where, progress, packed)
+                weights = load_weights(directory, spec, dtype, where, progress, plan, packing)
                 self._live[key] = weights
             return weights
 

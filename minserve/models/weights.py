@@ -6,50 +6,53 @@ checkpoint by `checkpoint.load_weights`, or made at random for benchmarks of spe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import PackedShape
-from minserve.layers import (
-    DenseFormat,
-    Embedding,
-    Linear,
-    LinearShape,
-    PackedFormat,
-    RMSNorm,
-    TableWeight,
+from minserve.kernels.matrix import Matrix, PackedShape
+from minserve.layers import Embedding, RMSNorm
+from minserve.models.blocks.base import feed_forward_block, held_bytes, mixer_block
+from minserve.quantization.formats import (
+    DENSE_PLAN,
+    FormatPlan,
     TensorSource,
+    WeightFormat,
+    load_matrix,
 )
-from minserve.spec import LayerSpec, ModelSpec
+from minserve.spec import LayerSpec, LinearShape, ModelSpec, Projection
 
 _HEAD = "lm_head.weight"
+Packing = Callable[[str, torch.dtype], PackedShape | None]
+"""`Ops.packing`: how matrices of a kind are packed for products in a number type."""
+
+
+def unpacked(kind: str, dtype: torch.dtype) -> PackedShape | None:
+    """The `Packing` of operators that read canonical matrices."""
+    return None
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer. The q and k norms are None unless the mixer has them."""
+    """One decoder layer."""
 
     input_norm: RMSNorm
-    qkv: Linear
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
-    output: Linear
+    mixer: Any
+    """What the mixer's description loaded (`MixerBlock.load`)."""
+    mixer_norm: RMSNorm | None
+    """Of the mixer's result; None unless `LayerSpec.sandwich_norms`, as `feed_forward_norm`."""
     post_norm: RMSNorm
-    gate_up: Linear
-    down: Linear
+    feed_forward: Any
+    feed_forward_norm: RMSNorm | None
 
     @property
     def nbytes(self) -> int:
         """Bytes of this layer's weights."""
-        norms = (self.input_norm, self.q_norm, self.k_norm, self.post_norm)
-        linears = (self.qkv, self.output, self.gate_up, self.down)
-        return sum(norm.nbytes for norm in norms if norm is not None) + sum(
-            linear.nbytes for linear in linears
-        )
+        norms = (self.input_norm, self.mixer_norm, self.post_norm, self.feed_forward_norm)
+        return held_bytes((*norms, self.mixer, self.feed_forward))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +62,15 @@ class DecoderWeights:
     embedding: Embedding
     layers: tuple[LayerWeights, ...]
     final_norm: RMSNorm
-    head: Linear
+    head: Matrix
     tied: bool
     """True if the head's matrix is the embedding's."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights; a tied head is counted once."""
-        layers = sum(layer.nbytes for layer in self.layers)
+        """Bytes of all weights; what is shared is counted once."""
+        own = {id(layer): layer for layer in self.layers}.values()
+        layers = sum(layer.nbytes for layer in own)
         head = 0 if self.tied else self.head.nbytes
         return self.embedding.nbytes + layers + self.final_norm.nbytes + head
 
@@ -95,7 +99,7 @@ class TensorReader(Protocol):
 
 
 @dataclass(frozen=True)
-class _Projection:
+class _Source:
     """A `TensorSource` under one prefix, as a weight format reads it."""
 
     reader: TensorReader
@@ -111,72 +115,108 @@ def build_weights(
     reader: TensorReader,
     dtype: torch.dtype,
     device: torch.device,
-    packed: PackedShape | None = None,
+    plan: FormatPlan = DENSE_PLAN,
+    packing: Packing = unpacked,
 ) -> DecoderWeights:
     """Read every tensor that the spec needs, one at a time, into `dtype` on `device`.
 
-    `packed`: pack matrices in that shape (`Ops.packed_shape`); None: no packing.
+    `plan` says in which format each matrix is stored, and `packing` how the operators that will
+    multiply have it packed: a packed matrix replaces the canonical one as soon as it is read.
     """
-    dense: DenseFormat | PackedFormat = DenseFormat()
-    if packed is not None:
-        dense = PackedFormat(packed)
-
-    def vector(name: str, size: int) -> Tensor:
-        return reader.read(name, (size,)).to(device=device, dtype=dtype, copy=True)
-
-    def norm(name: str, size: int) -> RMSNorm:
-        return RMSNorm(vector(f"{name}.weight", size), spec.norm_eps)
-
-    def linear(shape: LinearShape, *names: str) -> Linear:
-        sources: Sequence[TensorSource] = [_Projection(reader, name) for name in names]
-        return Linear(shape, dense.load(shape, sources, dtype, device))
-
-    def table(name: str, table_format: DenseFormat | PackedFormat) -> TableWeight:
-        return table_format.load(head_shape, [_Projection(reader, name)], dtype, device)
-
-    head_shape = LinearShape(spec.hidden_size, (spec.vocab_size,))
+    build = _Builder(spec, reader, dtype, device, plan, packing)
+    shape = LinearShape(spec.hidden_size, (spec.vocab_size,))
     tied = spec.tie_embeddings
     # A tied table may be stored under either name.
     only_head = tied and not reader.has("model.embed_tokens.weight") and reader.has(_HEAD)
+    name = "lm_head" if only_head else "model.embed_tokens"
     # A table that is only looked up is not packed, so that each of its rows is contiguous.
-    embedding = table(
-        "lm_head" if only_head else "model.embed_tokens", dense if tied else DenseFormat()
+    table = (
+        build.matrix(plan.of(None, "head"), shape, name)
+        if tied
+        else build.canonical(plan.of(None, "embedding"), shape, name)
     )
-    layers = tuple(
-        _layer(f"model.layers.{index}", spec.hidden_size, layer, norm, linear)
-        for index, layer in enumerate(spec.layers)
-    )
-    final_norm = norm("model.norm", spec.hidden_size)
-    head = Linear(head_shape, embedding if tied else table("lm_head", dense))
-    return DecoderWeights(Embedding(embedding), layers, final_norm, head, tied)
+    layers: list[LayerWeights] = []
+    for index, layer in enumerate(spec.layers):
+        shared = layer.weights_of
+        layers.append(build.layer(index, layer) if shared is None else layers[shared])
+    final_norm = build.norm("model.norm", spec.hidden_size)
+    head = table if tied else build.matrix(plan.of(None, "head"), shape, "lm_head")
+    embedding = Embedding(table, spec.embedding_multiplier)
+    return DecoderWeights(embedding, tuple(layers), final_norm, head, tied)
 
 
-def _layer(
-    prefix: str,
-    hidden: int,
-    layer: LayerSpec,
-    norm: Callable[[str, int], RMSNorm],
-    linear: Callable[..., Linear],
-) -> LayerWeights:
-    mixer, inner = layer.mixer, layer.feed_forward.intermediate_size
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    q, kv = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-    stores = mixer.cache_layer is None  # else it projects queries only
-    projected, qkv = ((q, kv, kv), "qkv") if stores else ((q,), "q")
-    qkv_names = (f"{attention}.{name}_proj" for name in qkv)
-    bias = layer.feed_forward.bias
-    return LayerWeights(
-        input_norm=norm(f"{prefix}.input_layernorm", hidden),
-        qkv=linear(LinearShape(hidden, projected, mixer.qkv_bias), *qkv_names),
-        q_norm=norm(f"{attention}.q_norm", mixer.head_dim) if mixer.qk_norm else None,
-        k_norm=norm(f"{attention}.k_norm", mixer.head_dim) if mixer.qk_norm and stores else None,
-        output=linear(LinearShape(q, (hidden,), mixer.output_bias), f"{attention}.o_proj"),
-        post_norm=norm(f"{prefix}.post_attention_layernorm", hidden),
-        gate_up=linear(
-            LinearShape(hidden, (inner, inner), bias), f"{mlp}.gate_proj", f"{mlp}.up_proj"
-        ),
-        down=linear(LinearShape(inner, (hidden,), bias), f"{mlp}.down_proj"),
-    )
+@dataclass(frozen=True)
+class _Builder:
+    """Makes weights of one model from stored tensors."""
+
+    spec: ModelSpec
+    reader: TensorReader
+    dtype: torch.dtype
+    device: torch.device
+    plan: FormatPlan
+    packing: Packing
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return self.reader.read(name, (size,)).to(device=self.device, dtype=self.dtype, copy=True)
+
+    def norm(self, name: str, size: int) -> RMSNorm:
+        weight = self.vector(f"{name}.weight", size)
+        if self.spec.norm_offset:
+            weight.add_(self.spec.norm_offset)
+        return RMSNorm(weight, self.spec.norm_eps)
+
+    def canonical(self, weight_format: WeightFormat, shape: LinearShape, *names: str) -> Matrix:
+        sources: list[TensorSource] = [_Source(self.reader, name) for name in names]
+        return load_matrix(weight_format, shape, sources, self.dtype, self.device)
+
+    def matrix(self, weight_format: WeightFormat, shape: LinearShape, *names: str) -> Matrix:
+        canonical = self.canonical(weight_format, shape, *names)
+        return canonical.packed(self.packing(weight_format.kind, self.dtype))
+
+    def layer(self, index: int, layer: LayerSpec) -> LayerWeights:
+        prefix, hidden = f"model.layers.{index}", self.spec.hidden_size
+
+        def norm(name: str) -> RMSNorm:
+            return self.norm(f"{prefix}.{name}_layernorm", hidden)
+
+        mixer, feed_forward = mixer_block(layer.mixer), feed_forward_block(layer.feed_forward)
+        sandwich = layer.sandwich_norms
+        return LayerWeights(
+            input_norm=norm("input"),
+            mixer=mixer.load(_LayerReader(self, index, mixer.projections(hidden)), hidden),
+            mixer_norm=norm("post_attention") if sandwich else None,
+            post_norm=norm("pre_feedforward" if sandwich else "post_attention"),
+            feed_forward=feed_forward.load(
+                _LayerReader(self, index, feed_forward.projections(hidden)), hidden
+            ),
+            feed_forward_norm=norm("post_feedforward") if sandwich else None,
+        )
+
+
+@dataclass(frozen=True)
+class _LayerReader:
+    """The `BlockReader` of one block of one layer."""
+
+    build: _Builder
+    layer: int
+    projections: Mapping[str, Projection]
+
+    def matrix(self, projection: str, *names: str) -> Matrix:
+        """See `BlockReader.matrix`."""
+        weight_format = self.build.plan.of(self.layer, projection)
+        shape = self.projections[projection].shape
+        return self.build.matrix(weight_format, shape, *map(self._stored, names))
+
+    def norm(self, name: str, size: int) -> RMSNorm:
+        """See `BlockReader.norm`."""
+        return self.build.norm(self._stored(name), size)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """See `BlockReader.vector`."""
+        return self.build.vector(self._stored(name), size)
+
+    def _stored(self, name: str) -> str:
+        return f"model.layers.{self.layer}.{name}"
 
 
 class _RandomTensors:
@@ -200,8 +240,13 @@ class _RandomTensors:
 
 
 def random_weights(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    plan: FormatPlan = DENSE_PLAN,
+    packing: Packing = unpacked,
 ) -> DecoderWeights:
     """Random weights of the right shapes: for benchmarks of speed, never of quality."""
     where = torch.device(device)
-    return build_weights(spec, _RandomTensors(dtype, where, seed), dtype, where)
+    return build_weights(spec, _RandomTensors(dtype, where, seed), dtype, where, plan, packing)

@@ -12,7 +12,7 @@ from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
 from minserve.execution.runner import StepResult
 from minserve.hardware import WorkCounter
-from minserve.spec import ModelSpec
+from minserve.spec import UNQUANTIZED, ModelSpec, StoragePlan
 from minserve.trace import StepWork
 from minserve.virtual.costs import StepCost
 
@@ -35,8 +35,9 @@ class VirtualRunner:
         cost: StepCost,
         clock: VirtualClock,
         token_id: int = 0,
+        storage: StoragePlan = UNQUANTIZED,
     ) -> None:
-        self._counter = WorkCounter(spec, itemsize)
+        self._counter = WorkCounter(spec, itemsize, storage=storage)
         self._cost = cost
         self._clock = clock
         self.token_id = token_id

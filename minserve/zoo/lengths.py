@@ -26,6 +26,7 @@ from torch import Tensor
 from minserve.attention import PagedAttention
 from minserve.engine.prepare import BatchBuilder
 from minserve.kernels import select_ops
+from minserve.layers import ForwardContext
 from minserve.loading import LoadedModel
 from minserve.memory import GroupPlan, KVCache, KVManager
 from minserve.models import Decoder
@@ -104,8 +105,7 @@ class LastTokenStream:
             batch = self._builder.build(StepPlan([request], [count])).batch
             stream = self._decoder.run_layers(
                 self._decoder.embed(batch.token_ids),
-                self._attention.plan(batch),
-                batch.positions,
+                ForwardContext(batch, self._attention.plan(batch)),
                 stop=self._layer,
             )
             last = stream[-1].double().cpu()

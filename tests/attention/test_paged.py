@@ -12,7 +12,8 @@ import torch
 from minserve.attention.paged import PagedAttention
 from minserve.batch import ForwardBatch, GroupTables, to_device
 from minserve.kernels.reference.ops import TorchOps
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec
 
 BLOCK = 4
 
@@ -25,7 +26,7 @@ def make_spec() -> ModelSpec:
         AttentionSpec(4, 2, 8, window=5),
     )
     layers = tuple(LayerSpec(mixer, FeedForwardSpec(8)) for mixer in mixers)
-    return ModelSpec("llama", 10, 32, layers, 1e-5, RopeSpec(), 100, True)
+    return ModelSpec("llama", 10, 32, layers, 1e-5, 100, True)
 
 
 def make_batch(

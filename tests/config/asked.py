@@ -11,7 +11,8 @@ import torch
 
 from minserve.config import EngineConfig, Facts
 from minserve.config.question import Rule
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec
 
 MODEL = ModelSpec(
     family="llama",
@@ -19,7 +20,6 @@ MODEL = ModelSpec(
     hidden_size=64,
     layers=(LayerSpec(AttentionSpec(4, 2, 16), FeedForwardSpec(128)),) * 3,
     norm_eps=1e-5,
-    rope=RopeSpec(),
     max_position=1024,
     tie_embeddings=True,
     dtype="bfloat16",

@@ -29,9 +29,10 @@ from minserve.engine import Engine
 from minserve.engine.parts import EngineParts
 from minserve.execution.runner import StepResult
 from minserve.memory import GroupPlan, TransferOrder, build_manager, plan_blocks
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
 from minserve.request import Request, TokenLogprobs
 from minserve.scheduling import QueuePolicy
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.spec import LayerSpec, ModelSpec
 from minserve.trace import RunTrace
 
 VOCAB = 97
@@ -52,7 +53,6 @@ def tiny_spec(max_position: int = 128, windows: Sequence[int | None] = (None,)) 
             for window in windows
         ),
         norm_eps=1e-5,
-        rope=RopeSpec(),
         max_position=max_position,
         tie_embeddings=True,
         eos_token_ids=(EOS,),

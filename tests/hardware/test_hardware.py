@@ -30,7 +30,8 @@ from minserve.hardware import (
 )
 from minserve.hardware import ceilings as ceilings_module
 from minserve.hardware.ceilings import BandwidthPoint, ProductPoint
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec
 from minserve.trace import StepWork
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def model(windows: tuple[int | None, ...] = (None,), *, tied: bool = True) -> Mo
     layers = tuple(
         LayerSpec(AttentionSpec(6, 2, 4, window=window), FeedForwardSpec(40)) for window in windows
     )
-    return ModelSpec("llama", 50, 24, layers, 1e-6, RopeSpec(), 512, tie_embeddings=tied)
+    return ModelSpec("llama", 50, 24, layers, 1e-6, 512, tie_embeddings=tied)
 
 
 def count_by_loops(

@@ -23,7 +23,8 @@ from minserve.kernels.triton.analysis.autotune import (
 )
 from minserve.kernels.triton.analysis.resources import Resources, Variant
 from minserve.kernels.triton.tuning import Heads, Tile, Tuning
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec
 
 HEADS = Heads(16, 4, 2)
 CPU = torch.device("cpu")
@@ -151,11 +152,11 @@ def test_a_model_is_tuned_when_every_shape_of_its_heads_is_on_disk(bench: Bench)
     layers = tuple(
         LayerSpec(AttentionSpec(heads, 1, 16), FeedForwardSpec(16)) for heads in (2, 4, 2)
     )
-    spec = ModelSpec("llama", 97, 16, layers, 1e-5, RopeSpec(), 128, True)
+    spec = ModelSpec("llama", 97, 16, layers, 1e-5, 128, True)
     assert autotune.head_shapes(spec, torch.float32) == {HEADS: 1, Heads(16, 4, 4): 1}
     assert not autotune.is_tuned(spec, torch.float32, CPU)
     bench.tune()
     assert not autotune.is_tuned(spec, torch.float32, CPU), "one of two"
-    small = ModelSpec("llama", 97, 16, layers[:1], 1e-5, RopeSpec(), 128, True)
+    small = ModelSpec("llama", 97, 16, layers[:1], 1e-5, 128, True)
     assert autotune.is_tuned(small, torch.float32, CPU)
     assert not autotune.is_tuned(small, torch.float16, CPU)

@@ -16,17 +16,19 @@ from minserve.clock import VirtualClock
 from minserve.config import EngineConfig, resolve
 from minserve.engine import Engine
 from minserve.kernels import TorchOps
+from minserve.kernels.matrix import Matrix
 from minserve.layers.rotary import rotary_table
 from minserve.loading import LoadedModel
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
 from minserve.models.weights import DecoderWeights, random_weights
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.spec import LayerSpec, ModelSpec
 
 VOCAB, LONGEST = 97, 256
 
 
 def spec_of(*mixers: AttentionSpec) -> ModelSpec:
     layers = tuple(LayerSpec(mixer, FeedForwardSpec(48)) for mixer in mixers)
-    return ModelSpec("llama", VOCAB, 32, layers, 1e-5, RopeSpec(), LONGEST, tie_embeddings=False)
+    return ModelSpec("llama", VOCAB, 32, layers, 1e-5, LONGEST, tie_embeddings=False)
 
 
 OWN = AttentionSpec(4, 2, 8)
@@ -44,41 +46,46 @@ def weights_of(spec: ModelSpec) -> DecoderWeights:
     """Random, and large enough that attention is not uniform."""
     weights = random_weights(spec, torch.float64, seed=3)
     for layer in weights.layers:
-        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
-            linear.weight.weight.mul_(12.0)  # type: ignore[attr-defined]
+        mixer, feed_forward = layer.mixer, layer.feed_forward
+        for matrix in (mixer.qkv, mixer.output, feed_forward.gate_up, feed_forward.down):
+            matrix.codes.mul_(12.0)
     return weights
+
+
+def product(matrix: Matrix, x: Tensor) -> Tensor:
+    return F.linear(x, matrix.codes, matrix.bias)
 
 
 def dense_logits(spec: ModelSpec, weights: DecoderWeights, tokens: list[int]) -> Tensor:
     """`[length, vocab_size]`: the definition, whole matrices, no cache."""
     ops, length = TorchOps(), len(tokens)
     where = torch.arange(length)
-    table = rotary_table(spec.rope, 8, LONGEST, torch.float64)
+    table = rotary_table(OWN.rope, 8, LONGEST, torch.float64)
     h = weights.embedding.apply(torch.tensor(tokens))
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     for index, (layer, stored) in enumerate(zip(spec.layers, weights.layers, strict=True)):
         mixer = layer.mixer
-        heads = stored.qkv.apply(ops, stored.input_norm.apply(ops, h))
+        weights_of_mixer, between = stored.mixer, stored.feed_forward
+        heads = product(weights_of_mixer.qkv, stored.input_norm.apply(ops, h))
         heads = heads.view(length, mixer.projected_heads, mixer.head_dim)
         q = heads[:, : mixer.num_heads].contiguous()
-        q = q if stored.q_norm is None else stored.q_norm.apply(ops, q)
+        q = q if weights_of_mixer.q_norm is None else weights_of_mixer.q_norm.apply(ops, q)
         ops.rotary_(q, where, table)
         if mixer.cache_layer is None:
             k = heads[:, mixer.num_heads : -mixer.num_kv_heads].contiguous()
-            k = k if stored.k_norm is None else stored.k_norm.apply(ops, k)
+            k = k if weights_of_mixer.k_norm is None else weights_of_mixer.k_norm.apply(ops, k)
             ops.rotary_(k, where, table)
             kept[index] = (k, heads[:, -mixer.num_kv_heads :])
         k, v = (x.repeat_interleave(mixer.group_size, 1) for x in kept[spec.cache_layer(index)])
         distance = where[:, None] - where[None, :]
         seen = (distance >= 0) & (distance < (mixer.window or length))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * mixer.scale
+        scores = torch.einsum("qhd,khd->hqk", q, k) * mixer.scores.scale
         mixed = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         attended = torch.einsum("hqk,khd->qhd", mixed, v).reshape(length, -1)
-        h = h + stored.output.apply(ops, attended)
-        gate, up = stored.gate_up.apply(ops, stored.post_norm.apply(ops, h)).chunk(2, -1)
-        h = h + stored.down.apply(ops, F.silu(gate) * up)
-    logits: Tensor = weights.head.apply(ops, weights.final_norm.apply(ops, h))
-    return logits
+        h = h + product(weights_of_mixer.output, attended)
+        gate, up = product(between.gate_up, stored.post_norm.apply(ops, h)).chunk(2, -1)
+        h = h + product(between.down, F.silu(gate) * up)
+    return product(weights.head, weights.final_norm.apply(ops, h))
 
 
 def engine_over(spec: ModelSpec, weights: DecoderWeights, **values: object) -> Engine:
@@ -122,17 +129,14 @@ def test_a_layer_that_shares_is_in_no_group_and_costs_no_bytes():
 
 
 def _all(weights: DecoderWeights) -> list[Tensor]:
-    norms = [weights.final_norm]
-    linears = [weights.head]
+    found = [weights.final_norm.weight, weights.head.codes, weights.embedding.table.codes]
     for layer in weights.layers:
-        norms += [
-            norm
-            for norm in (layer.input_norm, layer.q_norm, layer.k_norm, layer.post_norm)
-            if norm is not None
-        ]
-        linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
-    tables = [weights.embedding.table.weight]  # type: ignore[attr-defined]
-    return tables + [n.weight for n in norms] + [x.weight.weight for x in linears]  # type: ignore[attr-defined]
+        mixer, feed_forward = layer.mixer, layer.feed_forward
+        norms = (layer.input_norm, mixer.q_norm, mixer.k_norm, layer.post_norm)
+        found += [norm.weight for norm in norms if norm is not None]
+        matrices = (mixer.qkv, mixer.output, feed_forward.gate_up, feed_forward.down)
+        found += [matrix.codes for matrix in matrices]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from minserve.memory import DiskTier, GroupPlan, HostTier, IntegrityError, KVCache, ResumeCosts
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec
 
 KEYS = [bytes([i]) * 32 for i in range(8)]
 
@@ -184,7 +185,6 @@ def two_kinds_of_layers() -> ModelSpec:
             LayerSpec(AttentionSpec(4, 2, 8), FeedForwardSpec(16)),
         ),
         norm_eps=1e-5,
-        rope=RopeSpec(),
         max_position=64,
         tie_embeddings=True,
         eos_token_ids=(0,),

@@ -13,9 +13,10 @@ from minserve.clock import VirtualClock
 from minserve.config import EngineConfig, resolve
 from minserve.engine.prepare import BatchBuilder
 from minserve.memory import KVCache, KVManager, build_manager, plan_groups
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
 from minserve.request import Request, SamplingParams
 from minserve.scheduling import StepPlan
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec
+from minserve.spec import LayerSpec
 
 SIZE = 4
 TARGET = tiny_spec(windows=(None, 6))

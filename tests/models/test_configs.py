@@ -41,7 +41,7 @@ def test_bare_llama_config_gets_the_defaults_of_transformers(tmp_path: Path) -> 
     mixer = spec.layers[0].mixer
     assert (mixer.num_heads, mixer.num_kv_heads, mixer.head_dim) == (4, 4, 4)
     assert not (mixer.qkv_bias or mixer.output_bias or mixer.qk_norm)
-    assert spec.rope == RopeSpec(10_000.0)
+    assert mixer.rope == RopeSpec(10_000.0)
     assert spec.norm_eps == 1e-6 and spec.dtype == "float32" and not spec.tie_embeddings
     assert spec.bos_token_id == 1 and spec.eos_token_ids == (2,)
 
@@ -70,7 +70,7 @@ def test_older_rope_keys_mean_what_the_new_ones_mean(
     parameters["rope_type"] = parameters.pop("type", parameters.get("rope_type", "default"))
     new = spec_of(tmp_path, rope_parameters=parameters, dtype="bfloat16")
     assert old == new
-    assert old.dtype == "bfloat16" and old.rope.theta == 5e5
+    assert old.dtype == "bfloat16" and old.layers[0].mixer.rope.theta == 5e5
 
 
 @pytest.mark.parametrize(

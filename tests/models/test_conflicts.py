@@ -83,7 +83,7 @@ def test_yarn_beside_other_rotary_keys_is_on_as_in_transformers(
     tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
     path = directory(tmp_path / "model", family, **changes)
-    assert load_spec(path).rope.kind == "yarn"
+    assert load_spec(path).layers[0].mixer.rope.kind == "yarn"
     with_yarn = theirs(path)
     assert difference(ours(path), with_yarn) < 1e-4
     edit_config(path, rope_scaling=...)

@@ -71,15 +71,15 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> DecoderWeights:
 
 def all_tensors(weights: DecoderWeights) -> list[Tensor]:
     """Every tensor of a dense model, in a fixed order."""
-    linears, norms = [weights.head], [weights.final_norm]
+    matrices, norms = [weights.head], [weights.final_norm]
     for layer in weights.layers:
-        linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
+        mixer, feed_forward = layer.mixer, layer.feed_forward
+        matrices += [mixer.qkv, mixer.output, feed_forward.gate_up, feed_forward.down]
         norms += [layer.input_norm, layer.post_norm]
-        norms += [norm for norm in (layer.q_norm, layer.k_norm) if norm is not None]
-    found = [weights.embedding.table.weight, *(norm.weight for norm in norms)]
-    for linear in linears:
-        dense: Any = linear.weight
-        found += [part for part in (dense.weight, dense.bias) if part is not None]
+        norms += [norm for norm in (mixer.q_norm, mixer.k_norm) if norm is not None]
+    found = [weights.embedding.table.codes, *(norm.weight for norm in norms)]
+    for matrix in matrices:
+        found += [part for part in (matrix.codes, matrix.bias) if part is not None]
     return found
 
 
@@ -92,13 +92,13 @@ def test_fused_projections_hold_the_stored_rows_in_order(llama: Path) -> None:
     stored = load_file(llama / "model.safetensors")
     layer = load(llama).layers[1]
     prefix = "model.layers.1."
-    qkv: Any = layer.qkv.weight
+    qkv = layer.mixer.qkv
     parts = [f"{prefix}self_attn.{name}_proj" for name in "qkv"]
-    assert torch.equal(qkv.weight, torch.cat([stored[f"{part}.weight"] for part in parts]))
+    assert torch.equal(qkv.codes, torch.cat([stored[f"{part}.weight"] for part in parts]))
     assert torch.equal(qkv.bias, torch.cat([stored[f"{part}.bias"] for part in parts]))
-    gate_up: Any = layer.gate_up.weight
+    gate_up = layer.feed_forward.gate_up
     parts = [f"{prefix}mlp.{name}_proj.weight" for name in ("gate", "up")]
-    assert torch.equal(gate_up.weight, torch.cat([stored[part] for part in parts]))
+    assert torch.equal(gate_up.codes, torch.cat([stored[part] for part in parts]))
 
 
 def test_bytes_and_parameters_are_those_of_the_spec(llama: Path) -> None:

@@ -16,6 +16,7 @@ from models.ragged import PagedSequences, generate_greedily, run_pieces
 
 from minserve.attention.paged import PagedAttention
 from minserve.kernels.reference.ops import TorchOps
+from minserve.layers import ForwardContext
 from minserve.models import Decoder, load_spec, load_weights
 from minserve.spec import ModelSpec
 
@@ -182,7 +183,7 @@ def test_residual_stream_may_be_cut_between_any_two_layers() -> None:
         plan = backend.plan(batch)
         h = decoder.embed(batch.token_ids)
         for start, stop in pairwise(cuts):
-            h = decoder.run_layers(h, plan, batch.positions, start, stop)
+            h = decoder.run_layers(h, ForwardContext(batch, plan), start, stop)
         outcomes.append(h)
     assert torch.equal(outcomes[0], outcomes[1])
     assert torch.equal(outcomes[0], outcomes[2])

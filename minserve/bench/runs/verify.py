@@ -101,7 +101,7 @@ def _caches(loaded: LoadedModel, num_blocks: int) -> tuple[tuple[Tensor, Tensor]
     """Pages for every layer, filled with small numbers."""
     caches = []
     for layer in loaded.config.model.layers:
-        shape = (num_blocks, layer.mixer.num_kv_heads, PAGE, layer.mixer.head_dim)
+        shape = (num_blocks, layer.mixer.heads.num_kv_heads, PAGE, layer.mixer.heads.head_dim)
         pages = [torch.full(shape, 0.01, dtype=loaded.config.dtype) for _ in range(2)]
         caches.append((pages[0].to(loaded.config.device), pages[1].to(loaded.config.device)))
     return tuple(caches)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec, RopeSpec
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Shape:
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             qk_norm=self.model_type == "qwen3",
+            rope=RopeSpec(theta=self.rope_theta),
         )
         layer = LayerSpec(attention, FeedForwardSpec(self.intermediate_size))
         return ModelSpec(
@@ -48,7 +50,6 @@ class Shape:
             hidden_size=self.hidden_size,
             layers=(layer,) * self.num_layers,
             norm_eps=self.norm_eps,
-            rope=RopeSpec(theta=self.rope_theta),
             max_position=self.max_position,
             tie_embeddings=self.tie_embeddings,
             dtype=self.dtype,

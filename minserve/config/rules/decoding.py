@@ -30,7 +30,7 @@ def drafts_need_a_model(question: Question) -> None:
 def trees_need_distances(question: Question) -> None:
     """Refuse a proposer of trees for a model with sliding windows."""
     facts = question.facts
-    windows = [layer.mixer.window for layer in question.model.layers if layer.mixer.window]
+    windows = [each.mixer.cache.window for each in question.model.layers if each.mixer.cache.window]
     if facts.proposes_trees and windows:
         raise ConfigError(
             f"EngineParts(proposer={facts.proposer}) proposes trees, and this model has layers "

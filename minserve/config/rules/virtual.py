@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minserve.config.knobs import ConfigError
 from minserve.config.question import Answer, Question, Rule
+from minserve.spec import UNQUANTIZED
 
 
 def modelled_time_compiles_nothing(question: Question) -> None:
@@ -40,7 +41,8 @@ def modelled_memory_holds_weights(question: Question) -> Answer | None:
     if not num_bytes or memory.kv_bytes is not None:
         return None
     usable = int(num_bytes * memory.gpu_memory_utilization)
-    weights = question.model.num_parameters() * question.dtype.itemsize
+    storage = question.facts.storage or UNQUANTIZED
+    weights = sum(question.model.weight_parts(question.dtype.itemsize, storage).values())
     if weights >= usable:
         raise ConfigError(
             f"the model's {weights} bytes of weights do not fit into the {usable} bytes that "

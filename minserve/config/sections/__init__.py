@@ -7,6 +7,7 @@ switches can be combined: that is in `minserve.config.rules`.
 from minserve.config.sections.admission import AdmissionConfig
 from minserve.config.sections.kernels import KernelsConfig
 from minserve.config.sections.memory import MemoryConfig
+from minserve.config.sections.quantization import QuantizationConfig
 from minserve.config.sections.scheduling import SchedulingConfig
 from minserve.config.sections.trace import TraceConfig
 
@@ -14,6 +15,7 @@ __all__ = [
     "AdmissionConfig",
     "KernelsConfig",
     "MemoryConfig",
+    "QuantizationConfig",
     "SchedulingConfig",
     "TraceConfig",
 ]

@@ -255,9 +255,9 @@ def written_out(
 class TorchPlannedAttention:
     """`PlannedAttention` in plain torch. Index tensors are made at the first layer of a geometry.
 
-    `use_sdpa`: True uses `scaled_dot_product_attention` unless the log-sum-exp or a soft cap is needed,
-    False the written-out form. None uses it for float32 and narrower types: on a CPU it was one to three
-    times as fast for every shape tried. The written-out float64 is the oracle.
+    `use_sdpa`: True uses `scaled_dot_product_attention` unless the log-sum-exp or a soft cap is
+    needed, False the written-out form. None uses it for float32 and narrower types: on a CPU it was
+    one to three times as fast for every shape tried. The written-out float64 is the oracle.
     """
 
     def __init__(

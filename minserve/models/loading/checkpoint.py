@@ -17,12 +17,17 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from minserve.files.json_file import shorten
-from minserve.kernels.base import PackedShape
+from minserve.models.errors import ModelError
 from minserve.models.loading.checkpoint_files import checkpoint_files
-from minserve.models.loading.errors import ModelError
 from minserve.models.loading.headers import TensorHeader, read_header
 from minserve.models.loading.hub import resolve_model_dir
-from minserve.models.weights import DecoderWeights, build_weights
+from minserve.models.weights import (
+    DecoderWeights,
+    Packing,
+    build_weights,
+    unpacked,
+)
+from minserve.quantization.formats import DENSE_PLAN, FormatPlan
 from minserve.spec import ModelSpec
 
 _STORED_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -190,9 +195,10 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     progress: bool = True,
-    packed: PackedShape | None = None,
+    plan: FormatPlan = DENSE_PLAN,
+    packing: Packing = unpacked,
 ) -> DecoderWeights:
-    """Load a checkpoint's weights in `dtype` on `device`; with `packed`, packed in that shape.
+    """Load a checkpoint's weights in `dtype` on `device`: see `build_weights`.
 
     `progress` shows a bar on standard error if loading takes longer than two seconds. Raises
     ModelError, naming the tensor, if one is missing, misshapen, quantized or unexpected, and if the
@@ -211,7 +217,7 @@ def load_weights(
         disable=not progress,
     )
     with bar, Checkpoint(headers, bar) as checkpoint:
-        weights = build_weights(spec, checkpoint, dtype, torch.device(device), packed)
+        weights = build_weights(spec, checkpoint, dtype, torch.device(device), plan, packing)
         if spec.tie_embeddings:
             checkpoint.check_tied_head()
     return weights

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from minserve.files.json_file import FileError, read_json, shorten
-from minserve.models.loading.errors import ModelError
+from minserve.models.errors import ModelError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

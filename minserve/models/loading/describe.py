@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from minserve.models.config_file import ConfigFile
+from minserve.models.errors import ModelError
 from minserve.models.loading.checkpoint import stored_dtype
-from minserve.models.loading.config_file import ConfigFile
-from minserve.models.loading.errors import ModelError
 from minserve.models.loading.families import spec_from_config
 from minserve.models.loading.hub import resolve_model_dir
 from minserve.spec import ModelSpec

@@ -1,25 +1,28 @@
 """From a Hugging Face `config.json` to a `ModelSpec`: one entry per family, one reader for all.
 
 A family describes what its modelling code in transformers fixes (which projections have a bias,
-whether heads are normalised, which layers have a window) and the defaults of its configuration
-class for missing keys. A feature that this decoder does not have is refused by name; no key that
-would change a logit is ignored. Knows nothing about weights.
+whether heads are normalised, which layers have a window or rotary embedding) and the defaults of
+its configuration class for missing keys; a block reads its own keys (`AttentionSpec.read`). A
+feature that this decoder does not have is refused by name; no key that would change a logit is
+ignored. Knows nothing about weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minserve.files.json_file import shorten
-from minserve.models.loading.config_file import ConfigFile
-from minserve.models.loading.rope_config import read_rope
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.models.config_file import ConfigFile
+from minserve.models.rope_config import read_rope
+from minserve.spec import LayerSpec, ModelSpec
 
 _MOST_LAYERS = 10_000
-_MOST_HEADS = 1 << 16
-_LARGEST_HEAD = 1 << 14
+_FACTOR = {"above": 0.0, "at_most": 1e6}
+"""Range of multipliers and soft caps."""
 _SMALLEST_EPS = 1e-20
 """With a smaller epsilon, 1 / sqrt(epsilon) of a row of zeros overflows float32."""
 Windows = Callable[[ConfigFile, int], list[int | None]]
@@ -70,18 +73,82 @@ def _qwen_windows(config: ConfigFile, num_layers: int) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
+def _every_second_window(config: ConfigFile, num_layers: int) -> list[int | None]:
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = [
+            "full_attention" if index % 2 else "sliding_attention" for index in range(num_layers)
+        ]
+    return _windows_of(config, kinds, num_layers, config.optional_integer("sliding_window"))
+
+
+def _windows_without_rope(config: ConfigFile, num_layers: int) -> list[int | None]:
+    window = config.optional_integer("sliding_window")
+    window = window if config.flag("use_sliding_window") else None
+    kinds = config.get("layer_types")
+    if kinds is None:
+        rotated = _some_rotated(config, num_layers)
+        kinds = ["full_attention" if r or window is None else "sliding_attention" for r in rotated]
+    elif window is None:
+        return [None] * num_layers  # as transformers: the list is not read
+    return _windows_of(config, kinds, num_layers, window)
+
+
+def _windows_of(
+    config: ConfigFile, kinds: Any, num_layers: int, window: int | None
+) -> list[int | None]:
+    """The window of each layer that a list of kinds gives one."""
+    known = ("full_attention", "sliding_attention")
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or any(kind not in known for kind in kinds)
+    ):
+        raise config.error(
+            "layer_types", f"{num_layers} names out of {', '.join(known)}", "correct the list"
+        )
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _all_rotated(config: ConfigFile, num_layers: int) -> list[bool]:
+    return [True] * num_layers
+
+
+def _some_rotated(config: ConfigFile, num_layers: int) -> list[bool]:
+    given = config.get("no_rope_layers")
+    if given is None:
+        interval = config.integer("no_rope_layer_interval")
+        return [(index + 1) % interval != 0 for index in range(num_layers)]
+    if (
+        not isinstance(given, list)
+        or len(given) < num_layers
+        or any(x not in (0, 1) for x in given)
+    ):
+        raise config.error(
+            "no_rope_layers",
+            f"{num_layers} numbers, 1 for a layer with rotary embedding and 0 for one without",
+            "correct the list",
+        )
+    return [bool(each) for each in given[:num_layers]]
+
+
 @dataclass(frozen=True)
 class Family:
     """The assumptions of transformers' code for one `model_type`."""
 
-    windows: Windows
-    qkv_bias: bool | None = None
-    """None: read `attention_bias`."""
-    output_bias: bool | None = None
-    """None: read `attention_bias`."""
-    feed_forward_bias: bool | None = False
-    """None: read `mlp_bias`."""
-    qk_norm: bool = False
+    windows: Windows = _no_windows
+    rotated: Callable[[ConfigFile, int], list[bool]] = _all_rotated
+    """Which layers have rotary embedding."""
+    attention: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `AttentionSpec` that its code decides, whatever the file says."""
+    feed_forward: Mapping[str, Any] = field(default_factory=dict)
+    """The same of `FeedForwardSpec`."""
+    sandwich_norms: bool = False
+    norm_offset: float = 0.0
+    scales_embedding: bool = False
+    """By the square root of the width."""
+    reads: frozenset[str] = frozenset()
+    """Keys out of `OPTIONAL` that its code reads; it ignores the others."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The configuration class's values for keys missing in the file."""
 
@@ -93,21 +160,95 @@ _QWEN_DEFAULTS = {
     "max_window_layers": 28,
 }
 _LLAMA_DEFAULTS = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
+_GEMMA_DEFAULTS = {
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+_NO_BIAS = {"bias": False}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(_no_windows, feed_forward_bias=None, defaults=_LLAMA_DEFAULTS),
+    "llama": Family(defaults=_LLAMA_DEFAULTS),
     "mistral": Family(
         _same_window,
-        qkv_bias=False,
-        output_bias=False,
+        attention={"qkv_bias": False, "output_bias": False},
+        feed_forward=_NO_BIAS,
         defaults=_LLAMA_DEFAULTS
         | {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
     ),
-    "qwen2": Family(_qwen_windows, qkv_bias=True, output_bias=False, defaults=_QWEN_DEFAULTS),
-    "qwen3": Family(_qwen_windows, qk_norm=True, defaults=_QWEN_DEFAULTS | {"head_dim": 128}),
+    "qwen2": Family(
+        _qwen_windows,
+        attention={"qkv_bias": True, "output_bias": False},
+        feed_forward=_NO_BIAS,
+        defaults=_QWEN_DEFAULTS,
+    ),
+    "qwen3": Family(
+        _qwen_windows,
+        attention={"qk_norm": True},
+        feed_forward=_NO_BIAS,
+        defaults=_QWEN_DEFAULTS | {"head_dim": 128},
+    ),
+    "granite": Family(
+        reads=frozenset(
+            (
+                "attention_multiplier",
+                "embedding_multiplier",
+                "residual_multiplier",
+                "logits_scaling",
+            )
+        ),
+        defaults=_LLAMA_DEFAULTS | {"attention_multiplier": 1.0},
+    ),
+    "gemma": Family(
+        feed_forward=_NO_BIAS | {"activation": "gelu_tanh"},
+        norm_offset=1.0,
+        scales_embedding=True,
+        defaults=_GEMMA_DEFAULTS | {"num_key_value_heads": 16},
+    ),
+    "gemma2": Family(
+        _every_second_window,
+        feed_forward=_NO_BIAS,
+        sandwich_norms=True,
+        norm_offset=1.0,
+        scales_embedding=True,
+        reads=frozenset(
+            (
+                "query_pre_attn_scalar",
+                "attn_logit_softcapping",
+                "final_logit_softcapping",
+                "hidden_activation",
+            )
+        ),
+        defaults=_GEMMA_DEFAULTS
+        | {
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "smollm3": Family(
+        _windows_without_rope,
+        rotated=_some_rotated,
+        defaults={
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "rope_theta": 2_000_000.0,
+            "no_rope_layer_interval": 4,
+            "tie_word_embeddings": True,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
+    ),
 }
 """By Hugging Face's `model_type`. To add a family with the same kinds of layers, add an
 entry here only."""
+OPTIONAL = frozenset().union(*(family.reads for family in FAMILIES.values()))
+"""Keys that change a model's logits in some families and are ignored by the code of others."""
 
 
 def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None = None) -> ModelSpec:
@@ -125,20 +266,23 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
             "run it with transformers, or describe the family in "
             "minserve/models/loading/families.py if its layers are the same",
         )
-    config = config.with_defaults(family.defaults)
+    config = config.without(OPTIONAL - family.reads).with_defaults(family.defaults)
     _refuse_what_is_missing(config)
-    hidden = config.integer("hidden_size")
     num_layers = config.integer("num_hidden_layers", at_most=_MOST_LAYERS)
-    mixer = _attention(config, family, hidden)
-    bias = family.feed_forward_bias
-    feed_forward = FeedForwardSpec(
-        config.integer("intermediate_size"), config.flag("mlp_bias") if bias is None else bias
-    )
-    layers = tuple(
-        LayerSpec(_with_window(mixer, window), feed_forward)
-        for window in family.windows(config, num_layers)
-    )
     rope, max_position, notes = read_rope(config)
+    mixer = replace(AttentionSpec.read(config, family.attention), rope=rope)
+    feed_forward = FeedForwardSpec.read(config, family.feed_forward)
+    layers = tuple(
+        LayerSpec(
+            replace(mixer, window=window, rope=rope if rotated else None),
+            feed_forward,
+            sandwich_norms=family.sandwich_norms,
+            residual_multiplier=config.number("residual_multiplier", 1.0, **_FACTOR),
+        )
+        for window, rotated in zip(
+            family.windows(config, num_layers), family.rotated(config, num_layers), strict=True
+        )
+    )
     if rope.kind == "dynamic" and mixer.head_dim == 2:
         raise config.error(
             "head_dim", "at least 4", "rope_type 'dynamic' has no base for one pair", shown="2"
@@ -150,17 +294,26 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
     return ModelSpec(
         family=config.text("model_type"),
         vocab_size=vocab_size,
-        hidden_size=hidden,
+        hidden_size=config.integer("hidden_size"),
         layers=layers,
         norm_eps=config.number("rms_norm_eps", 1e-6, above=_SMALLEST_EPS, at_most=1.0),
-        rope=rope,
         max_position=max_position,
         tie_embeddings=config.flag("tie_word_embeddings"),
         dtype=config.dtype() or "float32",
         bos_token_id=next((token for token in bos if token < vocab_size), None),
+        norm_offset=family.norm_offset,
+        embedding_multiplier=_embedding_multiplier(config, family),
+        logit_multiplier=1.0 / config.number("logits_scaling", 1.0, **_FACTOR),
+        logit_softcap=config.optional_number("final_logit_softcapping", **_FACTOR),
         eos_token_ids=tuple(token for token in ends if token < vocab_size),
         notes=notes + _out_of_vocabulary(ends, vocab_size),
     )
+
+
+def _embedding_multiplier(config: ConfigFile, family: Family) -> float:
+    if family.scales_embedding:
+        return math.sqrt(config.integer("hidden_size"))
+    return config.number("embedding_multiplier", 1.0, **_FACTOR)
 
 
 def _out_of_vocabulary(ends: tuple[int, ...], vocab_size: int) -> tuple[str, ...]:
@@ -173,66 +326,16 @@ def _out_of_vocabulary(ends: tuple[int, ...], vocab_size: int) -> tuple[str, ...
     return (f"eos_token_id {named}: ignored, the model's tokens are below {vocab_size}",)
 
 
-def _attention(config: ConfigFile, family: Family, hidden: int) -> AttentionSpec:
-    heads = config.integer("num_attention_heads", at_most=_MOST_HEADS)
-    kv_heads = config.optional_integer("num_key_value_heads") or heads
-    if heads % kv_heads:
-        raise config.error(
-            "num_key_value_heads",
-            f"a divisor of num_attention_heads={heads}",
-            "correct the file: grouped heads share KV heads evenly",
-        )
-    head_dim = config.optional_integer("head_dim")
-    if head_dim is None:
-        if hidden % heads:
-            raise config.error(
-                "hidden_size", f"a multiple of num_attention_heads={heads}", "give head_dim"
-            )
-        head_dim = hidden // heads
-    if head_dim % 2 or head_dim > _LARGEST_HEAD:
-        raise config.error(
-            "head_dim",
-            f"an even number of at most {_LARGEST_HEAD:,}",
-            "rotary embedding turns pairs",
-            shown=str(head_dim),
-        )
-    attention_bias = config.flag("attention_bias")
-    return AttentionSpec(
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
-        output_bias=attention_bias if family.output_bias is None else family.output_bias,
-        qk_norm=family.qk_norm,
-    )
-
-
-def _with_window(mixer: AttentionSpec, window: int | None) -> AttentionSpec:
-    return AttentionSpec(
-        mixer.num_heads,
-        mixer.num_kv_heads,
-        mixer.head_dim,
-        window,
-        mixer.qkv_bias,
-        mixer.output_bias,
-        mixer.qk_norm,
-    )
-
-
 def _refuse_what_is_missing(config: ConfigFile) -> None:
+    reason = "a model that reads in both directions embeds text and cannot generate it"
     if "is_causal" in config.values and config.get("is_causal") is not True:
-        raise config.error(
-            "is_causal",
-            "true: tokens attend to those before them only",
-            "a model that reads in both directions embeds text and cannot generate it",
-        )
+        raise config.error("is_causal", "true: tokens attend to those before them only", reason)
+    if config.flag("use_bidirectional_attention"):
+        raise config.error("use_bidirectional_attention", "false or null", reason)
     if config.get("per_layer_config") is not None:
         raise config.error(
             "per_layer_config", "none: all layers have one shape", "run it with transformers"
         )
-    act = config.get("hidden_act")
-    if act not in (None, "silu", "swish"):
-        raise config.error("hidden_act", "'silu'", "only gated SiLU feed-forwards are built")
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None

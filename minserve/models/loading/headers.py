@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minserve.files.json_file import FileError, open_regular, parse_json, shorten
-from minserve.models.loading.errors import ModelError
+from minserve.models.errors import ModelError
 
 _MAX_HEADER_BYTES = 16 << 20
 """Enough for a hundred thousand tensors."""

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from minserve.files.json_file import shorten
-from minserve.models.loading.errors import ModelError
+from minserve.models.errors import ModelError
 
 _MOST_HUB_CHARS = 2 * 96 + 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

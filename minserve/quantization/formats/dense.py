@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from minserve.quantization.formats.base import ShardDim, TensorSource, read_part
 from minserve.spec import LinearShape
 
 
+@dataclass(frozen=True)
 class DenseFormat:
     """Every part of a fused projection is copied into its rows of one matrix."""
 
@@ -20,7 +22,7 @@ class DenseFormat:
     kind: ClassVar[str] = "dense"
 
     def matrix_bytes(self, outputs: int, inputs: int, itemsize: int) -> int:
-        """See `WeightFormat.matrix_bytes`."""
+        """See `Storage.matrix_bytes`."""
         return outputs * inputs * itemsize
 
     def load(
@@ -65,3 +67,6 @@ def empty_matrix(outputs: int, inputs: int, dtype: torch.dtype, device: torch.de
     if device.type == "cpu" and dtype in (torch.float32, torch.float64):
         return torch.empty(inputs, outputs, dtype=dtype, device=device).t()
     return torch.empty(outputs, inputs, dtype=dtype, device=device)
+
+
+DENSE = DenseFormat()

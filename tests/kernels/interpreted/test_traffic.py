@@ -18,7 +18,8 @@ from minserve.kernels.counts.launches import LabelledOps, LaunchCounter, Total, 
 from minserve.kernels.triton import TritonOps
 from minserve.kernels.triton.analysis.traffic import Traffic, watch
 from minserve.models import random_weights
-from minserve.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec
 
 CASES = {case.name: case for case in cases()}
 SPENT = 1.10
@@ -113,7 +114,7 @@ def test_a_step_of_a_model_moves_hardly_more_than_with_the_least_operators() -> 
     layer = LayerSpec(AttentionSpec(4, 2, 32), FeedForwardSpec(96))
     spec = ModelSpec(
         family="llama", vocab_size=64, hidden_size=128, layers=(layer, layer), norm_eps=1e-5,
-        rope=RopeSpec(theta=1e4), max_position=512, tie_embeddings=True, dtype="float16",
+        max_position=512, tie_embeddings=True, dtype="float16",
     )  # fmt: skip
     lens = [1, 1], [300, 260]
     fewest = step_launches(spec, "fused", *lens, "float16")

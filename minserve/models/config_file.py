@@ -6,13 +6,13 @@ Read as JSON, not with transformers, which takes seconds to import. Knows nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minserve.files.json_file import FileError, read_json, shorten
-from minserve.models.loading.errors import ModelError
+from minserve.models.errors import ModelError
 
 LARGEST_SIZE = 1 << 24
 """Larger than any width, vocabulary or length of a decoder; a product of two still
@@ -37,6 +37,10 @@ class ConfigFile:
         if not isinstance(values, dict):
             raise ModelError(f"{path} holds a {type(values).__name__}: expected a JSON object")
         return cls(path, values)
+
+    def without(self, keys: Collection[str]) -> ConfigFile:
+        """The same file as if it lacked these keys."""
+        return replace(self, values={k: v for k, v in self.values.items() if k not in keys})
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigFile:
         """The same file with values for keys that it lacks."""
@@ -76,6 +80,10 @@ class ConfigFile:
                 key, f"an integer between {at_least:,} and {at_most:,}", "correct the file"
             )
         return value
+
+    def optional_number(self, key: str, *, above: float, at_most: float) -> float | None:
+        """A number as in `number`; None if null or absent."""
+        return None if self.get(key) is None else self.number(key, above=above, at_most=at_most)
 
     def number(
         self,

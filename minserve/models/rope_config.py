@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, cast, get_args
 
-from minserve.models.loading.config_file import LARGEST_SIZE, ConfigFile
-from minserve.models.loading.errors import ModelError
+from minserve.models.config_file import LARGEST_SIZE, ConfigFile
+from minserve.models.errors import ModelError
 from minserve.spec import ModelSpec, RopeKind, RopeSpec
 
 _KINDS: tuple[str, ...] = get_args(RopeKind)
@@ -68,7 +68,7 @@ def check_rotary_table(spec: ModelSpec, max_position: int) -> None:
 
     A file may declare any length, and the engine uses it if its user gives none.
     """
-    widest = max((layer.mixer.head_dim for layer in spec.layers), default=0)
+    widest = max((layer.mixer.heads.head_dim for layer in spec.layers), default=0)
     table_bytes = max_position * widest * 4
     if table_bytes > _MAX_TABLE_BYTES:
         raise ModelError(
