@@ -14,22 +14,20 @@ BLOCK = 1024
 
 
 @triton.jit
-def gate_kernel(
-    gate_up, out, row_stride, inner, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr
-):  # fmt: skip
+def gate_kernel(gate_up, out, row_stride, inner, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
     """Program (r, c) computes columns `c * BLOCK` and on of row r. ACTIVATION is an `Activation`:
-    both are the gate times the logistic function of `steepness`."""
+    each is `gate / (1 + exp(-exponent))`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < inner
     here = gate_up + row * row_stride + column
     gate = tl.load(here, inside, other=0.0).to(tl.float32)
     up = tl.load(here + inner, inside, other=0.0).to(tl.float32)
-    steepness = gate
+    exponent = gate
     if ACTIVATION == "gelu_tanh":
-        # (1 + tanh(x)) / 2 is the logistic function of 2 x; the factor is 2 sqrt(2 / pi).
-        steepness = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    product = gate / (1.0 + tl.exp(-steepness)) * up
+        # (1 + tanh(x)) / 2 = 1 / (1 + exp(-2 x)); the factor is 2 sqrt(2 / pi).
+        exponent = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    product = gate / (1.0 + tl.exp(-exponent)) * up
     tl.store(out + row * inner + column, product.to(out.dtype.element_ty), inside)
 
 
