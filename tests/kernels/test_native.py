@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from kernels.ragged import Paged, Shape, build, shapes, tolerance
 
 from minserve.kernels import TorchOps, why_not_native
-from minserve.kernels.base import PackedShape
+from minserve.kernels.base import Scores
 from minserve.kernels.cpu.native import NativeOps, native_ops
-from minserve.kernels.reference.ops import pack
 
 pytestmark = pytest.mark.skipif(why_not_native() is not None, reason=str(why_not_native()))
 
@@ -50,8 +49,8 @@ def attend(
     ops: NativeOps | TorchOps, batch: Paged, need_lse: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     planned = ops.plan_attention(*batch.args())
-    window = batch.shape.window
-    return planned(batch.q, batch.keys, batch.values, batch.scale, window, need_lse)
+    scores = Scores(batch.scale, batch.shape.window)
+    return planned(batch.q, batch.keys, batch.values, scores, need_lse)
 
 
 def exact(batch: Paged) -> Paged:
@@ -180,7 +179,8 @@ def test_one_plan_serves_layers_of_different_windows_and_shapes(ops: NativeOps) 
     second = build(Shape((1, 9), (40, 33), 4, 1, 3, 64, 7, 3), torch.float32)
     planned = ops.plan_attention(*first.args())
     for batch in (first, second, first):
-        out, _ = planned(batch.q, batch.keys, batch.values, batch.scale, batch.shape.window, False)
+        scores = Scores(batch.scale, batch.shape.window)
+        out, _ = planned(batch.q, batch.keys, batch.values, scores)
         assert (out - attend(TorchOps(), exact(batch))[0]).abs().max() < 1e-5
 
 
@@ -189,6 +189,7 @@ def test_float16_goes_to_torch(ops: NativeOps) -> None:
     assert torch.equal(attend(ops, batch)[0], attend(TorchOps(), batch)[0])
     x = torch.randn(3, 8).half()
     assert torch.equal(ops.silu_and_mul(x), TorchOps().silu_and_mul(x))
+    assert torch.equal(ops.gelu_and_mul(x), TorchOps().gelu_and_mul(x))
     assert torch.equal(ops.rms_norm(x, x[0], 1e-6), TorchOps().rms_norm(x, x[0], 1e-6))
 
 
@@ -234,6 +235,16 @@ def test_silu_and_mul(dtype: torch.dtype, rows: int, inner: int, size: float) ->
 
 
 @each_dtype
+@given(rows=st.integers(1, 9), inner=st.integers(1, 300), size=st.sampled_from([1.0, 30.0, 1e3]))
+@settings(max_examples=25)
+def test_gelu_and_mul(dtype: torch.dtype, rows: int, inner: int, size: float) -> None:
+    gate_up = torch.randn(rows, 2 * inner + 1).to(dtype)[:, : 2 * inner]
+    gate_up[:, :inner] *= size
+    out = native_ops().gelu_and_mul(gate_up)
+    assert_close(out, TorchOps().gelu_and_mul(gate_up.double()))
+
+
+@each_dtype
 def test_the_exponential_is_as_good_as_the_type(dtype: torch.dtype, ops: NativeOps) -> None:
     gate = torch.linspace(-80, 0, 100_001, dtype=torch.float64).to(dtype)[None]
     out = ops.silu_and_mul(torch.cat((gate, torch.ones_like(gate)), 1)).double()
@@ -241,11 +252,15 @@ def test_the_exponential_is_as_good_as_the_type(dtype: torch.dtype, ops: NativeO
     assert relative < 4 * torch.finfo(dtype).eps
 
 
-def test_silu_at_the_ends(ops: NativeOps) -> None:
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_gates_at_the_ends(ops: NativeOps, name: str) -> None:
     gate = torch.tensor([[-math.inf, -1e30, -200.0, 0.0, 200.0, 1e30, math.inf, math.nan]])
-    out = ops.silu_and_mul(torch.cat((gate, torch.ones_like(gate)), 1))
+    both = torch.cat((gate, torch.ones_like(gate)), 1)
+    if name == "silu":
+        out, expected = ops.silu_and_mul(both), torch.nn.functional.silu(gate)
+    else:
+        out, expected = ops.gelu_and_mul(both), torch.nn.functional.gelu(gate, approximate="tanh")
     # -inf * 0 is NaN here as in torch.
-    expected = torch.nn.functional.silu(gate)
     assert torch.equal(out.isnan(), expected.isnan())
     assert torch.equal(out.nan_to_num(0), expected.nan_to_num(0))
 
@@ -280,73 +295,6 @@ def test_store_kv(dtype: torch.dtype, rows: int, heads: int, block_size: int) ->
     inside_out.fill_(math.nan)
     native_ops().store_kv(k, v, *inside_out, slots)
     assert torch.equal(inside_out.nan_to_num(7), expected.nan_to_num(7))
-
-
-@each_dtype
-@given(
-    rows=st.integers(1, 30),
-    inputs=st.integers(1, 300),
-    outputs=st.integers(1, 150),
-    bias=st.booleans(),
-)
-@settings(max_examples=40)
-def test_linear(dtype: torch.dtype, rows: int, inputs: int, outputs: int, bias: bool) -> None:
-    x = torch.randn(rows, inputs + 3).to(dtype)[:, :inputs]
-    weight, add = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
-    expected = x.double() @ weight.double().T + (add.double() if bias else 0)
-    ops = native_ops()
-    packed = pack(weight, ops.packed_shape(dtype) or PackedShape(16))
-    results = [
-        ops.linear(x, stored, add if bias else None)
-        for stored in (weight, weight.T.clone().T)  # both memory orders
-    ]
-    results.append(ops.packed_linear(x, packed, outputs, add if bias else None))
-    for out in results:
-        assert out.shape == expected.shape and out.dtype == dtype
-        assert (out - expected).abs().max() <= tolerance(dtype) * max(1, expected.abs().max())
-
-
-@each_dtype
-@given(
-    rows=st.integers(1, 30), inputs=st.integers(1, 300), inner=st.sampled_from([1, 16, 20, 32, 96])
-)
-@settings(max_examples=30)
-def test_packed_gated_linear(dtype: torch.dtype, rows: int, inputs: int, inner: int) -> None:
-    x = torch.randn(rows, inputs + 3).to(dtype)[:, :inputs]
-    weight = (torch.randn(2 * inner, inputs) / inputs**0.5).to(dtype)
-    gate, up = (x.double() @ weight.double().T).chunk(2, -1)
-    ops = native_ops()
-    out = ops.packed_gated_linear(
-        x, pack(weight, ops.packed_shape(dtype) or PackedShape(16)), inner
-    )
-    assert out.shape == (rows, inner) and out.dtype == dtype
-    expected = torch.nn.functional.silu(gate) * up
-    assert (out - expected).abs().max() <= 2 * tolerance(dtype) * max(1, expected.abs().max())
-
-
-@each_dtype
-@pytest.mark.parametrize("threads", [1, 2])
-@given(rows=st.integers(2, 300), inputs=st.integers(1, 700), outputs=st.integers(1, 150))
-@settings(max_examples=15)
-def test_a_row_of_a_packed_product_is_the_same_whatever_else_is_in_the_batch(
-    dtype: torch.dtype, threads: int, rows: int, inputs: int, outputs: int
-) -> None:
-    ops = native_ops()
-    packed = ops.packed_shape(dtype)
-    if packed is None:
-        pytest.skip("this processor has instructions of its own for bfloat16")
-    x = torch.randn(rows, inputs).to(dtype)
-    packed = pack(torch.randn(outputs, inputs).to(dtype), packed)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        together = ops.packed_linear(x, packed, outputs)
-    finally:
-        torch.set_num_threads(before)
-    for first in {0, rows // 2, rows - 1}:
-        for count in {1, 2, 5, rows - first}:
-            alone = ops.packed_linear(x[first : first + count], packed, outputs)
-            assert torch.equal(alone, together[first : first + count])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

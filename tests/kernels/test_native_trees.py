@@ -20,6 +20,7 @@ from kernels.test_native import (
 )
 
 from minserve.kernels import TorchOps, why_not_native
+from minserve.kernels.base import Scores
 from minserve.kernels.cpu.native import native_ops
 from minserve.kernels.tree import MOST_ROWS, PLAIN
 
@@ -189,7 +190,7 @@ def test_a_mask_of_any_stride_is_read() -> None:
     assert tree is not None
     spread = torch.stack((tree, torch.zeros_like(tree)), 1)[:, 0]
     planned = native_ops().plan_attention(*args, spread)
-    out, _ = planned(batch.q, batch.keys, batch.values, batch.scale, None)
+    out, _ = planned(batch.q, batch.keys, batch.values, Scores(batch.scale))
     assert torch.equal(out, attend(native_ops(), batch)[0])
 
 
@@ -208,8 +209,9 @@ def test_what_no_tree_can_have_is_refused() -> None:
     batch = build(shape, torch.float64)
     *args, tree = batch.args()
     assert tree is not None
+    scores = Scores(batch.scale, window=4)
     with pytest.raises(ValueError, match=r"a tree mask in a layer with a sliding window of 4 tok"):
-        native_ops().plan_attention(*args, tree)(batch.q, batch.keys, batch.values, batch.scale, 4)
+        native_ops().plan_attention(*args, tree)(batch.q, batch.keys, batch.values, scores)
     with pytest.raises(ValueError, match=r"mask is torch.int64 \[66\], and the batch has 67 rows"):
         native_ops().plan_attention(*args, tree[1:])
     tree[40] = 1

@@ -1,10 +1,10 @@
-"""Compiles the C++ file with the system's compiler, once per machine.
+"""Compiles the C++ files with the system's compiler, once per machine.
 
-The library is in the user's cache directory, under a name made of everything it depends on: source,
-compiler, flags and the processor's features. So a stale library is never loaded, even after an
-edit, a compiler upgrade, or in a home directory shared between machines. Its digest is beside it: a
-truncated or changed library would crash the process when it is loaded, or run foreign code. Knows
-nothing about tensors.
+The library is in the user's cache directory, under a name made of everything it depends on:
+sources, compiler, flags and the processor's features. So a stale library is never loaded, even
+after an edit, a compiler upgrade, or in a home directory shared between machines. Its digest is
+beside it: a truncated or changed library would crash the process when it is loaded, or run foreign
+code. Knows nothing about tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ from filelock import FileLock
 from minserve.files import cache_dir
 from minserve.files.json_types import build
 
-SOURCES = ("vectors.h", "ops.cpp")
+SOURCES = (
+    "vectors.h",
+    "matrix.h",
+    "kinds/dense.h",
+    "kinds/int8.h",
+    "products.h",
+    "rows.h",
+    "attention.h",
+    "layers.h",
+    "ops.cpp",
+)
+"""All files of the one compilation unit, which is the last."""
 _HERE = Path(__file__).parent
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 120
@@ -94,7 +105,6 @@ def _kept(directory: Path, command: list[str], inputs: str) -> Path:
             _run([*command, str(_HERE / SOURCES[-1]), "-o", str(fresh)])
             fresh.chmod(0o700)
             built = Built(inputs, _sha256(fresh))
-            # The digest is written last: if the process ends in between, the library is built
             # The digest is written last: if the process ends before that, the library is built
             # again.
             cache_dir.move(fresh, library)

@@ -1,9 +1,10 @@
 """The operators in C++, for float32, float64 and bfloat16 on a CPU.
 
-Calls that the compiled file does not support (float16, unusual strides, matrix products for which
-torch's library is faster) go to `TorchOps`. `native_library` loads the file, `native_check` tests
-it, and `native_rows` has the operators that work row by row. This file has the products, and plans
-the attention and the layers of a step.
+Calls that the compiled library does not support (float16, unusual strides, matrix products for
+which torch is faster) go to `TorchOps`. `native_library` loads it, `native_check` tests it,
+`native_rows` has the operators that work row by row, `native_products` the products with packed
+weights, `native_attention` and `native_layers` what their names say. This file has the product with
+dense weights that are not packed, and joins all into one set of operators.
 """
 
 from __future__ import annotations
@@ -14,26 +15,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import (
-    LayerStack,
-    LayerTensors,
-    PackedShape,
-    PlannedAttention,
-    SampleKernel,
-)
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention, SampleKernel
 from minserve.kernels.cpu.build import NativeUnavailable
 from minserve.kernels.cpu.native_attention import ONE_THREAD_PRODUCTS, NativePlannedAttention
 from minserve.kernels.cpu.native_check import check
-from minserve.kernels.cpu.native_layers import NativeLayers, why_not_one_call
+from minserve.kernels.cpu.native_layers import NativeLayers
 from minserve.kernels.cpu.native_library import NativeLibrary
+from minserve.kernels.cpu.native_products import NativeProduct, multiplies
 from minserve.kernels.cpu.native_rows import NativeRowOps
 from minserve.kernels.cpu.spinning import SpareTeam, SpinGovernor
+from minserve.kernels.matrix import Matrix, PackedShape, Product
+from minserve.kernels.reference.product import DenseProduct
 
 FEW_ROWS = 4
 """Up to this many rows, products with unpacked bfloat16 weights run here and not in torch."""
-LONG = 1 << 24
-"""A matrix product of at least this many multiplications, about 0.1 ms, lets other
-Python threads run."""
 
 
 def native_ops() -> NativeOps:
@@ -75,11 +70,8 @@ class NativeOps(NativeRowOps):
         self._attention = library.attention
         self._layers = library.layers
         self._few_rows_linear = library.few_rows_linear
-        self._short_linear = library.short_linear
-        self._long_linear = library.long_linear
-        self._short_gated_linear = library.short_gated_linear
-        self._long_gated_linear = library.long_gated_linear
-        self._packed_shapes = library.packed_shapes
+        self._products = library.products
+        self._packings = library.packings
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Ops.linear`, for weights that are not packed.
@@ -112,64 +104,17 @@ class NativeOps(NativeRowOps):
         )
         return out
 
-    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """See `Ops.packed_shape`."""
-        return self._packed_shapes.get(dtype)
+    def packing(self, kind: str, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packing`."""
+        return self._packings.get((kind, dtype))
 
-    def packed_linear(
-        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
-    ) -> Tensor:
-        """See `Ops.packed_linear`."""
-        dtype = x.dtype
-        rows, inputs = x.shape
-        if (
-            tuple(packed.shape[2:]) != self._packed_shapes.get(dtype)
-            or packed.dtype != dtype
-            or x.stride(1) != 1
-            or (bias is not None and (bias.dtype != dtype or bias.stride(0) != 1))
-        ):
-            return self._torch.packed_linear(x, packed, out_features, bias)
-        out = x.new_empty(rows, out_features)
-        products = rows * inputs * out_features
-        linear = self._short_linear if products < LONG else self._long_linear
-        linear[dtype](
-            x.data_ptr(),
-            packed.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            rows,
-            inputs,
-            out_features,
-            x.stride(0),
-            torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1,
-        )
-        return out
-
-    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
-        """See `Ops.packed_gated_linear`; the activation's inputs are not rounded to bfloat16."""
-        dtype = x.dtype
-        rows, inputs = x.shape
-        if (
-            tuple(packed.shape[2:]) != self._packed_shapes.get(dtype)
-            or inner % packed.shape[2]
-            or packed.dtype != dtype
-            or x.stride(1) != 1
-        ):
-            return self.silu_and_mul(self.packed_linear(x, packed, 2 * inner))
-        out = x.new_empty(rows, inner)
-        products = 2 * rows * inputs * inner
-        functions = self._short_gated_linear if products < LONG else self._long_gated_linear
-        functions[dtype](
-            x.data_ptr(),
-            packed.data_ptr(),
-            out.data_ptr(),
-            rows,
-            inputs,
-            inner,
-            x.stride(0),
-            torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1,
-        )
-        return out
+    def product(self, matrix: Matrix) -> Product | None:
+        """See `Ops.product`. Canonical dense matrices are multiplied by `linear`."""
+        if multiplies(matrix, self.packing(matrix.kind, matrix.dtype)):
+            return NativeProduct(matrix, self._products[matrix.dtype], self)
+        if matrix.kind == "dense" and matrix.packing is None:
+            return DenseProduct(matrix, self)
+        return None
 
     def plan_attention(
         self,
@@ -193,9 +138,7 @@ class NativeOps(NativeRowOps):
         """See `Ops.plan_decode`."""
         return None
 
-    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+    def layer_stack(self, layers: Sequence[LayerTensors | None]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
-        dtype = layers[0].input_norm.dtype if layers else torch.float32
-        if why_not_one_call(layers, self.packed_shape(dtype)):
-            return None
-        return NativeLayers(self._layers, layers)
+        stack = NativeLayers(self._layers, layers)
+        return stack if any(stack.takes) else None

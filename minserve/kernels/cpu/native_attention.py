@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import PlannedAttention
+from minserve.kernels.base import PlannedAttention, Scores
 from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps
 from minserve.kernels.tree import check_tree, refuse_window
 
 ONE_THREAD_PRODUCTS = 1 << 17
-"""With at most this many multiplications, attention and `linear` use one thread: starting a second
+"""With at most this many multiplications, attention and products use one thread: starting a second
 costs a few microseconds."""
 
 Function = Callable[..., None]
 
 
 class AttentionCall(ctypes.Structure):
-    """`AttentionCall` in ops.cpp."""
+    """`AttentionCall` in attention.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out", "lse")),
@@ -31,7 +31,7 @@ class AttentionCall(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("group_size", "head_dim", "block_size")),
         *((name, ctypes.c_int64) for name in ("q_stride", "block_stride", "head_stride")),
         *((name, ctypes.c_int64) for name in ("window", "threads")),
-        ("scale", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("scale", "softcap")),
     ]
 
 
@@ -57,13 +57,14 @@ class NativePlannedAttention:
         self._tensors = [
             tensor.to(torch.int32).contiguous() for tensor in (block_tables, query_starts, kv_lens)
         ]
-        self._scores = sum(
+        self.pairs = sum(
             rows * context for rows, context in zip(query_lens, context_lens, strict=True)
         )
+        """Of a query and a key, at most, for one head."""
         self._geometry: tuple[Any, ...] = ()
         self._torch: PlannedAttention | None = None
         self.call = call = AttentionCall()
-        """The arguments that C++ reads; `takes` fills in the shape of a layer."""
+        """The arguments that C++ reads; `_takes` fills in the shape of a layer."""
         self._reference = ctypes.byref(call)
         call.block_tables, call.query_starts, call.kv_lens = (
             tensor.data_ptr() for tensor in self._tensors
@@ -76,16 +77,15 @@ class NativePlannedAttention:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        scale: float,
-        window: int | None,
+        scores: Scores,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedAttention`."""
-        refuse_window(self.tree, window)
-        if not self.takes(q.dtype, q.shape, q.stride(), keys, values):
+        refuse_window(self.tree, scores.window)
+        if not self._takes(q.dtype, q.shape, q.stride(), keys, values):
             if self._torch is None:
                 self._torch = TorchOps().plan_attention(*self._batch)
-            return self._torch(q, keys, values, scale, window, need_lse)
+            return self._torch(q, keys, values, scores, need_lse)
         out = q.new_empty(*q.shape)
         lse = None
         call = self.call
@@ -98,12 +98,13 @@ class NativePlannedAttention:
         call.keys = keys.data_ptr()
         call.values = values.data_ptr()
         call.out = out.data_ptr()
-        call.scale = scale
-        call.window = window or 0
+        call.scale = scores.scale
+        call.window = scores.window or 0
+        call.softcap = scores.softcap or 0.0
         self._function(self._reference)
         return out, lse
 
-    def takes(
+    def _takes(
         self,
         dtype: torch.dtype,
         q_shape: torch.Size,
@@ -131,7 +132,7 @@ class NativePlannedAttention:
         call.group_size = num_heads // keys.shape[1]
         call.q_stride = q_strides[0]
         call.block_stride, call.head_stride = strides[:2]
-        products = self._scores * num_heads * head_dim
+        products = self.pairs * num_heads * head_dim
         call.threads = torch.get_num_threads() if products > ONE_THREAD_PRODUCTS else 1
         self._geometry = geometry
         return True

@@ -6,16 +6,18 @@ If a compiler or a processor gets them wrong, the engine becomes slower, not wro
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import Ops, PackedShape
+from minserve.kernels.base import Ops, Scores
 from minserve.kernels.cpu.build import NativeUnavailable
 from minserve.kernels.cpu.native_library import DTYPES
+from minserve.kernels.matrix import Matrix, Product
 from minserve.kernels.reference.attention import accumulation_dtype
-from minserve.kernels.matrix import pack
 from minserve.kernels.reference.ops import TorchOps
+from minserve.kernels.reference.product import DenseProduct
 from minserve.kernels.tree import PLAIN
 
 BATCH, CONTEXTS = (1, 1, 19), (70, 3, 41)
@@ -24,12 +26,28 @@ TREE = (PLAIN, PLAIN, *(1 | 1 << node for node in range(BATCH[2])))
 """The same rows, of which the last request's are a star: each sees the first and itself."""
 
 
+@dataclass(frozen=True)
+class Codes:
+    """`MatrixFormat` of the matrices that are multiplied here: codes times their scales."""
+
+    kind: str
+
+    def dequantise(self, matrix: Matrix) -> Tensor:
+        """See `MatrixFormat.dequantise`."""
+        if matrix.scales is None:
+            return matrix.codes
+        codes = matrix.codes.to(accumulation_dtype(matrix.dtype))
+        return (codes * matrix.scales[:, None]).to(matrix.dtype)
+
+    def rows(self, matrix: Matrix, codes: Tensor, indices: Tensor) -> Tensor:
+        """See `MatrixFormat.rows`."""
+        raise NotImplementedError("no rows are looked up")
+
+
 def check(native: Ops) -> None:
     """Compare on a small ragged batch. Raises NativeUnavailable if the operators disagree."""
     for dtype in DTYPES:
-        # Both sides use the packing of `native`; torch's operators accept any.
-        packing = native.packed_shape(dtype) or PackedShape(8)
-        mine, torchs = (_results(ops, dtype, packing) for ops in (native, TorchOps()))
+        mine, torchs = (_results(ops, dtype) for ops in (native, TorchOps()))
         error = (mine - torchs).abs().max().item()
         if not error < {torch.float32: 1e-4, torch.float64: 1e-10}.get(dtype, 0.2):
             raise NativeUnavailable(
@@ -38,7 +56,7 @@ def check(native: Ops) -> None:
             )
 
 
-def _results(ops: Ops, dtype: torch.dtype, packing: PackedShape) -> Tensor:
+def _results(ops: Ops, dtype: torch.dtype) -> Tensor:
     """The results of these operators on the batch, as one row of float64; the same at every
     call."""
     random = _numbers()
@@ -51,18 +69,49 @@ def _results(ops: Ops, dtype: torch.dtype, packing: PackedShape) -> Tensor:
     heads = x.view(21, 20, 32)
     ops.rotary_(heads[:, :10], torch.arange(21), angles)
     batch = (tables, starts, kv_lens, BATCH, CONTEXTS)
-    attended, _ = ops.plan_attention(*batch)(heads[:, :4], keys, values, 0.2, 30)
+    planned = ops.plan_attention(*batch)
     branches = ops.plan_attention(*batch, torch.tensor(TREE))
-    attended_tree, _ = branches(heads[:, :4], keys, values, 0.2, None)
-    product = ops.packed_linear(x, pack(x, packing), len(x), x[0, : len(x)])
     parts = (
         ops.rms_norm(x, weight, 1e-6),
         ops.silu_and_mul(x),
-        attended,
-        attended_tree,
-        product / product.abs().max(),
+        ops.gelu_and_mul(x),
+        planned(heads[:, :4], keys, values, Scores(0.2, 30))[0],
+        planned(heads[:, :4], keys, values, Scores(0.2, softcap=3.0))[0],
+        branches(heads[:, :4], keys, values, Scores(0.2))[0],
+        *(product / product.abs().max() for product in _products(ops, x, random)),
     )
     return torch.cat([part.flatten().double() for part in parts])
+
+
+def _products(ops: Ops, x: Tensor, random: Callable[..., Tensor]) -> list[Tensor]:
+    """Products of `x` with matrices of each kind, one biased and two gated."""
+    found, dtype, inputs = [], x.dtype, x.shape[1]
+    for kind in ("dense", "int8"):
+        biased = replace(_matrix(kind, random(70, inputs), dtype), bias=random(70).to(dtype))
+        found.append(_product(ops, biased).apply(x))
+        gated = _product(ops, _matrix(kind, random(128, inputs), dtype))
+        found += [gated.apply_gated(x, "silu"), gated.apply_gated(x, "gelu_tanh")]
+    return found
+
+
+def _product(ops: Ops, matrix: Matrix) -> Product:
+    """With torch, and with kinds that these operators do not have: of the numbers themselves."""
+    product = ops.product(matrix.packed(ops.packing(matrix.kind, matrix.dtype)))
+    if product is None:
+        numbers = replace(matrix, format=Codes("dense"), codes=matrix.dequantised(), scales=None)
+        product = DenseProduct(numbers, ops)
+    return product
+
+
+def _matrix(kind: str, numbers: Tensor, dtype: torch.dtype) -> Matrix:
+    """`numbers` `[outputs, inputs]` in one kind, with rows of about length 1."""
+    outputs, inputs = numbers.shape
+    numbers = numbers / inputs**0.5
+    codes, scales = numbers.to(dtype), None
+    if kind == "int8":
+        scales = numbers.abs().amax(1) / 127
+        codes = (numbers / scales[:, None]).round().to(torch.int8)
+    return Matrix(Codes(kind), outputs, inputs, dtype, codes, scales)
 
 
 def _numbers() -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""Loads the compiled file and declares each function with its types."""
+"""Loads the compiled library and declares each function with its types."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from minserve.kernels.base import PackedShape
 from minserve.kernels.cpu.build import NativeUnavailable, library_path, processor_features
 from minserve.kernels.cpu.native_attention import AttentionCall, Function
+from minserve.kernels.cpu.native_products import KINDS, ProductFunctions
+from minserve.kernels.matrix import PackedShape
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 PerDtype = dict[torch.dtype, Function]
@@ -33,7 +34,9 @@ class NativeLibrary:
         number, count = ctypes.c_double, ctypes.c_int
         self.open_team = _declare(releasing.open_team, count)
         self.rms_norm = _per_dtype(holding, "rms_norm", *[pointer] * 4, *[size] * 5, number, count)
-        self.silu_and_mul = _per_dtype(holding, "silu_and_mul", *[pointer] * 2, *[size] * 3, count)
+        gate = (*[pointer] * 2, *[size] * 3, count)
+        self.silu_and_mul = _per_dtype(holding, "silu_and_mul", *gate)
+        self.gelu_and_mul = _per_dtype(holding, "gelu_and_mul", *gate)
         self.rotary = _per_dtype(holding, "rotary", *[pointer] * 3, *[size] * 4, count)
         self.rotary_store = _per_dtype(
             holding, "rotary_store", *[pointer] * 8, *[size] * 8, number, count
@@ -41,14 +44,22 @@ class NativeLibrary:
         self.store_kv = _declare(holding.store_kv, *[pointer] * 5, *[size] * 8, count)
         self.attention = _per_dtype(releasing, "attention", ctypes.POINTER(AttentionCall))
         self.layers = _per_dtype(releasing, "layers", pointer)
-        product = (*[pointer] * 4, *[size] * 4, count)
-        self.few_rows_linear = _declare(holding.few_rows_linear_bfloat16, *product)
-        self.short_linear = _per_dtype(holding, "linear", *product)
-        self.long_linear = _per_dtype(releasing, "linear", *product)
-        gated = (*[pointer] * 3, *[size] * 4, count)
-        self.short_gated_linear = _per_dtype(holding, "gated_linear", *gated)
-        self.long_gated_linear = _per_dtype(releasing, "gated_linear", *gated)
-        self.packed_shapes = _packed_shapes(holding)
+        self.few_rows_linear = _declare(
+            holding.few_rows_linear_bfloat16, *[pointer] * 4, *[size] * 4, count
+        )
+        product = (*[pointer] * 3, *[size] * 2, count)
+        gated = (*[pointer] * 3, *[size] * 3, count)
+        functions = (
+            _per_dtype(holding, "linear", *product),
+            _per_dtype(releasing, "linear", *product),
+            _per_dtype(holding, "gated_linear", *gated),
+            _per_dtype(releasing, "gated_linear", *gated),
+        )
+        self.products = {
+            dtype: ProductFunctions(*(each[dtype] for each in functions)) for dtype in DTYPES
+        }
+        """The products with packed weights, for each number type."""
+        self.packings = _packings(holding)
 
 
 def _per_dtype(library: ctypes.CDLL, name: str, *types: type[Any]) -> PerDtype:
@@ -64,19 +75,25 @@ def _declare(function: Any, *types: type[Any]) -> Function:
     return declared
 
 
-def _packed_shapes(library: ctypes.CDLL) -> dict[torch.dtype, PackedShape]:
-    """How weights are packed for products of each number type that this file computes."""
-    panels = _per_dtype(library, "panel", *[ctypes.POINTER(ctypes.c_int64)] * 2)
-    shapes = {dtype: _packed_shape(panels[dtype]) for dtype in DTYPES}
-    pairs = shapes[torch.bfloat16].depth == 2
+def _packings(library: ctypes.CDLL) -> dict[tuple[str, torch.dtype], PackedShape]:
+    """How matrices of each kind are packed for products in each number type."""
+    pointer = ctypes.POINTER(ctypes.c_int64)
+    functions = _per_dtype(library, "packing", ctypes.c_int64, pointer, pointer)
+    shapes = {
+        (kind, dtype): _packing(functions[dtype], number)
+        for kind, number in KINDS.items()
+        for dtype in DTYPES
+    }
+    dense = ("dense", torch.bfloat16)
+    pairs = shapes[dense].depth == 2
     if processor_features() & ({"amx_bf16"} if pairs else {"amx_bf16", "avx512_bf16", "bf16"}):
-        # torch multiplies bfloat16 with instructions that this file does not use,
+        # torch multiplies bfloat16 with instructions that these files do not use,
         # several times faster.
-        del shapes[torch.bfloat16]
+        del shapes[dense]
     return shapes
 
 
-def _packed_shape(function: Function) -> PackedShape:
+def _packing(function: Function, kind: int) -> PackedShape:
     width, depth = ctypes.c_int64(), ctypes.c_int64()
-    function(ctypes.byref(width), ctypes.byref(depth))
+    function(kind, ctypes.byref(width), ctypes.byref(depth))
     return PackedShape(width.value, depth.value)

@@ -1,4 +1,4 @@
-"""The operators of ops.cpp that work row by row: norms, activation, rotation, storing.
+"""The operators of rows.h: norms, gates, rotation, storing.
 
 A call costs about as much around its arithmetic as a torch operator, because pointers and sizes
 are plain integers.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minserve.kernels.cpu.native_attention import Function
 from minserve.kernels.cpu.native_library import NativeLibrary
 from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps
@@ -26,6 +27,7 @@ class NativeRowOps:
         self._torch = TorchOps()
         self._rms_norm = library.rms_norm
         self._silu_and_mul = library.silu_and_mul
+        self._gelu_and_mul = library.gelu_and_mul
         self._rotary = library.rotary
         self._rotary_store = library.rotary_store
         self._store_kv = library.store_kv
@@ -92,16 +94,16 @@ class NativeRowOps:
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """See `Ops.silu_and_mul`."""
         function = self._silu_and_mul.get(gate_up.dtype)
-        row_stride, stride = gate_up.stride()
-        if function is None or stride != 1:
+        if function is None or gate_up.stride(1) != 1:
             return self._torch.silu_and_mul(gate_up)
-        rows, width = gate_up.shape
-        inner = width // 2
-        out = gate_up.new_empty(rows, inner)
-        function(
-            gate_up.data_ptr(), out.data_ptr(), rows, inner, row_stride, _threads(rows * width)
-        )
-        return out
+        return _gate_and_mul(function, gate_up)
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.gelu_and_mul`."""
+        function = self._gelu_and_mul.get(gate_up.dtype)
+        if function is None or gate_up.stride(1) != 1:
+            return self._torch.gelu_and_mul(gate_up)
+        return _gate_and_mul(function, gate_up)
 
     def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
         """See `Ops.rotary_`."""
@@ -212,6 +214,15 @@ class NativeRowOps:
             eps,
             _threads(rows * num_heads * head_dim),
         )
+
+
+def _gate_and_mul(function: Function, gate_up: Tensor) -> Tensor:
+    rows, width = gate_up.shape
+    inner = width // 2
+    out = gate_up.new_empty(rows, inner)
+    threads = _threads(rows * width)
+    function(gate_up.data_ptr(), out.data_ptr(), rows, inner, gate_up.stride(0), threads)
+    return out
 
 
 def _threads(size: int) -> int:

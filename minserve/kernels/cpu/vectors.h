@@ -1,5 +1,5 @@
-// Arithmetic on vectors of the machine's width, for ops.cpp: loads that widen bfloat16, an
-// exponential, sums across lanes, and the two small products everything large is made of.
+// Arithmetic on vectors of the machine's width: loads that widen bfloat16, the exponential and what
+// is made of it, sums across lanes, and the product for many rows.
 //
 // GCC's vector extension, which clang has too. Numbers are stored as T and computed as Sum<T>.
 #pragma once
@@ -8,8 +8,10 @@
 #include <limits>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
@@ -128,9 +130,12 @@ template <class T> inline void widen(const T* from, Sum<T>* to, i64 n) {
 
 template <class A> inline Vec<A> larger(Vec<A> a, Vec<A> b) { return a > b ? a : b; }
 
-// e^x for x up to about 1: 2^n times a Taylor series on |r| <= ln(2) / 2. Within two units in the
-// last place; exactly 0 below `lowest`, -inf included; NaN stays NaN.
-template <class A> inline Vec<A> exponential(Vec<A> x) {
+// For x from `lowest` up to about 1: a power 2^n, the rest r of x, |r| <= ln(2) / 2, and the
+// quotient (e^r - 1) / r by its Taylor series. So e^x = power * (quotient * r + 1).
+template <class A> struct Reduced {
+    Vec<A> power, r, quotient;
+};
+template <class A> inline Reduced<A> reduced(Vec<A> x) {
     typedef Simd<A> S;
     constexpr A inverse_factorials[] = {
         1, 1, A(1. / 2), A(1. / 6), A(1. / 24), A(1. / 120), A(1. / 720), A(1. / 5040),
@@ -140,9 +145,42 @@ template <class A> inline Vec<A> exponential(Vec<A> x) {
     Vec<A> shifted = x * A(1.44269504088896340736) + S::shift, n = shifted - S::shift;
     Vec<A> r = x - n * S::ln2_high - n * S::ln2_low;
     Vec<A> series = Vec<A>{} + inverse_factorials[S::terms - 1];
-    for (int k = S::terms - 2; k >= 0; --k) series = series * r + inverse_factorials[k];
+    for (int k = S::terms - 2; k > 0; --k) series = series * r + inverse_factorials[k];
     typename S::I exponent = (typename S::I)shifted + S::bias;
-    return x < S::lowest ? Vec<A>{} : series * (Vec<A>)(exponent << S::mantissa);
+    return {(Vec<A>)(exponent << S::mantissa), r, series};
+}
+
+// e^x for x up to about 1. Within two units in the last place; exactly 0 below `lowest`, -inf
+// included; NaN stays NaN.
+template <class A> inline Vec<A> exponential(Vec<A> x) {
+    Reduced<A> e = reduced<A>(x);
+    return x < Simd<A>::lowest ? Vec<A>{} : (e.quotient * e.r + A(1)) * e.power;
+}
+
+// The hyperbolic tangent, from e^(-2 |x|) - 1: nothing overflows, and small numbers keep all their
+// digits.
+template <class A> inline Vec<A> hyperbolic_tangent(Vec<A> x) {
+    Vec<A> twice = x < 0 ? 2 * x : -2 * x;
+    Reduced<A> e = reduced<A>(twice < Simd<A>::lowest ? Vec<A>{} + Simd<A>::lowest : twice);
+    Vec<A> less = e.quotient * e.r * e.power + (e.power - 1), size = less / (2 + less);
+    return x < 0 ? size : -size;
+}
+
+// The logistic function, from e^-|x|, which cannot overflow.
+template <class A> inline Vec<A> logistic(Vec<A> x) {
+    Vec<A> e = exponential<A>(x < 0 ? x : -x);
+    return (x < 0 ? e : Vec<A>{} + 1) / (1 + e);
+}
+
+// How a gate is bent before it multiplies; native_products.py has the same numbers.
+enum Activation : i64 { silu, gelu_tanh };
+
+// activation(gate) * up. GELU's (1 + tanh(u)) / 2 is the logistic function of 2 u.
+template <class A> inline Vec<A> gated(i64 activation, Vec<A> gate, Vec<A> up) {
+    constexpr A slope = A(1.59576912160573071176), cubic = A(0.044715);  // 2 sqrt(2 / pi)
+    Vec<A> x = gate;
+    if (activation == gelu_tanh) x = slope * (gate + cubic * (gate * gate * gate));
+    return gate * logistic<A>(x) * up;
 }
 
 // Lanes `step` places further on.
@@ -219,127 +257,6 @@ void multiply(A* c, const A* a, i64 ai, i64 ak, const A* b, i64 m, i64 n, bool a
     i64 i = 0;
     for (; i + M <= m; i += M) multiply_rows<M, W>(c + i * width, a + i * ai, ai, ak, b, n, add);
     for (; i < m; ++i) multiply_rows<1, W>(c + i * width, a + i * ai, ai, ak, b, n, add);
-}
-
-// ---- products with packed weights -------------------------------------------------------------
-
-// How numbers are multiplied with packed weights: rows of x are read as Row, and `depth` terms that
-// lie side by side make one step.
-template <class T> struct Packed {
-    typedef Sum<T> Row;
-    static constexpr i64 depth = 1;
-    static void read(const T* from, Row* to, i64 n) { widen(from, to, n); }
-    static Vec<Row> weights(const T* from) { return load(from); }
-    static Vec<Row> row(const Row* from) { return load(from); }
-    static Row factor(const Row* from) { return *from; }
-    template <class F> static void add(Vec<Row>& sum, F factor, Vec<Row> w) { sum += factor * w; }
-};
-#if defined(__AVX512BF16__)
-// Two terms per instruction, multiplied as they are stored and summed in float.
-template <> struct Packed<bf16> {
-    typedef bf16 Row;
-    static constexpr i64 depth = 2;
-    static void read(const bf16* from, bf16* to, i64 n) { memcpy(to, from, n * sizeof *to); }
-    static __m512bh weights(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
-    static __m512bh row(const bf16* from) { return weights(from); }
-    static __m512bh factor(const bf16* from) {
-        int32_t pair;
-        memcpy(&pair, from, sizeof pair);
-        return (__m512bh)_mm512_set1_epi32(pair);
-    }
-    static void add(Vec<float>& sum, __m512bh factor, __m512bh w) {
-        sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, factor, w);
-    }
-};
-#endif
-template <class T> using Row = typename Packed<T>::Row;
-
-// out[r * out_stride + j] = dot(w + places[j], x[r]) * scale for R rows of n and as many j as there
-// are lanes: the product for few rows. w is read once, where it lies.
-template <int R, class T>
-inline void dots(const T* w, const i64* places, const Row<T>* x, i64 n, float scale, float* out,
-                 i64 out_stride) {
-    typedef Packed<T> Step;
-    constexpr i64 quarters = lanes<float> / 4, span = lanes<float> * Step::depth;
-    Vec<float> sums[R][quarters];
-    for (i64 four = 0; four < quarters; ++four) {
-        Vec<float> some[4][R] = {};
-        auto step = [&](const T* const* from, const Row<T>* at, i64 stride) {
-            decltype(Step::weights(w)) wide[4];
-            for (i64 j = 0; j < 4; ++j) wide[j] = Step::weights(from[j]);
-            for (int r = 0; r < R; ++r) {
-                auto row = Step::row(at + r * stride);
-                for (i64 j = 0; j < 4; ++j) Step::add(some[j][r], row, wide[j]);
-            }
-        };
-        const T* from[4];
-        for (i64 j = 0; j < 4; ++j) from[j] = w + places[4 * four + j];
-        i64 i = 0;
-        for (; i + span <= n; i += span) {
-            step(from, x + i, n);
-            for (i64 j = 0; j < 4; ++j) from[j] += span;
-        }
-        if (i < n) {  // the same with zeros behind
-            T last[4][span] = {};
-            Row<T> rows[R][span] = {};
-            for (i64 j = 0; j < 4; ++j) {
-                memcpy(last[j], from[j], (n - i) * sizeof(T));
-                from[j] = last[j];
-            }
-            for (int r = 0; r < R; ++r) memcpy(rows[r], x + r * n + i, (n - i) * sizeof(Row<T>));
-            step(from, rows[0], span);
-        }
-        for (int r = 0; r < R; ++r)
-            sums[r][four] = add_in_quarters(some[0][r], some[1][r], some[2][r], some[3][r]);
-    }
-    for (int r = 0; r < R; ++r) store(out + r * out_stride, join_quarters(sums[r]) * scale);
-}
-
-// A weight matrix of [out, in] is packed into panels: [out / panel, in / depth, panel, depth], so
-// that what one step of the product below reads lies side by side, and a panel's next step behind
-// it.
-template <class T> constexpr i64 panel = 2 * lanes<Sum<T>>;
-// Rows of x per block: with two vectors each, 24 of AVX-512's 32 registers, 12 of 16 elsewhere.
-constexpr i64 panel_rows = VECTOR_BYTES == 64 ? 12 : 6;
-
-// y[i, panel p] = x[i] . panel p for M rows and P panels, `in` being whole steps. Every number is
-// one sum, in the order of `in`, whatever M and P are: it depends on its own row and weights
-// alone.
-template <int M, int P, class T>
-inline void panel_block(const Row<T>* x, i64 x_stride, i64 in, const T* w, Sum<T>* y,
-                        i64 y_stride) {
-    typedef Sum<T> A;
-    typedef Packed<T> Step;
-    constexpr i64 L = lanes<A>, side = L * Step::depth;
-    Vec<A> sums[M][P][2] = {};
-    for (i64 k = 0; k < in; k += Step::depth)
-        for (int p = 0; p < P; ++p) {
-            const T* from = w + (p * in + k) * 2 * L;
-            // Narrow weights for few rows pass by faster than the hardware notices where each panel
-            // begins: what comes after these panels is asked for meanwhile. Wide ones it follows.
-            if (P > 1 && sizeof(T) < sizeof(A))
-                for (i64 line = 0; line < 2 * side; line += 64 / i64(sizeof(T)))
-                    __builtin_prefetch(from + P * in * 2 * L + line);
-            auto left = Step::weights(from), right = Step::weights(from + side);
-            for (int i = 0; i < M; ++i) {
-                auto factor = Step::factor(x + i * x_stride + k);
-                Step::add(sums[i][p][0], factor, left);
-                Step::add(sums[i][p][1], factor, right);
-            }
-        }
-    for (int i = 0; i < M; ++i)
-        for (int p = 0; p < P; ++p)
-            for (int half = 0; half < 2; ++half)
-                store(y + i * y_stride + (p * 2 + half) * L, sums[i][p][half]);
-}
-
-// The same for up to panel_rows rows.
-template <int P, class T, int M = P == 1 ? panel_rows : panel_rows / P>
-inline void panel_block(i64 rows, const Row<T>* x, i64 x_stride, i64 in, const T* w, Sum<T>* y,
-                        i64 y_stride) {
-    if constexpr (M > 1)
-        if (rows < M) return panel_block<P, T, M - 1>(rows, x, x_stride, in, w, y, y_stride);
-    panel_block<M, P>(x, x_stride, in, w, y, y_stride);
 }
 
 }  // namespace
