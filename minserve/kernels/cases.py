@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minserve.kernels.base import Ops
+from minserve.kernels.base import Ops, Scores
 from minserve.kernels.counts import least
 from minserve.kernels.counts.least import Bytes
 
@@ -47,6 +47,7 @@ def cases(
 
     width, x, weight = 1024, normal(ROWS, 1024), normal(1024)
     residual, gate_up = normal(ROWS, width), normal(ROWS, 2 * width)
+    gated = least.silu_and_mul(gate_up)
     heads = normal(ROWS, HEADS + 2 * KV_HEADS, HEAD_DIM)
     turned = heads[:, : HEADS + KV_HEADS]
     k, v = heads[:, HEADS : HEADS + KV_HEADS], heads[:, HEADS + KV_HEADS :]
@@ -68,11 +69,8 @@ def cases(
             lambda ops: ops.add_rms_norm(x, residual, weight, 1e-5),
             least.add_rms_norm(x, residual, weight),
         ),
-        Case(
-            "silu and multiply",
-            lambda ops: ops.silu_and_mul(gate_up),
-            least.silu_and_mul(gate_up),
-        ),
+        Case("silu and multiply", lambda ops: ops.silu_and_mul(gate_up), gated),
+        Case("gelu and multiply", lambda ops: ops.gelu_and_mul(gate_up), gated),
         Case(
             "rotary",
             lambda ops: ops.rotary_(turned, positions, angles),
@@ -115,6 +113,6 @@ def _attention(
 
     def run(ops: Ops) -> object:
         planned = ops.plan_attention(tables, starts, lens, rows, CONTEXTS)
-        return planned(q, keys, values, HEAD_DIM**-0.5, None)
+        return planned(q, keys, values, Scores(HEAD_DIM**-0.5))
 
     return Case(name, run, least.attention(q, keys, rows, CONTEXTS))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from minserve.kernels.matrix import Matrix
 
 
 class Embedding:
-    """The table `[vocab_size, hidden_size]`, and the factor on what is looked up."""
+    """The table `[vocab_size, hidden_size]`, and the factor on what is looked up, rounded to the
+    table's number format as in the code that Gemma was published with."""
 
     __slots__ = ("multiplier", "table")
 
     def __init__(self, table: Matrix, multiplier: float = 1.0) -> None:
         self.table = table
-        self.multiplier = multiplier
+        self.multiplier = float(torch.tensor(multiplier, dtype=table.dtype))
 
     @property
     def nbytes(self) -> int:

@@ -100,7 +100,7 @@ def test_chunked_prefill_equals_one_pass_in_every_layer() -> None:
         plan = whole.plan(batch)
         q = plan.store_rotated(qkv.clone(), batch.positions, cos_sin, layer)
         assert q.shape == (20, heads, head_dim)
-        expected, lse = plan.attend(q, layer, need_lse=True)
+        expected, lse = plan.attend(q, layer, item.mixer.scores, need_lse=True)
         assert lse is not None and lse.shape == (20, heads)
         done = (0, 0)
         for step in ((5, 1), (1, 5), (7, 1)):
@@ -114,7 +114,7 @@ def test_chunked_prefill_equals_one_pass_in_every_layer() -> None:
             ]
             plan = chunked.plan(replace(batch, groups=tuple(groups)))
             q = plan.store_rotated(qkv[rows], batch.positions, cos_sin, layer)
-            out, _ = plan.attend(q, layer)
+            out, _ = plan.attend(q, layer, item.mixer.scores)
             assert (out - expected[rows]).abs().max() < 1e-12
 
 
@@ -156,7 +156,8 @@ def test_a_batch_carries_its_tree_to_the_operators() -> None:
         for cache in backend.caches[0]:
             cache.fill_(1.0)
         plan = backend.plan(to_device(batch, torch.device("cpu")))
-        results.append(plan.attend(plan.store_rotated(qkv.clone(), batch.positions, cos_sin, 0), 0))
+        q = plan.store_rotated(qkv.clone(), batch.positions, cos_sin, 0)
+        results.append(plan.attend(q, 0, spec.layers[0].mixer.scores))
     (chain, _), (branches, _) = results
     assert torch.equal(chain[:2], branches[:2]) and not torch.equal(chain[2], branches[2])
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from minserve.kernels.base import Scores
 from minserve.kernels.tree import MOST_ROWS, PLAIN
+
+SOFTCAPS = (None, 0.3, 2.0, 50.0)
+"""50 is Gemma 2's; the smaller ones bend the scores of random queries and keys."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Shape:
     seed: int
     tree: tuple[int, ...] | None = None
     """Masks of all rows."""
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,15 @@ class Paged:
     def scale(self) -> float:
         return float(self.shape.head_dim**-0.5)
 
+    @property
+    def scores(self) -> Scores:
+        return Scores(self.scale, self.shape.window, self.shape.softcap)
+
 
 @st.composite
-def shapes(draw: st.DrawFn, max_requests: int = 9) -> Shape:
+def shapes(
+    draw: st.DrawFn, max_requests: int = 9, softcaps: Sequence[float | None] = (None,)
+) -> Shape:
     query_lens, context_lens = [], []
     decode_only = draw(st.booleans())
     for _ in range(draw(st.integers(1, max_requests))):
@@ -71,6 +83,7 @@ def shapes(draw: st.DrawFn, max_requests: int = 9) -> Shape:
         head_dim=draw(st.sampled_from([16, 18, 32, 40, 64, 128, 256])),
         window=draw(st.sampled_from([None, 1, 7, 64])),
         seed=draw(st.integers(0, 2**31)),
+        softcap=draw(st.sampled_from(softcaps)),
     )
 
 
@@ -151,6 +164,8 @@ def dense_attention(batch: Paged) -> tuple[Tensor, Tensor]:
             ]
             grouped = q[row].view(shape.num_kv_heads, shape.group_size, -1)
             scores = torch.einsum("hgd,thd->hgt", grouped, k[seen]) * batch.scale
+            if shape.softcap is not None:
+                scores = shape.softcap * (scores / shape.softcap).tanh()
             lse[row] = scores.logsumexp(-1).flatten()
             weighted = torch.einsum("hgt,thd->hgd", scores.softmax(-1), v[seen])
             out[row] = weighted.reshape(out[row].shape)

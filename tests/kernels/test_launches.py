@@ -16,8 +16,12 @@ from minserve.hardware import DEVICES
 from minserve.kernels import TorchOps, why_not_interpreted
 from minserve.kernels.cases import cases
 from minserve.kernels.counts import least
-from minserve.kernels.counts.launches import LaunchCounter, Total, by_operator
+from minserve.kernels.counts.launches import LabelledOps, LaunchCounter, Total, by_operator
 from minserve.kernels.counts.least_ops import LeastOps, pairs
+from minserve.kernels.matrix import Activation, Matrix
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.quantization.formats.dense import DenseFormat
+from minserve.spec import LayerSpec, ModelSpec
 
 LLAMA = SHAPES["llama-3.1-8b"].spec()
 
@@ -78,6 +82,50 @@ def test_an_operator_of_ops_is_many_of_torchs_and_one_when_fused(name: str) -> N
     assert (total.launches, total.moved) == (1, case.least)
     assert len(unfused.launches) > 1
     assert Total.of(unfused.launches).moved.total > case.least.total
+
+
+@pytest.mark.parametrize(
+    ("activation", "operator"), [("silu", "silu_and_mul"), ("gelu_tanh", "gelu_and_mul")]
+)
+def test_a_gated_product_is_counted_as_a_product_and_a_gate(
+    activation: Activation, operator: str
+) -> None:
+    weights, x = torch.empty(12, 4, device="meta"), torch.empty(3, 4, device="meta")
+    matrix = Matrix(DenseFormat(), 12, 4, torch.float32, weights)
+    found = {}
+    for way in ("fused", "torch"):
+        counter = LaunchCounter("meta")
+        ops = LeastOps(counter) if way == "fused" else LabelledOps(TorchOps(), counter)
+        assert ops.packing("dense", torch.float32) is None
+        product = ops.product(matrix)
+        with counter, torch.inference_mode():
+            assert product.apply_gated(x, activation).shape == (3, 6)
+        found[way] = by_operator(counter.launches)
+        assert list(found[way]) == ["linear", operator]
+    moved, flops = least.linear(x, weights), 2 * 3 * 4 * 12
+    assert found["fused"]["linear"] == found["torch"]["linear"] == Total(1, moved, flops)
+    gated = least.silu_and_mul(torch.empty(3, 12))
+    assert found["fused"][operator] == Total(1, gated, 0)
+    assert found["torch"][operator].launches == 2
+
+
+def test_the_counts_follow_the_blocks_of_a_model() -> None:
+    """Two layers with caches of their own, one with a window, and one that reads the first's."""
+    mixers = (
+        AttentionSpec(4, 2, 16, softcap=50.0),
+        AttentionSpec(4, 2, 16, window=8, softcap=50.0),
+        AttentionSpec(4, 2, 16, cache_layer=0),
+    )
+    layers = tuple(
+        LayerSpec(mixer, FeedForwardSpec(48, activation="gelu_tanh")) for mixer in mixers
+    )
+    spec = ModelSpec("gemma2", 64, 32, layers, 1e-5, 128, tie_embeddings=True)
+    for way in bench.WAYS:
+        found = by_operator(bench.step_launches(spec, way, [1, 5], [100, 60], "bfloat16"))
+        assert {"linear", "gelu_and_mul", "rotary_store_", "attention"} <= found.keys()
+        assert "silu_and_mul" not in found
+    assert (found["attention"].launches, found["gelu_and_mul"].launches) == (3, 3)
+    assert (found["rotary_store_"].launches, found["rotary_"].launches) == (2, 1)
 
 
 def test_the_least_of_windowed_attention_is_what_its_rows_see() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.ragged import Shape, build, dense_attention, grown, shapes, tolerance
+from kernels.ragged import SOFTCAPS, Shape, build, dense_attention, grown, shapes, tolerance
 
+from minserve.kernels.base import Scores
 from minserve.kernels.reference import attention as reference_attention
 from minserve.kernels.reference.ops import TorchOps
 
@@ -19,7 +20,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("use_sdpa", [None, True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@given(shape=shapes())
+@given(shape=shapes(softcaps=SOFTCAPS))
 @settings(max_examples=12)
 def test_attention_is_its_definition(
     dtype: torch.dtype, use_sdpa: bool | None, shape: Shape
@@ -28,7 +29,7 @@ def test_attention_is_its_definition(
     expected, expected_lse = dense_attention(batch)
     planned = TorchOps(use_sdpa).plan_attention(*batch.args())
     for need_lse in (False, True):
-        out, lse = planned(batch.q, batch.keys, batch.values, batch.scale, shape.window, need_lse)
+        out, lse = planned(batch.q, batch.keys, batch.values, batch.scores, need_lse)
         assert out.dtype == dtype and out.is_contiguous()
         assert (out - expected).abs().max() < tolerance(dtype)
         assert (lse is not None) == need_lse
@@ -40,11 +41,11 @@ def test_attention_is_its_definition(
 @given(data=st.data())
 @settings(max_examples=20)
 def test_a_tree_sees_its_branches_only(use_sdpa: bool | None, data: st.DataObject) -> None:
-    shape = data.draw(shapes(max_requests=4).flatmap(grown))
+    shape = data.draw(shapes(max_requests=4, softcaps=SOFTCAPS).flatmap(grown))
     batch = build(shape, torch.float64)
     expected, expected_lse = dense_attention(batch)
     planned = TorchOps(use_sdpa).plan_attention(*batch.args())
-    out, lse = planned(batch.q, batch.keys, batch.values, batch.scale, None, True)
+    out, lse = planned(batch.q, batch.keys, batch.values, batch.scores, True)
     assert lse is not None
     assert (out - expected).abs().max() < 1e-12
     assert (lse - expected_lse).abs().max() < 1e-12
@@ -55,7 +56,7 @@ def test_a_tree_meets_no_window_and_has_a_mask_per_row() -> None:
     batch = build(shape, torch.float64)
     planned = TorchOps().plan_attention(*batch.args())
     with pytest.raises(ValueError, match=r"a tree mask in a layer with a sliding window of 4 tok"):
-        planned(batch.q, batch.keys, batch.values, batch.scale, 4)
+        planned(batch.q, batch.keys, batch.values, Scores(batch.scale, 4))
     short = torch.ones(2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"mask is torch.int64 \[2\], and the batch has 3 rows"):
         TorchOps().plan_attention(*batch.args()[:5], short)
@@ -82,7 +83,7 @@ def test_a_single_row_is_no_tree_whatever_its_mask(use_sdpa: bool | None) -> Non
     for each in (shape, plain):
         batch = build(each, torch.float64)
         planned = TorchOps(use_sdpa).plan_attention(*batch.args())
-        results.append(planned(batch.q, batch.keys, batch.values, batch.scale, None)[0])
+        results.append(planned(batch.q, batch.keys, batch.values, batch.scores)[0])
     assert torch.equal(*results)
 
 
@@ -99,7 +100,7 @@ def test_attention_in_bounded_pieces_is_unchanged(monkeypatch: pytest.MonkeyPatc
             batch = build(shape, torch.float64)
             expected, expected_lse = dense_attention(batch)
         planned = TorchOps().plan_attention(*batch.args())
-        out, lse = planned(batch.q, batch.keys, batch.values, batch.scale, window, True)
+        out, lse = planned(batch.q, batch.keys, batch.values, batch.scores, True)
         assert lse is not None
         assert (out - expected).abs().max() < 1e-12
         assert (lse - expected_lse).abs().max() < 1e-12
@@ -109,9 +110,7 @@ def test_attention_reads_caches_of_any_stride() -> None:
     shape = Shape((1, 9), (40, 33), 4, 2, 2, 16, None, 3)
     batch = build(shape, torch.float64)
     pool = torch.stack((batch.keys, batch.values), dim=1)
-    out, _ = TorchOps().plan_attention(*batch.args())(
-        batch.q, pool[:, 0], pool[:, 1], batch.scale, None
-    )
+    out, _ = TorchOps().plan_attention(*batch.args())(batch.q, pool[:, 0], pool[:, 1], batch.scores)
     assert (out - dense_attention(batch)[0]).abs().max() < 1e-12
 
 

@@ -18,12 +18,16 @@ def random_model(config: Any, seed: int, dtype: torch.dtype = torch.float32) -> 
     from transformers import AutoModelForCausalLM
 
     generator = torch.Generator().manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    # transformers caps scores in its plain attention only.
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    kind = {"attn_implementation": "eager"} if capped else {}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **kind).to(dtype).eval()
+    lowest = -0.5 if config.model_type.startswith("gemma") else 0.5
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             drawn = torch.empty(parameter.shape, dtype=torch.float32)
             if "norm" in name:
-                drawn.uniform_(0.5, 1.5, generator=generator)
+                drawn.uniform_(lowest, lowest + 1.0, generator=generator)
             else:
                 drawn.normal_(0.0, 0.3, generator=generator)
             parameter.copy_(drawn)
@@ -40,15 +44,20 @@ def save(model: Any, directory: Path, **kwargs: Any) -> Path:
 
 
 def patch_to_true_float64(model: Any) -> Any:
-    """Make a float64 transformers model compute its norms and rotary embedding in float64 too.
+    """Make a float64 transformers model compute norms, rotary embedding, the scale of its
+    embedding and its plain attention's softmax in float64 too.
 
-    Left alone it takes both in float32, whatever the model's number format.
+    Left alone it takes all of them in float32, whatever the model's number format.
     """
 
     def norm_forward(module: Any) -> Any:
+        gemma = type(module).__name__.startswith("Gemma")
+        eps = module.eps if gemma else module.variance_epsilon
+
         def forward(x: Tensor) -> Tensor:
             variance = x.pow(2).mean(-1, keepdim=True)
-            return module.weight * (x * torch.rsqrt(variance + module.variance_epsilon))
+            weight = 1.0 + module.weight if gemma else module.weight
+            return weight * (x * torch.rsqrt(variance + eps))
 
         return forward
 
@@ -69,7 +78,25 @@ def patch_to_true_float64(model: Any) -> Any:
             module.forward = norm_forward(module)
         elif name.endswith("RotaryEmbedding"):
             module.forward = rotary_forward(module)
+        elif hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+        elif name.endswith("Attention"):
+            module.forward = _with_wide_softmax(module.forward)
     return model
+
+
+def _with_wide_softmax(forward: Any) -> Any:
+    """The attention's forward pass, in which a softmax keeps its input's number format."""
+
+    def wide(*args: Any, **named: Any) -> Any:
+        narrow = torch.nn.functional.softmax
+        try:
+            torch.nn.functional.softmax = lambda x, dim, dtype=None: narrow(x, dim)  # type: ignore[assignment]
+            return forward(*args, **named)
+        finally:
+            torch.nn.functional.softmax = narrow
+
+    return wide
 
 
 def _float64_frequencies(module: Any, config: Any) -> Tensor:

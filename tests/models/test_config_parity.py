@@ -20,7 +20,7 @@ from minserve.attention.paged import PagedAttention
 from minserve.kernels.reference.ops import TorchOps
 from minserve.models import Decoder, ModelError, load_spec, load_weights
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "gemma", "gemma2", "smollm3")
 LAYERS, HEADS, VOCAB = 2, 4, 37
 LONGEST = 40
 
@@ -61,6 +61,7 @@ FILES = mapping(
     intermediate_size=st.sampled_from([17, 32]),
     num_key_value_heads=some(1, 2, 4, 1, 2, 4, None, 3, absent=1),
     hidden_act=some("silu", "swish", "gelu", absent=20),
+    hidden_activation=some("silu", "gelu_pytorch_tanh", "relu", None, absent=20),
     max_position_embeddings=some(48, 64, 100, absent=1),
     rms_norm_eps=some(1e-6, 1e-5, 1, absent=2),
     tie_word_embeddings=some(True, False, absent=1),
@@ -78,6 +79,17 @@ FILES = mapping(
     original_max_position_embeddings=some(16, 24, absent=8),
     partial_rotary_factor=some(1.0, 0.5, absent=40),
     is_causal=some(True, False, None, absent=25),
+    use_bidirectional_attention=some(True, False, None, absent=25),
+    # Families that do not have these ignore them, and so must we.
+    attention_multiplier=some(0.2, 1, absent=2),
+    embedding_multiplier=some(3.0, 2, absent=2),
+    residual_multiplier=some(0.4, absent=2),
+    logits_scaling=some(4, 0.5, absent=2),
+    query_pre_attn_scalar=some(8, 20, absent=2),
+    attn_logit_softcapping=some(2.0, 10, None, absent=1),
+    final_logit_softcapping=some(2.0, 10, None, absent=1),
+    no_rope_layers=some([1, 0], [0, 0], [1, 1, 0], [1], None, absent=2),
+    no_rope_layer_interval=some(1, 2, absent=3),
     dtype=some("float32", "bfloat16", absent=2),
     torch_dtype=some("float32", "float16", absent=2),
     bos_token_id=some(0, None, 99, absent=2),
@@ -139,6 +151,7 @@ def check_family(family: str, num_files: int) -> None:
         "vocab_size": VOCAB,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
+        "pad_token_id": None,
     }
 
     @settings(

@@ -127,9 +127,18 @@ def test_dtype_comes_from_the_weights_when_the_config_is_silent(tmp_path: Path) 
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "gemma2"}, r"model_type .* is 'gemma2': .*llama, mistral, qwen2, qwen3"),
+    ({"model_type": "gpt2"}, r"model_type .* is 'gpt2': .*llama, mistral, qwen2, qwen3"),
     ({"model_type": ...}, "model_type .* is missing"),
-    ({"hidden_act": "gelu"}, "hidden_act .* is 'gelu': expected 'silu'"),
+    ({"hidden_act": "gelu"}, "hidden_act .* is 'gelu': expected one of 'silu'"),
+    ({"model_type": "gemma2", "num_key_value_heads": 2, "hidden_activation": "relu"},
+     "hidden_activation .* is 'relu': expected one of 'silu'"),
+    ({"model_type": "gemma2", "num_key_value_heads": 2, "use_bidirectional_attention": True},
+     "use_bidirectional_attention .* is True: expected false"),
+    ({"model_type": "gemma2", "num_key_value_heads": 2, "attn_logit_softcapping": 0},
+     "attn_logit_softcapping .* is 0: expected a number above 0"),
+    ({"model_type": "granite", "residual_multiplier": "1"}, "residual_multiplier .* is '1'"),
+    ({"model_type": "smollm3", "num_key_value_heads": 2, "no_rope_layers": [1, 2, 0]},
+     "no_rope_layers .*1 for a layer with rotary embedding"),
     ({"quantization_config": {"quant_method": "awq"}}, "quantization_config .* is 'awq': .*none"),
     ({"quantization_config": "awq"}, "quantization_config .*unquantized"),
     ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor .* is 0\.5"),

@@ -20,7 +20,7 @@ from minserve.layers import ForwardContext
 from minserve.models import Decoder, load_spec, load_weights
 from minserve.spec import ModelSpec
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "gemma", "gemma2", "smollm3")
 VOCAB = 61
 LONGEST = 48
 """Tokens no test sequence exceeds, its continuation included."""
@@ -54,6 +54,29 @@ ROPES = st.one_of(
     ),
 )
 
+FACTORS = st.sampled_from([0.3, 1.0, 2.5])
+EXTRAS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "granite": st.fixed_dictionaries(
+        {
+            "attention_multiplier": FACTORS,
+            "embedding_multiplier": FACTORS,
+            "residual_multiplier": FACTORS,
+            "logits_scaling": FACTORS,
+            "attention_bias": st.booleans(),
+            "mlp_bias": st.booleans(),
+        }
+    ),
+    "gemma2": st.fixed_dictionaries(
+        {
+            "query_pre_attn_scalar": st.sampled_from([8, 20]),
+            # Small enough that scores and logits of random models reach them.
+            "attn_logit_softcapping": st.none() | st.sampled_from([0.7, 5.0]),
+            "final_logit_softcapping": st.none() | st.sampled_from([1.5, 10.0]),
+        }
+    ),
+}
+"""What only some families have."""
+
 
 @st.composite
 def configs(draw: st.DrawFn, family: str) -> Any:
@@ -78,6 +101,7 @@ def configs(draw: st.DrawFn, family: str) -> Any:
         "tie_word_embeddings": draw(st.booleans()),
         "bos_token_id": None,
         "eos_token_id": None,
+        "pad_token_id": None,
     }
     rope = dict(draw(ROPES), rope_theta=draw(st.sampled_from([10_000.0, 1e6])))
     values["rope_parameters"] = rope
@@ -92,8 +116,15 @@ def configs(draw: st.DrawFn, family: str) -> Any:
     if family.startswith("qwen"):
         values |= {"use_sliding_window": draw(st.booleans()), "sliding_window": draw(window)}
         values["max_window_layers"] = draw(st.integers(1, num_layers))
-    if family == "qwen3":
+    if family in ("qwen3", "gemma2"):
         values["attention_bias"] = draw(st.booleans())
+    values |= draw(EXTRAS.get(family, st.just({})))
+    if family == "gemma2":
+        values["sliding_window"] = draw(window)
+    if family == "smollm3":
+        values |= {"use_sliding_window": draw(st.booleans()), "sliding_window": draw(window)}
+        interval = draw(st.integers(1, 3))
+        values["no_rope_layers"] = [int((i + 1) % interval != 0) for i in range(num_layers)]
     return CONFIG_MAPPING[family](**values)
 
 
@@ -197,11 +228,11 @@ def test_embedding_table_survives_a_forward_pass() -> None:
         num_attention_heads=2, tie_word_embeddings=True, max_position_embeddings=64,
     )  # fmt: skip
     spec, decoder = saved_and_loaded(random_model(config, 0), torch.float32)
-    before = decoder.weights.embedding.table.weight.clone()
+    before = decoder.weights.embedding.table.codes.clone()
     # All tokens in order: a table view would do for the embedding, and be updated in place.
     paged = PagedSequences(spec, [list(range(LONGEST))], LONGEST)
     backend = PagedAttention(spec, paged.caches(torch.float32), decoder.ops)
     batch = paged.batch([LONGEST])
     with torch.inference_mode():
         decoder.forward(batch, backend.plan(batch))
-    assert torch.equal(decoder.weights.embedding.table.weight, before)
+    assert torch.equal(decoder.weights.embedding.table.codes, before)

@@ -12,7 +12,7 @@ from widgets import theme
 from widgets.figures.lab_figure import LabFigure
 
 KINDS: dict[str, tuple[theme.Look, tuple[str, ...]]] = {
-    "products": (theme.Look("matrix products", "#5B5BD6"), ("linear", "packed_linear")),
+    "products": (theme.Look("matrix products", "#5B5BD6"), ("linear",)),
     "attention": (theme.Look("attention", "#88CCEE", "/"), ("attention",)),
     "norms": (
         theme.Look("norms and residuals", "#CC6677", "."),
@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[theme.Look, tuple[str, ...]]] = {
         theme.Look("rotary embedding, store", "#DDCC77", "x"),
         ("rotary_", "store_kv", "rotary_store_"),
     ),
-    "activation": (theme.Look("activation", "#AA4499", "\\"), ("silu_and_mul",)),
+    "activation": (theme.Look("activation", "#AA4499", "\\"), ("silu_and_mul", "gelu_and_mul")),
     "other": (theme.Look("everything else", theme.FAINT), ()),
 }
 """Kind -> its look, and the operators of `Ops` it holds; `other` is the rest."""

@@ -58,15 +58,15 @@ def split_sweep(splitting: Splitting, costs: Sequence[SplitCost]) -> LabFigure:
     )  # fmt: skip
     best = min(costs, key=lambda cost: cost.modelled_s)
     first, last = costs[0], costs[-1]
-    mixer = splitting.mixer
+    heads = splitting.mixer.heads
     return LabFigure(
         figure=figure,
         caption=(
             f"Bytes and programs counted; time modelled for {splitting.device.name} (data sheet: "
             f"{theme.format_bytes(splitting.device.memory_bytes_per_s or 0)}/s, "
             f"{splitting.device.processors} processors): memory-bound, every busy processor at "
-            f"its share of the bandwidth, launches left out. One layer, {mixer.num_heads} heads, "
-            f"{mixer.num_kv_heads} KV heads of {mixer.head_dim}, {splitting.itemsize} bytes a "
+            f"its share of the bandwidth, launches left out. One layer, {heads.num_heads} heads, "
+            f"{heads.num_kv_heads} KV heads of {heads.head_dim}, {splitting.itemsize} bytes a "
             "number."
         ),
         takeaway=(

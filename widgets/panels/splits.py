@@ -10,7 +10,7 @@ from typing import Any
 
 from minserve.bench.counts.splits import PARTS, SplitCost, Splitting, losing_from
 from minserve.hardware import DEVICES
-from minserve.models.blocks import AttentionSpec
+from minserve.spec import MixerSpec
 from widgets import theme
 from widgets.figures.split_sweep import split_sweep
 from widgets.panels import views
@@ -56,7 +56,7 @@ class Splits(Panel):
 
     def __init__(
         self,
-        mixer: AttentionSpec,
+        mixer: MixerSpec,
         *,
         requests: int = 1,
         context: int = 1024,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from minserve.attention import PagedAttention
-from minserve.bench.counts.launches import PAGE, make_batch
-from minserve.kernels.base import PlannedAttention
+from minserve.bench.counts.launches import make_batch, make_caches
+from minserve.kernels.base import PlannedAttention, Scores
 from minserve.kernels.reference.ops import TorchOps
 from minserve.loading import LoadedModel
 from minserve.models import Decoder
@@ -28,7 +28,7 @@ class AttentionRow:
     layer: int
     head: int
     scores: Tensor
-    """float32 `[context]`: scaled, before any softmax."""
+    """float32 `[context]`: scaled and, if the layer has a soft cap, capped, before any softmax."""
     values: Tensor
     """float32 `[context, head_dim]`."""
     output: Tensor
@@ -36,11 +36,12 @@ class AttentionRow:
 
 
 class _Watched(TorchOps):
-    """Operators that keep the last row's query and result, layer after layer."""
+    """Operators that keep how keys are scored and the last row's query and result, layer after
+    layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.rows: list[tuple[Scores, Tensor, Tensor]] = []
 
     def plan_attention(
         self,
@@ -60,12 +61,11 @@ class _Watched(TorchOps):
             q: Tensor,
             keys: Tensor,
             values: Tensor,
-            scale: float,
-            window: int | None,
+            scores: Scores,
             need_lse: bool = False,
         ) -> tuple[Tensor, Tensor | None]:
-            out, lse = planned(q, keys, values, scale, window, need_lse)
-            self.rows.append((q[-1].clone(), out[-1].clone()))
+            out, lse = planned(q, keys, values, scores, need_lse)
+            self.rows.append((scores, q[-1].clone(), out[-1].clone()))
             return out, lse
 
         return attend
@@ -77,7 +77,7 @@ def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, l
     Raises ValueError for a model whose rows see only a window.
     """
     spec, weights = loaded.config.model, loaded.weights
-    if any(layer.mixer.window is not None for layer in spec.layers):
+    if any(layer.mixer.cache.window is not None for layer in spec.layers):
         raise ValueError(
             f"{loaded.name} attends to windows, and rows over every key are asked for: choose "
             "another model"
@@ -86,30 +86,32 @@ def attention_rows(loaded: LoadedModel, token_ids: Sequence[int]) -> dict[int, l
     batch = dataclasses.replace(
         batch, token_ids=torch.tensor(token_ids, dtype=torch.int64, device=weights.device)
     )
-    caches = []
-    for each in spec.layers:
-        shape = (blocks, each.mixer.num_kv_heads, PAGE, each.mixer.head_dim)
-        keys, values = (torch.zeros(shape, dtype=weights.dtype, device=weights.device)
-                        for _ in range(2))  # fmt: skip
-        caches.append((keys, values))
+    caches = make_caches(spec, blocks, weights.dtype, weights.device)
     ops = _Watched()
     decoder = Decoder(spec, weights, ops, len(token_ids))
     with torch.inference_mode():
-        decoder.forward(batch, PagedAttention(spec, tuple(caches), ops).plan(batch))
+        decoder.forward(batch, PagedAttention(spec, caches, ops).plan(batch))
     found = {}
-    for layer, (q, out) in enumerate(ops.rows):
-        mixer = spec.layers[layer].mixer
+    for layer, (scores, q, out) in enumerate(ops.rows):
+        heads = spec.layers[layer].mixer.heads
         # The pages are consecutive: in token-major order they are the prompt's keys and values.
         k, v = (cache.transpose(1, 2).flatten(0, 1)[: len(token_ids)] for cache in caches[layer])
-        group = mixer.num_heads // mixer.num_kv_heads
+        group = heads.num_heads // heads.num_kv_heads
         found[layer] = [
             AttentionRow(
                 layer,
                 head,
-                (k[:, head // group].float() @ q[head].float() * mixer.scale).cpu(),
+                _scored(scores, k[:, head // group], q[head]).cpu(),
                 v[:, head // group].float().cpu(),
                 out[head].float().cpu(),
             )
-            for head in range(mixer.num_heads)
+            for head in range(heads.num_heads)
         ]
     return found
+
+
+def _scored(scores: Scores, keys: Tensor, query: Tensor) -> Tensor:
+    """`[context, head_dim]`, `[head_dim]` -> float32 `[context]`."""
+    scaled = keys.float() @ query.float() * scores.scale
+    cap = scores.softcap
+    return scaled if cap is None else cap * (scaled / cap).tanh()

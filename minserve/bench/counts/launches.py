@@ -89,14 +89,9 @@ def run_step(
 ) -> None:
     """One forward pass over zeros on the weights' device, counted by `counter`."""
     batch, blocks = make_batch(spec, query_lens, context_lens, weights.device)
-    caches = []
-    for layer in spec.layers:
-        shape = (blocks, layer.mixer.num_kv_heads, PAGE, layer.mixer.head_dim)
-        keys, values = (torch.zeros(shape, dtype=weights.dtype, device=weights.device)
-                        for _ in range(2))  # fmt: skip
-        caches.append((keys, values))
     decoder = Decoder(spec, weights, ops, max(context_lens))
-    attention = PagedAttention(spec, tuple(caches), ops)
+    caches = make_caches(spec, blocks, weights.dtype, weights.device)
+    attention = PagedAttention(spec, caches, ops)
     with counter, torch.inference_mode():
         plan = attention.plan(batch)
         hidden = decoder.forward(batch, plan)
@@ -135,6 +130,25 @@ def make_batch(
         context_lens=tuple(context_lens),
     )
     return batch, sum(counts)
+
+
+def make_caches(
+    spec: ModelSpec, blocks: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Keys and values of every layer, zeros `[blocks, num_kv_heads, PAGE, head_dim]`. Layers that
+    attend to another's cache share it."""
+    caches: list[tuple[Tensor, Tensor]] = []
+    for index, layer in enumerate(spec.layers):
+        owner = spec.cache_layer(index)
+        if owner != index:
+            caches.append(caches[owner])
+            continue
+        keys, values = (
+            torch.zeros(blocks, each.num_heads, PAGE, each.head_dim, dtype=dtype, device=device)
+            for each in layer.mixer.cache.tensors
+        )
+        caches.append((keys, values))
+    return tuple(caches)
 
 
 def modelled_s(

@@ -10,7 +10,7 @@ counts as an operator in `share` (it is an argmax), and as outside in `share_wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +24,8 @@ from minserve.bench.peers.engine_side import EngineSide
 from minserve.bench.workloads.workload import Workload, single_stream
 from minserve.clock import WallClock
 from minserve.config import EngineConfig
+from minserve.kernels.base import LayerStack, LayerTensors
+from minserve.kernels.matrix import Matrix, Product
 from minserve.trace import StepTrace
 
 
@@ -61,7 +63,8 @@ class TimedOps:
     """Wraps any `Ops`, and adds up the time inside its calls in `elapsed_s`.
 
     Methods are looked up once and timed from outside, so calls that an operator makes to other
-    operators are not counted twice.
+    operators are not counted twice. Products and stacks of layers are prepared with the plain
+    operators, and their calls are timed.
     """
 
     def __init__(self, ops: Any, clock: WallClock) -> None:
@@ -73,11 +76,22 @@ class TimedOps:
         if not callable(value):
             return value
         # Planning is bookkeeping; the attention that it returns is an operator.
-        made = partial(self._plan, value) if name.startswith("plan") else partial(self._time, value)
+        made = partial(self._plan, value) if name.startswith("plan") else partial(self.time, value)
         self.__dict__[name] = made
         return made
 
-    def _time(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    def product(self, matrix: Matrix) -> Product | None:
+        """See `Ops.product`."""
+        product: Product | None = self._ops.product(matrix)
+        return None if product is None else _TimedProduct(product, self)
+
+    def layer_stack(self, layers: Sequence[LayerTensors | None]) -> LayerStack | None:
+        """See `Ops.layer_stack`."""
+        stack: LayerStack | None = self._ops.layer_stack(layers)
+        return None if stack is None else _TimedStack(stack, self)
+
+    def time(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """Call, and add the seconds to `elapsed_s`."""
         start = self._clock.now()
         result = call(*args, **named)
         self.elapsed_s += self._clock.now() - start
@@ -85,7 +99,24 @@ class TimedOps:
 
     def _plan(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
         planned = call(*args, **named)
-        return partial(self._time, planned)
+        return partial(self.time, planned)
+
+
+class _TimedProduct:
+    """A `Product` whose calls are timed."""
+
+    def __init__(self, product: Product, ops: TimedOps) -> None:
+        self.matrix = product.matrix
+        self.apply = partial(ops.time, product.apply)
+        self.apply_gated = partial(ops.time, product.apply_gated)
+
+
+class _TimedStack:
+    """A `LayerStack` whose calls are timed."""
+
+    def __init__(self, stack: LayerStack, ops: TimedOps) -> None:
+        self.takes = stack.takes
+        self.run = partial(ops.time, stack.run)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from minserve.hardware import DEVICES, DeviceSpec
 from minserve.kernels.counts.least import split_attention
 from minserve.kernels.occupancy import SPLIT_WARPS, num_splits, split_programs, tile_shape
-from minserve.models.blocks import AttentionSpec
+from minserve.spec import MixerSpec
 
 PARTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -42,7 +42,7 @@ class SplitCost:
 class Splitting:
     """One layer of one model on one device, whose contexts may be split."""
 
-    mixer: AttentionSpec
+    mixer: MixerSpec
     device: DeviceSpec
     requests: int
     context: int
@@ -52,13 +52,13 @@ class Splitting:
     def cost(self, parts: int) -> SplitCost:
         """The cost with every context in `parts` parts, each of at least one key."""
         bandwidth, processors = limits(self.device)
-        mixer = self.mixer
-        shape = (self.requests, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, self.context)
+        heads = self.mixer.heads
+        shape = (self.requests, *heads, self.context)
         moved = split_attention(*shape, parts, self.itemsize)
         bare = split_attention(*shape, 1, self.itemsize)
         partial = moved.written - bare.written
-        programs = self.requests * mixer.num_kv_heads * parts
-        merging = self.requests * mixer.num_heads
+        programs = self.requests * heads.num_kv_heads * parts
+        merging = self.requests * heads.num_heads
         written = partial if parts > 1 else bare.written
         first = (bare.read + written) / (bandwidth * min(1.0, programs / processors))
         second = 0.0  # A single part is the result: nothing to merge.
@@ -69,12 +69,13 @@ class Splitting:
     def chosen(self) -> int:
         """The number of parts that the engine chooses."""
         _, processors = limits(self.device)
-        dim = 1 << (self.mixer.head_dim - 1).bit_length()
+        heads = self.mixer.heads
+        dim = 1 << (heads.head_dim - 1).bit_length()
         _, tile_keys, _ = tile_shape(dim, self.itemsize)
         # For compute capability 8.0: if registers are the limit, as for the usual head sizes, 9.0
         # runs no more programs.
         at_once = processors * split_programs(dim, self.itemsize, SPLIT_WARPS, 80)
-        programs = self.requests * self.mixer.num_kv_heads
+        programs = self.requests * heads.num_kv_heads
         return num_splits(programs, self.context, at_once, tile_keys)
 
     def costs(self, parts: Sequence[int] = PARTS) -> list[SplitCost]:

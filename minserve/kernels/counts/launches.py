@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minserve.kernels.base import Ops, PlannedAttention
 from minserve.kernels.counts.least import NOTHING, Bytes, size
+from minserve.kernels.matrix import Matrix, Product
+from minserve.kernels.reference.product import DenseProduct
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,10 @@ class LabelledOps:
                 return call(*args, **named)
 
         return labelled
+
+    def product(self, matrix: Matrix) -> Product | None:
+        """See `Ops.product`: of a dense matrix, the calls of the operators it consists of."""
+        return DenseProduct(matrix, self) if matrix.kind == "dense" else None
 
     def plan_attention(self, *args: Any, **named: Any) -> PlannedAttention:
         """See `Ops.plan_attention`: planning is host work, the calls of the plan are attention."""

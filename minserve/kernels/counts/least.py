@@ -63,7 +63,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Bytes:
 
 
 def silu_and_mul(gate_up: Tensor) -> Bytes:
-    """See `Ops.silu_and_mul`."""
+    """See `Ops.silu_and_mul`; `Ops.gelu_and_mul` moves the same."""
     return Bytes(size(gate_up), size(gate_up) // 2)
 
 

@@ -14,12 +14,14 @@ from torch import Tensor
 from minserve.kernels.base import (
     LayerStack,
     LayerTensors,
-    PackedShape,
     PlannedAttention,
     SampleKernel,
+    Scores,
 )
 from minserve.kernels.counts import least
 from minserve.kernels.counts.launches import LaunchCounter
+from minserve.kernels.matrix import Matrix, PackedShape, Product
+from minserve.kernels.reference.product import DenseProduct
 
 
 class LeastOps:
@@ -41,22 +43,13 @@ class LeastOps:
         self._record("linear", least.linear(x, weight, bias), flops)
         return x.new_empty(x.shape[0], weight.shape[0])
 
-    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """See `Ops.packed_shape`: the memory layout of a matrix changes no count."""
+    def packing(self, kind: str, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packing`: the memory layout of a matrix changes no count."""
         return None
 
-    def packed_linear(
-        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
-    ) -> Tensor:
-        """See `Ops.packed_linear`."""
-        return self.linear(x, _unpacked(x, out_features), bias)
-
-    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
-        """See `Ops.packed_gated_linear`: the product is not written to memory."""
-        moved = least.linear(x, _unpacked(x, 2 * inner))
-        gated = moved._replace(written=moved.written // 2)
-        self._record("packed_gated_linear", gated, 4 * x.shape[0] * inner * x.shape[1])
-        return x.new_empty(x.shape[0], inner)
+    def product(self, matrix: Matrix) -> Product | None:
+        """See `Ops.product`: dense matrices only; an activation is an operator of its own."""
+        return DenseProduct(matrix, self) if matrix.kind == "dense" else None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
@@ -75,7 +68,14 @@ class LeastOps:
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """See `Ops.silu_and_mul`."""
-        self._record("silu_and_mul", least.silu_and_mul(gate_up))
+        return self._gated("silu_and_mul", gate_up)
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.gelu_and_mul`."""
+        return self._gated("gelu_and_mul", gate_up)
+
+    def _gated(self, operator: str, gate_up: Tensor) -> Tensor:
+        self._record(operator, least.silu_and_mul(gate_up))
         return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
     def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
@@ -118,10 +118,10 @@ class LeastOps:
             q: Tensor,
             keys: Tensor,
             values: Tensor,
-            scale: float,
-            window: int | None,
+            scores: Scores,
             need_lse: bool = False,
         ) -> tuple[Tensor, Tensor | None]:
+            window = scores.window
             moved = least.attention(q, keys, query_lens, context_lens, window, need_lse)
             flops = 4 * q.shape[1] * q.shape[2] * pairs(query_lens, context_lens, window)
             self._record("attention", moved, flops)
@@ -136,13 +136,9 @@ class LeastOps:
         """See `Ops.plan_decode`: None, because the counts depend on every length."""
         return None
 
-    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+    def layer_stack(self, layers: Sequence[LayerTensors | None]) -> LayerStack | None:
         """See `Ops.layer_stack`: None, because every operator is counted separately."""
         return None
-
-
-def _unpacked(x: Tensor, out_features: int) -> Tensor:
-    return x.new_empty((out_features, x.shape[1]), device="meta")
 
 
 def pairs(query_lens: Sequence[int], context_lens: Sequence[int], window: int | None) -> int:

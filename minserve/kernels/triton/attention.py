@@ -27,11 +27,12 @@ def attend(
     q, keys, values, table, position, alive, first, last, scale, window, branch, first_query,
     head_offset, block_stride, block_size, head_dim, column,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WINDOW: tl.constexpr,
-    TREE: tl.constexpr,
+    TREE: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of `q` `[ROWS, DIM]` over keys `first` to `last`: the unnormalised sum, the
     running maximum and the running total, in powers of two. With TREE, `branch` holds each row's
-    tree mask (`kernels.tree`), whose bits count from key `first_query`."""
+    tree mask (`kernels.tree`), whose bits count from key `first_query`. SOFTCAP is that of
+    `Scores`; 0: none."""
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, DIM], tl.float32)
@@ -44,6 +45,10 @@ def attend(
         k = load_tile(keys, table, key, inside, head_offset, block_stride, block_size, head_dim,
                       column, DIM)  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
+        if SOFTCAP > 0:
+            # tanh(x) = 1 - 2 / (exp(2 x) + 1), right also where the exponential is infinite.
+            power = tl.exp2(scores * (2.0 / SOFTCAP))
+            scores = (SOFTCAP * 1.4426950408889634) * (1.0 - 2.0 / (power + 1.0))
         seen = inside[None, :] & (key[None, :] <= position[:, None]) & alive[:, None]
         if WINDOW:
             seen = seen & (key[None, :] > position[:, None] - window)
@@ -72,7 +77,8 @@ def ragged_attention_kernel(
     q_row_stride, table_stride, block_stride, head_stride, block_size, num_heads, head_dim,
     scale, window,
     GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    DIM: tl.constexpr, WINDOW: tl.constexpr, TREE: tl.constexpr, LSE: tl.constexpr,
+    DIM: tl.constexpr, WINDOW: tl.constexpr, TREE: tl.constexpr, SOFTCAP: tl.constexpr,
+    LSE: tl.constexpr,
 ):  # fmt: skip
     """Program (t, h): tile t holds tokens `tile_tokens[t]` and on of request `tile_requests[t]`,
     for KV head h. Row m of the tile is token `m // GROUP` and query head `m % GROUP`."""
@@ -104,7 +110,7 @@ def ragged_attention_kernel(
     sums, best, total = attend(
         queries, keys, values, tables + request.to(tl.int64) * table_stride, position, alive,
         first, last, scale, window, branch, context - num_rows, kv_head * head_stride,
-        block_stride, block_size, head_dim, column, ROWS, KEYS, DIM, WINDOW, TREE,
+        block_stride, block_size, head_dim, column, ROWS, KEYS, DIM, WINDOW, TREE, SOFTCAP,
     )  # fmt: skip
     total = tl.where(alive, total, 1.0)
     result = sums / total[:, None]

@@ -22,7 +22,7 @@ def split_attention_kernel(
     q_row_stride, table_stride, block_stride, head_stride, block_size, num_heads, head_dim,
     scale, window, num_splits,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Program (r, h, s): part s of the context of request r, for KV head h. `parts` is
     `[requests, heads, splits, head_dim]` in float32, `part_lse` the same without the last; a part
@@ -46,7 +46,7 @@ def split_attention_kernel(
     sums, best, total = attend(
         queries, keys, values, tables + request.to(tl.int64) * table_stride, position, alive,
         first, last, scale, window, position, context, kv_head * head_stride, block_stride,
-        block_size, head_dim, column, ROWS, KEYS, DIM, WINDOW, False,
+        block_size, head_dim, column, ROWS, KEYS, DIM, WINDOW, False, SOFTCAP,
     )  # fmt: skip
     part = (request.to(tl.int64) * num_heads + head) * num_splits + split
     empty = total == 0.0

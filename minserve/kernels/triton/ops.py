@@ -12,9 +12,10 @@ import triton
 from torch import Tensor
 
 from minserve.batch import SamplingBatch
-from minserve.kernels.base import LayerStack, LayerTensors, PackedShape, PlannedAttention
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention, Scores
+from minserve.kernels.matrix import Matrix, PackedShape, Product
 from minserve.kernels.occupancy import num_splits
-from minserve.kernels.reference.ops import unpack
+from minserve.kernels.reference.product import DenseProduct
 from minserve.kernels.tree import check_tree, refuse_window
 from minserve.kernels.triton import activation, norm, rotary, rotary_store, sample, store
 from minserve.kernels.triton.attention import ragged_attention_kernel
@@ -49,21 +50,15 @@ class TritonOps:
         """See `Ops.linear`."""
         return F.linear(x, weight, bias)
 
-    def packed_shape(self, dtype: torch.dtype) -> PackedShape | None:
-        """See `Ops.packed_shape`: None, because the vendor library needs no packing."""
+    def packing(self, kind: str, dtype: torch.dtype) -> PackedShape | None:
+        """See `Ops.packing`: None, because the vendor library needs no packing."""
         return None
 
-    def packed_linear(
-        self, x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None
-    ) -> Tensor:
-        """See `Ops.packed_linear`."""
-        return F.linear(x, unpack(packed, out_features, x.shape[1]), bias)
+    def product(self, matrix: Matrix) -> Product | None:
+        """See `Ops.product`: dense matrices only."""
+        return DenseProduct(matrix, self) if matrix.kind == "dense" else None
 
-    def packed_gated_linear(self, x: Tensor, packed: Tensor, inner: int) -> Tensor:
-        """See `Ops.packed_gated_linear`."""
-        return self.silu_and_mul(self.packed_linear(x, packed, 2 * inner))
-
-    def layer_stack(self, layers: Sequence[LayerTensors]) -> LayerStack | None:
+    def layer_stack(self, layers: Sequence[LayerTensors | None]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
         return None
 
@@ -81,7 +76,11 @@ class TritonOps:
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """See `Ops.silu_and_mul`."""
-        return activation.silu_and_mul(gate_up)
+        return activation.gate(gate_up, "silu")
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Ops.gelu_and_mul`."""
+        return activation.gate(gate_up, "gelu_tanh")
 
     def rotary_(self, x: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
         """See `Ops.rotary_`."""
@@ -156,11 +155,11 @@ class RaggedAttention:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        scale: float,
-        window: int | None,
+        scores: Scores,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedAttention`."""
+        scale, window, softcap = scores
         refuse_window(self._tree, window)
         tables, query_starts, kv_lens = self._batch
         rows, num_heads, head_dim = q.shape
@@ -178,8 +177,8 @@ class RaggedAttention:
             q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
             head_dim, scale, window or 0,
             GROUP=group, TOKENS=tokens, ROWS=tile_rows, KEYS=tile.keys, DIM=dim,
-            WINDOW=window is not None, TREE=self._tree is not None, LSE=need_lse,
-            num_warps=tile.warps, num_stages=tile.stages,
+            WINDOW=window is not None, TREE=self._tree is not None, SOFTCAP=softcap or 0.0,
+            LSE=need_lse, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return out, lse if need_lse else None
 
@@ -226,11 +225,11 @@ class SplitAttention:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        scale: float,
-        window: int | None,
+        scores: Scores,
         need_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See `PlannedAttention`."""
+        scale, window, softcap = scores
         tables, kv_lens = self._batch
         rows, num_heads, head_dim = q.shape
         num_kv_heads, block_size = keys.shape[1], keys.shape[2]
@@ -255,7 +254,8 @@ class SplitAttention:
             q.stride(0), tables.stride(0), keys.stride(0), keys.stride(1), block_size, num_heads,
             head_dim, scale, window or 0, splits,
             GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KEYS=tile.keys, DIM=dim,
-            WINDOW=window is not None, num_warps=tile.warps, num_stages=tile.stages,
+            WINDOW=window is not None, SOFTCAP=softcap or 0.0,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if splits > 1:
             merge_kernel[(rows * num_heads,)](

@@ -55,7 +55,36 @@ def _qwen_windows(config: ConfigFile, num_layers: int) -> list[int | None]:
     if kinds is None:
         first = config.integer("max_window_layers", at_least=0)
         return [window if index >= first else None for index in range(num_layers)]
+    return _windows_of(config, kinds, window, "use_sliding_window")
+
+
+def _every_second_window(config: ConfigFile, num_layers: int) -> list[int | None]:
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = [
+            "full_attention" if index % 2 else "sliding_attention" for index in range(num_layers)
+        ]
+    return _windows_of(config, kinds, config.optional_integer("sliding_window"))
+
+
+def _windows_without_rope(config: ConfigFile, num_layers: int) -> list[int | None]:
+    window = config.optional_integer("sliding_window")
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        # As transformers: the list decides alone, whatever use_sliding_window says.
+        return _windows_of(config, kinds, window)
+    slides = window is not None and config.flag("use_sliding_window")
+    rotated = _some_rotated(config, num_layers)
+    return [window if slides and not each else None for each in rotated]
+
+
+def _windows_of(
+    config: ConfigFile, kinds: Any, window: int | None, switch: str | None = None
+) -> list[int | None]:
+    """The window of each layer that a list of kinds gives one. `switch`: the key without which
+    there is none."""
     known = ("full_attention", "sliding_attention")
+    num_layers = config.integer("num_hidden_layers")
     if (
         not isinstance(kinds, list)
         or len(kinds) != num_layers
@@ -65,47 +94,12 @@ def _qwen_windows(config: ConfigFile, num_layers: int) -> list[int | None]:
             "layer_types", f"{num_layers} names out of {', '.join(known)}", "correct the list"
         )
     if "sliding_attention" in kinds and window is None:
+        off = "" if switch is None else f"{switch} is off or "
+        keys = "sliding_window" if switch is None else f"{switch} and sliding_window"
         raise config.error(
             "layer_types",
-            "no 'sliding_attention' while use_sliding_window is off or sliding_window is null",
-            "set use_sliding_window and sliding_window, or name those layers 'full_attention'",
-        )
-    return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def _every_second_window(config: ConfigFile, num_layers: int) -> list[int | None]:
-    kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = [
-            "full_attention" if index % 2 else "sliding_attention" for index in range(num_layers)
-        ]
-    return _windows_of(config, kinds, num_layers, config.optional_integer("sliding_window"))
-
-
-def _windows_without_rope(config: ConfigFile, num_layers: int) -> list[int | None]:
-    window = config.optional_integer("sliding_window")
-    window = window if config.flag("use_sliding_window") else None
-    kinds = config.get("layer_types")
-    if kinds is None:
-        rotated = _some_rotated(config, num_layers)
-        kinds = ["full_attention" if r or window is None else "sliding_attention" for r in rotated]
-    elif window is None:
-        return [None] * num_layers  # as transformers: the list is not read
-    return _windows_of(config, kinds, num_layers, window)
-
-
-def _windows_of(
-    config: ConfigFile, kinds: Any, num_layers: int, window: int | None
-) -> list[int | None]:
-    """The window of each layer that a list of kinds gives one."""
-    known = ("full_attention", "sliding_attention")
-    if (
-        not isinstance(kinds, list)
-        or len(kinds) != num_layers
-        or any(kind not in known for kind in kinds)
-    ):
-        raise config.error(
-            "layer_types", f"{num_layers} names out of {', '.join(known)}", "correct the list"
+            f"no 'sliding_attention' while {off}sliding_window is null",
+            f"set {keys}, or name those layers 'full_attention'",
         )
     return [window if kind == "sliding_attention" else None for kind in kinds]
 

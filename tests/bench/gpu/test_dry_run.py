@@ -104,7 +104,7 @@ def test_every_part_runs_at_toy_sizes(tmp_path: Path) -> None:
 def check_kernels(data: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in data["rows"]}
     wanted = {"rms norm", "add, rms norm", "rotary and store", "store keys and values",
-              "silu and multiply", "attention, decode", "attention, prefill",
+              "silu and multiply", "gelu and multiply", "attention, decode", "attention, prefill",
               "rms norm of some rows", "sampling, greedy", "pytest -m gpu"}  # fmt: skip
     assert wanted <= set(rows)
     decode = rows["attention, decode"]

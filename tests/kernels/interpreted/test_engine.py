@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models.oracle import random_model, save
@@ -20,22 +21,36 @@ SAMPLED = [
 ]
 
 
-@pytest.mark.parametrize("params", [[GREEDY] * 3, SAMPLED], ids=["greedy", "sampled"])
-def test_an_engine_on_triton_writes_the_tokens_of_one_on_torch(
-    params: list[SamplingParams], tmp_path: Path
-) -> None:
-    from transformers import LlamaConfig
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
+GEMMA2 = {"sliding_window": 8, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}
+"""A window in every second layer, GELU, and scores that the cap bends."""
 
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=64,
-    )
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("family", "extra", "params"),
+    [
+        ("llama", {}, [GREEDY] * 3),
+        ("llama", {}, SAMPLED),
+        ("gemma2", GEMMA2, [GREEDY] * 3),
+    ],
+    ids=["greedy", "sampled", "gemma2"],
+)
+def test_an_engine_on_triton_writes_the_tokens_of_one_on_torch(
+    family: str, extra: dict[str, Any], params: list[SamplingParams], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(family, **SIZES, **extra)
     folder = save(random_model(config, seed=5), tmp_path)
     outputs = {}
     for backend in ("torch", "triton"):
@@ -57,6 +72,8 @@ def test_an_engine_on_triton_writes_the_tokens_of_one_on_torch(
             )
         )
         assert engine.config.config.kernels.backend == backend
+        caps = {layer.mixer.softcap for layer in engine.config.model.layers}
+        assert caps == {extra.get("attn_logit_softcapping")}
         requests = [
             engine.add(str(n), list(range(1, n)), each)[0]
             for n, each in zip((4, 18, 11), params, strict=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.ragged import Shape, build, dense_attention, grown, tolerance
+from kernels.ragged import SOFTCAPS, Paged, Shape, build, dense_attention, grown, tolerance
 from sampled import examples
 
 from minserve.kernels import TorchOps
@@ -22,6 +23,7 @@ from minserve.kernels.triton.decode import PARTS, merge_kernel
 
 EXAMPLES = examples(12, 4)
 torch_ops = TorchOps()
+overflows = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 
 
@@ -54,14 +56,19 @@ def small_shapes(draw: st.DrawFn, decode: bool) -> Shape:
         head_dim=draw(st.sampled_from([16, 18, 32, 40, 64, 128, 256])),
         window=draw(st.sampled_from([None, None, 1, 7, 64])),
         seed=draw(st.integers(0, 2**31)),
+        softcap=draw(st.sampled_from(SOFTCAPS)),
     )
 
 
 def check_attention(shape: Shape, dtype: torch.dtype, ops: TritonOps) -> None:
-    batch = build(shape, dtype)
+    check(build(shape, dtype), ops)
+
+
+def check(batch: Paged, ops: TritonOps) -> None:
+    dtype = batch.q.dtype
     expected, expected_lse = dense_attention(batch)
     planned = ops.plan_attention(*batch.args())
-    args = (batch.q, batch.keys, batch.values, batch.scale, shape.window)
+    args = (batch.q, batch.keys, batch.values, batch.scores)
     out, lse = planned(*args, True)
     assert lse is not None and out.dtype == dtype and out.is_contiguous()
     assert (out - expected).abs().max() < tolerance(dtype)
@@ -98,7 +105,7 @@ def test_the_only_row_of_a_request_ignores_its_mask() -> None:
         shape = Shape((3, 1), (9, 7), 16, 1, 2, 32, None, 0, tree=(1, 0b11, 0b101, mask))
         batch = build(shape, torch.float32)
         planned = TritonOps(1).plan_attention(*batch.args())
-        results.append(planned(batch.q, batch.keys, batch.values, batch.scale, None)[0])
+        results.append(planned(batch.q, batch.keys, batch.values, batch.scores)[0])
     assert torch.equal(*results)
 
 
@@ -123,6 +130,24 @@ def test_a_context_split_into_parts_without_keys_is_still_exact() -> None:
     # 130 tokens make three parts by length, and whole tiles leave the last ones with nothing.
     shape = Shape((1, 1), (300, 3), 16, 1, 2, 32, None, 0)
     check_attention(shape, torch.float32, TritonOps(132))
+
+
+@overflows
+@pytest.mark.parametrize("query_lens", [(1, 1), (30, 2)], ids=["split", "ragged"])
+def test_scores_far_beyond_the_cap_are_the_cap(query_lens: tuple[int, int]) -> None:
+    """Their exponential is infinite in float32."""
+    shape = Shape(query_lens, (300, 30), 16, 1, 2, 32, None, 0, softcap=0.5)
+    batch = build(shape, torch.float32)
+    check(replace(batch, q=batch.q * 1e4), TritonOps(132))
+
+
+def test_a_cap_of_50_is_exact_where_scores_reach_it() -> None:
+    """As in Gemma 2: scores of tens, a few of which the cap bends."""
+    shape = Shape((1, 40), (200, 150), 16, 2, 2, 64, 100, 0, softcap=50.0)
+    batch = build(shape, torch.float32)
+    hot = replace(batch, q=batch.q * 8)
+    assert dense_attention(hot)[1].max() > 25
+    check(hot, TritonOps(4))
 
 
 def test_one_part_needs_no_merge() -> None:
@@ -214,11 +239,24 @@ def test_add_rms_norm_writes_the_sum_it_normalises(
 @each_dtype
 @given(rows=st.integers(1, 3), inner=st.sampled_from([1, 40, 1024, 1500]), seed=st.integers(0, 999))
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_silu_and_mul(dtype: torch.dtype, rows: int, inner: int, seed: int) -> None:
+def test_gates(dtype: torch.dtype, rows: int, inner: int, seed: int) -> None:
     gate_up = normal(rows, 2 * inner + 1, dtype=dtype, seed=seed)[:, : 2 * inner]
-    got = TritonOps().silu_and_mul(gate_up)
-    expected = torch_ops.silu_and_mul(gate_up.double())
-    assert (got - expected).abs().max() < 4 * tolerance(dtype)
+    for name in ("silu_and_mul", "gelu_and_mul"):
+        got = getattr(TritonOps(), name)(gate_up)
+        expected = getattr(torch_ops, name)(gate_up.double())
+        assert (got - expected).abs().max() < 4 * tolerance(dtype)
+
+
+@overflows
+@each_dtype
+@pytest.mark.parametrize("name", ["silu_and_mul", "gelu_and_mul"])
+def test_a_gate_of_any_size_is_finite(dtype: torch.dtype, name: str) -> None:
+    """Exponentials of these are infinite, in float32 the cube too; far below zero, nothing is
+    left."""
+    largest = torch.finfo(dtype).max
+    gate = torch.tensor([[-largest, -1e4, -100.0, 0.0, 100.0, 1e4, largest]], dtype=dtype)
+    out = getattr(TritonOps(), name)(torch.cat((gate, torch.ones_like(gate)), 1))
+    assert torch.equal(out, gate.clamp(min=0.0))
 
 
 @each_dtype

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minserve.bench.gpu.cases.kernel_cases import OURS, PAGE, Buffers, Case
 from minserve.bench.gpu.timing import Call
-from minserve.kernels.base import Ops
+from minserve.kernels.base import Ops, Scores
 from minserve.kernels.counts import least
 from minserve.kernels.counts.least_ops import pairs
 
@@ -81,11 +81,11 @@ class AttentionCases(Buffers):
         starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32).to(self.device)
         lens = torch.tensor(context_lens, dtype=torch.int32, device=self.device)
         q = self.normal(sum(query_lens), sizes.heads, sizes.head_dim)
-        scale = sizes.head_dim**-0.5
+        scores = Scores(sizes.head_dim**-0.5)
 
         def call(ops: Ops) -> Call:
             planned = ops.plan_attention(tables, starts, lens, query_lens, context_lens)
-            return partial(planned, q, keys, values, scale, None)
+            return partial(planned, q, keys, values, scores)
 
         calls = {OURS: call(self.ops)}
         if self.ops.name == "triton" and max(query_lens) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from minserve.batch import SamplingBatch, to_device
 from minserve.bench.gpu.cases.kernel_cases import OURS, PAGE, Buffers, Case
 from minserve.bench.gpu.timing import Call
 from minserve.kernels.counts import least
+from minserve.kernels.matrix import Activation
 from minserve.kernels.reference.ops import TorchOps
 from minserve.request import Request, SamplingParams
 from minserve.sampling import Sampler, plan_sampling
@@ -27,7 +28,8 @@ class RowCases(Buffers):
         """Cases for a prefill chunk and for a decode step."""
         found: list[Case] = []
         for rows in (self.sizes.rows, self.sizes.few):
-            found += [self.add_norm(rows), self.rotary_store(rows), self.gate(rows)]
+            found += [self.add_norm(rows), self.rotary_store(rows)]
+            found += [self.gate(rows, "silu"), self.gate(rows, "gelu_tanh")]
             found += [self.product(rows), self.norm(rows), self.rotary(rows), self.store(rows)]
         found += [self.sampling(name, params) for name, params in SAMPLING.items()]
         return [*found, self.some_rows()]
@@ -156,20 +158,22 @@ class RowCases(Buffers):
         ).total
         return Case("rotary and store", f"{rows} rows, {all_heads} heads", moved, 0, make)
 
-    def gate(self, rows: int) -> Case:
+    def gate(self, rows: int, activation: Activation) -> Case:
         """The feed-forward's gate."""
-        inner = self.sizes.inner
+        inner, silu = self.sizes.inner, activation == "silu"
+        bend: Callable[[Tensor], Tensor] = F.silu if silu else partial(F.gelu, approximate="tanh")
 
         def make() -> Mapping[str, Call]:
             x = self.normal(rows, 2 * inner)
             gate, up = x[:, :inner], x[:, inner:]
             return {
-                OURS: partial(self.ops.silu_and_mul, x),
-                "torch silu, mul": lambda: F.silu(gate) * up,
+                OURS: partial(self.ops.silu_and_mul if silu else self.ops.gelu_and_mul, x),
+                f"torch {name}, mul": lambda: bend(gate) * up,
             }
 
+        name = "silu" if silu else "gelu"
         moved = least.silu_and_mul(self.meta(rows, 2 * inner)).total
-        return Case("silu and multiply", f"{rows} x {inner}", moved, 0, make)
+        return Case(f"{name} and multiply", f"{rows} x {inner}", moved, 0, make)
 
     def product(self, rows: int) -> Case:
         """The largest product of a layer; ours uses the vendor library, through torch."""

@@ -4,6 +4,8 @@ Candidates are compiled, those that spill or do not fit are dropped, and the oth
 decode and one prefill. Separate from the kernels, which stay plain functions that the interpreter
 can run. A result is valid for one device, one version of Triton and one source text of the kernels;
 if one of them changes, the search runs again. Results of different tiles differ only by rounding.
+Windows, trees and soft caps hardly change what a tile needs: layers with them take the tile found
+without.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from minserve.files import cache_dir
 from minserve.files.cache_dir import cache_directory
 from minserve.files.json_types import build
 from minserve.hardware.current import on
+from minserve.kernels.base import Scores
 from minserve.kernels.occupancy import programs_per_multiprocessor
 from minserve.kernels.triton import attention, decode
 from minserve.kernels.triton.analysis.resources import (
@@ -133,10 +136,12 @@ def head_shapes(spec: ModelSpec, dtype: torch.dtype) -> dict[Heads, int]:
     """Every shape of heads in a model -> the number of KV heads of the first layer
     with that shape."""
     found: dict[Heads, int] = {}
-    for mixer in dict.fromkeys(layer.mixer for layer in spec.layers):
-        dim = max(16, triton.next_power_of_2(mixer.head_dim))
-        heads = Heads(dim, dtype.itemsize, mixer.num_heads // mixer.num_kv_heads)
-        found.setdefault(heads, mixer.num_kv_heads)
+    for num_heads, num_kv_heads, head_dim in dict.fromkeys(
+        each.mixer.heads for each in spec.layers
+    ):
+        dim = max(16, triton.next_power_of_2(head_dim))
+        heads = Heads(dim, dtype.itemsize, num_heads // num_kv_heads)
+        found.setdefault(heads, num_kv_heads)
     return found
 
 
@@ -205,7 +210,7 @@ class _Trial:
         work: Workload,
     ) -> None:
         blocks = -(-work.context // work.block_size)
-        self._scale = heads.dim**-0.5
+        self._scores = Scores(heads.dim**-0.5)
         self._work = work
         shape = (work.requests * blocks, num_kv_heads, work.block_size, heads.dim)
         self._keys = torch.randn(shape, dtype=dtype, device=device)
@@ -221,9 +226,7 @@ class _Trial:
     def decode(self, tuning: Tuning) -> Tensor:
         """One row of every request."""
         planned = TritonOps(tuning=tuning).plan_decode(self._tables, self._lens, self._work.context)
-        return planned(self._q[: self._work.requests], self._keys, self._values, self._scale, None)[
-            0
-        ]
+        return planned(self._q[: self._work.requests], self._keys, self._values, self._scores)[0]
 
     def prefill(self, tuning: Tuning) -> Tensor:
         """All rows of one request."""
@@ -231,7 +234,7 @@ class _Trial:
         planned = TritonOps(tuning=tuning).plan_attention(
             self._tables[:1], self._starts, self._lens[:1], context, context
         )
-        return planned(self._q[: context[0]], self._keys, self._values, self._scale, None)[0]
+        return planned(self._q[: context[0]], self._keys, self._values, self._scores)[0]
 
 
 def source_hash() -> str:

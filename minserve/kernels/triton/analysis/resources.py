@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from minserve.kernels.triton.activation import BLOCK, silu_and_mul_kernel
+from minserve.kernels.triton.activation import BLOCK, gate_kernel
 from minserve.kernels.triton.attention import ragged_attention_kernel
 from minserve.kernels.triton.decode import PARTS, merge_kernel, split_attention_kernel
 from minserve.kernels.triton.norm import add_rms_norm_kernel, rms_norm_kernel, warps_for
@@ -111,12 +111,13 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 KINDS = {2: "bf16", 4: "fp32"}
 
 
-def _size(head_dim: int, itemsize: int) -> str:
-    return f"head size {head_dim}" + (", float32" if itemsize == 4 else "")
+def _size(heads: Heads, softcap: float) -> str:
+    capped, wide = ", soft cap" if softcap else "", ", float32" if heads.itemsize == 4 else ""
+    return f"head size {heads.dim}{capped}{wide}"
 
 
-def ragged_variant(heads: Heads, tile: Tile) -> Variant:
-    """Attention over chunks, launched with this tile."""
+def ragged_variant(heads: Heads, tile: Tile, softcap: float = 0.0) -> Variant:
+    """Attention over chunks, launched with this tile. `softcap`: 0 for none."""
     rows = max(tile.rows, triton.next_power_of_2(heads.group))
     return Variant(
         f"ragged attention, {heads}, {tile}",
@@ -127,14 +128,15 @@ def ragged_variant(heads: Heads, tile: Tile) -> Variant:
         )
         | {"lse": "fp32"},
         {"GROUP": heads.group, "KEYS": tile.keys, "DIM": heads.dim, "WINDOW": False}
-        | {"TOKENS": rows // heads.group, "ROWS": rows, "LSE": False, "TREE": False, "tree": None},
+        | {"TOKENS": rows // heads.group, "ROWS": rows, "LSE": False, "TREE": False, "tree": None}
+        | {"SOFTCAP": softcap},
         tile.warps,
         tile.stages,
     )
 
 
-def split_variant(heads: Heads, tile: Tile) -> Variant:
-    """Decode attention, launched with this tile."""
+def split_variant(heads: Heads, tile: Tile, softcap: float = 0.0) -> Variant:
+    """Decode attention, launched with this tile. `softcap`: 0 for none."""
     rows = max(16, triton.next_power_of_2(heads.group))
     return Variant(
         f"split attention, {heads}, {tile}",
@@ -142,20 +144,20 @@ def split_variant(heads: Heads, tile: Tile) -> Variant:
         dict.fromkeys(("q", "keys", "values"), KINDS[heads.itemsize])
         | dict.fromkeys(("parts", "part_lse"), "fp32")
         | dict.fromkeys(("tables", "kv_lens"), "i32"),
-        {"GROUP": heads.group, "KEYS": tile.keys, "DIM": heads.dim, "WINDOW": False, "ROWS": rows},
+        {"GROUP": heads.group, "KEYS": tile.keys, "DIM": heads.dim, "WINDOW": False, "ROWS": rows}
+        | {"SOFTCAP": softcap},
         tile.warps,
         tile.stages,
     )
 
 
-def _attention(head_dim: int, itemsize: int = 2) -> list[Variant]:
-    heads = Heads(head_dim, itemsize, 4)
+def _attention(heads: Heads, softcap: float = 0.0) -> list[Variant]:
     tile = default_ragged(heads)
-    plain = ragged_variant(heads, tile)
+    plain = ragged_variant(heads, tile, softcap)
     return [
-        replace(plain, name=f"ragged attention, {_size(head_dim, itemsize)}"),
+        replace(plain, name=f"ragged attention, {_size(heads, softcap)}"),
         Variant(
-            f"ragged attention over trees, {_size(head_dim, itemsize)}",
+            f"ragged attention over trees, {_size(heads, softcap)}",
             ragged_attention_kernel,
             {**plain.pointers, "tree": "i64"},
             {name: value for name, value in plain.constants.items() if name != "tree"}
@@ -165,10 +167,9 @@ def _attention(head_dim: int, itemsize: int = 2) -> list[Variant]:
     ]
 
 
-def _split(head_dim: int, itemsize: int = 2) -> Variant:
-    heads = Heads(head_dim, itemsize, 4)
-    variant = split_variant(heads, default_split(heads, 90))
-    return replace(variant, name=f"split attention, {_size(head_dim, itemsize)}")
+def _split(heads: Heads, softcap: float = 0.0) -> Variant:
+    variant = split_variant(heads, default_split(heads, 90), softcap)
+    return replace(variant, name=f"split attention, {_size(heads, softcap)}")
 
 
 def variants() -> list[Variant]:
@@ -178,7 +179,13 @@ def variants() -> list[Variant]:
     joined = {"parts": "fp32", "part_lse": "fp32", "out": _HALF, "lse": "fp32"}
     return [
         *_norms(),
-        Variant("silu and multiply", silu_and_mul_kernel, gated, {"BLOCK": BLOCK}),
+        *(
+            Variant(name, gate_kernel, gated, {"BLOCK": BLOCK, "ACTIVATION": activation})
+            for name, activation in (
+                ("silu and multiply", "silu"),
+                ("gelu and multiply", "gelu_tanh"),
+            )
+        ),
         *_rotations(),
         Variant("merge", merge_kernel, joined, {"PARTS": PARTS, "DIM": 128, "LSE": False}, 1),
         *(
@@ -192,13 +199,18 @@ def variants() -> list[Variant]:
             )
             for name, filters in (("sample", False), ("sample, all filters", True))
         ),
-        *(variant for head_dim in (64, 128, 256) for variant in _attention(head_dim)),
-        _attention(256, 4)[0],
-        *(_split(head_dim, size) for size in (2, 4) for head_dim in (16, 32, 64, 128, 256)),
+        *(variant for dim in (64, 128, 256) for variant in _attention(Heads(dim, 2, 4))),
+        _attention(Heads(256, 4, 4))[0],
+        *(_split(Heads(dim, size, 4)) for size in (2, 4) for dim in (16, 32, 64, 128, 256)),
+        *(variant for heads in _CAPPED for variant in _attention(heads, _SOFTCAP)),
+        *(_split(heads, _SOFTCAP) for heads in _CAPPED),
     ]
 
 
 _HALF = "bf16"
+_CAPPED = (Heads(128, 2, 2), Heads(256, 2, 2), Heads(256, 4, 2))
+"""Gemma 2's heads, and the largest of them in float32."""
+_SOFTCAP = 50.0
 
 
 def _norms() -> list[Variant]:
