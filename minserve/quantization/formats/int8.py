@@ -81,7 +81,8 @@ def round_to_nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     largest = wide.abs().amax(1)
     scales = (largest / LARGEST).float()
-    # A scale that float32 cannot tell from zero would divide by it.
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    # Not zero, by which codes are divided; a weight that is not a number makes its output's scale
+    # one that is not either.
+    scales = scales.masked_fill(scales == 0, 1.0)
     codes = (wide / scales.to(wide.dtype)[:, None]).round().clamp_(-LARGEST, LARGEST)
     return codes.to(torch.int8), scales
