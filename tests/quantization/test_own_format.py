@@ -108,7 +108,7 @@ def load(
 def texts(model: LoadedModel) -> tuple[list[list[int]], int, int]:
     """Tokens of some requests, and the preemptions and hit tokens on the way."""
     engine = build_engine(model)
-    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
     prompts = ["def mean(values):\n    ", "import os\n\n\ndef walk(", "class Tree:\n" * 9]
     found = []
     for wave in range(2):
@@ -138,7 +138,7 @@ def dequantised(weights: DecoderWeights) -> None:
 
 
 TIGHT = {
-    "memory__kv_bytes": 14 * 16 * 2048, "memory__prefix_cache": "hash", "memory__watermark": 0.0,
+    "memory__kv_bytes": 10 * 16 * 2048, "memory__prefix_cache": "hash", "memory__watermark": 0.0,
     "memory__check_integrity": True, "scheduling__max_num_batched_tokens": 24,
     "scheduling__max_num_seqs": 3, "scheduling__max_model_len": 160,
 }  # fmt: skip
