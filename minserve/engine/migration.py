@@ -67,6 +67,8 @@ class ExportedRequest:
     stream_text: bool
     model: ModelSpec
     dtype: str
+    weights: str
+    """`quantization.weights`: other weights are another model."""
     samples: tuple[ExportedSample, ...]
 
     @property
@@ -165,6 +167,12 @@ def check_import(moved: object, config: ResolvedConfig, max_request_tokens: int)
         raise InvalidRequestError(
             f"{name}: its pages are {moved.dtype}, and this engine computes in "
             f"{config.config.dtype}: give both engines the same EngineConfig.dtype"
+        )
+    weights = config.config.quantization.weights
+    if moved.weights != weights:
+        raise InvalidRequestError(
+            f"{name}: its pages were computed by {moved.weights} weights, and this engine's are "
+            f"{weights}: give both engines the same quantization.weights"
         )
     if any(sample.pages for sample in moved.samples) and not config.config.memory.kv_cache:
         raise InvalidRequestError(

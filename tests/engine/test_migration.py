@@ -357,8 +357,9 @@ def test_an_engine_that_cannot_continue_refuses_and_is_unchanged() -> None:
         return changed(pages=replace(pages, groups=(replace(group, **values),)))
 
     cases = [
-        (replace(parcel, model=replace(parcel.model, rope=None)), "this engine serves another"),
+        (replace(parcel, model=replace(parcel.model, norm_eps=0.5)), "this engine serves another"),
         (replace(parcel, dtype="float64"), "same EngineConfig.dtype"),
+        (replace(parcel, weights="int8"), "int8 weights, and this engine's are dense: give both"),
         (changed(max_len=1000), "it may reach 1000 tokens, and this engine serves 128"),
         (changed(pages=replace(pages, num_tokens=0)), "expected 1 to"),
         (changed(pages=replace(pages, num_tokens=99)), "expected 1 to"),

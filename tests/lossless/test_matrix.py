@@ -19,6 +19,7 @@ from minserve.build import build_engine
 from minserve.config import ConfigError, EngineConfig
 from minserve.engine.parts import CONFIGURED, EngineParts
 from minserve.loading import load_model
+from minserve.quantization.formats.int8 import round_to_nearest
 from minserve.request import Request, SamplingParams
 from minserve.trace import RunTotals
 
@@ -133,6 +134,8 @@ def is_refused(values: Mapping[str, Any]) -> bool:
 Switches = tuple[tuple[str, Any], ...]
 DRAWN_PAIRS = 300
 """How many of the pairs `make test` draws; `make test-full` runs them all."""
+DRAWN_INT8 = 60
+"""The same over quantized weights."""
 
 
 def singles() -> list[Switches]:
@@ -208,10 +211,20 @@ def prompts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(model_dir: Path) -> list[list[int]]:
     """A loop over transformers, one request at a time, everything computed again at each token."""
+    return generated(model_dir)
+
+
+def generated(model_dir: Path, rounded: bool = False) -> list[list[int]]:
+    """The tokens of such a loop; `rounded`: by weights that int8 would stand for."""
     from transformers import AutoModelForCausalLM
 
     oracle = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64)
     oracle = patch_to_true_float64(oracle.eval())
+    if rounded:
+        for module in oracle.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                codes, scales = round_to_nearest(module.weight.data.float())
+                module.weight.data = codes.double() * scales.double()[:, None]
     outputs = []
     with torch.inference_mode():
         for prompt, count in zip(prompts(), NEW_TOKENS, strict=True):
@@ -279,6 +292,23 @@ def test_switches_change_no_token(switches, model_dir, expected):
         assert totals.compiled_graphs > 0, "no step was replayed"
     if names == {"memory.prefix_cache"}:
         assert totals.hit_tokens > 0
+
+
+@pytest.fixture(scope="module")
+def expected_int8(model_dir: Path) -> list[list[int]]:
+    """As `expected`, with the matrices of all layers rounded to int8 and back."""
+    return generated(model_dir, rounded=True)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [*singles(), *(pytest.param(p, marks=pytest.mark.sampled(DRAWN_INT8)) for p in pairs())],
+    ids=label,
+)
+def test_switches_change_no_token_of_int8_weights(switches, model_dir, expected, expected_int8):
+    assert expected_int8 != expected, "rounding changes nothing: is the format used?"
+    requests, _ = run(model_dir, {**dict(switches), "quantization.weights": "int8"})
+    assert [request.output_token_ids for request in requests] == expected_int8
 
 
 @pytest.mark.parametrize("switches", pairs(refused=True), ids=label)
