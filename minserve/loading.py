@@ -104,8 +104,8 @@ def find_model(model: str | Path) -> Path:
 
 
 def format_plan(config: EngineConfig) -> FormatPlan:
-    """The formats that `quantization.weights` names."""
-    return FormatPlan(layers=FORMATS[config.quantization.weights])
+    """The formats that `quantization.weight_format` names."""
+    return FormatPlan(layers=FORMATS[config.quantization.weight_format])
 
 
 def load_model(
@@ -118,7 +118,7 @@ def load_model(
 ) -> LoadedModel:
     """Read a model directory. Raises a sentence for anything that cannot be served; `facts` say how
     the engine over it will be built, where that is known. `formats` stores the weights in formats
-    of the caller's own, instead of the one that `quantization.weights` names."""
+    of the caller's own, instead of the one that `quantization.weight_format` names."""
     path = find_model(model)
     # The small files first: most problems of a directory are found before weights are read.
     spec = load_spec(path)

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     config, spec = loaded.config, loaded.config.model
     machine = describe_machine()
     ops = select_ops(config.config.kernels.backend, config.device, config.dtype)
+    parts = spec.weight_parts(config.itemsize, config.storage)
     limits = None
     if not args.no_ceilings:
         limits = machine_ceilings(config.device, dtypes=(config.config.dtype,))
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 "family": spec.family,
                 "parameters": spec.num_parameters(),
                 "layers": spec.num_layers,
+                "weight_bytes": parts,
                 "kv_bytes_per_token": spec.kv_bytes_per_token(config.itemsize),
             },
             "operators": ops.name,
@@ -58,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         f"{spec.family}, {spec.num_parameters() / 1e6:.2f} M parameters, {spec.num_layers} layers "
         f"of width {spec.hidden_size}, {heads.num_heads} heads over {heads.num_kv_heads} KV heads "
         f"of size {heads.head_dim}, vocabulary {spec.vocab_size}, {spec.max_position} positions\n"
+        f"{sum(parts.values()) / 1e6:.2f} MB of weights: "
+        f"{', '.join(f'{part} {size / 1e6:.2f}' for part, size in parts.items() if size)}\n"
         f"{spec.kv_bytes_per_token(config.itemsize)} bytes of KV cache per token; "
         f"{'a' if loaded.tokenizer else 'no'} tokenizer\n"
         f"\noperators: {ops.name}\n\nconfiguration"

@@ -38,10 +38,10 @@ class ResolvedConfig:
         is known: formats are looked up above this room."""
         if self.stored is not None:
             return self.stored
-        if self.config.quantization.weights == "dense":
+        if self.config.quantization.weight_format == "dense":
             return UNQUANTIZED
         raise LookupError(
-            f"quantization.weights={self.config.quantization.weights!r}: nobody has said how it "
+            f"quantization.weight_format={self.config.quantization.weight_format!r}: nobody has said how it "
             "stores a matrix; resolve with facts=Facts(storage=...)"
         )
 

@@ -152,7 +152,7 @@ class Intake:
                 self._requests.streams_text(first),
                 self._config.model,
                 self._config.config.dtype,
-                self._config.config.quantization.weights,
+                self._config.config.quantization.weight_format,
                 tuple(exported(request, self._memory, self._clock) for request in requests),
             )
         with self._recovery.change(requests):  # if it fails half-way, they end here

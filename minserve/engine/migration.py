@@ -68,7 +68,7 @@ class ExportedRequest:
     model: ModelSpec
     dtype: str
     weights: str
-    """`quantization.weights`: other weights are another model."""
+    """`quantization.weight_format`: other weights are another model."""
     samples: tuple[ExportedSample, ...]
 
     @property
@@ -168,11 +168,11 @@ def check_import(moved: object, config: ResolvedConfig, max_request_tokens: int)
             f"{name}: its pages are {moved.dtype}, and this engine computes in "
             f"{config.config.dtype}: give both engines the same EngineConfig.dtype"
         )
-    weights = config.config.quantization.weights
+    weights = config.config.quantization.weight_format
     if moved.weights != weights:
         raise InvalidRequestError(
             f"{name}: its pages were computed by {moved.weights} weights, and this engine's are "
-            f"{weights}: give both engines the same quantization.weights"
+            f"{weights}: give both engines the same quantization.weight_format"
         )
     if any(sample.pages for sample in moved.samples) and not config.config.memory.kv_cache:
         raise InvalidRequestError(

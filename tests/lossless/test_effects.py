@@ -110,7 +110,7 @@ EFFECTS = [
            TIERS | {"memory.resume": "recompute"}, AGAIN),
     Effect("memory.resume", "auto", total("loaded_tokens"), LESS, TIERS, AGAIN),
     Effect("memory.check_integrity", True, lambda seen: seen.calls["check"], MORE),
-    *(Effect("quantization.weights", "int8", total("weight_bytes"), LESS, build=build)
+    *(Effect("quantization.weight_format", "int8", total("weight_bytes"), LESS, build=build)
       for build in (effects.real, effects.modelled)),
     Effect("scheduling.max_num_seqs", 2, total("peak_running"), LESS),
     Effect("scheduling.max_num_batched_tokens", 64,

@@ -307,7 +307,7 @@ def expected_int8(model_dir: Path) -> list[list[int]]:
 )
 def test_switches_change_no_token_of_int8_weights(switches, model_dir, expected, expected_int8):
     assert expected_int8 != expected, "rounding changes nothing: is the format used?"
-    requests, _ = run(model_dir, {**dict(switches), "quantization.weights": "int8"})
+    requests, _ = run(model_dir, {**dict(switches), "quantization.weight_format": "int8"})
     assert [request.output_token_ids for request in requests] == expected_int8
 
 

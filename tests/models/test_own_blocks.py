@@ -162,7 +162,7 @@ def test_the_virtual_clock_charges_for_what_is_stored() -> None:
     seconds = {}
     for name in FORMATS:
         values = {
-            "quantization.weights": name,
+            "quantization.weight_format": name,
             "scheduling.max_num_seqs": 3,
             "memory.kv_bytes": 1 << 20,
         }

@@ -27,7 +27,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
 
 def test_the_switch_names_every_format() -> None:
-    (knob,) = (each for each in describe() if each.path == "quantization.weights")
+    (knob,) = (each for each in describe() if each.path == "quantization.weight_format")
     assert set(knob.choices) == FORMATS.keys()
 
 
@@ -88,7 +88,7 @@ def test_both_products_multiply_the_numbers_that_codes_stand_for(dtype):
 
 def loaded(backend: str, dtype: str = "float32", **values: object) -> LoadedModel:
     config = EngineConfig(device="cpu", dtype=dtype).with_values(
-        {"kernels.backend": backend, "quantization.weights": "int8", **values}
+        {"kernels.backend": backend, "quantization.weight_format": "int8", **values}
     )
     return load_model("zoo/draft", config, progress=False)
 
@@ -180,4 +180,4 @@ def test_a_damaged_checkpoint_is_refused_before_it_is_rounded(tmp_path: Path):
 
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError):
-        load_model(tmp_path, EngineConfig().with_values({"quantization.weights": "int8"}))
+        load_model(tmp_path, EngineConfig().with_values({"quantization.weight_format": "int8"}))

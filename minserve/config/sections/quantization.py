@@ -11,7 +11,7 @@ from minserve.config.knobs import Section, knob
 class QuantizationConfig(Section):
     """How numbers are stored."""
 
-    weights: str = knob(
+    weight_format: str = knob(
         "dense",
         "Format of the matrices in all layers; embedding, head, norms and biases stay in dtype. "
         "dense: in dtype. int8: a byte per weight and a float32 scale per output, rounded to "

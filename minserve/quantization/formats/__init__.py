@@ -12,7 +12,7 @@ from minserve.quantization.formats.int8 import Int8Format
 from minserve.quantization.formats.plan import DENSE_PLAN, FormatPlan
 
 FORMATS: dict[str, WeightFormat] = {each.name: each for each in (DENSE, Int8Format())}
-"""By `EngineConfig.quantization.weights`."""
+"""By `EngineConfig.quantization.weight_format`."""
 
 __all__ = [
     "DENSE",
