@@ -53,7 +53,7 @@ class Facts:
     operators: str | None = None
     """Name of the operators chosen for `kernels.backend`; None: not chosen yet."""
     storage: StoragePlan | None = None
-    """How the weights that `quantization.weight_format` names are stored; None: not looked up yet."""
+    """How weights in `quantization.weight_format` are stored; None: not looked up yet."""
     why_no_compiler: Callable[[], str | None] | None = None
     """Looks for a C++ compiler and returns why there is none; None: too early to look."""
 

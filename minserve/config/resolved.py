@@ -38,11 +38,12 @@ class ResolvedConfig:
         is known: formats are looked up above this room."""
         if self.stored is not None:
             return self.stored
-        if self.config.quantization.weight_format == "dense":
+        name = self.config.quantization.weight_format
+        if name == "dense":
             return UNQUANTIZED
         raise LookupError(
-            f"quantization.weight_format={self.config.quantization.weight_format!r}: nobody has said how it "
-            "stores a matrix; resolve with facts=Facts(storage=...)"
+            f"quantization.weight_format={name!r}: only its name is known here; resolve with facts="
+            "Facts(storage=...), as load_model and build_virtual_engine do"
         )
 
     @property

@@ -145,7 +145,8 @@ class StaticInputs:
 class GraphRunner(EagerRunner):
     """An `EagerRunner` that replays its decode steps.
 
-    Batches must be padded to `ladder(max_rows)`; `max_blocks` is the most pages a request has.
+    Batches must be padded to `ladder(max_rows)`; `max_blocks` is the most pages a request has. What
+    blocks count (`layers.Counters`) is not read from a replayed step.
     """
 
     def __init__(
