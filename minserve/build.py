@@ -33,6 +33,7 @@ from minserve.models import (
     Decoder,
 )
 from minserve.process.openmp import release_team
+from minserve.quantization.formats import FormatPlan
 from minserve.scheduling import LengthPredictor
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, TraceHeader
@@ -143,14 +144,16 @@ def build_virtual_engine(
     name: str = "",
     parts: EngineParts = CONFIGURED,
     host_link: HostLink | None = None,
+    formats: FormatPlan | None = None,
 ) -> VirtualEngine:
     """An engine that computes nothing: real scheduler and pages, modelled time, a virtual clock.
 
     The pool is `memory.kv_bytes`, or the part of the modelled GPU's memory that the weights leave
-    free. Pages that are swapped or offloaded take the time of `host_link`.
+    free. Pages that are swapped or offloaded take the time of `host_link`. `formats` as in
+    `load_model`.
     """
     check_parts(parts)
-    resolved = resolve_virtual(spec, config, cost, parts)
+    resolved = resolve_virtual(spec, config, cost, parts, formats)
     clock = VirtualClock()
     plans = plan_groups(resolved, resolved.config.memory.kv_bytes or 0)
     bandwidth = getattr(cost.device, "memory_bytes_per_s", None)
@@ -168,14 +171,18 @@ def build_virtual_engine(
 
 
 def resolve_virtual(
-    spec: ModelSpec, config: EngineConfig, cost: StepCost, parts: EngineParts = CONFIGURED
+    spec: ModelSpec,
+    config: EngineConfig,
+    cost: StepCost,
+    parts: EngineParts = CONFIGURED,
+    formats: FormatPlan | None = None,
 ) -> ResolvedConfig:
     """What will run on modelled time. Raises ConfigError."""
     facts = dataclasses.replace(
         parts.facts,
         modelled=True,
         modelled_bytes=getattr(cost.device, "memory_bytes", None),
-        storage=format_plan(config),
+        storage=format_plan(config) if formats is None else formats,
     )
     return resolve(config.with_values({"device": "cpu", "dtype": cost.dtype}), spec, facts=facts)
 

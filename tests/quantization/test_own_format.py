@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from minserve.build import build_engine
+from minserve.build import build_engine, build_virtual_engine
 from minserve.config import EngineConfig
-from minserve.hardware import WorkCounter
+from minserve.hardware import DEVICES, WorkCounter
 from minserve.kernels import why_not_native
 from minserve.kernels.matrix import Matrix
 from minserve.loading import LoadedModel, load_model
@@ -32,6 +32,7 @@ from minserve.quantization.formats import (
 )
 from minserve.request import SamplingParams
 from minserve.spec import LinearShape
+from minserve.virtual import CostModel
 
 GROUP = 8
 
@@ -170,6 +171,25 @@ def test_counted_bytes_are_held_bytes() -> None:
     counted = WorkCounter(spec, 8, storage=PLAN).count((1,), (3,), 1).weight_bytes
     assert spec.tie_embeddings and counted == model.weights.nbytes
     assert model.config.storage == PLAN
+
+
+def test_the_virtual_clock_charges_for_it() -> None:
+    cost = CostModel(DEVICES["A100 80GB SXM"], dtype="float32", overhead_s=0.0)
+    spec = load(PLAN).config.model
+    read, seconds = [], []
+    for plan in (FormatPlan(), PLAN):
+        values = {"memory.kv_bytes": 1 << 20, "scheduling.max_num_seqs": 4}
+        config = EngineConfig().with_values(values)
+        engine = build_virtual_engine(spec, config, cost, formats=plan)
+        engine.add("one", [5, 6, 7], SamplingParams(max_tokens=9, ignore_eos=True))
+        steps = []
+        while engine.has_work:
+            steps.append(engine.step())
+        read.append(steps[-1].work.weight_bytes)
+        seconds.append(engine.clock.now())
+    assert read == [sum(spec.weight_parts(4, plan).values()) for plan in (FormatPlan(), PLAN)]
+    # Little else is read in such short steps.
+    assert seconds[1] / seconds[0] == pytest.approx(read[1] / read[0], rel=0.05)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
