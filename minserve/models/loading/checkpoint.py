@@ -27,6 +27,7 @@ from minserve.models.weights import (
     build_weights,
     unpacked,
 )
+from minserve.process.heap import return_freed
 from minserve.quantization.formats import DENSE_PLAN, FormatPlan
 from minserve.spec import ModelSpec
 
@@ -220,4 +221,5 @@ def load_weights(
         weights = build_weights(spec, checkpoint, dtype, torch.device(device), plan, packing)
         if spec.tie_embeddings:
             checkpoint.check_tied_head()
+    return_freed()
     return weights
