@@ -7,13 +7,12 @@ hooks and attribute look-ups would be a large part of it. `RMSNorm`, `Embedding`
 
 from minserve.layers.context import Counters, ForwardContext
 from minserve.layers.embedding import Embedding
-from minserve.layers.linear import DequantisedProduct, Linear
+from minserve.layers.linear import Linear
 from minserve.layers.norm import RMSNorm
 from minserve.layers.rotary import rotary_table
 
 __all__ = [
     "Counters",
-    "DequantisedProduct",
     "Embedding",
     "ForwardContext",
     "Linear",

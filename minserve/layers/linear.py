@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minserve.kernels.base import Ops
 from minserve.kernels.matrix import Activation, Matrix, Product
+from minserve.kernels.reference import DenseProduct
 from minserve.layers.context import ForwardContext
 
 
@@ -21,7 +22,7 @@ class Linear:
 
     def __init__(self, matrix: Matrix, ops: Ops) -> None:
         self._ops = ops
-        self.product: Product = ops.product(matrix) or DequantisedProduct(matrix, ops)
+        self.product: Product = ops.product(matrix) or DenseProduct(matrix, ops)
 
     def apply(self, context: ForwardContext | None, x: Tensor) -> Tensor:
         """`[rows, inputs]` -> `[rows, outputs]`. The context is None outside of layers (head)."""
@@ -43,24 +44,3 @@ class Linear:
             assert cut is not None, "a canonical matrix can be cut anywhere"
             part = cut.packed(matrix.packing)
         return Linear(part, self._ops)
-
-
-class DequantisedProduct:
-    """`Product` of any format: its numbers are computed at every call and multiplied as dense
-    ones. Slow, and right everywhere."""
-
-    __slots__ = ("_gates", "_linear", "matrix")
-
-    def __init__(self, matrix: Matrix, ops: Ops) -> None:
-        self.matrix = matrix
-        self._linear = ops.linear
-        self._gates = {"silu": ops.silu_and_mul, "gelu_tanh": ops.gelu_and_mul}
-
-    def apply(self, x: Tensor) -> Tensor:
-        """See `Product.apply`."""
-        matrix = self.matrix
-        return self._linear(x, matrix.dequantised(), matrix.bias)
-
-    def apply_gated(self, x: Tensor, activation: Activation) -> Tensor:
-        """See `Product.apply_gated`."""
-        return self._gates[activation](self.apply(x))

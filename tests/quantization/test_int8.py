@@ -14,7 +14,8 @@ from minserve.config import EngineConfig, describe
 from minserve.hardware import WorkCounter
 from minserve.kernels import TorchOps, why_not_native
 from minserve.kernels.cpu.native import native_ops
-from minserve.layers import DequantisedProduct, Linear
+from minserve.kernels.reference import DenseProduct
+from minserve.layers import Linear
 from minserve.loading import LoadedModel, load_model
 from minserve.models import DecoderWeights
 from minserve.quantization.formats import DENSE, FORMATS, FormatPlan, load_matrix
@@ -77,12 +78,12 @@ def test_both_products_multiply_the_numbers_that_codes_stand_for(dtype):
     exact = x.to(dtype).double() @ numbers.T + torch.arange(70)
     limit = {torch.float32: 1e-4, torch.float64: 1e-12}.get(dtype, 0.6)
     fallback = Linear(matrix, TorchOps())
-    assert isinstance(fallback.product, DequantisedProduct)
+    assert isinstance(fallback.product, DenseProduct) and not fallback.product.as_it_is
     assert (fallback.apply(None, x.to(dtype)).double() - exact).abs().max() < limit
     if why_not_native() is None:
         ops = native_ops()
         packed = Linear(matrix.packed(ops.packing("int8", dtype)), ops)
-        assert not isinstance(packed.product, DequantisedProduct)
+        assert not isinstance(packed.product, DenseProduct)
         assert (packed.apply(None, x.to(dtype)).double() - exact).abs().max() < limit
 
 

@@ -1,4 +1,5 @@
-"""Products on `Ops.linear`, for operators that read canonical dense weights as they lie."""
+"""Products on `Ops.linear`: for dense weights as they lie, and for any format that operators have
+no product for."""
 
 from __future__ import annotations
 
@@ -9,20 +10,22 @@ from minserve.kernels.matrix import Activation, Matrix
 
 
 class DenseProduct:
-    """`Product` of a dense matrix with one engine's `Ops.linear`. A packed matrix is unpacked at
-    every call, for comparisons only."""
+    """`Product` with one engine's `Ops.linear`. A canonical dense matrix is multiplied as it is; of
+    any other the numbers are computed at every call, which is slow and right everywhere."""
 
-    __slots__ = ("_gates", "_linear", "matrix")
+    __slots__ = ("_gates", "_linear", "as_it_is", "matrix")
 
     def __init__(self, matrix: Matrix, ops: Ops) -> None:
         self.matrix = matrix
+        self.as_it_is = matrix.kind == "dense" and matrix.packing is None
+        """Whether nothing is computed before the product."""
         self._linear = ops.linear
         self._gates = {"silu": ops.silu_and_mul, "gelu_tanh": ops.gelu_and_mul}
 
     def apply(self, x: Tensor) -> Tensor:
         """See `Product.apply`."""
         matrix = self.matrix
-        weights = matrix.codes if matrix.packing is None else matrix.dequantised()
+        weights = matrix.codes if self.as_it_is else matrix.dequantised()
         return self._linear(x, weights, matrix.bias)
 
     def apply_gated(self, x: Tensor, activation: Activation) -> Tensor:

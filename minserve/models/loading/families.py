@@ -17,7 +17,7 @@ from typing import Any
 from minserve.files.json_file import shorten
 from minserve.models.blocks import AttentionSpec, FeedForwardSpec
 from minserve.models.config_file import ConfigFile
-from minserve.models.rope_config import read_rope
+from minserve.models.loading.rope_config import read_rope
 from minserve.spec import LayerSpec, ModelSpec
 
 _MOST_LAYERS = 10_000
