@@ -1,4 +1,5 @@
-"""A layer that attends to the cache of another stores nothing, and sees what it should."""
+"""Layers that differ in what they attend to: the cache of another layer, a rotary table, a cap of
+their own. Each sees what it should, and what shares a cache stores nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from minserve.layers.rotary import rotary_table
 from minserve.loading import LoadedModel
 from minserve.models.blocks import AttentionSpec, FeedForwardSpec
 from minserve.models.weights import DecoderWeights, random_weights
-from minserve.spec import LayerSpec, ModelSpec
+from minserve.spec import LayerSpec, ModelSpec, RopeSpec
 
 VOCAB, LONGEST = 97, 256
 
@@ -38,6 +39,12 @@ SPECS = {
     "windows": spec_of(OWN, WINDOWED, replace(WINDOWED, cache_layer=1), WINDOWED),
     "smaller window": spec_of(WINDOWED, replace(OWN, window=9, cache_layer=0), OWN),
     "window in a full cache": spec_of(OWN, replace(WINDOWED, cache_layer=0), OWN),
+    "rotary of its own": spec_of(
+        OWN, replace(OWN, rope=RopeSpec(theta=300.0)), replace(OWN, rope=None), OWN
+    ),
+    "scale and cap of its own": spec_of(
+        replace(OWN, scale=0.9, softcap=1.5), replace(WINDOWED, softcap=0.8), OWN
+    ),
     "normed heads": spec_of(replace(OWN, qk_norm=True), replace(OWN, qk_norm=True, cache_layer=0)),
 }
 
@@ -60,11 +67,11 @@ def dense_logits(spec: ModelSpec, weights: DecoderWeights, tokens: list[int]) ->
     """`[length, vocab_size]`: the definition, whole matrices, no cache."""
     ops, length = TorchOps(), len(tokens)
     where = torch.arange(length)
-    table = rotary_table(OWN.rope, 8, LONGEST, torch.float64)
     h = weights.embedding.apply(torch.tensor(tokens))
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     for index, (layer, stored) in enumerate(zip(spec.layers, weights.layers, strict=True)):
         mixer = layer.mixer
+        table = rotary_table(mixer.rope, 8, LONGEST, torch.float64)
         weights_of_mixer, between = stored.mixer, stored.feed_forward
         heads = product(weights_of_mixer.qkv, stored.input_norm.apply(ops, h))
         heads = heads.view(length, mixer.projected_heads, mixer.head_dim)
@@ -80,6 +87,8 @@ def dense_logits(spec: ModelSpec, weights: DecoderWeights, tokens: list[int]) ->
         distance = where[:, None] - where[None, :]
         seen = (distance >= 0) & (distance < (mixer.window or length))
         scores = torch.einsum("qhd,khd->hqk", q, k) * mixer.scores.scale
+        if mixer.softcap is not None:
+            scores = mixer.softcap * (scores / mixer.softcap).tanh()
         mixed = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         attended = torch.einsum("hqk,khd->qhd", mixed, v).reshape(length, -1)
         h = h + product(weights_of_mixer.output, attended)
