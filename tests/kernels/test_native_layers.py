@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from kernels.test_native import each_dtype, poisoned_memory
+from kernels.test_native_edges import spread
 from kernels.test_native_products import made
 from torch import Tensor
 
@@ -195,6 +196,10 @@ REFUSED: dict[str, Callable[[LayerTensors], Any]] = {
     ),
     "one head norm": lambda each: replace(each, mixer=replace(each.mixer, k_norm=None)),
     "a norm of another size": lambda each: replace(each, input_norm=torch.ones(HIDDEN + 1)),
+    "a norm that does not lie flat": lambda each: replace(each, post_norm=spread(each.post_norm)),
+    "a table that does not lie flat": lambda each: replace(
+        each, mixer=replace(each.mixer, cos_sin=spread(each.mixer.cos_sin))
+    ),
 }  # fmt: skip
 
 
@@ -231,13 +236,18 @@ def test_a_batch_that_cannot_run_is_left_as_it_is() -> None:
         {"caches": [(group.keys.double(), group.values.double())]},
         {"caches": [(group.keys[:, :1], group.values[:, :1])]},
         {"slots": [group.slots.int()]},
+        {"slots": [group.slots[:5]]},
+        {"slots": [spread(group.slots)]},
         {"positions": POSITIONS.int()},
+        {"positions": POSITIONS[:5]},
+        {"positions": spread(POSITIONS)},
+        {"caches": [(group.keys, group.values[:-1])]},
         {"planned": [other_plan]},
     ):
         h = rows.clone()
         assert run(stack, h, [group], **changed) is None
         assert torch.equal(h, rows)
-    for h in (rows.double(), rows.T.contiguous().T):
+    for h in (rows.double(), rows.T.contiguous().T, rows[:5], rows[:, :-1].contiguous()):
         assert run(stack, h, [group]) is None
     assert torch.equal(group.keys, before)
     assert run(stack, rows.clone(), [group]) is not None
