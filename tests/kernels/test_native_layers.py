@@ -253,6 +253,23 @@ def test_a_batch_that_cannot_run_is_left_as_it_is() -> None:
     assert run(stack, rows.clone(), [group]) is not None
 
 
+def test_pages_of_another_engine_are_run_in_their_own_groups() -> None:
+    """The same layers over two caches of their own, then over two that share tables and slots."""
+    layers = [layer(torch.float32, "dddd", 4, 2, Scores(0.25)) for _ in range(2)]
+    stack = native_ops().layer_stack(layers)
+    assert stack is not None
+    first, second = pages(torch.float32, 2, 16), pages(torch.float32, 2, 16)
+    together = replace(first, keys=second.keys.clone(), values=second.values.clone())
+    rows = torch.randn(6, HIDDEN)
+    for own, groups in (([first, second], [0, 1]), ([first, together], [0, 0])):
+        expected, h = one_by_one(rows, layers, own), rows.clone()
+        named = [own[index] for index in sorted(set(groups))]
+        shared = {"slots": [each.slots for each in named], "groups": groups}
+        planned = [each.planned for each in named]
+        assert run(stack, h, own, planned=planned, **shared) is not None
+        assert torch.equal(h, expected)
+
+
 def test_a_tree_is_refused_where_a_layer_of_the_call_has_a_window() -> None:
     dtype = torch.float32
     scores = Scores(0.25), Scores(0.25, window=6)
