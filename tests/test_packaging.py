@@ -147,7 +147,7 @@ def test_the_wheel_carries_both_packages_and_nothing_else(tmp_path: Path) -> Non
     expected = {
         path.relative_to(ROOT).as_posix()
         for package in ("minserve", "widgets")
-        for suffix in ("py", "js", "json", "safetensors", "md", "cpp")
+        for suffix in ("py", "js", "json", "safetensors", "md", "cpp", "h")
         for path in (ROOT / package).rglob(f"*.{suffix}")
         if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
     }

@@ -122,7 +122,12 @@ class Matrix:
 
     def part(self, start: int, stop: int) -> Matrix | None:
         """Outputs `start` to `stop` (exclusive) as a matrix over the same memory; None if its
-        packing has no panel that begins there."""
+        packing has no panel that begins there. Raises ValueError for outputs that it has not."""
+        if not 0 <= start <= stop <= self.outputs:
+            raise ValueError(
+                f"outputs {start} to {stop} of a matrix of {self.outputs}: a part begins at 0 or "
+                f"later and ends at {self.outputs} or before"
+            )
         codes = self.codes
         if self.packing is None:
             codes = codes[start:stop]

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from minserve import LLM, EngineConfig, SamplingParams
 from minserve.bench.counts.attention_rows import attention_rows
-from minserve.bench.counts.outside import TimedOps
-from minserve.kernels import TorchOps
+from minserve.bench.counts.outside import TimedOps, timed_operators
+from minserve.config.sections.kernels import KernelsConfig
+from minserve.kernels import TorchOps, why_not_native
+from minserve.kernels.cpu.native_layers import NativeLayers
 from minserve.kernels.matrix import Matrix
 from minserve.models import random_weights
 from minserve.models.blocks import AttentionSpec, FeedForwardSpec
@@ -64,8 +66,8 @@ class Stack:
 
     takes: tuple[bool, ...] = (True,)
 
-    def run(self, h: Tensor) -> Tensor:
-        return h + 1
+    def run(self, *args: Any) -> float:
+        return 7.0
 
 
 class Stacking(TorchOps):
@@ -84,7 +86,7 @@ def test_products_and_stacks_of_timed_operators_are_timed_once_a_call() -> None:
     assert torch.equal(product.apply(x), x @ weights.T) and ops.elapsed_s == 1
     assert product.apply_gated(x, "silu").shape == (3, 3) and ops.elapsed_s == 2
     assert stack.takes == (True,)
-    assert torch.equal(stack.run(x), x + 1) and ops.elapsed_s == 3
+    assert stack.run(x, x, [], [], [], [], 0, 1) == 7.0 and ops.elapsed_s == 3
     ops.silu_and_mul(x)
     assert ops.elapsed_s == 4
 
@@ -93,3 +95,31 @@ def test_a_format_without_a_product_has_none_when_timed() -> None:
     matrix = Matrix(SimpleNamespace(kind="sparse"), 6, 4, torch.float32, torch.zeros(6, 4))
     assert TimedOps(TorchOps(), Ticking()).product(matrix) is None
     assert TimedOps(TorchOps(), Ticking()).layer_stack([None]) is None
+
+
+@pytest.mark.skipif(why_not_native() is not None, reason=str(why_not_native()))
+def test_a_timed_engine_runs_whole_layers_as_a_plain_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the time inside operators is that of other calls than the step's."""
+    ran: list[tuple[int, int]] = []
+    real = NativeLayers.run
+
+    def run(stack: NativeLayers, *args: Any) -> float | None:
+        found = real(stack, *args)
+        assert found is not None
+        ran.append(args[-2:])
+        return found
+
+    monkeypatch.setattr(NativeLayers, "run", run)
+    config = EngineConfig(dtype="float32", kernels=KernelsConfig(backend="native"))
+    prompt, tokens, calls = [[5, 6, 7]], SamplingParams(max_tokens=4, temperature=0.0), []
+    with timed_operators() as made:
+        timed = LLM("zoo/base", config)
+    for llm in (LLM("zoo/base", config), timed):
+        out = llm.generate(prompt, tokens)[0].token_ids
+        calls.append((out, tuple(ran)))
+        ran.clear()
+        llm.close()
+    assert calls[0] == calls[1] and len(calls[0][1]) == 4
+    assert made[-1].elapsed_s > 0

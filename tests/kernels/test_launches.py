@@ -12,7 +12,7 @@ import torch
 
 from minserve.bench.counts import launches as bench
 from minserve.bench.workloads.shapes import SHAPES
-from minserve.hardware import DEVICES
+from minserve.hardware import DEVICES, WorkCounter
 from minserve.kernels import TorchOps, why_not_interpreted
 from minserve.kernels.cases import cases
 from minserve.kernels.counts import least
@@ -126,6 +126,31 @@ def test_the_counts_follow_the_blocks_of_a_model() -> None:
         assert "silu_and_mul" not in found
     assert (found["attention"].launches, found["gelu_and_mul"].launches) == (3, 3)
     assert (found["rotary_store_"].launches, found["rotary_"].launches) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "context_lens"), [([1], [100]), ([40], [40]), ([3, 1, 7], [3, 9, 100])]
+)
+def test_the_counts_agree_with_those_of_a_step(
+    query_lens: list[int], context_lens: list[int]
+) -> None:
+    """`hardware.WorkCounter` counts from the model's description alone. What it does not count as
+    read are the step's own keys and values, and the block tables."""
+    mixers = AttentionSpec(4, 2, 16, softcap=50.0), AttentionSpec(4, 2, 16, window=8, softcap=2.0)
+    layers = tuple(
+        LayerSpec(mixer, FeedForwardSpec(48, activation="gelu_tanh")) for mixer in mixers
+    )
+    spec = ModelSpec("gemma2", 64, 32, layers, 1e-5, 128, tie_embeddings=True)
+    found = by_operator(bench.step_launches(spec, "fused", query_lens, context_lens, "bfloat16"))
+    work = WorkCounter(spec, 2).count(query_lens, context_lens, len(query_lens))
+    assert found["linear"].flops == work.linear_flops
+    assert found["attention"].flops == work.attention_flops
+    rows = sum(query_lens)
+    own, through = rows * spec.kv_bytes_per_token(2), len(layers) * rows * 2 * (4 * 16) * 2
+    tables = found["attention"].moved.total - through - own - work.kv_read_bytes
+    # Four bytes for each page of 1 to 16 tokens, and three numbers per request and layer.
+    pages = sum(-(-context // 16) + 1 for context in context_lens)
+    assert 0 < tables <= 4 * len(layers) * (pages + 3 * len(query_lens))
 
 
 def test_the_least_of_windowed_attention_is_what_its_rows_see() -> None:

@@ -144,6 +144,18 @@ def test_float64_rows_are_bitwise_the_same_in_any_chunk(shape: Shape, cut: int) 
             assert torch.equal(torch.cat(parts), together[first : first + rows])
 
 
+@pytest.mark.parametrize("window", [None, 1500])
+def test_a_float64_row_alone_is_bitwise_that_of_a_long_chunk(
+    ops: NativeOps, window: int | None
+) -> None:
+    """In float32 the keys of a single row are divided, which changes its sums."""
+    batch = build(Shape((3,), (2100,), 16, 1, 2, 32, window, 0), torch.float64)
+    together, _ = attend(ops, batch)
+    for row in range(3):
+        alone, _ = attend(ops, rows_of(batch, 0, (row, row + 1)))
+        assert torch.equal(alone[0], together[row])
+
+
 def test_a_nan_stays_in_its_request(ops: NativeOps) -> None:
     batch = build(Shape((3, 1, 5), (30, 40, 50), 16, 2, 2, 32, None, 0), torch.float32)
     clean, _ = attend(ops, batch)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from kernels.test_native import each_dtype, poisoned_memory
+from kernels.test_native_edges import spread
 from kernels.test_native_products import made
 from torch import Tensor
 
@@ -195,6 +196,10 @@ REFUSED: dict[str, Callable[[LayerTensors], Any]] = {
     ),
     "one head norm": lambda each: replace(each, mixer=replace(each.mixer, k_norm=None)),
     "a norm of another size": lambda each: replace(each, input_norm=torch.ones(HIDDEN + 1)),
+    "a norm that does not lie flat": lambda each: replace(each, post_norm=spread(each.post_norm)),
+    "a table that does not lie flat": lambda each: replace(
+        each, mixer=replace(each.mixer, cos_sin=spread(each.mixer.cos_sin))
+    ),
 }  # fmt: skip
 
 
@@ -231,16 +236,38 @@ def test_a_batch_that_cannot_run_is_left_as_it_is() -> None:
         {"caches": [(group.keys.double(), group.values.double())]},
         {"caches": [(group.keys[:, :1], group.values[:, :1])]},
         {"slots": [group.slots.int()]},
+        {"slots": [group.slots[:5]]},
+        {"slots": [spread(group.slots)]},
         {"positions": POSITIONS.int()},
+        {"positions": POSITIONS[:5]},
+        {"positions": spread(POSITIONS)},
+        {"caches": [(group.keys, group.values[:-1])]},
         {"planned": [other_plan]},
     ):
         h = rows.clone()
         assert run(stack, h, [group], **changed) is None
         assert torch.equal(h, rows)
-    for h in (rows.double(), rows.T.contiguous().T):
+    for h in (rows.double(), rows.T.contiguous().T, rows[:5], rows[:, :-1].contiguous()):
         assert run(stack, h, [group]) is None
     assert torch.equal(group.keys, before)
     assert run(stack, rows.clone(), [group]) is not None
+
+
+def test_pages_of_another_engine_are_run_in_their_own_groups() -> None:
+    """The same layers over two caches of their own, then over two that share tables and slots."""
+    layers = [layer(torch.float32, "dddd", 4, 2, Scores(0.25)) for _ in range(2)]
+    stack = native_ops().layer_stack(layers)
+    assert stack is not None
+    first, second = pages(torch.float32, 2, 16), pages(torch.float32, 2, 16)
+    together = replace(first, keys=second.keys.clone(), values=second.values.clone())
+    rows = torch.randn(6, HIDDEN)
+    for own, groups in (([first, second], [0, 1]), ([first, together], [0, 0])):
+        expected, h = one_by_one(rows, layers, own), rows.clone()
+        named = [own[index] for index in sorted(set(groups))]
+        shared = {"slots": [each.slots for each in named], "groups": groups}
+        planned = [each.planned for each in named]
+        assert run(stack, h, own, planned=planned, **shared) is not None
+        assert torch.equal(h, expected)
 
 
 def test_a_tree_is_refused_where_a_layer_of_the_call_has_a_window() -> None:

@@ -260,3 +260,26 @@ def test_bytes_of_every_size_are_exact(dtype: torch.dtype) -> None:
     matrix = Matrix(Codes("int8"), 256, 3, dtype, codes, torch.full((256,), 0.5))
     out = native(matrix).apply(torch.eye(3).to(dtype))
     assert torch.equal(out.double(), codes.double().T / 2)
+
+
+@each_kind
+@each_dtype
+def test_no_number_of_an_earlier_product_enters_the_next(dtype: torch.dtype, kind: str) -> None:
+    """Where rows are filled up to whole steps, in memory that earlier products used too."""
+    first, matrix = native(made(kind, 40, 64, dtype)), made(kind, 40, 33, dtype)
+    assert first.apply(torch.full((20, 64), torch.nan, dtype=dtype)).isnan().all()
+    x = torch.randn(7, 33).to(dtype)
+    assert_close(native(matrix).apply(x), exact(x, matrix))
+
+
+@each_dtype
+@pytest.mark.parametrize("bits", [-1, 2**31 - 1, 0x7FC00000])
+def test_a_scale_that_is_no_number_gives_none(dtype: torch.dtype, bits: int) -> None:
+    """Also in bfloat16, for which a NaN of ones alone must not be rounded up to zero."""
+    matrix = made("int8", 40, 8, dtype)
+    assert matrix.scales is not None
+    matrix.scales[3:5] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    matrix.scales[7] = 0.0
+    out = native(matrix).apply(torch.rand(5, 8).to(dtype) + 0.5)
+    assert out[:, 3:5].isnan().all() and not out[:, 5:].isnan().any()
+    assert not out[:, 7].any()

@@ -1,8 +1,9 @@
-"""Choosing operators: what runs where the C++ file cannot."""
+"""Choosing operators: what runs where the C++ code cannot."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,17 @@ def test_processes_that_build_at_the_same_time_all_succeed(tmp_path: Path) -> No
     (built,) = (tmp_path / "minserve").glob("*.so")
     assert built.read_bytes() == library.read_bytes()
     assert len(list((tmp_path / "minserve").iterdir())) == 3  # Its digest, and the lock.
+
+
+@pytest.mark.skipif(
+    not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="there is no C++ compiler",
+)
+def test_native_runs_where_there_is_a_compiler() -> None:
+    """All other tests of these operators are skipped where they do not run. So that no fault of
+    theirs, found by their own check, hides behind a skip, this one is not."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert why_not_native(CPU, dtype) is None
 
 
 def test_auto_is_torch_where_native_is_not_for_the_job() -> None:

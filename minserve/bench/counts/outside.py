@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
+
 from minserve import build
 from minserve.bench.peers.engine_side import EngineSide
 from minserve.bench.workloads.workload import Workload, single_stream
 from minserve.clock import WallClock
 from minserve.config import EngineConfig
-from minserve.kernels.base import LayerStack, LayerTensors
+from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention
 from minserve.kernels.matrix import Matrix, Product
 from minserve.trace import StepTrace
 
@@ -63,8 +65,8 @@ class TimedOps:
     """Wraps any `Ops`, and adds up the time inside its calls in `elapsed_s`.
 
     Methods are looked up once and timed from outside, so calls that an operator makes to other
-    operators are not counted twice. Products and stacks of layers are prepared with the plain
-    operators, and their calls are timed.
+    operators are not counted twice. Products, plans and stacks of layers are made of the plain
+    operators' own, and their calls are timed: what runs is what would run without the clock.
     """
 
     def __init__(self, ops: Any, clock: WallClock) -> None:
@@ -87,7 +89,7 @@ class TimedOps:
 
     def layer_stack(self, layers: Sequence[LayerTensors | None]) -> LayerStack | None:
         """See `Ops.layer_stack`."""
-        stack: LayerStack | None = self._ops.layer_stack(layers)
+        stack: LayerStack | None = self._ops.layer_stack([*map(_plain_layer, layers)])
         return None if stack is None else _TimedStack(stack, self)
 
     def time(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -99,16 +101,29 @@ class TimedOps:
 
     def _plan(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
         planned = call(*args, **named)
-        return partial(self.time, planned)
+        return None if planned is None else _TimedPlan(planned, self)
 
 
 class _TimedProduct:
     """A `Product` whose calls are timed."""
 
     def __init__(self, product: Product, ops: TimedOps) -> None:
-        self.matrix = product.matrix
+        self.plain, self.matrix = product, product.matrix
         self.apply = partial(ops.time, product.apply)
         self.apply_gated = partial(ops.time, product.apply_gated)
+
+
+class _TimedPlan:
+    """A `PlannedAttention` whose calls are timed."""
+
+    def __init__(self, planned: PlannedAttention, ops: TimedOps) -> None:
+        self.plain = planned
+        self._ops = ops
+
+    def __call__(self, *args: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
+        """See `PlannedAttention`."""
+        found: tuple[Tensor, Tensor | None] = self._ops.time(self.plain, *args, **named)
+        return found
 
 
 class _TimedStack:
@@ -116,7 +131,41 @@ class _TimedStack:
 
     def __init__(self, stack: LayerStack, ops: TimedOps) -> None:
         self.takes = stack.takes
-        self.run = partial(ops.time, stack.run)
+        self._stack, self._ops = stack, ops
+
+    def run(
+        self,
+        h: Tensor,
+        positions: Tensor,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        groups: Sequence[int],
+        slots: Sequence[Tensor],
+        planned: Sequence[PlannedAttention],
+        start: int,
+        stop: int,
+    ) -> float | None:
+        """See `LayerStack.run`."""
+        plans = [plan.plain if isinstance(plan, _TimedPlan) else plan for plan in planned]
+        found: float | None = self._ops.time(
+            self._stack.run, h, positions, caches, groups, slots, plans, start, stop
+        )
+        return found
+
+
+def _plain_layer(layer: LayerTensors | None) -> LayerTensors | None:
+    """The same layer with products that are not timed, which operators know by their class."""
+    if layer is None:
+        return None
+    mixer, gated = layer.mixer, layer.feed_forward
+    return replace(
+        layer,
+        mixer=replace(mixer, qkv=_plain(mixer.qkv), output=_plain(mixer.output)),
+        feed_forward=replace(gated, gate_up=_plain(gated.gate_up), down=_plain(gated.down)),
+    )
+
+
+def _plain(product: Product) -> Product:
+    return product.plain if isinstance(product, _TimedProduct) else product
 
 
 @contextmanager

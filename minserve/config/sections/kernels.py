@@ -13,9 +13,9 @@ class KernelsConfig(Section):
 
     backend: str = knob(
         "auto",
-        "torch: plain torch operators, everywhere. native: a small C++ file, compiled on first "
-        "use, CPU only. triton: fused kernels for NVIDIA GPUs of compute capability 8.0 and up. "
-        "auto: native on a CPU where it compiles, triton on such a GPU, torch elsewhere.",
+        "torch: plain torch operators, everywhere. native: small C++ files, compiled together "
+        "on first use, CPU only. triton: fused kernels for NVIDIA GPUs of compute capability 8.0 "
+        "and up. auto: native on a CPU where it compiles, triton on such a GPU, torch elsewhere.",
         trade_off="the same results to rounding; fused operators move fewer bytes",
         survey="4.2.5",
         choices=("auto", "torch", "native", "triton"),

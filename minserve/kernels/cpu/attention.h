@@ -4,7 +4,6 @@
 #include <cmath>
 #include <vector>
 
-#include "kinds/dense.h"
 #include "vectors.h"
 
 namespace {
@@ -175,136 +174,14 @@ template <class T> struct Attention {
         }
     }
 
-    // Many rows: each is a lane. Keys and values are widened once into scratch, and both products
-    // are dense ones along the rows, in which nothing is summed across lanes.
-    template <int W> void many(const Unit& u, i64 index, A* scratch) const {
-        constexpr i64 R = W * L;
-        A *q = scratch, *out = q + R * D, *scores = out + R * D, *k = scores + key_tile * R;
-        A *v = k + key_tile * D, *most = v + key_tile * D, *weight = most + R;
-        for (i64 row = 0; row < R; ++row) {  // scaled, a lane each
-            widen(query(u, std::min(row, u.num_rows - 1)), k, D);
-            for (i64 d = 0; d < D; ++d) q[d * R + row] = k[d] * A(c.scale);
-        }
-        std::fill(out, out + R * D, A(0));
-        std::fill(most, most + R, -inf<A>);
-        std::fill(weight, weight + R, A(0));
-        const T *keys = (const T*)c.keys + u.kv_head * c.head_stride;
-        const T *values = (const T*)c.values + u.kv_head * c.head_stride;
-        i64 places[key_tile];
-        for (i64 key = u.first_key, n; key < u.end_key; key += n) {
-            // Tiles end at multiples of their size, whatever the first key, for the same sums.
-            n = std::min(u.end_key - key, key_tile - key % key_tile);
-            find(u, key, n, places);
-            for (i64 j = 0; j < n; ++j) {
-                widen(keys + places[j], k + j * D, D);
-                widen(values + places[j], v + j * D, D);
-            }
-            // Whole blocks are faster; what scratch holds past n gives scores that are not read.
-            i64 whole = (n + block_rows<W> - 1) / block_rows<W> * block_rows<W>;
-            multiply<W>(scores, k, D, 1, q, whole, D, false);
-            if (c.softcap != 0) cap(scores, n * R);
-            mask(u, scores, 1, R, key, n);
-            for (i64 w = 0; w < R; w += L) {
-                Vec<A> before = load(most + w), top = before;
-                for (i64 j = 0; j < n; ++j) top = larger<A>(top, load(scores + j * R + w));
-                Vec<A> base = top == -inf<A> ? Vec<A>{} : top;
-                Vec<A> shrink = exponential<A>(before - base), sum = {};
-                for (i64 j = 0; j < n; ++j) {
-                    Vec<A> e = exponential<A>(load(scores + j * R + w) - base);
-                    store(scores + j * R + w, e);
-                    sum += e;
-                }
-                store(most + w, top);
-                // Not before the loop: a compiler that peels it would fuse this product with the
-                // first sum in one instance of this template and not in another.
-                store(weight + w, load(weight + w) * shrink + sum);
-                for (i64 d = 0; d < D; ++d) store(out + d * R + w, load(out + d * R + w) * shrink);
-            }
-            multiply<W>(out, v, 1, D, scores, D, n, true);
-        }
-        for (i64 row = 0; row < u.num_rows; ++row) {
-            for (i64 d = 0; d < D; ++d) k[d] = out[d * R + row];
-            finish(u, index, row, k, most[row], weight[row]);
-        }
-    }
+    // How a unit's rows attend: attention_many.h and attention_few.h.
+    template <int W> void many(const Unit& u, i64 index, A* scratch) const;
+    template <int R> void few(const Unit& u, i64 index, i64 heads, A* scratch) const;
+    template <int R>
+    void add_values(A* out, const T* values, const i64* places, const A* scores, const A* shrink,
+                    i64 n) const;
+    void fetch(const T* from, const i64* places, i64 n) const;
 
-    // Few rows, and a head_dim of whole pairs of vectors: vectors run along head_dim, and keys and
-    // values are read where they lie, those of the heads side by side.
-    template <int R> void few(const Unit& u, i64 index, i64 heads, A* scratch) const {
-        const i64 rows = heads * R;  // head after head
-        const T *keys = (const T*)c.keys + u.kv_head * c.head_stride;
-        const T *values = (const T*)c.values + u.kv_head * c.head_stride;
-        // Of each row: its largest score and its factor in all lanes, its sum of weights by lane.
-        A *most = scratch, *shrink = most + rows * L, *weight = shrink + rows * L;
-        A *out = weight + rows * L, *scores = out + rows * D;
-        Row<T>* q = (Row<T>*)(scores + rows * key_tile);
-        for (i64 row = 0; row < rows; ++row)
-            Dense<T>::read(query(of_head(u, row / R), row % R), q + row * D, D);
-        std::fill(most, shrink, -inf<A>);
-        std::fill(weight, scores, A(0));
-        i64 both[2][key_tile], *places = both[0], *coming = both[1];
-        auto find_tile = [&](i64 key, i64* to) {
-            i64 n = std::max<i64>(0, std::min(u.end_key - key, key_tile - key % key_tile));
-            find(u, key, n, to);
-            return n;
-        };
-        // What is read next is on its way from memory while something else is computed: the values
-        // of a tile during its scores, the keys of the next tile during its values.
-        i64 n = find_tile(u.first_key, places);
-        for (i64 head = 0; head < heads; ++head) fetch(keys + head * c.head_stride, places, n);
-        for (i64 key = u.first_key, next; n; key += n, n = next, std::swap(places, coming)) {
-            next = find_tile(key + n, coming);
-            // Up to whole vectors of keys; what is added is hidden below.
-            for (i64 j = n; j % L; ++j) places[j] = places[n - 1];
-            for (i64 j = 0; j < n; j += L)
-                for (i64 head = 0; head < heads; ++head) {
-                    i64 start = head * c.head_stride;
-                    fetch(values + start, places + j, std::min(L, n - j));
-                    dots<R>(keys + start, places + j, q + head * R * D, D, A(c.scale),
-                            scores + head * R * key_tile + j, key_tile);
-                }
-            if (c.softcap != 0)
-                for (i64 row = 0; row < rows; ++row) cap(scores + row * key_tile, n);
-            for (i64 head = 0; head < heads; ++head)
-                mask(u, scores + head * R * key_tile, key_tile, 1, key, n);
-            for (i64 row = 0; row < rows; ++row) {
-                A* s = scores + row * key_tile;
-                for (i64 j = n; j % L; ++j) s[j] = -inf<A>;
-                Vec<A> before = load(most + row * L), top = before, sum = {};
-                for (i64 j = 0; j < n; j += L) top = larger<A>(top, load(s + j));
-                top = largest_lane<A>(top);
-                Vec<A> base = top == -inf<A> ? Vec<A>{} : top;
-                for (i64 j = 0; j < n; j += L) {
-                    Vec<A> e = exponential<A>(load(s + j) - base);
-                    store(s + j, e);
-                    sum += e;
-                }
-                Vec<A> factor = exponential<A>(before - base);
-                store(most + row * L, top);
-                store(shrink + row * L, factor);
-                store(weight + row * L, load(weight + row * L) * factor + sum);
-            }
-            for (i64 j = 0; j < n; j += L)
-                for (i64 row = 0; row < rows; row += R) {
-                    fetch(keys + row / R * c.head_stride, coming + j, std::min(L, next - j));
-                    add_values<R>(out + row * D, values + row / R * c.head_stride, places + j,
-                                  scores + row * key_tile + j, j ? nullptr : shrink + row * L,
-                                  std::min(L, n - j));
-                }
-        }
-        for (i64 row = 0; row < rows; ++row) {
-            in_order<T>(out + row * D, D);
-            finish(of_head(u, row / R), index + row / R, row % R, out + row * D, most[row * L],
-                   add_lanes<A>(load(weight + row * L)));
-        }
-    }
-
-    // Into the second-level cache: the first cannot wait for as many lines at once.
-    void fetch(const T* from, const i64* places, i64 n) const {
-        for (i64 j = 0; j < n; ++j)
-            for (i64 d = 0; d < D; d += 64 / i64(sizeof(T)))
-                __builtin_prefetch(from + places[j] + d, 0, 2);
-    }
     static Unit of_head(Unit u, i64 head) {
         u.kv_head += head;
         return u;
@@ -312,31 +189,6 @@ template <class T> struct Attention {
     i64 scratch_size() const {
         i64 rows = 4 * most_together, few = rows * (3 * L + 2 * D + key_tile);
         return std::max(few, 2 * max_rows * (D + 1) + key_tile * (max_rows + 2 * D));
-    }
-
-    // out = out * shrink + scores @ values for R rows of a head and n keys, at most a vector of
-    // them; without shrink, it is 1.
-    template <int R>
-    void add_values(A* out, const T* values, const i64* places, const A* scores, const A* shrink,
-                    i64 n) const {
-        for (i64 d = 0; d < D; d += 2 * L) {
-            // Even and odd keys apart: twice the sums in flight.
-            Vec<A> sums[2][R][2] = {};
-            for (i64 j = 0; j < n; j += 2)
-                for (int odd = 0; odd < 2; ++odd) {
-                    Vec<A> value[2];
-                    load_two(values + places[j + odd] + d, value);
-                    for (int row = 0; row < R; ++row)
-                        for (int w = 0; w < 2; ++w)
-                            sums[odd][row][w] += scores[row * key_tile + j + odd] * value[w];
-                }
-            for (int row = 0; row < R; ++row)
-                for (int w = 0; w < 2; ++w) {
-                    A* to = out + row * D + d + w * L;
-                    Vec<A> before = load(to), sum = sums[0][row][w] + sums[1][row][w];
-                    store(to, shrink ? before * load(shrink + row * L) + sum : before + sum);
-                }
-        }
     }
 
     // What a unit found for a row: weighted sum of values, largest score, sum of weights. It is the

@@ -34,6 +34,8 @@ SOURCES = (
     "products.h",
     "rows.h",
     "attention.h",
+    "attention_few.h",
+    "attention_many.h",
     "layers.h",
     "ops.cpp",
 )

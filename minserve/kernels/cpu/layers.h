@@ -5,6 +5,8 @@
 #include <chrono>
 
 #include "attention.h"
+#include "attention_few.h"
+#include "attention_many.h"
 #include "products.h"
 #include "rows.h"
 

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from minserve.kernels.base import LayerStack, LayerTensors, PlannedAttention, SampleKernel
 from minserve.kernels.cpu.build import NativeUnavailable
-from minserve.kernels.cpu.native_attention import ONE_THREAD_PRODUCTS, NativePlannedAttention
+from minserve.kernels.cpu.native_attention import (
+    ONE_THREAD_PRODUCTS,
+    NativePlannedAttention,
+    lies_flat,
+)
 from minserve.kernels.cpu.native_check import check
 from minserve.kernels.cpu.native_layers import NativeLayers
 from minserve.kernels.cpu.native_library import NativeLibrary
@@ -82,11 +86,12 @@ class NativeOps(NativeRowOps):
         rows, inputs = x.shape
         if (
             x.dtype != torch.bfloat16
-            or rows > FEW_ROWS
+            or not 0 < rows <= FEW_ROWS
             or weight.dtype != torch.bfloat16
             or not weight.is_contiguous()
+            or weight.shape[1] != inputs
             or x.stride(1) != 1
-            or (bias is not None and (bias.dtype != torch.bfloat16 or bias.stride(0) != 1))
+            or (bias is not None and not lies_flat(bias, torch.bfloat16, weight.shape[:1]))
         ):
             return self._torch.linear(x, weight, bias)
         outputs = weight.shape[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,11 @@ ONE_THREAD_PRODUCTS = 1 << 17
 costs a few microseconds."""
 
 Function = Callable[..., None]
+
+
+def lies_flat(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> bool:
+    """Whether C++ can read `shape` numbers of this type from the tensor's address on."""
+    return tensor.dtype == dtype and tensor.shape == shape and tensor.is_contiguous()
 
 
 class AttentionCall(ctypes.Structure):
@@ -57,6 +62,7 @@ class NativePlannedAttention:
         self._tensors = [
             tensor.to(torch.int32).contiguous() for tensor in (block_tables, query_starts, kv_lens)
         ]
+        self.rows = sum(query_lens)
         self.pairs = sum(
             rows * context for rows, context in zip(query_lens, context_lens, strict=True)
         )
@@ -114,14 +120,17 @@ class NativePlannedAttention:
     ) -> bool:
         """Fill in a layer's shape; False if torch must compute this layer."""
         strides = keys.stride()
-        geometry = (dtype, q_shape, q_strides, keys.shape, strides, keys.dtype)
+        cached = (keys.shape, strides, keys.dtype)
+        if (values.shape, values.stride(), values.dtype) != cached:
+            return False
+        geometry = (dtype, q_shape, q_strides, cached)
         if geometry == self._geometry:
             return True
-        _, num_heads, head_dim = q_shape
+        rows, num_heads, head_dim = q_shape
         if (
             dtype not in self._functions
             or keys.dtype != dtype
-            or values.stride() != strides
+            or rows != self.rows
             or not q_strides[1] == strides[2] == head_dim
             or not q_strides[2] == strides[3] == 1
         ):

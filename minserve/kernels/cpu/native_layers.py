@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from minserve.kernels.base import LayerTensors, PlannedAttention
-from minserve.kernels.cpu.native_attention import AttentionCall, Function, NativePlannedAttention
+from minserve.kernels.cpu.native_attention import (
+    AttentionCall,
+    Function,
+    NativePlannedAttention,
+    lies_flat,
+)
 from minserve.kernels.cpu.native_products import ACTIVATIONS, NativeProduct
 from minserve.kernels.matrix import Product
 from minserve.kernels.reference.attention import accumulation_dtype
@@ -110,14 +115,14 @@ class NativeLayers:
         stop: int,
     ) -> float | None:
         """See `LayerStack.run`."""
+        rows = len(h)
         if caches is not self._caches:
             self._use(caches, groups)
         if (
             self._function is None
             or not self._caches_fit
-            or h.dtype != self._dtype
-            or not h.is_contiguous()
-            or positions.dtype != torch.int64
+            or not lies_flat(h, self._dtype, (rows, self._hidden))
+            or not lies_flat(positions, torch.int64, (rows,))
         ):
             return None
         used = self._groups.get((start, stop))
@@ -126,14 +131,17 @@ class NativeLayers:
         filled = (_Group * len(planned))()
         for index in used:
             group, plan, group_slots = filled[index], planned[index], slots[index]
-            if not isinstance(plan, NativePlannedAttention) or group_slots.dtype != torch.int64:
+            if (
+                not isinstance(plan, NativePlannedAttention)
+                or plan.rows != rows
+                or not lies_flat(group_slots, torch.int64, (rows,))
+            ):
                 return None
             if plan.tree is not None:
                 self._refuse_windows(plan.tree, groups, index, start, stop)
             group.attention = ctypes.pointer(plan.call)
             group.slots = group_slots.data_ptr()
             group.pairs = plan.pairs
-        rows = h.shape[0]
         scratch = h.new_empty(rows * self._width)
         call = self._call
         call.layers = self._address + start * ctypes.sizeof(_Layer)
@@ -160,6 +168,7 @@ class NativeLayers:
             strides = keys.stride()
             self._caches_fit &= (
                 keys.dtype == values.dtype == self._dtype
+                and values.shape == keys.shape
                 and values.stride() == strides
                 and strides[2:] == (keys.shape[3], 1)
                 and keys.shape[1] == stored.kv_heads
@@ -179,7 +188,7 @@ class NativeLayers:
 
 
 def _fits(layer: LayerTensors, hidden: int, dtype: torch.dtype) -> bool:
-    mixer, gated = layer.mixer, layer.feed_forward
+    mixer, gated, angles = layer.mixer, layer.feed_forward, layer.mixer.cos_sin
     products = mixer.qkv, mixer.output, gated.gate_up, gated.down
     projected = (mixer.num_heads + 2 * mixer.num_kv_heads) * mixer.head_dim
     attended, inner = mixer.num_heads * mixer.head_dim, gated.down.matrix.inputs
@@ -191,11 +200,9 @@ def _fits(layer: LayerTensors, hidden: int, dtype: torch.dtype) -> bool:
         all(isinstance(each, NativeProduct) and each.matrix.dtype == dtype for each in products)
         and shapes == tuple((each.matrix.outputs, each.matrix.inputs) for each in products)
         and gated.gate_up.matrix.bias is None
-        and all(
-            norm is None or (norm.dtype == dtype and norm.shape == (size,)) for size, norm in norms
-        )
+        and all(norm is None or lies_flat(norm, dtype, (size,)) for size, norm in norms)
         and (mixer.q_norm is None) == (mixer.k_norm is None)
-        and mixer.cos_sin.dtype == accumulation_dtype(dtype)
+        and lies_flat(angles, accumulation_dtype(dtype), (len(angles), mixer.head_dim))
     )
 
 

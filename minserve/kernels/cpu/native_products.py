@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minserve.kernels.base import Ops
-from minserve.kernels.cpu.native_attention import ONE_THREAD_PRODUCTS, Function
+from minserve.kernels.cpu.native_attention import ONE_THREAD_PRODUCTS, Function, lies_flat
 from minserve.kernels.matrix import Activation, Matrix, PackedShape
 
 KINDS = {"dense": 0, "int8": 1}
@@ -128,10 +128,14 @@ class NativeProduct:
 
 def multiplies(matrix: Matrix, packing: PackedShape | None) -> bool:
     """Whether the C++ code multiplies with this matrix, `packing` being how it has its kind."""
-    if packing is None or matrix.packing != packing or not matrix.codes.is_contiguous():
+    if packing is None or matrix.packing != packing:
         return False
+    (width, depth), outputs = packing, (matrix.outputs,)
+    panels, steps = -(-matrix.outputs // width), -(-matrix.inputs // depth)
     bias, scales = matrix.bias, matrix.scales
-    if bias is not None and (bias.dtype != matrix.dtype or not bias.is_contiguous()):
+    if matrix.codes.shape != (panels, steps, width, depth) or not matrix.codes.is_contiguous():
+        return False
+    if bias is not None and not lies_flat(bias, matrix.dtype, outputs):
         return False
     if matrix.kind == "dense":
         return matrix.codes.dtype == matrix.dtype
@@ -140,9 +144,7 @@ def multiplies(matrix: Matrix, packing: PackedShape | None) -> bool:
         and matrix.zeros is None
         and matrix.group == 0
         and scales is not None
-        and scales.dtype == torch.float32
-        and scales.shape == (matrix.outputs,)
-        and scales.is_contiguous()
+        and lies_flat(scales, torch.float32, outputs)
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minserve.kernels.cpu.native_attention import Function
+from minserve.kernels.cpu.native_attention import Function, lies_flat
 from minserve.kernels.cpu.native_library import NativeLibrary
 from minserve.kernels.reference.attention import accumulation_dtype
 from minserve.kernels.reference.ops import TorchOps
@@ -36,7 +36,7 @@ class NativeRowOps:
         """See `Ops.rms_norm`."""
         dtype, shape, strides = x.dtype, x.shape, x.stride()
         function = self._rms_norm.get(dtype)
-        if function is None or strides[-1] != 1 or weight.dtype != dtype:
+        if function is None or strides[-1] != 1 or not lies_flat(weight, dtype, shape[-1:]):
             return self._torch.rms_norm(x, weight, eps)
         out = x.new_empty(*shape)
         if len(shape) == 2:
@@ -69,9 +69,8 @@ class NativeRowOps:
         if (
             function is None
             or strides[1] != 1
-            or not residual.is_contiguous()
-            or residual.dtype != dtype
-            or weight.dtype != dtype
+            or not lies_flat(residual, dtype, x.shape)
+            or not lies_flat(weight, dtype, x.shape[1:])
         ):
             return self._torch.add_rms_norm(x, residual, weight, eps)
         rows, size = x.shape
@@ -111,8 +110,8 @@ class NativeRowOps:
         function = self._rotary.get(dtype)
         if (
             function is None
-            or cos_sin.dtype != accumulation_dtype(dtype)
-            or positions.dtype != torch.int64
+            or not lies_flat(positions, torch.int64, shape[:1])
+            or not lies_flat(cos_sin, accumulation_dtype(dtype), (len(cos_sin), shape[2]))
             or strides[1] != shape[2]
             or strides[2] != 1
         ):
@@ -136,8 +135,11 @@ class NativeRowOps:
         k_strides, v_strides = k.stride(), v.stride()
         strides, dtype = keys.stride(), k.dtype
         if (
-            slots.dtype != torch.int64
+            not lies_flat(slots, torch.int64, (rows,))
             or not dtype == v.dtype == keys.dtype == values.dtype
+            or v.shape != k.shape
+            or values.shape != keys.shape
+            or keys.shape[1] != heads
             or strides != values.stride()
             or not k_strides[1] == v_strides[1] == strides[2] == head_dim
             or not k_strides[2] == v_strides[2] == strides[3] == 1
@@ -181,13 +183,18 @@ class NativeRowOps:
         if (
             function is None
             or not dtype == keys.dtype == values.dtype
-            or cos_sin.dtype != accumulation_dtype(dtype)
-            or not positions.dtype == slots.dtype == torch.int64
+            or not lies_flat(positions, torch.int64, (rows,))
+            or not lies_flat(slots, torch.int64, (rows,))
+            or not lies_flat(cos_sin, accumulation_dtype(dtype), (len(cos_sin), head_dim))
+            or values.shape != keys.shape
             or cache != values.stride()
             or not strides[1] == cache[2] == head_dim
             or not strides[2] == cache[3] == 1
             or (q_norm is None) != (k_norm is None)
-            or any(norm is not None and norm.dtype != dtype for norm in (q_norm, k_norm))
+            or any(
+                norm is not None and not lies_flat(norm, dtype, (head_dim,))
+                for norm in (q_norm, k_norm)
+            )
         ):
             self._torch.rotary_store_(
                 heads, positions, cos_sin, keys, values, slots, q_norm, k_norm, eps

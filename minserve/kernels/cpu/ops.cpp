@@ -6,6 +6,8 @@
 #include <atomic>
 
 #include "attention.h"
+#include "attention_few.h"
+#include "attention_many.h"
 #include "kinds/dense.h"
 #include "layers.h"
 #include "products.h"

@@ -100,7 +100,7 @@ void multiply_panels(const typename K::Number* x, const Matrix& m, typename K::N
     i64 panels = (out + width - 1) / width, together = rows * most <= panel_rows ? most
                                                        : rows * 2 <= panel_rows ? 2 : 1;
     // Rows that stay in the cache while all panels pass.
-    i64 chunk = std::max<i64>(16 * panel_rows, (1 << 16) / terms / panel_rows * panel_rows);
+    i64 chunk = std::max(16 * panel_rows, (1 << 16) / (terms + 1) / panel_rows * panel_rows);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (i64 part = 0; part < threads; ++part)
         for (i64 start = 0; start < rows; start += chunk) {

@@ -32,7 +32,7 @@ def attend(
     """Online softmax of `q` `[ROWS, DIM]` over keys `first` to `last`: the unnormalised sum, the
     running maximum and the running total, in powers of two. With TREE, `branch` holds each row's
     tree mask (`kernels.tree`), whose bits count from key `first_query`. SOFTCAP is that of
-    `Scores`; 0: none."""
+    `Scores`; 0: none. It is a constant of the kernel: each cap is a compilation of its own."""
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, DIM], tl.float32)
@@ -46,9 +46,15 @@ def attend(
                       column, DIM)  # fmt: skip
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
         if SOFTCAP > 0:
-            # tanh(x) = 1 - 2 / (exp(2 x) + 1), right also where the exponential is infinite.
-            power = tl.exp2(scores * (2.0 / SOFTCAP))
-            scores = (SOFTCAP * 1.4426950408889634) * (1.0 - 2.0 / (power + 1.0))
+            # tanh(x) = 1 - 2 / (exp(2 x) + 1), right also where the exponential is infinite; small
+            # numbers would lose their digits, and have its Taylor series.
+            small = scores * (0.6931471805599453 / SOFTCAP)
+            square = small * small
+            series = 0.1333333333333333 + square * (-17 / 315 + square * (62 / 2835))
+            series = small + small * square * (-0.3333333333333333 + square * series)
+            large = 1.0 - 2.0 / (tl.exp2(scores * (2.0 / SOFTCAP)) + 1.0)
+            bent = tl.where(square < 0.0625, series, large)
+            scores = (SOFTCAP * 1.4426950408889634) * bent
         seen = inside[None, :] & (key[None, :] <= position[:, None]) & alive[:, None]
         if WINDOW:
             seen = seen & (key[None, :] > position[:, None] - window)

@@ -141,6 +141,18 @@ def test_scores_far_beyond_the_cap_are_the_cap(query_lens: tuple[int, int]) -> N
     check(replace(batch, q=batch.q * 1e4), TritonOps(132))
 
 
+@pytest.mark.parametrize("softcap", [1e3, 1e6])
+@pytest.mark.parametrize("query_lens", [(1, 1), (30, 2)], ids=["split", "ragged"])
+def test_scores_far_below_the_cap_keep_their_digits(
+    query_lens: tuple[int, int], softcap: float
+) -> None:
+    """1e6 is the largest cap that a model may have: it leaves scores as they are."""
+    shape = Shape(query_lens, (300, 30), 16, 1, 2, 32, None, 0, softcap=softcap)
+    for size in (1, 4):
+        batch = build(shape, torch.float32)
+        check(replace(batch, q=batch.q * size), TritonOps(132))
+
+
 def test_a_cap_of_50_is_exact_where_scores_reach_it() -> None:
     """As in Gemma 2: scores of tens, a few of which the cap bends."""
     shape = Shape((1, 40), (200, 150), 16, 2, 2, 64, 100, 0, softcap=50.0)
