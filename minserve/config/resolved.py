@@ -41,8 +41,8 @@ class ResolvedConfig:
         if self.config.quantization.weights == "dense":
             return UNQUANTIZED
         raise LookupError(
-            f"quantization.weights={self.config.quantization.weights!r}: nobody has said how it "
-            "stores a matrix; resolve with facts=Facts(storage=...)"
+            f"quantization.weights={self.config.quantization.weights!r}: how it stores a matrix is "
+            "not known here; resolve with facts=Facts(storage=...)"
         )
 
     @property
