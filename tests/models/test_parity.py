@@ -198,6 +198,20 @@ def test_greedy_tokens_are_those_of_transformers_in_true_float64(family: str) ->
     check()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_and_bytes_are_those_of_the_stored_tensors(family: str) -> None:
+    @settings(few, max_examples=10)
+    @given(configs(family), SEEDS)
+    def check(config: Any, seed: int) -> None:
+        model = random_model(config, seed, torch.bfloat16)
+        spec, decoder = saved_and_loaded(model, torch.bfloat16)
+        count = sum(each.numel() for each in model.parameters())
+        assert spec.num_parameters() == count
+        assert decoder.weights.nbytes == 2 * count == sum(spec.weight_parts(2).values())
+
+    check()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embedded_tokens_have_the_bits_of_transformers(family: str, dtype: torch.dtype) -> None:
