@@ -23,6 +23,7 @@ from minserve.batch import ForwardBatch, GroupTables
 from minserve.clock import Clock
 from minserve.execution.padding import ladder
 from minserve.execution.runner import NOTHING_COMPILED, EagerRunner, Forward
+from minserve.layers import Counters, ForwardContext
 from minserve.models import Compilations, Decoder
 from minserve.sampling import plan_sampling
 
@@ -175,7 +176,7 @@ class GraphRunner(EagerRunner):
         self._hidden = torch.empty(
             max_rows, spec.hidden_size, dtype=weights.dtype, device=weights.device
         )
-        self._graphs: dict[GraphKey, Callable[[], None]] = {}
+        self._graphs: dict[GraphKey, tuple[Callable[[], None], Counters]] = {}
 
     def key(self, batch: ForwardBatch) -> GraphKey | None:
         """The key of a batch's graph; None if the batch is not a decode step of a captured size."""
@@ -190,16 +191,19 @@ class GraphRunner(EagerRunner):
             bucket *= 4
         return GraphKey(rows, min(bucket, self._capacity))
 
-    def prepare(self, key: GraphKey) -> Callable[[], None]:
-        """A function that runs a step of this key, from the static inputs to the hidden states and
-        logits; nothing runs yet."""
+    def prepare(self, key: GraphKey, counters: Counters | None = None) -> Callable[[], None]:
+        """A function that runs a step of this key, from the static inputs to the hidden states,
+        logits and `counters`; nothing runs yet."""
         batch = self._inputs.batch(key)
         plan = self._attention.plan_decode(batch)
         hidden, logits = self._hidden[: key.rows], self._logits[: key.rows]
 
         def run() -> None:
-            hidden.copy_(self._decoder.forward(batch, plan))
+            context = ForwardContext(batch, plan)
+            hidden.copy_(self._decoder.run_layers(self._decoder.embed(batch.token_ids), context))
             logits.copy_(self._decoder.head(hidden))
+            if counters is not None:
+                counters.touched.update(context.counters.touched)
 
         return run
 
@@ -210,17 +214,18 @@ class GraphRunner(EagerRunner):
             return super()._forward(host, batch)
         self._inputs.fill(batch)
         made = NOTHING_COMPILED
-        replay = self._graphs.get(key)
-        if replay is None:
-            start = self._clock.now()
-            replay = self._graphs[key] = self._capture.capture(self.prepare(key))
+        if key not in self._graphs:
+            start, counters = self._clock.now(), Counters()
+            self._graphs[key] = self._capture.capture(self.prepare(key, counters)), counters
             made = Compilations(self._clock.now() - start, 1)
+        replay, counters = self._graphs[key]
         replay()
         return Forward(
             self._sampled(host, batch),
             compiled=made,
             # Copied: the next step overwrites the buffer.
             hidden=self._hidden[batch.sample_rows] if host.needs_hidden else None,
+            touched={where: count.clone() for where, count in counters.touched.items()} or None,
         )
 
     def _sampled(self, host: ForwardBatch, batch: ForwardBatch) -> Tensor | None:

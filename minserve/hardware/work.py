@@ -129,8 +129,7 @@ def _sparse_projections(
         _SparseProjection((index, name), each, each.copy_bytes(storage.of(index, name), itemsize))
         for index, layer in enumerate(spec.layers)
         if layer.weights_of is None
-        for block in (layer.mixer, layer.feed_forward)
-        for name, each in block.projections(spec.hidden_size).items()
+        for name, each in layer.projections(spec.hidden_size).items()
         if each.active != each.copies
     )
 

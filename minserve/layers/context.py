@@ -29,8 +29,9 @@ class ForwardContext:
 
     @property
     def owners(self) -> Tensor:
-        """int64 `[num_tokens]`: the request of the batch to which each row belongs. Made when first
-        asked for, on the batch's device, without waiting for it."""
+        """int64 `[num_tokens]`: the request of the batch to which each row belongs; padding belongs
+        to requests after the real ones. Made when first asked for, on the batch's device, without
+        waiting for it."""
         if self._owners is None:
             rows = torch.arange(self.positions.shape[0], device=self.positions.device)
             self._owners = torch.bucketize(rows, self.query_starts[1:], right=True)

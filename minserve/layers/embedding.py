@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from minserve.kernels.matrix import Matrix
 
 
 class Embedding:
-    """The table `[vocab_size, hidden_size]`, and the factor on what is looked up, rounded to the
-    table's number format as in the code that Gemma was published with."""
+    """The table `[vocab_size, hidden_size]`, and the factor on what is looked up."""
 
     __slots__ = ("multiplier", "table")
 
     def __init__(self, table: Matrix, multiplier: float = 1.0) -> None:
         self.table = table
-        self.multiplier = float(torch.tensor(multiplier, dtype=table.dtype))
+        self.multiplier = multiplier
 
     @property
     def nbytes(self) -> int:

@@ -68,8 +68,8 @@ class CompiledDecoder(Decoder):
         for index, layer in enumerate(self.layers):
             if not getattr(layer.mixer, "stores", False) or not hasattr(layer.mixer, "project"):
                 raise ValueError(
-                    f"layer {index} is not compiled, because its mixer is not attention over a "
-                    "cache of its own: use a Decoder"
+                    f"layer {index} cannot be compiled, because its mixer is not attention over a "
+                    "cache of its own: set kernels.compile=False"
                 )
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MOST_GRAPHS)

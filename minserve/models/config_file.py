@@ -14,6 +14,9 @@ from typing import Any
 from minserve.files.json_file import FileError, read_json, shorten
 from minserve.models.errors import ModelError
 
+SMALLEST_FACTOR = 1e-6
+"""Smallest multiplier, soft cap or scaling: a thousandth of any that a model uses, and its
+reciprocal is far from overflow."""
 LARGEST_SIZE = 1 << 24
 """Larger than any width, vocabulary or length of a decoder; a product of two still
 fits in 63 bits."""
@@ -81,9 +84,10 @@ class ConfigFile:
             )
         return value
 
-    def optional_number(self, key: str, *, above: float, at_most: float) -> float | None:
+    def optional_number(self, key: str, *, at_least: float, at_most: float) -> float | None:
         """A number as in `number`; None if null or absent."""
-        return None if self.get(key) is None else self.number(key, above=above, at_most=at_most)
+        given = self.get(key) is not None
+        return self.number(key, at_least=at_least, at_most=at_most) if given else None
 
     def number(
         self,

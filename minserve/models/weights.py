@@ -6,7 +6,7 @@ checkpoint by `checkpoint.load_weights`, or made at random for benchmarks of spe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from minserve.quantization.formats import (
     WeightFormat,
     load_matrix,
 )
-from minserve.spec import LayerSpec, LinearShape, ModelSpec, Projection
+from minserve.spec import BlockSpec, LayerSpec, LinearShape, ModelSpec
 
 _HEAD = "lm_head.weight"
 Packing = Callable[[str, torch.dtype], PackedShape | None]
@@ -123,6 +123,7 @@ def build_weights(
     `plan` says in which format each matrix is stored, and `packing` how the operators that will
     multiply have it packed: a packed matrix replaces the canonical one as soon as it is read.
     """
+    plan.check(spec)
     build = _Builder(spec, reader, dtype, device, plan, packing)
     shape = LinearShape(spec.hidden_size, (spec.vocab_size,))
     tied = spec.tie_embeddings
@@ -141,7 +142,10 @@ def build_weights(
         layers.append(build.layer(index, layer) if shared is None else layers[shared])
     final_norm = build.norm("model.norm", spec.hidden_size)
     head = table if tied else build.matrix(plan.of(None, "head"), shape, "lm_head")
-    embedding = Embedding(table, spec.embedding_multiplier)
+    multiplier = spec.embedding_multiplier
+    if spec.rounds_embedding_multiplier:
+        multiplier = float(torch.tensor(multiplier, dtype=dtype))
+    embedding = Embedding(table, multiplier)
     return DecoderWeights(embedding, tuple(layers), final_norm, head, tied)
 
 
@@ -180,14 +184,15 @@ class _Builder:
             return self.norm(f"{prefix}.{name}_layernorm", hidden)
 
         mixer, feed_forward = mixer_block(layer.mixer), feed_forward_block(layer.feed_forward)
+        layer.projections(hidden)  # refuses two of one name
         sandwich = layer.sandwich_norms
         return LayerWeights(
             input_norm=norm("input"),
-            mixer=mixer.load(_LayerReader(self, index, mixer.projections(hidden)), hidden),
+            mixer=mixer.load(_LayerReader(self, index, layer.mixer, hidden), hidden),
             mixer_norm=norm("post_attention") if sandwich else None,
             post_norm=norm("pre_feedforward" if sandwich else "post_attention"),
             feed_forward=feed_forward.load(
-                _LayerReader(self, index, feed_forward.projections(hidden)), hidden
+                _LayerReader(self, index, layer.feed_forward, hidden), hidden
             ),
             feed_forward_norm=norm("post_feedforward") if sandwich else None,
         )
@@ -199,12 +204,25 @@ class _LayerReader:
 
     build: _Builder
     layer: int
-    projections: Mapping[str, Projection]
+    block: BlockSpec
+    hidden_size: int
 
     def matrix(self, projection: str, *names: str) -> Matrix:
-        """See `BlockReader.matrix`."""
+        """See `BlockReader.matrix`. Raises ValueError unless the block has this projection, in as
+        many parts."""
+        known, block = self.block.projections(self.hidden_size), type(self.block).__name__
+        if projection not in known:
+            raise ValueError(
+                f"{block}.load reads {projection!r}, and {block}.projections has "
+                f"{', '.join(known)}: give the matrix the same name in both"
+            )
+        shape = known[projection].shape
+        if len(names) != len(shape.parts):
+            raise ValueError(
+                f"{block}.load reads {projection!r} from {len(names)} stored names, and "
+                f"{block}.projections has {len(shape.parts)} parts: give one name per part"
+            )
         weight_format = self.build.plan.of(self.layer, projection)
-        shape = self.projections[projection].shape
         return self.build.matrix(weight_format, shape, *map(self._stored, names))
 
     def norm(self, name: str, size: int) -> RMSNorm:

@@ -126,10 +126,21 @@ class LayerSpec:
         """RMSNorms over the residual stream's width."""
         return 4 if self.sandwich_norms else 2
 
+    def projections(self, hidden_size: int) -> Mapping[str, Projection]:
+        """The matrices of both blocks, the mixer's first. Raises ValueError if the two have one of
+        the same name, by which they are counted and get their formats."""
+        mixer = self.mixer.projections(hidden_size)
+        feed_forward = self.feed_forward.projections(hidden_size)
+        for name in mixer.keys() & feed_forward.keys():
+            raise ValueError(
+                f"{type(self.mixer).__name__} and {type(self.feed_forward).__name__} both have a "
+                f"projection {name!r}: rename it in one of them"
+            )
+        return {**mixer, **feed_forward}
+
     def parameters(self, hidden_size: int) -> int:
         """Parameters, norms and biases included."""
         count = self.num_norms * hidden_size
         for block in (self.mixer, self.feed_forward):
             count += block.vector_parameters(hidden_size)
-            count += sum(each.parameters for each in block.projections(hidden_size).values())
-        return count
+        return count + sum(each.parameters for each in self.projections(hidden_size).values())

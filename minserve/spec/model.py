@@ -31,6 +31,9 @@ class ModelSpec:
     """Added to every stored norm weight (Gemma stores its distance from 1)."""
     embedding_multiplier: float = 1.0
     """Factor on the embedded tokens (Gemma, Granite)."""
+    rounds_embedding_multiplier: bool = False
+    """That factor is rounded to the model's number format before it multiplies, as in the code that
+    Gemma was published with."""
     logit_multiplier: float = 1.0
     """Factor on the logits (Granite)."""
     logit_softcap: float | None = None

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from minserve.kernels import TorchOps, why_not_native
+from minserve.kernels.cpu.native import native_ops
 from minserve.layers import rotary_table
 from minserve.spec import RopeSpec
 
@@ -91,3 +93,23 @@ def test_half_precision_models_get_a_float32_table() -> None:
 def test_odd_head_is_refused() -> None:
     with pytest.raises(ValueError, match="even head_dim, got 7"):
         rotary_table(RopeSpec(), 7, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_without_rotary_embedding_nothing_turns(dtype: torch.dtype) -> None:
+    table = rotary_table(None, 8, 50, dtype)
+    assert table.shape == (50, 8)
+    assert table.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    heads = torch.randn(5, 3, 8).to(dtype)
+    turned, positions = heads.clone(), torch.tensor([0, 49, 7, 7, 1])
+    TorchOps().rotary_(turned, positions, table)
+    assert torch.equal(turned, heads)
+    if why_not_native(dtype=dtype) is None:
+        native = heads.clone()
+        native_ops().rotary_(native, positions, table)
+        assert torch.equal(native, heads)
+
+
+def test_without_rotary_embedding_heads_are_still_even() -> None:
+    with pytest.raises(ValueError, match="needs an even head_dim, got 5"):
+        rotary_table(None, 5, 50)

@@ -125,6 +125,13 @@ def test_tokens_are_those_of_the_dense_model(name, backend):
         assert len(set(tokens)) > 3, "the model does not depend on what it attends to"
 
 
+def test_a_layer_that_shares_is_not_compiled():
+    spec = SPECS["last layers"]
+    message = r"layer 2 cannot be compiled, .*: set kernels\.compile=False"
+    with pytest.raises(ValueError, match=message):
+        engine_over(spec, weights_of(spec), kernels__compile=True)
+
+
 def test_a_layer_that_shares_is_in_no_group_and_costs_no_bytes():
     spec = SPECS["last layers"]
     (group,) = spec.cache_groups()

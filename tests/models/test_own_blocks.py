@@ -133,6 +133,19 @@ def test_the_trace_counts_the_experts_that_were_used(plan: FormatPlan) -> None:
     assert (linear[0] - head) == 20 * (linear[1] - head)
 
 
+def test_steps_from_graphs_count_their_own_experts() -> None:
+    """Two requests, so that no row is padding: each step has a count of its own."""
+    works = []
+    for graphs in (False, True):
+        engine = engine_over(weights_of(SPEC), kernels__cuda_graphs=graphs)
+        ask(engine, [prompt(n, 9) for n in range(2)], 20)
+        run(engine)
+        assert engine.trace.totals.steps == 20
+        works.append([step.work.weight_bytes for step in engine.trace.steps])
+    assert works[0] == works[1]
+    assert len(set(works[0][1:])) > 2, "the number of experts never differs"
+
+
 def _experts(weights: DecoderWeights, tokens: list[int]) -> set[int]:
     """The experts of the first layer, computed apart."""
     ops, stored = TorchOps(), weights.layers[0]

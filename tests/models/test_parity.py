@@ -198,6 +198,42 @@ def test_greedy_tokens_are_those_of_transformers_in_true_float64(family: str) ->
     check()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_and_bytes_are_those_of_the_stored_tensors(family: str) -> None:
+    @settings(few, max_examples=10)
+    @given(configs(family), SEEDS)
+    def check(config: Any, seed: int) -> None:
+        model = random_model(config, seed, torch.bfloat16)
+        spec, decoder = saved_and_loaded(model, torch.bfloat16)
+        count = sum(each.numel() for each in model.parameters())
+        assert spec.num_parameters() == count
+        assert decoder.weights.nbytes == 2 * count == sum(spec.weight_parts(2).values())
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedded_tokens_have_the_bits_of_transformers(family: str, dtype: torch.dtype) -> None:
+    """Gemma rounds its factor to the model's number format, and Granite does not."""
+
+    @settings(few, max_examples=8)
+    @given(configs(family), SEEDS)
+    def check(config: Any, seed: int) -> None:
+        model = random_model(config, seed, dtype)
+        _, decoder = saved_and_loaded(model, dtype)
+        seen: list[torch.Tensor] = []
+        first = model.model.layers[0]
+        first.register_forward_pre_hook(
+            lambda _, args, given: seen.append(args[0]), with_kwargs=True
+        )
+        tokens = list(range(VOCAB))
+        logits(model, tokens)
+        assert torch.equal(decoder.embed(torch.tensor(tokens)), seen[0][0])
+
+    check()
+
+
 def test_residual_stream_may_be_cut_between_any_two_layers() -> None:
     from transformers import Qwen3Config
 

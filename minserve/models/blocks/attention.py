@@ -16,7 +16,7 @@ from minserve.kernels.base import AttentionTensors, Scores
 from minserve.kernels.matrix import Matrix
 from minserve.layers import ForwardContext, Linear, RMSNorm
 from minserve.models.blocks.base import Binding, BlockReader
-from minserve.models.config_file import ConfigFile
+from minserve.models.config_file import SMALLEST_FACTOR, ConfigFile
 from minserve.spec import (
     DEFAULT_ROPE,
     CacheSpec,
@@ -68,8 +68,9 @@ class AttentionSpec:
                 "correct the file: grouped heads share KV heads evenly",
             )
         bias = config.flag("attention_bias")
-        scale = config.optional_number("attention_multiplier", above=0.0, at_most=1e6)
-        before = config.optional_number("query_pre_attn_scalar", above=0.0, at_most=1e12)
+        factor = {"at_least": SMALLEST_FACTOR, "at_most": 1e6}
+        scale = config.optional_number("attention_multiplier", **factor)
+        before = config.optional_number("query_pre_attn_scalar", **factor)
         values: dict[str, Any] = {
             "num_heads": heads,
             "num_kv_heads": kv_heads,
@@ -77,7 +78,7 @@ class AttentionSpec:
             "qkv_bias": bias,
             "output_bias": bias,
             "scale": scale if before is None else before**-0.5,
-            "softcap": config.optional_number("attn_logit_softcapping", above=0.0, at_most=1e6),
+            "softcap": config.optional_number("attn_logit_softcapping", **factor),
         }
         return cls(**{**values, **fixed})
 

@@ -8,7 +8,7 @@ protocols only, so a new block changes no other file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, cast
 
@@ -123,10 +123,13 @@ def _runnable(spec: BlockSpec) -> BlockSpec:
 
 
 def held_bytes(weights: Any) -> int:
-    """Bytes of a block's weights: everything in the dataclass, or in its tuples, that has some."""
+    """Bytes of a block's weights: everything in the dataclass, or in its tuples, lists and
+    mappings, that has some."""
     if weights is None:
         return 0
-    if isinstance(weights, tuple):
+    if isinstance(weights, Mapping):
+        return sum(map(held_bytes, weights.values()))
+    if isinstance(weights, (tuple, list)):
         return sum(map(held_bytes, weights))
     held = getattr(weights, "nbytes", None)
     if held is not None:

@@ -46,7 +46,7 @@ class FeedForwardSpec:
         key = "hidden_act" if config.get("hidden_activation") is None else "hidden_activation"
         given = config.get(key)
         if given is not None and given not in legacy:
-            if given not in _ACTIVATIONS:
+            if not isinstance(given, str) or given not in _ACTIVATIONS:
                 raise config.error(
                     key,
                     f"one of {', '.join(map(repr, _ACTIVATIONS))}",

@@ -16,12 +16,12 @@ from typing import Any
 
 from minserve.files.json_file import shorten
 from minserve.models.blocks import AttentionSpec, FeedForwardSpec
-from minserve.models.config_file import ConfigFile
+from minserve.models.config_file import SMALLEST_FACTOR, ConfigFile
 from minserve.models.loading.rope_config import read_rope
 from minserve.spec import LayerSpec, ModelSpec
 
 _MOST_LAYERS = 10_000
-_FACTOR = {"above": 0.0, "at_most": 1e6}
+_FACTOR = {"at_least": SMALLEST_FACTOR, "at_most": 1e6}
 """Range of multipliers and soft caps."""
 _SMALLEST_EPS = 1e-20
 """With a smaller epsilon, 1 / sqrt(epsilon) of a row of zeros overflows float32."""
@@ -140,7 +140,7 @@ class Family:
     sandwich_norms: bool = False
     norm_offset: float = 0.0
     scales_embedding: bool = False
-    """By the square root of the width."""
+    """By the square root of the width, rounded to the model's number format."""
     reads: frozenset[str] = frozenset()
     """Keys out of `OPTIONAL` that its code reads; it ignores the others."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -297,6 +297,7 @@ def spec_from_config(config: ConfigFile, eos_token_ids: tuple[int, ...] | None =
         bos_token_id=next((token for token in bos if token < vocab_size), None),
         norm_offset=family.norm_offset,
         embedding_multiplier=_embedding_multiplier(config, family),
+        rounds_embedding_multiplier=family.scales_embedding,
         logit_multiplier=1.0 / config.number("logits_scaling", 1.0, **_FACTOR),
         logit_softcap=config.optional_number("final_logit_softcapping", **_FACTOR),
         eos_token_ids=tuple(token for token in ends if token < vocab_size),

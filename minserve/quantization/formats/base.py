@@ -59,8 +59,17 @@ def load_matrix(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Matrix:
-    """A canonical matrix in this format, with its bias in `dtype`."""
+    """A canonical matrix in this format, with its bias in `dtype`. Raises ValueError if the format
+    makes something else."""
     matrix = weight_format.load(shape, sources, dtype, device)
+    made = (matrix.outputs, matrix.inputs, matrix.codes.shape[0], matrix.dtype, matrix.packing)
+    if made != (shape.outputs, shape.inputs, shape.outputs, dtype, None):
+        raise ValueError(
+            f"the format {weight_format.name!r} made a matrix of {matrix.outputs} outputs and "
+            f"{matrix.inputs} inputs in {matrix.dtype}, with codes of {list(matrix.codes.shape)} "
+            f"and packing {matrix.packing}: expected {shape.outputs} outputs and {shape.inputs} "
+            f"inputs in {dtype}, codes of [{shape.outputs}, ...], and no packing"
+        )
     if not shape.bias:
         return matrix
     bias = torch.empty(shape.outputs, dtype=dtype, device=device)
