@@ -249,6 +249,8 @@ def test_a_batch_that_cannot_run_is_left_as_it_is() -> None:
         assert torch.equal(h, rows)
     for h in (rows.double(), rows.T.contiguous().T, rows[:5], rows[:, :-1].contiguous()):
         assert run(stack, h, [group]) is None
+    fewer = {"positions": POSITIONS[:5], "slots": [group.slots[:5]]}
+    assert run(stack, rows[:5].clone(), [group], **fewer) is None, "the plan has six rows"
     assert torch.equal(group.keys, before)
     assert run(stack, rows.clone(), [group]) is not None
 
