@@ -126,7 +126,7 @@ class LayerStack(Protocol):
 
         `caches`: keys and values of every layer; `groups`: its cache group; `slots`, `planned`:
         one per group. Returns the seconds spent in attention; None, and does nothing, for a batch
-        that it cannot run.
+        that it cannot run. Raises ValueError for layers that it does not take, and for none.
         """
         ...
 

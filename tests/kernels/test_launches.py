@@ -17,6 +17,7 @@ from minserve.kernels import TorchOps, why_not_interpreted
 from minserve.kernels.cases import cases
 from minserve.kernels.counts import least
 from minserve.kernels.counts.launches import LabelledOps, LaunchCounter, Total, by_operator
+from minserve.kernels.counts.least import Bytes
 from minserve.kernels.counts.least_ops import LeastOps, pairs
 from minserve.kernels.matrix import Activation, Matrix
 from minserve.models.blocks import AttentionSpec, FeedForwardSpec
@@ -61,6 +62,52 @@ def test_a_gather_reads_what_it_yields_and_a_scatter_writes_what_it_is_given() -
         table[rows] = torch.ones(2, 8)
 
     assert counted(put)[-1] == ("index_put_", (64 + 16, 64))
+
+
+def test_filled_rows_are_written_and_attention_multiplies_twice() -> None:
+    table, rows = torch.zeros(100, 8), torch.tensor([3, 4])
+    assert counted(lambda: table.index_fill_(0, rows, 1.0)) == [("index_fill_", (16, 64))]
+    q, k = torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 5, 8)
+    with LaunchCounter("cpu") as counter, torch.inference_mode():
+        torch.nn.functional.scaled_dot_product_attention(q, k, k)
+    assert Total.of(counter.launches) == Total(1, Bytes(192 + 640, 192), 2 * 2 * (2 * 3 * 5 * 8))
+
+
+def test_the_least_of_every_operator_by_hand() -> None:
+    def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, weight, some = tensor(5, 8), tensor(8), tensor(2, dtype=torch.int64)
+    heads, angles, places = tensor(5, 8, 4), tensor(50, 4), tensor(5, dtype=torch.int64)
+    k, keys, norm = tensor(5, 2, 4), tensor(9, 2, 16, 4), tensor(4)
+    turned = 640 + 40 + 5 * 4 * 4
+    assert {
+        "linear": least.linear(x, tensor(6, 8)),
+        "linear, bias": least.linear(x, tensor(6, 8), tensor(6)),
+        "norm": least.rms_norm(x, weight),
+        "some": least.rms_norm_rows(x, some, weight),
+        "add": least.add_rms_norm(x, x, weight),
+        "gate": least.silu_and_mul(x),
+        "rotary": least.rotary(heads, places, angles),
+        "store": least.store_kv(k, k, places),
+        "both": least.rotary_store(heads, places, angles, keys, places),
+        "normed": least.rotary_store(heads, places, angles, keys, places, norm, norm),
+        "whole": least.split_attention(2, 4, 2, 8, 100, 1, 2),
+        "split": least.split_attention(2, 4, 2, 8, 100, 3, 2),
+    } == {
+        "linear": (160 + 192, 120),
+        "linear, bias": (160 + 192 + 24, 120),
+        "norm": (160 + 32, 160),
+        "some": (64 + 16 + 32, 64),
+        "add": (160 + 160 + 32, 320),
+        "gate": (160, 80),
+        "rotary": (turned, 640),
+        "store": (160 + 160 + 40, 320),
+        "both": (turned + 40, 640),
+        "normed": (turned + 40 + 32, 640),
+        "whole": (128 + 12800, 128),
+        "split": (128 + 12800 + 2 * 4 * 3 * 9 * 4, 128 + 2 * 4 * 3 * 9 * 4),
+    }
 
 
 def test_only_tensors_of_the_device_count() -> None:

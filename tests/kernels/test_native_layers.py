@@ -213,6 +213,18 @@ def test_what_no_call_takes(reason: str) -> None:
     assert native_ops().layer_stack([]) is None
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 3), (1, 2), (0, 2), (2, 2), (2, 1)])
+def test_layers_that_are_not_taken_are_not_run(start: int, stop: int) -> None:
+    plain = layer(torch.float32, "dddd", 4, 2, Scores(0.25))
+    stack = native_ops().layer_stack([plain, None, plain])
+    assert stack is not None
+    h = torch.randn(6, HIDDEN)
+    before = h.clone()
+    with pytest.raises(ValueError, match=rf"layers {start} to {stop} cannot run in one call: name"):
+        run(stack, h, [pages(torch.float32, 2, 16) for _ in range(3)], start=start, stop=stop)
+    assert torch.equal(h, before)
+
+
 def test_a_bias_elsewhere_is_taken() -> None:
     plain = layer(torch.float32, "dddd", 4, 2, Scores(0.25))
     stack = native_ops().layer_stack([changed_product("down", biased)(plain)])
@@ -249,6 +261,8 @@ def test_a_batch_that_cannot_run_is_left_as_it_is() -> None:
         assert torch.equal(h, rows)
     for h in (rows.double(), rows.T.contiguous().T, rows[:5], rows[:, :-1].contiguous()):
         assert run(stack, h, [group]) is None
+    fewer = {"positions": POSITIONS[:5], "slots": [group.slots[:5]]}
+    assert run(stack, rows[:5].clone(), [group], **fewer) is None, "the plan has six rows"
     assert torch.equal(group.keys, before)
     assert run(stack, rows.clone(), [group]) is not None
 

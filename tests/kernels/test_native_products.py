@@ -15,7 +15,7 @@ from kernels.test_native import DTYPES, each_dtype, poisoned_memory
 from minserve.kernels import why_not_native
 from minserve.kernels.cpu.native import native_ops
 from minserve.kernels.cpu.native_check import Codes
-from minserve.kernels.cpu.native_products import LONG, NativeProduct
+from minserve.kernels.cpu.native_products import LONG, NativeProduct, ProductFunctions
 from minserve.kernels.matrix import Activation, Matrix, PackedShape
 from minserve.kernels.reference.product import DenseProduct
 
@@ -210,6 +210,24 @@ def test_long_products_are_the_same(kind: str) -> None:
     assert torch.equal(together[0][:1], product.apply(x[:1]))
     assert torch.equal(together[1][:1], product.apply_gated(x[:1], "silu"))
     assert_close(together[0], exact(x, matrix))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("rows", "long"), [(31, False), (32, True), (33, True)])
+def test_only_long_products_let_other_threads_run(gated: bool, rows: int, long: bool) -> None:
+    """To release the interpreter's lock takes longer than a short product."""
+    product = native(made("dense", 512, 1024, torch.float32))
+    called: list[str] = []
+    names = ProductFunctions._fields
+    product._functions = ProductFunctions(
+        *(lambda *_, name=name: called.append(name) for name in names)
+    )
+    x = torch.zeros(rows, LONG // (512 * 1024 * 32) * 1024)
+    if gated:
+        product.apply_gated(x, "silu")
+    else:
+        product.apply(x)
+    assert called == [("long" if long else "short") + ("_gated" if gated else "")]
 
 
 @each_kind

@@ -71,7 +71,11 @@ def _results(ops: Ops, dtype: torch.dtype) -> Tensor:
     batch = (tables, starts, kv_lens, BATCH, CONTEXTS)
     planned = ops.plan_attention(*batch)
     branches = ops.plan_attention(*batch, torch.tensor(TREE))
+    total = x.flip(0)
     parts = (
+        ops.add_rms_norm(x, total, weight, 1e-6),
+        total,
+        *_stored(ops, heads, angles, weight[:32]),
         ops.rms_norm(x, weight, 1e-6),
         ops.silu_and_mul(x),
         ops.gelu_and_mul(x),
@@ -79,8 +83,21 @@ def _results(ops: Ops, dtype: torch.dtype) -> Tensor:
         planned(heads[:, :4], keys, values, Scores(0.2, softcap=3.0))[0],
         branches(heads[:, :4], keys, values, Scores(0.2))[0],
         *(product / product.abs().max() for product in _products(ops, x, random)),
+        ops.linear(x[:3], random(70, x.shape[1]).to(dtype) / x.shape[1] ** 0.5),
     )
     return torch.cat([part.flatten().double() for part in parts])
+
+
+def _stored(ops: Ops, heads: Tensor, angles: Tensor, norm: Tensor) -> list[Tensor]:
+    """Queries and pages after keys and values were stored, rotated and not."""
+    rows, _, head_dim = heads.shape
+    slots = torch.arange(rows).flip(0) * 3
+    turned, pages = heads[:, :8].clone(), heads.new_zeros(4, 4, 2, 16, head_dim)
+    ops.rotary_store_(
+        turned, torch.arange(rows), angles, pages[0], pages[1], slots, norm, norm.flip(0), 1e-6
+    )
+    ops.store_kv(heads[:, 4:6], heads[:, 6:8], pages[2], pages[3], slots)
+    return [turned[:, :4], pages]
 
 
 def _products(ops: Ops, x: Tensor, random: Callable[..., Tensor]) -> list[Tensor]:

@@ -127,6 +127,11 @@ class NativeLayers:
             return None
         used = self._groups.get((start, stop))
         if used is None:
+            if not any(self.takes[start:stop]) or not all(self.takes[start:stop]):
+                raise ValueError(
+                    f"layers {start} to {stop} cannot run in one call: name neighbours of which "
+                    "`takes` is true"
+                )
             used = self._groups[start, stop] = tuple(sorted(set(groups[start:stop])))
         filled = (_Group * len(planned))()
         for index in used:
