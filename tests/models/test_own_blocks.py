@@ -224,3 +224,12 @@ def test_a_block_that_only_counts_says_what_is_missing() -> None:
     spec = ModelSpec("own", VOCAB, HIDDEN, (LayerSpec(OWN.mixer, Counting()),), 1e-5, 9, True)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Counting describes a block without load and bind"):
         random_weights(spec, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_scores_that_no_operator_could_compute_are_refused(name: str, value: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"AttentionSpec\({name}={value}\): expected a number above 0"
+    ):
+        AttentionSpec(4, 2, 8, **{name: value})

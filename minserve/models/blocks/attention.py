@@ -6,6 +6,7 @@ the attention plan rotates them and stores keys and values. Knows nothing about 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +54,14 @@ class AttentionSpec:
     """Factor on the dot products before the softmax; None: `head_dim ** -0.5`."""
     softcap: float | None = None
     """See `Scores.softcap`."""
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "softcap"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise ValueError(
+                    f"AttentionSpec({name}={value}): expected a number above 0, or None"
+                )
 
     @classmethod
     def read(cls, config: ConfigFile, fixed: Mapping[str, Any]) -> AttentionSpec:
