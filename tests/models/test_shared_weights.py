@@ -181,6 +181,9 @@ def test_layers_that_differ_share_no_weights(other: LayerSpec) -> None:
 
 def test_a_shorter_model_still_shares() -> None:
     """A window that no request outgrows is dropped in a layer and in those that use its weights."""
-    spec = model(SANDWICH, 0).up_to(16)
-    assert [layer.mixer.cache.window for layer in spec.layers] == [None, None]
-    assert [layer.weights_of for layer in spec.layers] == [None, 0]
+    spec = model(SANDWICH, 0)
+    for longest, window in ((16, None), (20, None), (21, 20)):
+        shorter = spec.up_to(longest)
+        assert [layer.mixer.cache.window for layer in shorter.layers] == [window, window]
+        assert [layer.weights_of for layer in shorter.layers] == [None, 0]
+    assert spec.up_to(21) is spec
