@@ -112,6 +112,30 @@ def test_specs_of_saved_transformers_configs_agree_with_them(tmp_path: Path) -> 
         assert replace(bare, dtype=spec.dtype) == spec, family
 
 
+def test_windows_of_gemma2_layers(tmp_path: Path) -> None:
+    two = QWEN | {"model_type": "gemma2", "sliding_window": 8}
+    assert windows(spec_of(tmp_path, **two)) == [8, None, 8]
+    kinds = ["full_attention", "full_attention", "sliding_attention"]
+    assert windows(spec_of(tmp_path, **two, layer_types=kinds)) == [None, None, 8]
+
+
+def test_windows_and_positions_of_smollm3_layers(tmp_path: Path) -> None:
+    three = QWEN | {"model_type": "smollm3", "sliding_window": 8}
+
+    def rotated(**changes: Any) -> list[bool]:
+        layers = spec_of(tmp_path, **three, **changes).layers
+        return [layer.mixer.rope is not None for layer in layers]
+
+    assert rotated() == [True] * 3
+    assert rotated(num_hidden_layers=5) == [True, True, True, False, True]
+    assert rotated(no_rope_layer_interval=2) == [True, False, True]
+    # The list may be longer than the model, as after layers were cut off.
+    assert rotated(no_rope_layers=[0, 1, 0, 1, 1]) == [False, True, False]
+    on = three | {"use_sliding_window": True, "no_rope_layers": [0, 1, 0]}
+    assert windows(spec_of(tmp_path, **on)) == [8, None, 8]
+    assert windows(spec_of(tmp_path, **on | {"use_sliding_window": False})) == [None] * 3
+
+
 def test_windows_of_qwen_layers(tmp_path: Path) -> None:
     on = QWEN | {"use_sliding_window": True, "sliding_window": 8}
     assert windows(spec_of(tmp_path, **QWEN, sliding_window=8)) == [None] * 3

@@ -173,6 +173,14 @@ def test_uncounted_experts_are_expected_ones() -> None:
     assert counted - none == 3 * 2 * expert
 
 
+def test_prompt_rows_that_are_scored_are_rows_of_logits() -> None:
+    engine = engine_over(weights_of(SPEC))
+    ask(engine, [prompt(0, 9)], 2)
+    ask(engine, [prompt(1, 9)], 2, prompt_logprobs=1)
+    step = engine.step()
+    assert step.work.linear_flops == WorkCounter(SPEC, 8).count((9, 9), (9, 9), 10).linear_flops
+
+
 def test_each_row_multiplies_with_the_experts_it_uses() -> None:
     matrices = HIDDEN * 32 + HIDDEN * (16 + 16) + 32 * HIDDEN + HIDDEN * EXPERTS
     expert = 2 * HIDDEN * 48
