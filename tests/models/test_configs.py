@@ -112,6 +112,34 @@ def test_specs_of_saved_transformers_configs_agree_with_them(tmp_path: Path) -> 
         assert replace(bare, dtype=spec.dtype) == spec, family
 
 
+@pytest.mark.parametrize("family", ["granite", "gemma", "gemma2", "smollm3"])
+def test_bare_files_of_other_families_get_the_defaults_of_transformers(
+    tmp_path: Path, family: str
+) -> None:
+    from transformers import CONFIG_MAPPING
+
+    # Small, and divisible by every family's default of KV heads.
+    sizes = {"num_hidden_layers": 5, "num_attention_heads": 16, "hidden_size": 64}
+    CONFIG_MAPPING[family](**sizes).save_pretrained(tmp_path)
+    spec = load_spec(tmp_path)
+    kept = ("model_type", "vocab_size", "intermediate_size", *sizes)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: values[key] for key in kept}))
+    assert replace(load_spec(tmp_path), dtype=spec.dtype) == spec
+
+
+def test_gemma_means_the_approximation_of_gelu(tmp_path: Path) -> None:
+    family = QWEN | {"model_type": "gemma"}
+
+    def activation(**changes: Any) -> str:
+        return spec_of(tmp_path, **family, **changes).layers[0].feed_forward.activation  # type: ignore[attr-defined,no-any-return]
+
+    assert activation() == activation(hidden_act="gelu") == "gelu_tanh"
+    assert activation(hidden_act="gelu_pytorch_tanh") == "gelu_tanh"
+    # Its code reads hidden_act alone.
+    assert activation(hidden_act="silu", hidden_activation="gelu_pytorch_tanh") == "silu"
+
+
 def test_windows_of_gemma2_layers(tmp_path: Path) -> None:
     two = QWEN | {"model_type": "gemma2", "sliding_window": 8}
     assert windows(spec_of(tmp_path, **two)) == [8, None, 8]

@@ -30,6 +30,7 @@ def test_a_head_in_eight_bits(tied: bool, dtype: torch.dtype, backend: str) -> N
     table = weights.embedding.table
     assert table.kind == ("int8" if tied else "dense")
     assert (table is weights.head) == tied
+    assert tied or table.packing is None, "rows that are looked up are contiguous"
     decoder = Decoder(spec, weights, ops)
     tokens = torch.tensor([0, 96, 5, 5, 31, 64])
     stored = numbers if tied else canonical.embedding.table.dequantised()
