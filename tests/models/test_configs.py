@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minserve.models import ModelError, load_spec
+from minserve.models import ModelError, check_rotary_table, load_spec
 from minserve.spec import ModelSpec, RopeSpec
 
 BASE: dict[str, Any] = {
@@ -128,6 +128,13 @@ def test_bare_files_of_other_families_get_the_defaults_of_transformers(
     assert replace(load_spec(tmp_path), dtype=spec.dtype) == spec
 
 
+def test_the_largest_rotary_table_is_half_a_gibibyte(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, head_dim=128)
+    check_rotary_table(spec, 1 << 20)
+    with pytest.raises(ModelError, match="claim 1,048,577 positions, .* 536,871,424 bytes"):
+        check_rotary_table(spec, (1 << 20) + 1)
+
+
 def test_gemma_means_the_approximation_of_gelu(tmp_path: Path) -> None:
     family = QWEN | {"model_type": "gemma"}
 
@@ -211,6 +218,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"head_dim": 5}, "head_dim .* is 5: .*even"),
     ({"hidden_size": 18}, "hidden_size .* is 18: .*multiple"),
     ({"hidden_size": ...}, "hidden_size .* is missing"),
+    ({"num_hidden_layers": 10_001}, "num_hidden_layers .* is 10001: .*between 1 and 10,000"),
     ({"vocab_size": "32"}, "vocab_size .* is '32'"),
     ({"dtype": "float8_e4m3fn"}, "dtype .* is 'float8_e4m3fn'"),
     (QWEN | {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
