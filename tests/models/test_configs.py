@@ -131,7 +131,7 @@ def test_bare_files_of_other_families_get_the_defaults_of_transformers(
 def test_the_largest_rotary_table_is_half_a_gibibyte(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, head_dim=128)
     check_rotary_table(spec, 1 << 20)
-    with pytest.raises(ModelError, match="claim 1,048,577 positions, .* 536,871,424 bytes"):
+    with pytest.raises(ModelError, match=r"claim 1,048,577 positions, .* 536,871,424 bytes"):
         check_rotary_table(spec, (1 << 20) + 1)
 
 
