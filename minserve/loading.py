@@ -124,6 +124,9 @@ def load_model(
     spec = load_spec(path)
     plan = format_plan(config) if formats is None else formats
     resolved = resolve(config, spec, facts=dataclasses.replace(facts or Facts(), storage=plan))
+    if formats is not None:
+        note = "the weights are stored in the caller's own formats (load_model(formats=...))"
+        resolved = dataclasses.replace(resolved, notes=(*resolved.notes, note))
     check_rotary_table(spec, resolved.max_model_len)
     defaults = load_generation_defaults(path)
     tokenizer = Tokenizer.from_dir(path)

@@ -151,5 +151,5 @@ def _check_shared_weights(layers: tuple[LayerSpec, ...], index: int, named: int)
     if replace(layers[index], weights_of=None) != layers[named]:
         raise ValueError(
             f"layer {index} uses the weights of layer {named}, and the two differ: expected equal "
-            "mixers and feed-forwards"
+            "mixers, feed-forwards, norms and multipliers"
         )

@@ -11,7 +11,9 @@ import torch
 from minserve.kernels import TorchOps, why_not_native
 from minserve.kernels.cpu.native import native_ops
 from minserve.layers import rotary_table
-from minserve.spec import RopeSpec
+from minserve.models import Decoder, random_weights
+from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.spec import LayerSpec, ModelSpec, RopeSpec
 
 LLAMA3 = RopeSpec(
     5e5, "llama3", 8.0, original_max_position=8192, low_freq_factor=1.0, high_freq_factor=4.0
@@ -108,6 +110,17 @@ def test_without_rotary_embedding_nothing_turns(dtype: torch.dtype) -> None:
         native = heads.clone()
         native_ops().rotary_(native, positions, table)
         assert torch.equal(native, heads)
+
+
+def test_a_decoder_makes_equal_tables_once() -> None:
+    mixer = AttentionSpec(4, 2, 8)
+    mixers = (mixer, replace(mixer, rope=RopeSpec()), replace(mixer, rope=None), mixer)
+    layers = tuple(LayerSpec(each, FeedForwardSpec(8)) for each in mixers)
+    spec = ModelSpec("made", 7, 8, layers, 1e-5, 64, tie_embeddings=True)
+    decoder = Decoder(spec, random_weights(spec, torch.float32), TorchOps(), max_position=20)
+    tables = [layer.mixer.cos_sin for layer in decoder.layers]  # type: ignore[attr-defined]
+    assert tables[0] is tables[1] is tables[3] and tables[2] is not tables[0]
+    assert {table.shape for table in tables} == {(20, 8)}
 
 
 def test_without_rotary_embedding_heads_are_still_even() -> None:

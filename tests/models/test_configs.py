@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minserve.models import ModelError, load_spec
+from minserve.models import ModelError, check_rotary_table, load_spec
 from minserve.spec import ModelSpec, RopeSpec
 
 BASE: dict[str, Any] = {
@@ -112,6 +112,65 @@ def test_specs_of_saved_transformers_configs_agree_with_them(tmp_path: Path) -> 
         assert replace(bare, dtype=spec.dtype) == spec, family
 
 
+@pytest.mark.parametrize("family", ["granite", "gemma", "gemma2", "smollm3"])
+def test_bare_files_of_other_families_get_the_defaults_of_transformers(
+    tmp_path: Path, family: str
+) -> None:
+    from transformers import CONFIG_MAPPING
+
+    # Small, and divisible by every family's default of KV heads.
+    sizes = {"num_hidden_layers": 5, "num_attention_heads": 16, "hidden_size": 64}
+    CONFIG_MAPPING[family](**sizes).save_pretrained(tmp_path)
+    spec = load_spec(tmp_path)
+    kept = ("model_type", "vocab_size", "intermediate_size", *sizes)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: values[key] for key in kept}))
+    assert replace(load_spec(tmp_path), dtype=spec.dtype) == spec
+
+
+def test_the_largest_rotary_table_is_half_a_gibibyte(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, head_dim=128)
+    check_rotary_table(spec, 1 << 20)
+    with pytest.raises(ModelError, match=r"claim 1,048,577 positions, .* 536,871,424 bytes"):
+        check_rotary_table(spec, (1 << 20) + 1)
+
+
+def test_gemma_means_the_approximation_of_gelu(tmp_path: Path) -> None:
+    family = QWEN | {"model_type": "gemma"}
+
+    def activation(**changes: Any) -> str:
+        return spec_of(tmp_path, **family, **changes).layers[0].feed_forward.activation  # type: ignore[attr-defined,no-any-return]
+
+    assert activation() == activation(hidden_act="gelu") == "gelu_tanh"
+    assert activation(hidden_act="gelu_pytorch_tanh") == "gelu_tanh"
+    # Its code reads hidden_act alone.
+    assert activation(hidden_act="silu", hidden_activation="gelu_pytorch_tanh") == "silu"
+
+
+def test_windows_of_gemma2_layers(tmp_path: Path) -> None:
+    two = QWEN | {"model_type": "gemma2", "sliding_window": 8}
+    assert windows(spec_of(tmp_path, **two)) == [8, None, 8]
+    kinds = ["full_attention", "full_attention", "sliding_attention"]
+    assert windows(spec_of(tmp_path, **two, layer_types=kinds)) == [None, None, 8]
+
+
+def test_windows_and_positions_of_smollm3_layers(tmp_path: Path) -> None:
+    three = QWEN | {"model_type": "smollm3", "sliding_window": 8}
+
+    def rotated(**changes: Any) -> list[bool]:
+        layers = spec_of(tmp_path, **three, **changes).layers
+        return [layer.mixer.rope is not None for layer in layers]
+
+    assert rotated() == [True] * 3
+    assert rotated(num_hidden_layers=5) == [True, True, True, False, True]
+    assert rotated(no_rope_layer_interval=2) == [True, False, True]
+    # The list may be longer than the model, as after layers were cut off.
+    assert rotated(no_rope_layers=[0, 1, 0, 1, 1]) == [False, True, False]
+    on = three | {"use_sliding_window": True, "no_rope_layers": [0, 1, 0]}
+    assert windows(spec_of(tmp_path, **on)) == [8, None, 8]
+    assert windows(spec_of(tmp_path, **on | {"use_sliding_window": False})) == [None] * 3
+
+
 def test_windows_of_qwen_layers(tmp_path: Path) -> None:
     on = QWEN | {"use_sliding_window": True, "sliding_window": 8}
     assert windows(spec_of(tmp_path, **QWEN, sliding_window=8)) == [None] * 3
@@ -159,6 +218,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"head_dim": 5}, "head_dim .* is 5: .*even"),
     ({"hidden_size": 18}, "hidden_size .* is 18: .*multiple"),
     ({"hidden_size": ...}, "hidden_size .* is missing"),
+    ({"num_hidden_layers": 10_001}, "num_hidden_layers .* is 10001: .*between 1 and 10,000"),
     ({"vocab_size": "32"}, "vocab_size .* is '32'"),
     ({"dtype": "float8_e4m3fn"}, "dtype .* is 'float8_e4m3fn'"),
     (QWEN | {"layer_types": ["chunked_attention"] * 3}, "layer_types"),

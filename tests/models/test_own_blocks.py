@@ -168,6 +168,24 @@ def test_uncounted_experts_are_expected_ones() -> None:
     given = {(layer, name): 2 for layer in range(3) for name in ("up", "down")}
     counted = counter.count((2,), (2,), 0, given).weight_bytes
     assert counted - one == 3 * expert + HIDDEN * 8
+    # A block may find that no row needs any.
+    none = counter.count((2,), (2,), 0, dict.fromkeys(given, 0)).weight_bytes
+    assert counted - none == 3 * 2 * expert
+
+
+def test_prompt_rows_that_are_scored_are_rows_of_logits() -> None:
+    engine = engine_over(weights_of(SPEC))
+    ask(engine, [prompt(0, 9)], 2)
+    ask(engine, [prompt(1, 9)], 2, prompt_logprobs=1)
+    step = engine.step()
+    assert step.work.linear_flops == WorkCounter(SPEC, 8).count((9, 9), (9, 9), 10).linear_flops
+
+
+def test_each_row_multiplies_with_the_experts_it_uses() -> None:
+    matrices = HIDDEN * 32 + HIDDEN * (16 + 16) + 32 * HIDDEN + HIDDEN * EXPERTS
+    expert = 2 * HIDDEN * 48
+    counter = WorkCounter(SPEC, 8)
+    assert counter.count((7,), (7,), 0).linear_flops == 7 * 3 * 2 * (matrices + expert)
 
 
 def test_the_virtual_clock_charges_for_what_is_stored() -> None:

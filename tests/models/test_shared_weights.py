@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lossless.windowed import ask, outputs, prompt, run
-from models.own_blocks import MixtureSpec, TemperedSpec
+from models.own_blocks import MixtureSpec, MixtureWeights, TemperedSpec
 
 from minserve.build import build_engine
 from minserve.clock import VirtualClock
@@ -20,6 +20,7 @@ from minserve.kernels import select_ops
 from minserve.loading import LoadedModel
 from minserve.models import DecoderWeights
 from minserve.models.blocks import AttentionSpec, FeedForwardSpec
+from minserve.models.blocks.base import held_bytes
 from minserve.models.weights import build_weights
 from minserve.quantization.formats import FORMATS, FormatPlan
 from minserve.spec import LayerSpec, ModelSpec
@@ -141,6 +142,14 @@ def test_shared_weights_are_held_and_counted_once(name: str, plan: FormatPlan) -
     assert counts[0].flops == counts[1].flops
     assert counts[0].activation_bytes == counts[1].activation_bytes
     assert counts[0].kv_write_bytes == counts[1].kv_write_bytes
+    # So many rows look up every token and use every expert; one row uses one of three.
+    counter = WorkCounter(spec, 8, storage=plan)
+    many, one = (counter.count((rows,), (rows,), 1).weight_bytes for rows in (500, 1))
+    assert many == weights.nbytes
+    blocks = [weights.layers[index].feed_forward for index in own]
+    mixtures = [each for each in blocks if isinstance(each, MixtureWeights)]
+    unused = sum(held_bytes((each.up[1:], each.down[1:])) for each in mixtures)
+    assert one == many - unused - (VOCAB - 1) * HIDDEN * 8
 
 
 @pytest.mark.parametrize("named", [-1, 1, 2, 7])
@@ -172,6 +181,9 @@ def test_layers_that_differ_share_no_weights(other: LayerSpec) -> None:
 
 def test_a_shorter_model_still_shares() -> None:
     """A window that no request outgrows is dropped in a layer and in those that use its weights."""
-    spec = model(SANDWICH, 0).up_to(16)
-    assert [layer.mixer.cache.window for layer in spec.layers] == [None, None]
-    assert [layer.weights_of for layer in spec.layers] == [None, 0]
+    spec = model(SANDWICH, 0)
+    for longest, window in ((16, None), (20, None), (21, 20)):
+        shorter = spec.up_to(longest)
+        assert [layer.mixer.cache.window for layer in shorter.layers] == [window, window]
+        assert [layer.weights_of for layer in shorter.layers] == [None, 0]
+    assert spec.up_to(21) is spec

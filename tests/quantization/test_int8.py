@@ -14,10 +14,12 @@ from minserve.config import EngineConfig, describe
 from minserve.hardware import WorkCounter
 from minserve.kernels import TorchOps, why_not_native
 from minserve.kernels.cpu.native import native_ops
+from minserve.kernels.matrix import PackedShape
 from minserve.kernels.reference import DenseProduct
 from minserve.layers import Linear
-from minserve.loading import LoadedModel, load_model
-from minserve.models import DecoderWeights
+from minserve.loading import LoadedModel, find_model, load_model
+from minserve.models import DecoderWeights, load_spec
+from minserve.models.store import WeightStore
 from minserve.quantization.formats import DENSE, FORMATS, FormatPlan, load_matrix
 from minserve.quantization.formats.int8 import round_to_nearest
 from minserve.request import SamplingParams
@@ -157,6 +159,25 @@ def test_engines_share_weights_of_one_format_only():
     assert third.weights.layers[0].mixer.qkv.kind == "dense"
     assert third.weights.layers[1].mixer.qkv.kind == "int8"
     assert third.weights.nbytes == sum(third.config.model.weight_parts(4, mixed).values())
+
+
+@pytest.mark.parametrize(
+    "plan", [FormatPlan(INT8), FormatPlan(head=INT8), FormatPlan(exceptions={(1, "down"): INT8})]
+)
+def test_weights_are_not_shared_by_operators_that_pack_another_way(plan):
+    """Only matrices of one kind differ, wherever the plan has it."""
+    path, store = find_model("zoo/draft"), WeightStore()
+    spec = load_spec(path)
+
+    def load(shape: PackedShape | None) -> DecoderWeights:
+        def packing(kind: str, dtype: torch.dtype) -> PackedShape | None:
+            return shape if kind == "int8" else None
+
+        return store.load(path, spec, torch.float32, "cpu", False, plan, packing)
+
+    plain, panels, wider, same = map(load, (None, PackedShape(16), PackedShape(32), None))
+    assert plain is same and len({id(plain), id(panels), id(wider)}) == len(store) == 3
+    assert panels.nbytes >= plain.nbytes
 
 
 def test_int8_changes_little_and_something():

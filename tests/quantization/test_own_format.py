@@ -171,6 +171,7 @@ def test_counted_bytes_are_held_bytes() -> None:
     counted = WorkCounter(spec, 8, storage=PLAN).count((1,), (3,), 1).weight_bytes
     assert spec.tie_embeddings and counted == model.weights.nbytes
     assert model.config.storage == PLAN
+    assert any("the caller's own formats" in note for note in build_engine(model).config.notes)
 
 
 def test_the_virtual_clock_charges_for_it() -> None:
