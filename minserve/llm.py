@@ -33,7 +33,7 @@ from minserve.frontend.chunks import ChunkStream
 from minserve.frontend.generation import Given, complete, make_jobs
 from minserve.frontend.outputs import StreamChunk
 from minserve.frontend.pins import pin_here
-from minserve.frontend.share import EngineShare
+from minserve.frontend.share import REENTERED, EngineShare
 from minserve.inputs.conversations import Message, parse_conversations
 from minserve.inputs.prompts import Prompt, check_salt, parse_each, parse_prompts
 from minserve.loading import LoadedModel, load_model
@@ -72,6 +72,8 @@ class LLM:
         self._process = os.getpid()
         self._turn = threading.RLock()
         """Held by the call that adds requests to the engine: generate, chat, pin."""
+        self._running = False
+        """True during the call of generate or chat that holds `_turn`."""
 
     @property
     def engine(self) -> Engine:
@@ -201,6 +203,7 @@ class LLM:
         result is a context manager: `with llm.pin(document): ...`. Raises ConfigError without a
         prefix cache, InvalidRequestError for a prefix shorter than a page or too long for the pool.
         """
+        check_process(self._process, "LLM")
         ids, salt = self.encode(prompt), check_salt(cache_salt)
 
         def compute(params: SamplingParams) -> None:
@@ -245,5 +248,11 @@ class LLM:
         errors: Errors,
     ) -> list[Output]:
         with self._turn:
-            jobs = make_jobs(self._loaded, self._names, given, params, priority, errors)
-            return complete(self._share, jobs, progress, errors)
+            if self._running:  # it would end the requests of the call that it interrupts
+                raise RuntimeError(REENTERED)
+            try:
+                self._running = True
+                jobs = make_jobs(self._loaded, self._names, given, params, priority, errors)
+                return complete(self._share, jobs, progress, errors)
+            finally:
+                self._running = False

@@ -49,7 +49,7 @@ class Mailbox:
                 loop.call_soon_threadsafe(event.set)
 
     @contextmanager
-    def listening(self) -> Iterator[asyncio.Event]:
+    def _listening(self) -> Iterator[asyncio.Event]:
         """An event of the running loop, set whenever an item is added."""
         listener = (asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
@@ -79,3 +79,13 @@ class Mailbox:
         if item is not None:
             raise item
         return None
+
+    async def next(self) -> StreamChunk | None:
+        """As `take`, and waits for an item without blocking the running event loop."""
+        with self._listening() as event:
+            while True:
+                event.clear()
+                try:
+                    return self.take(block=False)
+                except queue.Empty:
+                    await event.wait()
