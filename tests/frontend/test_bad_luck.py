@@ -299,12 +299,56 @@ class Full(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("stderr", [None, Full(), object()], ids=["none", "full", "object"])
-def test_a_bar_that_cannot_be_drawn_ends_no_call(llm, expected, monkeypatch, stderr):
-    tqdm = progress.tqdm
-    monkeypatch.setattr(
-        progress, "tqdm", lambda **values: tqdm(**{**values, "delay": 1e-9, "mininterval": 0})
+class Interrupted(io.StringIO):
+    def write(self, text):
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Bars are drawn without delay."""
+    init = progress.tqdm.__init__
+
+    def impatient(self, *args, **values):
+        init(self, *args, **{**values, "delay": 1e-9, "mininterval": 0})
+
+    monkeypatch.setattr(progress.tqdm, "__init__", impatient)
+
+
+def expect_from_another_thread(llm, expected):
+    found = []
+    ask = threading.Thread(
+        target=lambda: found.append(llm.generate("import re", SHORT)[0].token_ids), daemon=True
     )
-    monkeypatch.setattr(sys, "stderr", stderr)
-    outputs = llm.generate(list(expected), SHORT, progress=True)
+    ask.start()
+    ask.join(20)
+    assert found == [expected["import re"]]
+
+
+@pytest.mark.parametrize("stderr", [None, Full(), object()], ids=["none", "full", "object"])
+def test_a_bar_that_cannot_be_drawn_ends_no_call(llm, expected, monkeypatch, at_once, stderr):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stderr)
+        outputs = llm.generate(list(expected), SHORT, progress=True)
     assert [output.token_ids for output in outputs] == list(expected.values())
+    expect_from_another_thread(llm, expected)
+
+
+def test_an_interrupt_while_a_bar_is_drawn_stops_no_other_thread(
+    llm, expected, monkeypatch, at_once
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(list(expected), SHORT, progress=True)
+    expect_from_another_thread(llm, expected)
+
+
+def test_a_bar_shows_how_many_requests_have_ended(llm, expected, monkeypatch, at_once):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", shown := io.StringIO())
+        llm.generate(list(expected), SHORT, progress=True)
+        assert "2/2" in shown.getvalue()
+        patched.setattr(sys, "stderr", shown := io.StringIO())
+        llm.generate(list(expected), SHORT, progress=False)
+        assert not shown.getvalue()

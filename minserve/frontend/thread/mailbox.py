@@ -49,7 +49,7 @@ class Mailbox:
                 loop.call_soon_threadsafe(event.set)
 
     @contextmanager
-    def _listening(self) -> Iterator[asyncio.Event]:
+    def listening(self) -> Iterator[asyncio.Event]:
         """An event of the running loop, set whenever an item is added."""
         listener = (asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
@@ -82,7 +82,7 @@ class Mailbox:
 
     async def next(self) -> StreamChunk | None:
         """As `take`, and waits for an item without blocking the running event loop."""
-        with self._listening() as event:
+        with self.listening() as event:
             while True:
                 event.clear()
                 try:
