@@ -8,6 +8,7 @@ all of them. For servers and widgets, which must not block, see `AsyncLLM`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -63,11 +64,13 @@ class LLM:
         `progress` shows loading bars on stderr.
         """
         settings = check_engine_arguments(config, clock, predictor)
-        self._loaded = load_model(
+        loaded = load_model(
             model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
         )
-        engine = build_engine(self._loaded, clock, check_predictor(predictor, self._loaded))
-        self._share = EngineShare(engine, lambda: new_trace(self._loaded.name, engine.config))
+        engine = build_engine(loaded, clock, check_predictor(predictor, loaded))
+        self._loaded = loaded
+        fresh_trace = functools.partial(new_trace, loaded.name, engine.config)
+        self._share = EngineShare(engine, fresh_trace)  # alone holds the engine, and lets it go
         self._names = map("request-{}".format, itertools.count())
         self._process = os.getpid()
         self._turn = threading.RLock()
@@ -223,6 +226,7 @@ class LLM:
     def close(self) -> None:
         """Abort running requests; free pages, files and weights. Closing twice does no harm."""
         self._share.close()
+        self._loaded = self._loaded.without_weights()
 
     def __enter__(self) -> LLM:
         return self

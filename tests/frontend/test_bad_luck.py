@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import decimal
 import fractions
+import gc
 import io
 import signal
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 
 from minserve import LLM, AsyncLLM, ConfigError, EngineConfig, EngineError, SamplingParams
 from minserve.frontend import progress
+from minserve.memory import KVCache
 
 CONFIG = EngineConfig(dtype="float32", device="cpu").with_values(
     {"memory.kv_bytes": 4 << 20, "memory.prefix_cache": "hash"}
@@ -271,7 +274,27 @@ def test_a_pin_that_comes_too_late_leaves_no_request(served):
     assert wait_until(lambda: not served._engine.has_work)
 
 
-# an end that fails
+# the end
+
+
+def test_what_was_closed_holds_no_weights_and_no_pages_while_its_name_is_still_in_use(expected):
+    model = LLM("zoo/draft", CONFIG)
+    stream, _pinned = model.stream("def f():", LONG), model.pin([1] * 64)
+    next(stream)
+    engine = model.engine
+    caches = [one for one in gc.get_objects() if isinstance(one, KVCache)]
+    parts = (engine, engine._runner, engine.memory, *caches)
+    refs = [weakref.ref(part) for part in parts]
+    del engine, parts, caches
+    model.close()
+    gc.collect()
+    assert [ref() for ref in refs[:3]] == [None] * 3
+    assert sum(ref() is None for ref in refs[3:]) == 1  # the others belong to other tests
+    assert model._loaded.weights is None
+    assert model.encode("def f():") and model.tokenizer is not None
+    with pytest.raises(RuntimeError, match="closed"):
+        model.generate("def f():", SHORT)
+    assert [chunk.finish_reason for chunk in stream] == ["abort"]
 
 
 def test_a_thread_whose_last_aborts_fail_still_closes_the_engine(monkeypatch):
