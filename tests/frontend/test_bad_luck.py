@@ -375,3 +375,36 @@ def test_a_bar_shows_how_many_requests_have_ended(llm, expected, monkeypatch, at
         patched.setattr(sys, "stderr", shown := io.StringIO())
         llm.generate(list(expected), SHORT, progress=False)
         assert not shown.getvalue()
+
+
+# errors in a call
+
+
+def test_a_call_ends_with_its_first_failure_and_does_not_complete_the_others(llm, expected):
+    (token,) = llm.tokenizer.encode("the", add_special_tokens=False)
+    banned = SamplingParams(min_tokens=1, bad_words=["the"], allowed_token_ids=[0, token])
+    with pytest.raises(EngineError, match="no token was left"):
+        llm.generate([[5, 6], [7, 8]], [banned, LONG])
+    assert len(llm.trace.steps) < 10
+    assert llm.generate("import re", SHORT)[0].token_ids == expected["import re"]
+
+
+def test_steps_that_fail_and_end_no_request_end_the_call(llm, expected):
+    found = []
+
+    def fails():
+        raise OSError("broken")
+
+    def ask():
+        with pytest.raises(OSError, match="broken"):
+            llm.generate("def f():", SHORT)
+        found.append(True)
+
+    llm.engine.step = fails
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(20)
+    del llm.engine.step
+    asking.join(20)
+    assert found
+    assert llm.generate("import re", SHORT)[0].token_ids == expected["import re"]
