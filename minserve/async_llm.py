@@ -67,7 +67,7 @@ class AsyncLLM:
         """Arguments as for `LLM`; errors of loading are raised here. A step that takes longer than
         `watchdog_s` is reported in the log `minserve`, with its stack, and by `health()`."""
         settings = check_engine_arguments(config, clock, predictor)
-        check_seconds("watchdog_s", watchdog_s, least=0.01)
+        watchdog_s = check_seconds("watchdog_s", watchdog_s, least=0.01)
         self._loaded: LoadedModel = load_model(
             model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
         )
@@ -119,8 +119,8 @@ class AsyncLLM:
         Raises RuntimeError if this AsyncLLM is closed.
         """
         self._check_process()
-        name = request_id if request_id is not None else f"request-{next(self._names)}"
-        mailbox = self._thread.open(name if isinstance(name, str) else shorten(name))
+        name = request_id if request_id is not None else self._new_name()
+        mailbox = self._thread.open(str.__str__(name) if isinstance(name, str) else shorten(name))
         try:
             check_request_id(name)
             chosen = self._check_params(params)
@@ -137,6 +137,12 @@ class AsyncLLM:
             self._thread.refuse(mailbox, error)
             raise
         return Stream(mailbox, self._thread, self)
+
+    def _new_name(self) -> str:
+        """A name that no open stream has; a caller may have given one of this form."""
+        while self._thread.is_taken(name := f"request-{next(self._names)}"):
+            pass
+        return name
 
     def _check_params(self, params: SamplingParams | None) -> SamplingParams:
         return check_params(params) or self.default_sampling_params
@@ -178,31 +184,34 @@ class AsyncLLM:
         `Stream.abort` ends one stream's request, even if others have the same name."""
         self._thread.abort_name(check_request_id(request_id))
 
-    def pin(self, prompt: Prompt, *, cache_salt: str = "", timeout_s: float = 60.0) -> PinnedPrefix:
+    def pin(
+        self, prompt: Prompt, *, cache_salt: str = "", timeout_s: float | None = 60.0
+    ) -> PinnedPrefix:
         """As `LLM.pin`; waits until the prefix is computed, at most `timeout_s` for each answer of
-        the engine. From asyncio, call it in a thread (`asyncio.to_thread`)."""
+        the engine (None: no limit). From asyncio, call it in a thread (`asyncio.to_thread`)."""
         self._check_process()
-        check_seconds("timeout_s", timeout_s)
+        seconds = check_seconds("timeout_s", timeout_s)
         salt = check_salt(cache_salt)
         ids = self._loaded.encode(prompt)
 
         def compute(params: SamplingParams) -> None:
-            read_to_end(self.add(ids, params), timeout_s)
+            read_to_end(self.add(ids, params), seconds)
 
-        return pin_in_thread(self._thread, ids, salt, timeout_s, compute)
+        return pin_in_thread(self._thread, ids, salt, seconds, compute)
 
     def unpin(self, pinned: PinnedPrefix) -> None:
         """`pinned.unpin()`: allow its pages to be evicted again."""
         check_pinned(pinned).unpin()
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Abort everything and stop the thread. Closing twice does no harm."""
-        check_seconds("timeout_s", timeout_s)
+    def close(self, timeout_s: float | None = 10.0) -> None:
+        """Abort everything, stop the thread, and wait for it at most `timeout_s`. Closing twice
+        does no harm."""
+        seconds = check_seconds("timeout_s", timeout_s)
         self._thread.stop()
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=False)
         if self._thread.is_here:
-            self._thread.join(timeout_s)
+            self._thread.join(seconds)
 
     def _check_process(self) -> None:
         """Raise RuntimeError in a forked process, which has no engine thread."""

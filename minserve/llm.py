@@ -8,6 +8,7 @@ all of them. For servers and widgets, which must not block, see `AsyncLLM`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -33,7 +34,7 @@ from minserve.frontend.chunks import ChunkStream
 from minserve.frontend.generation import Given, complete, make_jobs
 from minserve.frontend.outputs import StreamChunk
 from minserve.frontend.pins import pin_here
-from minserve.frontend.share import EngineShare
+from minserve.frontend.share import REENTERED, EngineShare
 from minserve.inputs.conversations import Message, parse_conversations
 from minserve.inputs.prompts import Prompt, check_salt, parse_each, parse_prompts
 from minserve.loading import LoadedModel, load_model
@@ -63,15 +64,19 @@ class LLM:
         `progress` shows loading bars on stderr.
         """
         settings = check_engine_arguments(config, clock, predictor)
-        self._loaded = load_model(
+        loaded = load_model(
             model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
         )
-        engine = build_engine(self._loaded, clock, check_predictor(predictor, self._loaded))
-        self._share = EngineShare(engine, lambda: new_trace(self._loaded.name, engine.config))
+        engine = build_engine(loaded, clock, check_predictor(predictor, loaded))
+        self._loaded = loaded
+        fresh_trace = functools.partial(new_trace, loaded.name, engine.config)
+        self._share = EngineShare(engine, fresh_trace)  # alone holds the engine, and lets it go
         self._names = map("request-{}".format, itertools.count())
         self._process = os.getpid()
         self._turn = threading.RLock()
         """Held by the call that adds requests to the engine: generate, chat, pin."""
+        self._running = False
+        """True during the call of generate or chat that holds `_turn`."""
 
     @property
     def engine(self) -> Engine:
@@ -201,6 +206,7 @@ class LLM:
         result is a context manager: `with llm.pin(document): ...`. Raises ConfigError without a
         prefix cache, InvalidRequestError for a prefix shorter than a page or too long for the pool.
         """
+        check_process(self._process, "LLM")
         ids, salt = self.encode(prompt), check_salt(cache_salt)
 
         def compute(params: SamplingParams) -> None:
@@ -220,6 +226,7 @@ class LLM:
     def close(self) -> None:
         """Abort running requests; free pages, files and weights. Closing twice does no harm."""
         self._share.close()
+        self._loaded = self._loaded.without_weights()
 
     def __enter__(self) -> LLM:
         return self
@@ -245,5 +252,11 @@ class LLM:
         errors: Errors,
     ) -> list[Output]:
         with self._turn:
-            jobs = make_jobs(self._loaded, self._names, given, params, priority, errors)
-            return complete(self._share, jobs, progress, errors)
+            if self._running:  # it would end the requests of the call that it interrupts
+                raise RuntimeError(REENTERED)
+            try:
+                self._running = True
+                jobs = make_jobs(self._loaded, self._names, given, params, priority, errors)
+                return complete(self._share, jobs, progress, errors)
+            finally:
+                self._running = False

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -86,6 +86,11 @@ class LoadedModel:
                 "into tokens: give lists of token ids"
             )
         return self.tokenizer
+
+    def without_weights(self) -> LoadedModel:
+        """The same for a caller that outlives its engine: prompts can be tokenized, and `weights`
+        must not be read."""
+        return dataclasses.replace(self, weights=cast(DecoderWeights, None))
 
 
 def find_model(model: str | Path) -> Path:

@@ -18,17 +18,24 @@ class ChunkStream(Iterator[StreamChunk]):
         self, share: EngineShare, name: str, token_ids: list[int], params: SamplingParams
     ) -> None:
         self._share = share
+        self._name = name
         self._chunks = _chunks(share, name, token_ids, params)
         self._turn = threading.RLock()
         self._running = False
+        self._left = False
+        """`close()` was called in the middle of `next` in the same thread."""
 
     def __next__(self) -> StreamChunk:
+        self._share.check_here()  # before the lock, which a fork may have copied while it was held
         with self._turn:
             if self._running:
                 raise RuntimeError(REENTERED)
-            self._running = True
             try:
-                return next(self._chunks)
+                self._running = True
+                chunk = next(self._chunks)
+                if self._left:
+                    self._chunks.close()
+                return chunk
             except BaseException:
                 self._share.tell()
                 raise
@@ -36,9 +43,16 @@ class ChunkStream(Iterator[StreamChunk]):
                 self._running = False
 
     def close(self) -> None:
-        """Abort the request, if it has not ended. Calling it twice does no harm."""
+        """Abort the request, if it has not ended. Calling it twice does no harm. In the middle of
+        `next` of the same thread (a signal handler): at the end of the step."""
+        if not self._share.is_here:
+            return  # the request runs in the parent process
         with self._turn:
-            self._chunks.close()
+            if self._running:
+                self._left = True
+                self._share.leave(self._name, ())
+            else:
+                self._chunks.close()
         self._share.tell()
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
 from minserve.engine import Engine
 from minserve.frontend.arguments import Errors, params_of_each, priority_of_each
 from minserve.frontend.outputs import failure_of, make_output, refused_output
+from minserve.frontend.progress import ProgressBar
 from minserve.frontend.share import EngineShare
 from minserve.inputs.prompts import PromptInput
 from minserve.loading import LoadedModel
@@ -106,7 +105,7 @@ def _run(share: EngineShare, requests: Sequence[Request], progress: bool, stops:
     """Step until these requests have ended; with `stops`, until the first of them fails."""
     left = list(requests)
     num_ended = -1
-    with tqdm(total=len(left), desc="requests", unit="req", delay=2, disable=not progress) as bar:
+    with ProgressBar(len(left), progress) as bar:
         while left:
             share.advance()
             if share.num_ended == num_ended and not share.is_idle:
@@ -116,7 +115,7 @@ def _run(share: EngineShare, requests: Sequence[Request], progress: bool, stops:
                 raise told
             before = len(left)
             left = [request for request in left if not request.finished]
-            bar.update(before - len(left))
+            bar.add(before - len(left))
 
 
 def _output(engine: Engine, job: Job) -> Output:

@@ -34,11 +34,11 @@ def pin_in_thread(
     thread: EngineThread,
     token_ids: list[int],
     salt: str,
-    timeout_s: float,
+    timeout_s: float | None,
     compute: Callable[[SamplingParams], object],
 ) -> PinnedPrefix:
     """Pin a prefix in an engine with its own thread; waits at most `timeout_s` for each
-    answer of the thread."""
+    answer of the thread, or without limit if it is None."""
     engine = thread.engine
     thread.ask(lambda: check_pin(engine, token_ids), timeout_s)
 

@@ -23,8 +23,8 @@ from minserve.trace import RunTrace
 
 CLOSED = "this LLM is closed; make a new one"
 REENTERED = (
-    "this LLM was called by a signal handler or a finalizer in the middle of a step of the same "
-    "thread: set a flag there, and call it when the step has ended (close() and unpin() are safe)"
+    "this LLM was called by a signal handler or a finalizer in the middle of a call of the same "
+    "thread: set a flag there, and call it when the call has ended (close() and unpin() are safe)"
 )
 MOST_FAILURES = 5
 """After this many failed steps in succession that ended no request, the error is raised."""
@@ -86,11 +86,21 @@ class EngineShare:
         engine = self._engine
         return engine is None or not engine.has_requests
 
+    @property
+    def is_here(self) -> bool:
+        """False in a process that was forked from the one with the engine: locks that were held
+        at that moment are never released there."""
+        return os.getpid() == self._process
+
+    def check_here(self) -> None:
+        """Raise RuntimeError in a forked process."""
+        check_process(self._process, "LLM")
+
     @contextmanager
     def hold(self) -> Iterator[Engine]:
         """The engine, for this thread alone. Raises RuntimeError if it is closed, after a fork, or
         if this thread holds it already."""
-        check_process(self._process, "LLM")
+        self.check_here()
         if self._is_held_here:
             raise RuntimeError(REENTERED)
         with self._lock:
@@ -167,7 +177,7 @@ class EngineShare:
     def tell(self) -> None:
         """End the requests whose callers have left. If this thread is in the middle of a step, at
         the end of that step."""
-        if self._engine is None or os.getpid() != self._process or self._is_held_here:
+        if self._engine is None or not self.is_here or self._is_held_here:
             return
         try:
             with self.hold():
@@ -180,7 +190,7 @@ class EngineShare:
         """End all requests and free the engine. In the middle of a step of the same thread: at the
         end of that step."""
         self._close_wanted = True
-        if os.getpid() != self._process:
+        if not self.is_here:
             self._engine = None  # The engine and its locks belong to the parent process.
         self.tell()
 

@@ -35,8 +35,8 @@ class Inbox:
     def __init__(self) -> None:
         self.closed_by: str | None = None
         """Why no more commands are accepted; None while the inbox is open."""
-        self.mailboxes: dict[Mailbox, None] = {}
-        """The mailboxes that are not closed yet."""
+        self.mailboxes: dict[str, list[Mailbox]] = {}
+        """The mailboxes that are not closed yet, by name."""
         # Reentrant: a signal handler or a finalizer may interrupt this code and call it.
         self._lock = threading.RLock()
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -46,19 +46,23 @@ class Inbox:
         mailbox = Mailbox(request_id)
         with self._lock:
             self._check_open()
-            self.mailboxes[mailbox] = None
+            self.mailboxes.setdefault(request_id, []).append(mailbox)
         return mailbox
 
     def named(self, request_id: str) -> list[Mailbox]:
         """The open mailboxes with this name."""
         with self._lock:
-            return [mailbox for mailbox in self.mailboxes if mailbox.request_id == request_id]
+            return list(self.mailboxes.get(request_id, ()))
 
     def close_mailbox(self, mailbox: Mailbox, item: BaseException | None) -> None:
         """Put the last item: the error that ended the request, or None."""
         mailbox.put(item)
         with self._lock:
-            self.mailboxes.pop(mailbox, None)
+            same = self.mailboxes.get(mailbox.request_id, [])
+            if mailbox in same:
+                same.remove(mailbox)
+            if not same:
+                self.mailboxes.pop(mailbox.request_id, None)
 
     def post(self, run: Callable[[], None], refuse: Callable[[BaseException], None]) -> None:
         """Queue a command, or refuse it if the inbox is closed."""
@@ -71,13 +75,14 @@ class Inbox:
     def ask(
         self,
         what: Callable[[], Answer],
-        timeout_s: float,
+        timeout_s: float | None,
         undo: Callable[[Answer], None] = lambda answer: None,
     ) -> Answer:
         """Make the thread call `what`, and wait for the result.
 
-        After `timeout_s` the command is cancelled and EngineError is raised; if the command is
-        already running, its result goes to `undo`, because no caller waits for it any more. Raises
+        After `timeout_s` (None: no limit) the command is cancelled and EngineError is raised. After
+        that, or after an interrupt, no caller waits for the result: if the command is already
+        running, its result goes to `undo`, in the thread. Raises
         RuntimeError if the inbox is closed, and any error that `what` raised.
         """
         answer: Future[Answer] = Future()
@@ -102,7 +107,12 @@ class Inbox:
         except TimeoutError:
             if not answer.cancel():
                 return answer.result()  # it arrived at the last moment
+            assert timeout_s is not None
             raise late(timeout_s) from None
+        except BaseException:
+            if not answer.cancel() and answer.exception() is None:  # an interrupt, after the answer
+                self.post(lambda: undo(answer.result()), lambda error: None)
+            raise
 
     def close(self, reason: str) -> None:
         """Accept no more commands, and tell the thread to end. Calling it twice does no harm."""
@@ -138,7 +148,7 @@ class Inbox:
             if command is not None:
                 command.refuse(RuntimeError(self.closed_by))
         with self._lock:
-            left = list(self.mailboxes)
+            left = [mailbox for same in self.mailboxes.values() for mailbox in same]
             self.mailboxes.clear()
         return left
 

@@ -79,13 +79,18 @@ class EngineThread:
 
     def abort_name(self, request_id: str) -> None:
         """End the requests with this name."""
-        for mailbox in self._inbox.named(request_id):
-            self.abort(mailbox)
+        if self.is_here:  # see `stop`
+            for mailbox in self._inbox.named(request_id):
+                self.abort(mailbox)
+
+    def is_taken(self, request_id: str) -> bool:
+        """True if an open mailbox has this name."""
+        return bool(self._inbox.named(request_id))
 
     def ask(
         self,
         what: Callable[[], Answer],
-        timeout_s: float,
+        timeout_s: float | None,
         undo: Callable[[Answer], None] = lambda answer: None,
     ) -> Answer:
         """Make the thread call `what`, and wait for its answer; see `Inbox.ask`."""
@@ -93,7 +98,8 @@ class EngineThread:
 
     def tell(self, what: Callable[[], None]) -> None:
         """Make the thread call `what` at some later time; never, if the thread has ended."""
-        self._inbox.post(what, lambda error: None)
+        if self.is_here:  # see `stop`
+            self._inbox.post(what, lambda error: None)
 
     def stop(self) -> None:
         """Ask the thread to end all requests, and then itself. Calling it twice does no harm."""
@@ -112,8 +118,9 @@ class EngineThread:
         return not self._thread.is_alive()
 
     def health(self) -> Health:
-        """What the thread is doing now."""
-        return self._watch.health(self._inbox.closed_by is not None, self.engine.trace)
+        """What the thread is doing now; in a forked process, it is closed."""
+        closed = self._inbox.closed_by is not None or not self.is_here
+        return self._watch.health(closed, self.engine.trace)
 
     # -- in the thread -----------------------------------------------------------------------------
 
@@ -187,10 +194,12 @@ class EngineThread:
         if error is not None:
             self._inbox.break_off(f"the engine's thread ended: {describe(error)}; make a new one")
         try:
-            if error is None:
-                self.engine.abort_all()
-                self._delivery.deliver()
-            self.engine.close()
+            try:
+                if error is None:
+                    self.engine.abort_all()
+                    self._delivery.deliver()
+            finally:
+                self.engine.close()
         except BaseException as caught:
             error = error or caught
         for mailbox in self._inbox.empty():

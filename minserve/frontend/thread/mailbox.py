@@ -79,3 +79,13 @@ class Mailbox:
         if item is not None:
             raise item
         return None
+
+    async def next(self) -> StreamChunk | None:
+        """As `take`, and waits for an item without blocking the running event loop."""
+        with self.listening() as event:
+            while True:
+                event.clear()
+                try:
+                    return self.take(block=False)
+                except queue.Empty:
+                    await event.wait()

@@ -42,23 +42,8 @@ class Stream:
         finally:
             self._leave()
 
-    async def __aiter__(self) -> AsyncIterator[StreamChunk]:
-        self._check_process()
-        try:
-            with self._mailbox.listening() as event:
-                while True:
-                    event.clear()
-                    try:
-                        chunk = self._mailbox.take(block=False)
-                    except queue.Empty:
-                        await event.wait()
-                        continue
-                    if chunk is None:
-                        return
-                    yield chunk
-                    self._check_process()
-        finally:
-            self._leave()
+    def __aiter__(self) -> AsyncReader:
+        return AsyncReader(self)
 
     def _check_process(self) -> None:
         check_process(self._thread.process, "AsyncLLM")
@@ -68,13 +53,54 @@ class Stream:
             self.abort()
 
 
-def read_to_end(stream: Stream, timeout_s: float) -> None:
-    """Read a stream to its end. After `timeout_s`: abort it and raise EngineError."""
+class AsyncReader(AsyncIterator[StreamChunk]):
+    """One asyncio reader of a stream. Leaves when it is dropped: an async generator needs its event
+    loop for that, and the loop may be closed."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._left = False
+
+    async def __anext__(self) -> StreamChunk:
+        if self._left:
+            raise StopAsyncIteration
+        try:
+            self._stream._check_process()
+            chunk = await self._stream._mailbox.next()
+        except BaseException:
+            self._leave()
+            raise
+        if chunk is None:
+            self._leave()
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Abort the request, if it has not ended."""
+        self._leave()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._left = True
+        self._stream._leave()
+
+
+def read_to_end(stream: Stream, timeout_s: float | None) -> None:
+    """Read a stream to its end. After `timeout_s` (None: no limit) raise EngineError. However this
+    ends, the request has ended or is aborted."""
     clock = WallClock()
-    end_s = clock.now() + timeout_s
+    start_s = clock.now()
+
+    def left_s() -> float | None:
+        return None if timeout_s is None else max(0.0, start_s + timeout_s - clock.now())
+
     try:
-        while stream._mailbox.take(True, max(0.0, end_s - clock.now())) is not None:
+        while stream._mailbox.take(True, left_s()) is not None:
             pass
     except queue.Empty:
-        stream.abort()
+        assert timeout_s is not None
         raise late(timeout_s) from None
+    finally:
+        stream._leave()
