@@ -68,10 +68,11 @@ class AsyncLLM:
         `watchdog_s` is reported in the log `minserve`, with its stack, and by `health()`."""
         settings = check_engine_arguments(config, clock, predictor)
         watchdog_s = check_seconds("watchdog_s", watchdog_s, least=0.01)
-        self._loaded: LoadedModel = load_model(
+        loaded = load_model(
             model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
         )
-        self._engine = build_engine(self._loaded, clock, check_predictor(predictor, self._loaded))
+        self._model = loaded.description
+        self._engine = build_engine(loaded, clock, check_predictor(predictor, loaded))
         self._names = itertools.count()
         self._process = os.getpid()
         self._worker: ThreadPoolExecutor | None = None
@@ -88,7 +89,7 @@ class AsyncLLM:
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer, if it has one."""
-        return self._loaded.tokenizer
+        return self._model.tokenizer
 
     @property
     def trace(self) -> RunTrace:
@@ -98,7 +99,7 @@ class AsyncLLM:
     @property
     def default_sampling_params(self) -> SamplingParams:
         """The parameters used if a request gives none: the values of generation_config.json."""
-        return self._loaded.default_sampling_params()
+        return self._model.default_sampling_params()
 
     def health(self) -> Health:
         """What the engine's thread is doing, how long its step has taken, and its last error."""
@@ -158,7 +159,7 @@ class AsyncLLM:
         """Tokenize, in the caller's thread or the worker's, and give the ids to the
         engine's thread."""
         try:
-            ids = self._loaded.encode(given)
+            ids = self._model.encode(given)
         except Exception as error:
             self._thread.refuse(mailbox, error)
             return
@@ -192,7 +193,7 @@ class AsyncLLM:
         self._check_process()
         seconds = check_seconds("timeout_s", timeout_s)
         salt = check_salt(cache_salt)
-        ids = self._loaded.encode(prompt)
+        ids = self._model.encode(prompt)
 
         def compute(params: SamplingParams) -> None:
             read_to_end(self.add(ids, params), seconds)

@@ -68,7 +68,7 @@ class LLM:
             model, settings, progress=progress, facts=Facts(own_predictor=predictor is not None)
         )
         engine = build_engine(loaded, clock, check_predictor(predictor, loaded))
-        self._loaded = loaded
+        self._model = loaded.description  # the engine alone holds the weights
         fresh_trace = functools.partial(new_trace, loaded.name, engine.config)
         self._share = EngineShare(engine, fresh_trace)  # alone holds the engine, and lets it go
         self._names = map("request-{}".format, itertools.count())
@@ -91,7 +91,7 @@ class LLM:
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer, if it has one."""
-        return self._loaded.tokenizer
+        return self._model.tokenizer
 
     @property
     def trace(self) -> RunTrace:
@@ -101,7 +101,7 @@ class LLM:
     @property
     def default_sampling_params(self) -> SamplingParams:
         """The parameters used if a call gives none: the values of generation_config.json."""
-        return self._loaded.default_sampling_params()
+        return self._model.default_sampling_params()
 
     def generate(
         self,
@@ -188,7 +188,7 @@ class LLM:
         """
         self._check_call(errors)
         params = choose_params(params, sampling_params)
-        given, many = render_each(self._loaded, messages, errors)
+        given, many = render_each(self._model, messages, errors)
         shows = progress if use_tqdm is None else use_tqdm
         outputs = self._complete(given, params, priority, shows, errors)
         return outputs if many else outputs[0]
@@ -196,7 +196,7 @@ class LLM:
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids that `chat` sends for a conversation."""
         (conversation,), _ = parse_conversations([messages], self.config.max_prompt_chars)
-        return render(self._loaded, conversation)
+        return render(self._model, conversation)
 
     def pin(self, prompt: Prompt, *, cache_salt: str = "") -> PinnedPrefix:
         """Keep a prefix (a system prompt, a document) in the prefix cache until it is unpinned.
@@ -221,12 +221,11 @@ class LLM:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids are returned unchanged. Raises InvalidRequestError."""
-        return self._loaded.encode(prompt)
+        return self._model.encode(prompt)
 
     def close(self) -> None:
         """Abort running requests; free pages, files and weights. Closing twice does no harm."""
         self._share.close()
-        self._loaded = self._loaded.without_weights()
 
     def __enter__(self) -> LLM:
         return self
@@ -256,7 +255,7 @@ class LLM:
                 raise RuntimeError(REENTERED)
             try:
                 self._running = True
-                jobs = make_jobs(self._loaded, self._names, given, params, priority, errors)
+                jobs = make_jobs(self._model, self._names, given, params, priority, errors)
                 return complete(self._share, jobs, progress, errors)
             finally:
                 self._running = False

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -34,14 +34,12 @@ ZOO = Path(__file__).parent / "zoo"
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model directory that has been read: its configuration is resolved and its
-    weights are loaded."""
+class DescribedModel:
+    """A model directory without its weights: all that it takes to turn text into tokens."""
 
     name: str
     path: Path
     config: ResolvedConfig
-    weights: DecoderWeights
     tokenizer: Tokenizer | None
     generation_defaults: Mapping[str, Any]
 
@@ -87,10 +85,20 @@ class LoadedModel:
             )
         return self.tokenizer
 
-    def without_weights(self) -> LoadedModel:
-        """The same for a caller that outlives its engine: prompts can be tokenized, and `weights`
-        must not be read."""
-        return dataclasses.replace(self, weights=cast(DecoderWeights, None))
+
+@dataclass(frozen=True)
+class LoadedModel(DescribedModel):
+    """A model directory that has been read: its configuration is resolved and its weights are
+    loaded."""
+
+    weights: DecoderWeights
+
+    @property
+    def description(self) -> DescribedModel:
+        """The same for a caller that outlives the weights."""
+        return DescribedModel(
+            self.name, self.path, self.config, self.tokenizer, self.generation_defaults
+        )
 
 
 def find_model(model: str | Path) -> Path:

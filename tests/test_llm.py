@@ -181,7 +181,8 @@ def test_a_bad_prompt_is_refused_before_anything_runs(llm):
 def test_two_llms_with_different_configs_share_weights(llm):
     config = CONFIG.with_values({"memory.block_size": 4, "scheduling.max_num_batched_tokens": 64})
     with LLM("zoo/base", config) as other:
-        assert other._loaded.weights is llm._loaded.weights
+        decoders = [each.engine._runner._decoder for each in (llm, other)]
+        assert decoders[0].weights is decoders[1].weights
         prompt = "class Stack:\n    def push(self, item):"
         assert other.generate(prompt, GREEDY)[0].text == llm.generate(prompt, GREEDY)[0].text
 

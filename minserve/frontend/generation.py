@@ -14,7 +14,7 @@ from minserve.frontend.outputs import failure_of, make_output, refused_output
 from minserve.frontend.progress import ProgressBar
 from minserve.frontend.share import EngineShare
 from minserve.inputs.prompts import PromptInput
-from minserve.loading import LoadedModel
+from minserve.loading import DescribedModel
 from minserve.request import InvalidRequestError, Output, Request, SamplingParams
 
 Given = PromptInput | InvalidRequestError
@@ -36,7 +36,7 @@ class Job:
 
 
 def make_jobs(
-    loaded: LoadedModel,
+    model: DescribedModel,
     names: Iterator[str],
     given: Sequence[Given],
     params: SamplingParams | Sequence[SamplingParams] | None,
@@ -47,7 +47,7 @@ def make_jobs(
 
     Raises InvalidRequestError; with `errors="return"`, only for the arguments of the call.
     """
-    each = params_of_each(params, len(given), loaded.default_sampling_params)
+    each = params_of_each(params, len(given), model.default_sampling_params)
     ranks = priority_of_each(priority, len(given))
     jobs = []
     for prompt, one, rank in zip(given, each, ranks, strict=True):
@@ -58,7 +58,7 @@ def make_jobs(
             continue
         job.text = prompt.text
         try:
-            job.token_ids = loaded.encode(prompt)
+            job.token_ids = model.encode(prompt)
         except InvalidRequestError as error:
             if errors == "raise":
                 raise

@@ -108,7 +108,7 @@ def engine_over(spec: ModelSpec, weights: DecoderWeights, **values: object) -> E
     }
     settings |= {name.replace("__", "."): value for name, value in values.items()}
     config = resolve(EngineConfig().with_values(settings), spec)
-    return build_engine(LoadedModel("made", Path(), config, weights, None, {}), VirtualClock())
+    return build_engine(LoadedModel("made", Path(), config, None, {}, weights), VirtualClock())
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])

@@ -57,7 +57,7 @@ def engine_over(weights: DecoderWeights, plan: FormatPlan = DENSE_PLAN, **values
     }
     settings |= {name.replace("__", "."): value for name, value in values.items()}
     config = resolve(EngineConfig().with_values(settings), SPEC, facts=Facts(storage=plan))
-    return build_engine(LoadedModel("own", Path(), config, weights, None, {}), VirtualClock())
+    return build_engine(LoadedModel("own", Path(), config, None, {}, weights), VirtualClock())
 
 
 def served(engine: Engine) -> list[list[int]]:
@@ -225,7 +225,7 @@ def test_a_layer_of_ones_own_between_others_runs_beside_the_fast_part() -> None:
             "memory.block_size": 8,
         }  # fmt: skip
         config = resolve(EngineConfig().with_values(values), spec)
-        loaded = LoadedModel("own", Path(), config, weights, None, {})
+        loaded = LoadedModel("own", Path(), config, None, {}, weights)
         engine = build_engine(loaded, VirtualClock())
         found.append(served(engine))
         if backend == "auto" and ops.name == "native":

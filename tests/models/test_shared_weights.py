@@ -89,7 +89,7 @@ def engine_over(spec: ModelSpec, weights: DecoderWeights, plan: FormatPlan, back
         "scheduling.max_num_batched_tokens": 24, "scheduling.max_num_seqs": 3,
     }  # fmt: skip
     config = resolve(EngineConfig().with_values(values), spec, facts=Facts(storage=plan))
-    return build_engine(LoadedModel("made", Path(), config, weights, None, {}), VirtualClock())
+    return build_engine(LoadedModel("made", Path(), config, None, {}, weights), VirtualClock())
 
 
 PLANS = {name: FormatPlan(layers=each) for name, each in FORMATS.items()}

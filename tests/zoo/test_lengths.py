@@ -85,7 +85,7 @@ def test_the_front_door_takes_a_probe_and_an_order_that_asks_none_refuses_it():
     config = CONFIG.with_values({"scheduling.order": "sjf", "scheduling.max_num_seqs": 1})
     params = SamplingParams(max_tokens=2)
     with LLM("zoo/base", config, predictor=LengthProbe, progress=False) as llm:
-        probe = LengthProbe(llm._loaded)
+        probe = LengthProbe(load_model("zoo/base", config, progress=False))
         prompts = [[3 + n] * (5 + n) for n in range(6)]
         llm.generate(prompts, [params] * 6, progress=False)
         order = [record.metrics.num_prompt_tokens for record in llm.trace.requests]

@@ -58,7 +58,7 @@ def random_model(setting: Setting, shape: Shape, config: EngineConfig) -> Loaded
     resolved = resolve(config.with_values({"dtype": setting.dtype}), spec)
     weights = random_weights(spec, resolved.dtype, resolved.device)
     name = f"{shape.name} (random weights)"
-    return LoadedModel(name, Path(), resolved, weights, None, {})
+    return LoadedModel(name, Path(), resolved, None, {}, weights)
 
 
 class WatchedRunner:

@@ -96,7 +96,7 @@ def _measure(
             mine = random_model(setting, shape, config)
             # All rungs share one copy of the weights.
             loaded = loaded or mine
-            mine = LoadedModel(mine.name, mine.path, mine.config, loaded.weights, None, {})
+            mine = LoadedModel(mine.name, mine.path, mine.config, None, {}, loaded.weights)
             ops = _whole_contexts(setting) if whole else None
             benches[name] = stack.enter_context(Bench(setting, mine, ops))
         idle: dict[str, list[float]] = {name: [] for name in benches}
