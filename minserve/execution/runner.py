@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,8 +34,7 @@ from minserve.sampling import (
 )
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """The results of one forward pass, on the host."""
 
     token_ids: list[int]
@@ -80,8 +79,7 @@ class Runner(Protocol):
 NOTHING_COMPILED = Compilations()
 
 
-@dataclass(frozen=True)
-class Forward:
+class Forward(NamedTuple):
     """The results of a forward pass on the device, and what the host knows about it."""
 
     logits: Tensor | None
@@ -105,8 +103,7 @@ class _Results:
     touched: tuple[Tensor, ...] = ()
 
 
-@dataclass(frozen=True)
-class _EagerHandle:
+class _EagerHandle(NamedTuple):
     batch: ForwardBatch
     """On the host."""
     landing: PendingCopy[_Results]

@@ -6,7 +6,7 @@ costs. Draws no real tokens: lengths come from the requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from minserve.batch import ForwardBatch
 from minserve.clock import VirtualClock
@@ -17,8 +17,7 @@ from minserve.trace import StepWork
 from minserve.virtual.costs import StepCost
 
 
-@dataclass(frozen=True)
-class _VirtualHandle:
+class _VirtualHandle(NamedTuple):
     ready_s: float
     duration_s: float
     num_samples: int

@@ -29,7 +29,7 @@ def greedy(max_tokens: int = 8, **values: Any) -> SamplingParams:
 def answers(runner: EchoRunner, **values: Any) -> None:
     """Make the runner report these fields with every result."""
     collect = runner.collect
-    runner.collect = lambda handle: replace(collect(handle), **values)  # type: ignore[method-assign]
+    runner.collect = lambda handle: collect(handle)._replace(**values)  # type: ignore[method-assign]
 
 
 def prompt_that_ends_after(num_tokens: int) -> list[int]:
@@ -55,7 +55,7 @@ def test_each_request_of_a_batch_gets_the_number_of_logprobs_that_it_asked_for()
         result = collect(handle)
         rows = {row: replace(entry, top=top) for row, entry in result.logprobs.items()}
         prompts = [replace(entry, top=top) for entry in result.prompt_logprobs]
-        return replace(result, logprobs=rows, prompt_logprobs=prompts)
+        return result._replace(logprobs=rows, prompt_logprobs=prompts)
 
     runner.collect = widest  # type: ignore[method-assign]
     wanted = [(4, 1), (2, 3), (1, 0), (0, 2)]

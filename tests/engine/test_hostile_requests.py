@@ -12,7 +12,6 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -92,7 +91,7 @@ class SampledRunner(EchoRunner):
             handle.logprobs = dict(zip(rows, records, strict=True))
 
     def collect(self, handle: Any) -> StepResult:
-        return replace(super().collect(handle), logprobs=handle.logprobs)
+        return super().collect(handle)._replace(logprobs=handle.logprobs)
 
 
 def hostile(rng: random.Random) -> dict[str, Any]:

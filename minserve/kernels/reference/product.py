@@ -13,20 +13,26 @@ class DenseProduct:
     """`Product` with one engine's `Ops.linear`. A canonical dense matrix is multiplied as it is; of
     any other the numbers are computed at every call, which is slow and right everywhere."""
 
-    __slots__ = ("_gates", "_linear", "as_it_is", "matrix")
+    __slots__ = ("_bias", "_gates", "_linear", "_weights", "matrix")
 
     def __init__(self, matrix: Matrix, ops: Ops) -> None:
         self.matrix = matrix
-        self.as_it_is = matrix.kind == "dense" and matrix.packing is None
-        """Whether nothing is computed before the product."""
+        self._weights = matrix.codes if matrix.kind == "dense" and not matrix.packing else None
+        self._bias = matrix.bias
         self._linear = ops.linear
         self._gates = {"silu": ops.silu_and_mul, "gelu_tanh": ops.gelu_and_mul}
 
+    @property
+    def as_it_is(self) -> bool:
+        """Whether nothing is computed before the product."""
+        return self._weights is not None
+
     def apply(self, x: Tensor) -> Tensor:
         """See `Product.apply`."""
-        matrix = self.matrix
-        weights = matrix.codes if self.as_it_is else matrix.dequantised()
-        return self._linear(x, weights, matrix.bias)
+        weights = self._weights
+        if weights is None:
+            weights = self.matrix.dequantised()
+        return self._linear(x, weights, self._bias)
 
     def apply_gated(self, x: Tensor, activation: Activation) -> Tensor:
         """See `Product.apply_gated`."""
