@@ -50,8 +50,9 @@ class PagedAttention:
         rows than a mask has bits, or in a model with a sliding window.
         """
         self._check(batch)
-        for layer in self.spec.layers:
-            refuse_window(batch.tree, layer.mixer.cache.window)
+        if batch.tree is not None:
+            for layer in self.spec.layers:
+                refuse_window(batch.tree, layer.mixer.cache.window)
         planned = [
             self.ops.plan_attention(
                 tables.block_tables,
