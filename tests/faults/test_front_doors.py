@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from faults.inject import DOORS, ROOMS, Injected, Injector, Panic
@@ -81,10 +82,13 @@ def one_call(llm: LLM, seed: int, kind: str, lines: bool, expected: list[tuple[i
     span = rng.choice([200, 4000, 20_000]) * (6 if lines else 1)
     injector = Injector(ERRORS[kind], rng.randrange(span), rooms=rooms, lines=lines)
     how = rng.choice(["raise", "return", "stream"])
+    streams: list[Any] = []
     try:
         with injector:
             if how == "stream":
-                for stream in [llm.stream(prompt, PARAMS[0]) for prompt in PROMPTS[:2]]:
+                for prompt in PROMPTS[:2]:
+                    streams.append(llm.stream(prompt, PARAMS[0]))
+                for stream in streams:
                     list(stream)
             else:
                 llm.generate(PROMPTS, PARAMS, progress=False, errors=how)  # type: ignore[arg-type]
@@ -93,6 +97,8 @@ def one_call(llm: LLM, seed: int, kind: str, lines: bool, expected: list[tuple[i
         assert isinstance(error, (ERRORS[kind], EngineError)), injector.fired  # type: ignore[arg-type]
     where = f"seed {seed}, {kind} at {injector.fired}"
     assert answers(llm) == expected, where
+    for stream in streams:
+        stream.close()  # interrupted before `next` did anything, it could still be read
     expect_clean(llm.engine)
     share = llm._share
     assert not share._readers and not share._departed and not share._lock.locked(), where
