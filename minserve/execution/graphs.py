@@ -147,7 +147,7 @@ class GraphRunner(EagerRunner):
     """An `EagerRunner` that replays its decode steps.
 
     Batches must be padded to `ladder(max_rows)`; `max_blocks` is the most pages a request has. What
-    blocks count (`layers.Counters`) is not read from a replayed step.
+    blocks count (`layers.Counters`) is read after every replay, as from any other step.
     """
 
     def __init__(

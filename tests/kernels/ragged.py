@@ -124,7 +124,7 @@ def build(shape: Shape, dtype: torch.dtype, strided: bool = True) -> Paged:
                 filled = torch.randn(kv_heads, used, head_dim, generator=generator)
                 cache[block, :, :used] = filled.to(dtype)
         if shape.window is not None:
-            # Pages behind the window are freed: their entries are numbers of anybody's pages.
+            # Pages behind the window are freed: their entries may name any page.
             oldest = max(0, context - shape.query_lens[request] - shape.window + 1)
             tables[request, : oldest // block_size] = 0
     num_heads = kv_heads * shape.group_size

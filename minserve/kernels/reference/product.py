@@ -22,11 +22,6 @@ class DenseProduct:
         self._linear = ops.linear
         self._gates = {"silu": ops.silu_and_mul, "gelu_tanh": ops.gelu_and_mul}
 
-    @property
-    def as_it_is(self) -> bool:
-        """Whether nothing is computed before the product."""
-        return self._weights is not None
-
     def apply(self, x: Tensor) -> Tensor:
         """See `Product.apply`."""
         weights = self._weights
