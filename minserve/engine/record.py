@@ -117,6 +117,7 @@ class Recorder:
             exported_blocks=events.exported_blocks,
             imported_blocks=events.imported_blocks,
             cached_blocks=use.blocks_cached,
+            host_bytes=use.host_bytes,
             owned_bytes=use.owned_bytes,
             future_bytes=use.future_bytes,
             internal_bytes=use.internal_bytes,

@@ -145,9 +145,11 @@ class Repeater:
                 kv_bytes_allocated=use.owned_bytes,
                 kv_bytes_used=kv_bytes,
                 blocks=StepBlocks(
+                    cached_blocks=use.blocks_cached,
                     owned_bytes=use.owned_bytes,
                     future_bytes=use.owned_bytes - kv_bytes - use.internal_bytes,
                     internal_bytes=use.internal_bytes,
+                    host_bytes=use.host_bytes,
                 ),
             )
         )

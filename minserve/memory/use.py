@@ -27,6 +27,8 @@ class MemoryUse(NamedTuple):
     """Bytes of kept tokens."""
     internal_bytes: int
     """Bytes of slots that their request can never reach. The rest it may still fill."""
+    host_bytes: int
+    """Bytes of pages in host memory, with or without an owner."""
 
     @property
     def future_bytes(self) -> int:
@@ -39,7 +41,7 @@ def measure_use(
 ) -> MemoryUse:
     """Count pages, tokens and bytes now. Called once per step."""
     total = used = cached = kv_tokens = 0
-    total_bytes = owned_bytes = kv_bytes = internal_bytes = 0
+    total_bytes = owned_bytes = kv_bytes = internal_bytes = host_bytes = 0
     for index, group in enumerate(groups):
         pool, tables, block_bytes = group.pool, group.tables, group.block_bytes
         held_blocks, held_tokens = tables.totals()
@@ -56,6 +58,9 @@ def measure_use(
         owned_bytes += owned * block_bytes
         kv_bytes += tokens * group.slot_bytes
         internal_bytes += tables.internal_slots * group.slot_bytes
+        if group.host is not None:
+            host_bytes += (group.host.num_cached + group.host.num_owned) * block_bytes
     return MemoryUse(
-        total, used, cached, kv_tokens, total_bytes, owned_bytes, kv_bytes, internal_bytes
-    )
+        total, used, cached, kv_tokens, total_bytes, owned_bytes, kv_bytes, internal_bytes,
+        host_bytes,
+    )  # fmt: skip

@@ -48,6 +48,7 @@ class RunTotals(RoomParts):
     peak_waiting: int = 0
     peak_kv_bytes_allocated: int = 0
     peak_kv_bytes_used: int = 0
+    peak_host_bytes: int = 0
 
     schedule_s: float = 0.0
     transfer_s: float = 0.0

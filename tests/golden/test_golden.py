@@ -6,6 +6,7 @@ The files were written in version 3 of the trace's JSON: this also holds that ol
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from golden.runs import GOLDEN, facts, recorded
@@ -21,6 +22,7 @@ def test_tokens_and_trace_are_those_that_were_written_down(name):
     was = RunTrace.from_json(json.dumps(was_recorded["trace"])).snapshot()
     now = RunTrace.from_json(text).snapshot()
     for old, new in zip(was.steps, now.steps, strict=True):
-        assert new == old
+        # Host memory is counted since version 4.
+        assert replace(new, blocks=replace(new.blocks, host_bytes=0)) == old
     assert now.requests == was.requests
-    assert now.totals == was.totals
+    assert replace(now.totals, peak_host_bytes=0) == was.totals

@@ -258,6 +258,12 @@ def test_a_swapped_request_computes_nothing_twice():
     totals = engine.trace.totals
     assert totals.preemptions > 0 and totals.recomputed_tokens == 0
     assert totals.swapped_in_blocks == totals.swapped_out_blocks > 0
+    away, most = 0, 0
+    for step in engine.trace.steps:
+        away += step.blocks.swapped_out_blocks - step.blocks.swapped_in_blocks
+        assert step.blocks.host_bytes == away * BLOCK * TOKEN_BYTES
+        most = max(most, step.blocks.host_bytes)
+    assert totals.peak_host_bytes == most > 0
     for request in requests:
         assert request.output_token_ids == oracle(request.prompt_token_ids, 20, True)
 

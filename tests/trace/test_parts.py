@@ -113,7 +113,8 @@ def test_a_step_is_frozen_and_has_no_room_for_other_attributes() -> None:
 def test_columns_are_those_of_recorded_traces_in_their_order() -> None:
     columns = recorded("tight")["trace"]["step_columns"]
     added = {
-        "exported_blocks", "imported_blocks", "num_drafts", "proposed_tokens", "accepted_tokens"
+        "exported_blocks", "imported_blocks", "host_bytes",
+        "num_drafts", "proposed_tokens", "accepted_tokens",
     }  # fmt: skip
     assert [name for name in STEPS.names if name not in added] == columns
     assert set(STEPS.names) == {*columns, *added}
@@ -138,6 +139,7 @@ def test_a_recorded_trace_of_version_3_is_written_again_with_the_same_numbers(na
     assert new.pop("totals") == old.pop("totals") | {
         "exported_blocks": 0,
         "imported_blocks": 0,
+        "peak_host_bytes": 0,
         "speculation": {"num_drafts": 0, "proposed_tokens": [], "accepted_tokens": []},
     }
     assert new == old

@@ -31,6 +31,8 @@ class StepBlocks:
     """Pages filled with tokens that another engine computed."""
     cached_blocks: int = 0
     """Pages without an owner, kept for a prefix hit."""
+    host_bytes: int = field(default=0, metadata=peak("peak_host_bytes"))
+    """Bytes of the pages kept in host memory: cached ones and those of swapped-out requests."""
     owned_bytes: int = 0
     """Bytes of pages with an owner."""
     future_bytes: int = 0
