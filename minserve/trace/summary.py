@@ -64,12 +64,17 @@ def distribution(values: Sequence[float]) -> Distribution | None:
 
 
 def inter_token_latencies(steps: Sequence[StepTrace]) -> list[float]:
-    """Seconds between consecutive deliveries to the same sample, in order of the later one.
+    """Seconds between consecutive deliveries to the same sample, in order of the later one."""
+    return [gap for _, gap in inter_token_gaps(steps)]
+
+
+def inter_token_gaps(steps: Sequence[StepTrace]) -> list[tuple[float, float]]:
+    """(when, seconds since the sample's delivery before) for every delivery but a sample's first.
 
     A delivery is a step that added tokens to the sample. Empty without `TraceConfig.per_request`.
     """
     last: dict[tuple[str, int], float] = {}
-    gaps: list[float] = []
+    gaps: list[tuple[float, float]] = []
     for step in steps:
         for part in step.requests:
             if not part.new_token_ids:
@@ -77,7 +82,7 @@ def inter_token_latencies(steps: Sequence[StepTrace]) -> list[float]:
             key = (part.request_id, part.sample_index)
             before = last.get(key)
             if before is not None:
-                gaps.append(step.end_s - before)
+                gaps.append((step.end_s, step.end_s - before))
             last[key] = step.end_s
     return gaps
 

@@ -5,6 +5,7 @@ under the `Roofline`, `Check` an exercise, `Recap`. Panels run the engine; none 
 works.
 """
 
+from widgets.metrics import METRICS, Metric
 from widgets.panels.check import Check
 from widgets.panels.compare import Compare
 from widgets.panels.controls import Pick, Slide, Tick
@@ -19,7 +20,6 @@ from widgets.panels.exercise import (
     Wrong,
     check,
 )
-from widgets.panels.metrics import METRICS, Metric
 from widgets.panels.predict import Predict, Question, Reason
 from widgets.panels.recap import Answer, Choice, Ledger, Recap
 from widgets.panels.result import Agreement, CompareResult

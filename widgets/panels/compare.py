@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minserve.bench.interleave import interleave
+from minserve.bench.workloads.shapes import Shape
 from minserve.bench.workloads.traffic import Traffic
 from minserve.config import EngineConfig
-from minserve.spec import ModelSpec
 from minserve.trace import RunTrace, StepTrace
 from minserve.virtual import CostModel
+from widgets.metrics import METRICS, Metric, find_metric
 from widgets.panels import views
 from widgets.panels.base import REFUSALS, Panel
 from widgets.panels.compare_view import CompareView
 from widgets.panels.controls import Control, Slide, Spec, config_control
-from widgets.panels.metrics import METRICS, Metric, find_metric
 from widgets.panels.recording import find_recording
 from widgets.panels.result import (
     Agreement,
@@ -36,13 +35,16 @@ from widgets.panels.sides import (
     first_requests,
     virtual_by_default,
 )
+from widgets.panels.verdict import LEAST_ROUNDS
 from widgets.theme import headless
-from widgets.workers import Job, Pace
+from widgets.workers import Job, Pace, Stopped
 
 Workload = Traffic | Callable[..., Traffic]
 Switch = Mapping[str, Any] | tuple[EngineConfig, EngineConfig]
 
 _WARM_UP_REQUESTS = 2
+MORE_ROUNDS = 4
+"""Most further rounds where the first ones gave no verdict."""
 
 
 class Compare(Panel):
@@ -73,28 +75,36 @@ class Compare(Panel):
         title: str = "",
         headline: str | Metric = "output_tokens_per_s",
         metrics: Sequence[Metric] = (),
-        figure: str = "throughput",
         rounds: int = 5,
         rate: tuple[float, float] | None = None,
         invariant: Invariant = identical_tokens,
         gpu: str = "H100 SXM",
         virtual: CostModel | None = None,
-        virtual_spec: ModelSpec | None = None,
+        shape: Shape | None = None,
         recorded: str = "",
         clock: str = "",
     ) -> None:
         """`rate` bounds the slider of arrivals per second, where the workload has arrivals.
         `clock` is "wall" or "virtual"; left empty, what MINSERVE_CLOCK says."""
-        if names[0] == names[1] or rounds < 1:
-            raise ValueError(f"Compare(names={names}, rounds={rounds}): two names, one round")
+        if names[0] == names[1]:
+            raise ValueError(f"Compare(names={names}): expected two different names")
+        if rounds < LEAST_ROUNDS:
+            raise ValueError(
+                f"Compare(rounds={rounds}): a measured verdict needs at least {LEAST_ROUNDS} rounds"
+            )
         super().__init__(title or _title(switch, names))
         self.names = names
         self._base, self._switch, self._workload, self._model = base, switch, workload, model
         self.headline = find_metric(headline)
+        if self.headline.samples is None:
+            raise ValueError(
+                f"Compare(headline={self.headline.name!r}): the figure draws the headline, so it "
+                "needs `samples`"
+            )
         listed = {metric.name: metric for metric in (self.headline, *metrics, *METRICS.values())}
         self.metrics = tuple(listed.values())
         self._rounds, self._invariant = rounds, invariant
-        self._virtual_cost, self._virtual_spec = virtual, virtual_spec
+        self._virtual_cost, self._shape = virtual, shape
         self._recorded = recorded
         on_virtual = clock == "virtual" or (not clock and virtual_by_default())
         self._cost = (virtual or DEFAULT_COST) if on_virtual else None
@@ -117,7 +127,7 @@ class Compare(Panel):
             text = "Time is modelled here (virtual clock): this machine's own speed plays no part."
             parts.append(views.html(views.sentence(text, "info")))
         self.settings.children = tuple(parts)
-        self.view = CompareView(self.headline, figure, gpu)
+        self.view = CompareView(self.headline, gpu)
         self.results.children = (self.view.widget,)
 
     # Settings.
@@ -152,7 +162,7 @@ class Compare(Panel):
         return self.result.facts()
 
     def _sides(self, configs: Mapping[str, EngineConfig]) -> Sides:
-        return Sides(self._model, configs, self._cost, self._virtual_spec if self._cost else None)
+        return Sides(self._model, configs, self._cost, self._shape if self._cost else None)
 
     def _changed(self) -> None:
         try:
@@ -180,41 +190,47 @@ class Compare(Panel):
 
     def work(self, job: Job) -> CompareResult:
         """A drawn round, then quiet ones, then what can be computed without running."""
+        try:
+            return self._rounds_of(job)
+        except Stopped:
+            self.view.stopped()
+            raise
+
+    def _rounds_of(self, job: Job) -> CompareResult:
         configs, traffic = self.configs(), self.traffic()
         sides = self._sides(configs)
         job.report(0.0, "Loading the model.")
         sides.load()
         rounds = 1 if self._cost is not None else self._rounds
-        total = 2 * rounds + (0 if headless() else 2)
-        done = 0
-
-        def report(text: str) -> None:
-            job.report(done / total, text)
-
+        most = 1 if self._cost is not None else rounds + MORE_ROUNDS
+        live = 0 if headless() else 1
         if headless():
             for name in self.names:
                 sides.run(name, first_requests(traffic, _WARM_UP_REQUESTS), job)
         else:
             traces: dict[str, RunTrace] = {}
-            for name in self.names:
-                report(f"Live: “{name}” is running.")
+            for place, name in enumerate(self.names):
+                job.report(place / (2 * rounds + 2), f"Live: “{name}” is running.")
                 self._live(sides, name, traffic, job, traces)
-                done += 1
         rate = self.rate.value if self.rate is not None else None
-
-        def quiet(name: str) -> SideRun:
-            nonlocal done
-            left = total - done
-            report(f"Measuring undrawn, round {rounds - (left - 1) // 2} of {rounds}: “{name}”.")
-            run = sides.run(name, traffic, job, rate_per_s=None if rate is None else lambda: rate)
-            done += 1
-            return run
-
-        runs = interleave(
-            {name: lambda name=name: quiet(name) for name in self.names}, rounds, progress=False
-        )
-        report("Counting.")
+        pace = None if rate is None else lambda: rate
+        runs: dict[str, list[SideRun]] = {name: [] for name in self.names}
+        number = 0
+        while number < rounds or (number < most and self._undecided(runs)):
+            of = max(rounds, number + 1)
+            # The order turns every round, so that no side always runs first.
+            for place, name in enumerate(self.names[::-1] if number % 2 else self.names):
+                share = (live + number + place / 2) / (live + of)
+                job.report(share, f"Measuring undrawn, round {number + 1} of {of}: “{name}”.")
+                runs[name].append(sides.run(name, traffic, job, rate_per_s=pace))
+            number += 1
+        job.report(1.0, "Counting.")
         return self._conclude(configs, traffic, rate, runs, job)
+
+    def _undecided(self, runs: Mapping[str, Sequence[SideRun]]) -> bool:
+        """True where the headline has no verdict yet: a few more rounds may find one."""
+        found = measure([self.headline], runs, exact=False)
+        return any(not each.verdict.decided for each in found.values())
 
     def _live(
         self, sides: Sides, name: str, traffic: Traffic, job: Job, traces: dict[str, RunTrace]
@@ -244,7 +260,7 @@ class Compare(Panel):
         first, second = self.names
         virtual: dict[str, RunTrace] = {}
         if self._virtual_cost is not None and self._cost is None:
-            modelled = Sides(self._model, configs, self._virtual_cost, self._virtual_spec)
+            modelled = Sides(self._model, configs, self._virtual_cost, self._shape)
             virtual = {name: modelled.run(name, traffic, job).trace for name in self.names}
         if self._cost is not None:
             agreement = Agreement(None, "No tokens are computed on the virtual clock.")
@@ -259,8 +275,7 @@ class Compare(Panel):
             )
         ours, theirs = (config.to_dict() for config in configs.values())
         # The round that the quoted ratio comes from is the one to show.
-        ratio = measured[self.headline.name].verdict.ratio
-        middle = min(range(len(ratio.values)), key=lambda n: abs(ratio.values[n] - ratio.median))
+        middle = measured[self.headline.name].middle
         traces = {name: side[middle].trace for name, side in runs.items()}
         recording = None
         # On the virtual clock the sides are of another model, or of none that runs.

@@ -1,4 +1,4 @@
-"""How a comparison looks: one headline number and one figure; the rest behind “more”.
+"""How a comparison looks: the verdict, strips of its quantity and of memory; more on demand.
 
 Drawn by whoever has the worker's turn, from traces and results. Knows nothing about runs.
 """
@@ -17,34 +17,35 @@ from widgets import theme
 from widgets.figures import kv_bytes, latency, throughput
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.sides import Runs
+from widgets.figures.strips import strips
+from widgets.metrics import Metric
 from widgets.panels import views
-from widgets.panels.metrics import Metric
 from widgets.panels.recording import Recording
 from widgets.panels.result import CompareResult
-from widgets.panels.verdict import RULE
+from widgets.panels.verdict import LEAST_ROUNDS, RULE
 
-FIGURES: dict[str, tuple[str, Callable[[Runs], LabFigure]]] = {
-    "throughput": ("Output tokens per second", throughput),
+MORE: dict[str, tuple[str, Callable[[Runs], LabFigure]]] = {
     "latency": ("Latency distributions", latency),
+    "throughput": ("Output tokens per second", throughput),
     "kv_bytes": ("KV bytes reserved, allocated, used", kv_bytes),
 }
+"""Figures behind “more”, drawn when they are opened."""
 COUNTED = {"kv_bytes"}
 """What such a figure shows is the same on every device."""
+_LIVE = "Drawn live; the quoted numbers come from rounds that draw nothing."
 
 
 class CompareView:
     """The results of a Compare panel."""
 
-    def __init__(self, headline: Metric, figure: str, gpu: str) -> None:
-        if figure not in FIGURES:
-            raise ValueError(f"figure={figure!r}: expected one of {', '.join(FIGURES)}")
+    def __init__(self, headline: Metric, gpu: str) -> None:
         self._headline = headline
         self._result: CompareResult | None = None
         self.headline = views.html()
         self.agreement = views.html()
         self.recording = views.html()
-        self.figures = {name: views.FigureView() for name in FIGURES}
-        self._first = figure
+        self.strips = views.FigureView()
+        self.figures = {name: views.FigureView() for name in MORE}
         self.numbers = views.html()
         self.counted = views.html()
         self.modelled = views.html()
@@ -55,9 +56,7 @@ class CompareView:
             style={"description_width": "initial"},
         )
         self.gpu.observe(lambda change: self._model(), "value")
-        behind = {
-            FIGURES[name][0]: view.widget for name, view in self.figures.items() if name != figure
-        }
+        behind = {MORE[name][0]: view.widget for name, view in self.figures.items()}
         behind |= {
             "All numbers, with their spread": self.numbers,
             "Counted: steps, arithmetic, bytes": self.counted,
@@ -68,42 +67,32 @@ class CompareView:
         )
         label = views.html("<b>More</b>")
         self._rest = widgets.VBox([label, self.more])
-        self._hidden = [name for name in FIGURES if name != figure]
+        self._names = list(MORE)
         self._stale: set[str] = set()
         self._lock = threading.Lock()
         self.more.observe(lambda change: self._draw_opened(), "selected_index")
         self.widget = widgets.VBox(
-            [
-                self.headline,
-                self.agreement,
-                self.figures[figure].widget,
-                self.recording,
-                self._rest,
-            ]
+            [self.headline, self.agreement, self.strips.widget, self.recording, self._rest]
         )
 
     def draw_live(self, traces: Mapping[str, RunTrace]) -> None:
-        """Draw what the runs have told so far: the figures that can be seen, and no verdict."""
+        """Draw what the runs have told so far: the figures that can be seen, and no sentence."""
         self._result = None
         self.agreement.value = self.recording.value = ""
-        parts = []
-        for name, trace in traces.items():
-            value = self._headline.read(trace)
-            if value is not None:
-                parts.append(f"{name} {self._headline.show(value)}")
-        text = f"{self._headline.label}, so far (live; the quoted numbers come next, undrawn)"
-        self.headline.value = views.headline(" · ".join(parts), text, 18)
-        for name in (self._first, *self._opened()):
-            self._draw_figure(name, traces)
+        self.headline.value = views.sentence(_LIVE, "info")
+        if any(trace.totals.steps for trace in traces.values()):
+            self.strips.draw(strips(traces, self._headline, complete=False))
+        for name in self._opened():
+            self._draw_more(name, traces)
+
+    def stopped(self) -> None:
+        """Quote nothing from a run that did not end. What was drawn of it stays."""
+        self.headline.value = self.agreement.value = self.recording.value = ""
+        self.numbers.value = self.counted.value = self.modelled.value = ""
 
     def draw(self, result: CompareResult) -> None:
         """Draw the quoted numbers and the final figures."""
-        verdict = result.verdict
-        value = theme.format_ratio(verdict.ratio.median)
-        if verdict.outcome == "none":
-            # The median of pairs that disagree is no number to print large.
-            value = "No difference detectable"
-        self.headline.value = views.headline(value, result.sentence() + ".")
+        self.headline.value = _headline(result)
         kind: views.Kind = {True: "good", False: "bad", None: "info"}[result.agreement.held]
         self.agreement.value = views.sentence(result.agreement.sentence, kind)
         self.numbers.value = _numbers(result)
@@ -112,16 +101,17 @@ class CompareView:
         self.recording.value = (
             "" if recording is None else views.sentence(recording.sentence, "info")
         )
-        self._draw_figure(self._first, result.traces, recording)
+        runs: Runs = result.traces if recording is None else recording.beside(result.traces)
+        self.strips.draw(strips(runs, self._headline))
         with self._lock:
-            self._result, self._stale = result, set(self._hidden)
+            self._result, self._stale = result, set(self._names)
         self._draw_opened()
         self._model()
 
     def _opened(self) -> list[str]:
         """The figure behind “more” that the reader has opened, if any."""
         place = self.more.selected_index
-        return self._hidden[place : place + 1] if place is not None else []
+        return self._names[place : place + 1] if place is not None else []
 
     def _draw_opened(self) -> None:
         # Most readers open none: a plot costs a tenth of a second and some tens of kilobytes.
@@ -130,36 +120,50 @@ class CompareView:
             for name in self._opened() if self._result is not None else ():
                 if name in self._stale:
                     self._stale.discard(name)
-                    self._draw_figure(name, self._result.traces, self._result.recording)
+                    self._draw_more(name, self._result.traces, self._result.recording)
 
-    def _draw_figure(
+    def _draw_more(
         self, name: str, traces: Mapping[str, RunTrace], recording: Recording | None = None
     ) -> None:
         if any(trace.totals.steps for trace in traces.values()):
             runs: Runs = traces
             if recording is not None and name not in COUNTED:
                 runs = recording.beside(traces)
-            self.figures[name].draw(FIGURES[name][1](runs))
+            self.figures[name].draw(MORE[name][1](runs))
 
     def _model(self) -> None:
         if self._result is not None:
             self.modelled.value = _modelled(self._result, DEVICES[self.gpu.value])
 
 
+def _headline(result: CompareResult) -> str:
+    """The verdict, large; where the machine was too busy for one, what is certain all the same."""
+    found = result.metrics[result.headline]
+    value = found.short[:1].upper() + found.short[1:]
+    text = views.headline(value, f"{found.sentence()}.")
+    if found.verdict.decided:
+        return text
+    few = len(found.verdict.ratio.values) < LEAST_ROUNDS
+    why = (
+        f"Fewer than {LEAST_ROUNDS} rounds were run."
+        if few
+        else "The rounds disagree: your machine is busy. Run again."
+    )
+    certain = "; ".join(f"{each.metric.label}: {each.short}" for each in result.certain[:3])
+    if certain:
+        why += f" The same on any machine (counted or modelled): {certain}."
+    return text + views.sentence(why, "info")
+
+
 def _numbers(result: CompareResult) -> str:
     rows = []
     for measured in result.metrics.values():
-        metric, ratio = measured.metric, measured.verdict.ratio
-        row: dict[str, Any] = {"quantity": metric.label}
-        for name, values in measured.values.items():
-            ordered = sorted(values)
-            row[name] = metric.show(ordered[len(ordered) // 2])
-        row["ratio"] = theme.format_ratio(ratio.median)
-        row["smallest to largest"] = (
-            f"{theme.format_ratio(ratio.min)} to {theme.format_ratio(ratio.max)}"
+        row: dict[str, Any] = {"quantity": measured.metric.label}
+        row |= {name: measured.metric.show(value) for name, value in measured.quoted.items()}
+        row |= {"verdict": measured.short, "from round to round": measured.spread or "equal"}
+        row["found by"] = {"counted": "counting", "modelled": "a model"}.get(
+            measured.provenance, "measuring"
         )
-        word = {"better": metric.words[0], "worse": metric.words[1], "none": "none detectable"}
-        row["verdict"] = word[measured.verdict.outcome]
         rows.append(row)
     rate = "" if result.rate_per_s is None else f" at {result.rate_per_s:.3g} requests/s"
     how = "on the virtual clock" if result.provenance == "modelled" else "run without drawing"
@@ -179,7 +183,7 @@ def _counts(result: CompareResult) -> str:
 
 
 def _modelled(result: CompareResult, device: DeviceSpec) -> str:
-    rows: list[dict[str, Any]] = []
+    """The roofline of the same steps on another device, beside the run's own time."""
     dtype = str(next(iter(result.traces.values())).header.config.get("dtype", "float32"))
     note = (
         f"Modelled: the least time these same steps could take on a {device.name} in {dtype} "
@@ -189,26 +193,29 @@ def _modelled(result: CompareResult, device: DeviceSpec) -> str:
         seconds = result.modelled_s(device, dtype)
     except ValueError as error:
         return views.sentence(f"{error}. Choose another GPU.", "info")
-    for name, bound in seconds.items():
-        measured = result.traces[name].totals.busy_s
+    bound = f"{device.name}, least time (modelled)"
+    # The run's own time was itself modelled where the panel is on the virtual clock.
+    own = f"this panel's runs ({result.provenance})"
+    rows: list[dict[str, Any]] = [
+        {
+            "side": name,
+            bound: theme.format_seconds(least),
+            own: theme.format_seconds(result.traces[name].totals.busy_s),
+        }
+        for name, least in seconds.items()
+    ]
+    for name, trace in result.virtual.items():
+        header = trace.header
         rows.append(
             {
-                "side": name,
-                f"{device.name}, modelled": theme.format_seconds(bound),
-                "here": theme.format_seconds(measured),
+                "side": f"{name}: {header.model} on the virtual clock of a {header.device}",
+                bound: "",
+                own: f"{theme.format_seconds(trace.totals.duration_s)} (modelled)",
             }
         )
     first, second = seconds.values()
-    if first > 0:
-        rows.append(
-            {"side": "ratio", f"{device.name}, modelled": theme.format_ratio(second / first)}
-        )
-    for name, trace in result.virtual.items():
-        rows.append(
-            {
-                "side": f"{name}, virtual clock ({trace.header.device})",
-                f"{device.name}, modelled": "",
-                "here": theme.format_seconds(trace.totals.duration_s),
-            }
-        )
+    if first > 0 and second > 0:
+        faster = theme.format_ratio(max(first / second, second / first))
+        word = "faster" if second < first else "slower"
+        note += f" There “{result.sides[1]}” is {faster} {word}."
     return views.table(rows, note)

@@ -6,6 +6,7 @@ wall-clock numbers are in `metrics`. Knows nothing about widgets or about how th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from minserve.hardware import Ceilings, DeviceSpec, roofline
 from minserve.trace import RunTrace
 from widgets import theme
-from widgets.panels.metrics import Metric
+from widgets.metrics import Metric
 from widgets.panels.recording import Recording, recorded_facts
 from widgets.panels.sides import SideRun, Tokens
 from widgets.panels.verdict import Verdict, judge
@@ -111,23 +112,57 @@ class Measured:
     values: Mapping[str, tuple[float, ...]]
     """Side -> value of each round."""
     verdict: Verdict
+    provenance: str = "measured"
+    """measured, counted or modelled."""
+
+    @property
+    def middle(self) -> int:
+        """The round whose ratio is the median: its values are the ones to quote."""
+        ratio = self.verdict.ratio
+        return min(range(len(ratio.values)), key=lambda n: abs(ratio.values[n] - ratio.median))
+
+    @property
+    def quoted(self) -> dict[str, float]:
+        """Side -> its value in that round."""
+        return {name: values[self.middle] for name, values in self.values.items()}
+
+    @property
+    def short(self) -> str:
+        """The verdict in a few words: "7.4x faster", "the same", "no verdict"."""
+        verdict = self.verdict
+        if verdict.outcome == "unclear":
+            return "no verdict"
+        if verdict.outcome == "same":
+            return "the same" if verdict.exact else "no difference detectable"
+        return self.metric.compare(verdict.ratio.median)
+
+    @property
+    def spread(self) -> str:
+        """From the smallest to the largest ratio of a round, in words; "" where all are equal."""
+        ratio = self.verdict.ratio
+        if self.verdict.exact or ratio.min == ratio.max:
+            return ""
+        ends = sorted((ratio.min, ratio.max), reverse=self.verdict.gain < 1)
+        low, high = (self.metric.compare(end) for end in ends)
+        return f"{low} to {high}"
 
     def sentence(self) -> str:
-        """The verdict in words, with its spread."""
+        """The verdict in words, with both sides' values, the spread, and how they were found."""
         (first, _), (second, _) = self.values.items()
-        verdict, ratio = self.verdict, self.verdict.ratio
-        pairs = theme.format_count(len(ratio.values), "pair")
-        factor = f"{theme.format_ratio(ratio.median)} that of “{first}”"
-        if ratio.min != ratio.max:
-            low, high = theme.format_ratio(ratio.min), theme.format_ratio(ratio.max)
-            factor += f" ({low} to {high} over {pairs})"
-        elif not verdict.exact:
-            factor += f" ({pairs})"
-        label = self.metric.label
-        if verdict.outcome == "none":
-            return f"No difference detectable in {label}: “{second}” has {factor}"
-        word = self.metric.words[0 if verdict.outcome == "better" else 1]
-        return f"“{second}” {word}: {label} is {factor}"
+        shown = {name: self.metric.show(value) for name, value in self.quoted.items()}
+        rounds = theme.format_count(len(self.verdict.ratio.values), "round")
+        how = self.provenance if self.verdict.exact else f"{self.provenance} in {rounds}"
+        if self.spread:
+            how += f", {self.spread}"
+        label, outcome = self.metric.label, self.verdict.outcome
+        both = f"{shown[second]} with “{second}”, {shown[first]} with “{first}” ({how})"
+        if outcome == "unclear":
+            return f"No verdict on {label}: {both}"
+        if outcome == "same" and self.verdict.exact:
+            return f"The same {label}: {shown[first]} on both sides ({how})"
+        if outcome == "same":
+            return f"No difference detectable in {label}: {both}"
+        return f"“{second}”: {self.short}; {label} is {both}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +200,26 @@ class CompareResult:
     def sentence(self, metric: str = "") -> str:
         """The verdict on a metric (the headline) in words."""
         return self.metrics[metric or self.headline].sentence()
+
+    @property
+    def certain(self) -> list[Measured]:
+        """What any machine would say of these runs: the counts that differ, largest factor first,
+        and the headline as modelled, where it was."""
+        counted = [
+            each
+            for each in self.metrics.values()
+            if each.verdict.exact and each.verdict.outcome != "same" and each.metric.counted
+        ]
+        counted.sort(key=lambda each: -abs(math.log(each.verdict.ratio.median)))
+        found = self.metrics[self.headline].metric
+        if not self.virtual:
+            return counted
+        values = {name: found.read(trace) for name, trace in self.virtual.items()}
+        if any(value is None or value <= 0 for value in values.values()):
+            return counted
+        pairs = {name: (value or 0.0,) for name, value in values.items()}
+        verdict = judge(*pairs.values(), found.better, exact=True)
+        return [Measured(found, pairs, verdict, "modelled"), *counted]
 
     def modelled_s(self, limits: DeviceSpec | Ceilings, dtype: str) -> dict[str, float]:
         """Least seconds of each side's own steps on a device: the sum of their rooflines.
@@ -231,7 +286,7 @@ def measure(
         first, second = ([float(v or 0) for v in side] for side in values.values())
         steady = metric.counted and len(set(first)) == len(set(second)) == 1
         verdict = judge(first, second, metric.better, exact=exact or steady)
-        found[metric.name] = Measured(
-            metric, {name: tuple(v or 0.0 for v in side) for name, side in values.items()}, verdict
-        )
+        pairs = {name: tuple(v or 0.0 for v in side) for name, side in values.items()}
+        provenance = "counted" if metric.counted else "modelled" if exact else "measured"
+        found[metric.name] = Measured(metric, pairs, verdict, provenance)
     return found

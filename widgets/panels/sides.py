@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from minserve.bench.workloads.drive import drive
+from minserve.bench.workloads.shapes import Shape
 from minserve.bench.workloads.traffic import Traffic
 from minserve.build import build_engine, build_virtual_engine, resolve_virtual
 from minserve.config import EngineConfig, resolve
@@ -49,7 +50,8 @@ class SideRun:
 class Sides:
     """Named configurations of one model, run one at a time.
 
-    With `cost`, nothing is computed: time is modelled, and tokens mean nothing.
+    With `cost`, nothing is computed: time is modelled, of `shape` where one is given, and tokens
+    mean nothing.
     """
 
     def __init__(
@@ -57,14 +59,14 @@ class Sides:
         model: str,
         configs: Mapping[str, EngineConfig],
         cost: CostModel | None = None,
-        spec: ModelSpec | None = None,
+        shape: Shape | None = None,
     ) -> None:
         self.configs = {
             # Timelines, stalls and typewriters all need to know what a step did for whom.
             name: config.with_values({"trace.per_request": True})
             for name, config in configs.items()
         }
-        self._model, self._cost, self._spec = model, cost, spec
+        self._model, self._cost, self._shape = model, cost, shape
         self._loaded: dict[str, LoadedModel] = {}
 
     def check(self) -> None:
@@ -131,13 +133,15 @@ class Sides:
     def _engine(self, name: str) -> Engine:
         if self._cost is not None:
             config, spec = self.configs[name], self._model_spec()
-            return build_virtual_engine(spec, config, self._cost, self._model)
+            # What is modelled is named: a shape's numbers are not the lab's own model's.
+            model = self._model if self._shape is None else self._shape.name
+            return build_virtual_engine(spec, config, self._cost, model)
         if name not in self._loaded:
             self.load()
         return build_engine(self._loaded[name])
 
     def _model_spec(self) -> ModelSpec:
-        return self._spec or load_spec(find_model(self._model))
+        return self._shape.spec() if self._shape else load_spec(find_model(self._model))
 
 
 def first_requests(traffic: Traffic, count: int) -> Traffic:

@@ -11,18 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minserve.bench.interleave import Spread
+from minserve.bench.workloads.shapes import Shape
 from minserve.bench.workloads.traffic import Traffic
 from minserve.config import EngineConfig, describe
-from minserve.spec import ModelSpec
 from minserve.trace import TraceHeader
 from minserve.virtual import CostModel
+from widgets.metrics import Metric, find_metric
 from widgets.panels import views
 from widgets.panels.base import Panel
 from widgets.panels.compare import Workload
-from widgets.panels.metrics import Metric, find_metric
 from widgets.panels.sides import DEFAULT_COST, Sides, first_requests, virtual_by_default
 from widgets.panels.sweep_figure import sweep_figure
 from widgets.panels.sweep_result import SweepResult
+from widgets.panels.verdict import LEAST_ROUNDS
 from widgets.theme import headless
 from widgets.workers import Job, Pace
 
@@ -34,7 +35,8 @@ class Sweep(Panel):
 
     `knob` is a configuration field, or a parameter of `workload` where that is a function. With
     `switch`, both sides run at every value. `modelled` is a CostModel, whose virtual engine gives
-    the dashed line, or a function of the value; `virtual_spec` is another model to ask about.
+    the dashed line, or a function of the value; `shape` is another model to ask about. `threshold`
+    is the gain that the chapter asks about: it is drawn, and `crossover` is where it is passed.
     """
 
     def __init__(
@@ -50,14 +52,16 @@ class Sweep(Panel):
         model: str = "zoo/base",
         rounds: int = 3,
         modelled: Modelled | None = None,
-        virtual_spec: ModelSpec | None = None,
+        shape: Shape | None = None,
+        threshold: float = 1.0,
         unit: str = "",
         title: str = "",
         clock: str = "",
     ) -> None:
-        if len(values) < 2 or rounds < 1:
+        if len(values) < 2 or rounds < LEAST_ROUNDS or threshold <= 0:
             raise ValueError(
-                f"Sweep(values={list(values)}, rounds={rounds}): two values, one round"
+                f"Sweep(values={list(values)}, rounds={rounds}, threshold={threshold}): expected "
+                f"at least two values and {LEAST_ROUNDS} rounds, and a threshold above 0"
             )
         self.metric = find_metric(metric)
         super().__init__(title or f"Sweep: {self.metric.label} over {knob}")
@@ -70,9 +74,9 @@ class Sweep(Panel):
             )
         self.knob, self.values = knob, tuple(values)
         self._unit = unit or (knobs[knob].unit if self._is_field else "")
-        self._base, self._switch, self._names = base, switch, names
+        self._base, self.switch, self._names = base, switch, names
         self._workload, self._model, self._rounds = workload, model, rounds
-        self._modelled, self._virtual_spec = modelled, virtual_spec
+        self._modelled, self._shape, self._threshold = modelled, shape, threshold
         on_virtual = clock == "virtual" or (not clock and virtual_by_default())
         given = modelled if isinstance(modelled, CostModel) else DEFAULT_COST
         self._cost = given if on_virtual else None
@@ -83,10 +87,14 @@ class Sweep(Panel):
     def configs(self, value: Any) -> dict[str, EngineConfig]:
         """The sides at one value. Raises ConfigError."""
         chosen = {self.knob: value} if self._is_field else {}
-        sides = {self._names[0]: self._base}
-        if self._switch is not None:
-            sides[self._names[1]] = self._base.with_values(self._switch)
-        return {name: config.with_values(chosen) for name, config in sides.items()}
+        if self.switch is None:
+            return {self._names[0]: self._base.with_values(chosen)}
+        # A knob of the switch is turned on its side only: the other stays what it is compared with.
+        ours = {} if self.knob in self.switch else chosen
+        return {
+            self._names[0]: self._base.with_values(ours),
+            self._names[1]: self._base.with_values(dict(self.switch) | chosen),
+        }
 
     def check(self) -> None:
         """Raise ConfigError where a value cannot work."""
@@ -117,7 +125,7 @@ class Sweep(Panel):
                 found[value].append(self._point(sides[value], value, number, job, headers))
                 if not headless() and not self.masked:
                     so_far = self._result_of(found, modelled, headers)
-                    self._pace.draw(lambda so_far=so_far: self.show(so_far))
+                    self._pace.draw(lambda so_far=so_far: self._draw(so_far, complete=False))
         return self._result_of(found, modelled, headers)
 
     def _point(
@@ -146,7 +154,7 @@ class Sweep(Panel):
             return {value: float(self._modelled(value)) for value in self.values}
         line = {}
         for value in self.values:
-            sides = Sides(self._model, self.configs(value), self._modelled, self._virtual_spec)
+            sides = Sides(self._model, self.configs(value), self._modelled, self._shape)
             line[value] = self._point(sides, value, 0, job, {})
         return line
 
@@ -162,16 +170,20 @@ class Sweep(Panel):
             knob=self.knob,
             unit=self._unit,
             metric=self.metric,
-            sides=self._names if self._switch is not None else self._names[:1],
+            sides=self._names if self.switch is not None else self._names[:1],
             points=points,
             modelled=modelled,
             headers=dict(headers),
             exact=self._cost is not None or steady,
+            threshold=self._threshold,
         )
 
     def show(self, result: SweepResult) -> None:
         """Draw what has been measured."""
-        self.view.draw(sweep_figure(result))
+        self._draw(result, complete=True)
+
+    def _draw(self, result: SweepResult, *, complete: bool) -> None:
+        self.view.draw(sweep_figure(result, complete=complete))
 
     def _traffic(self, value: Any) -> Traffic:
         if isinstance(self._workload, Traffic):
@@ -179,5 +191,5 @@ class Sweep(Panel):
         return self._workload() if self._is_field else self._workload(**{self.knob: value})
 
     def _sides(self, value: Any) -> Sides:
-        spec = self._virtual_spec if self._cost else None
+        spec = self._shape if self._cost else None
         return Sides(self._model, self.configs(value), self._cost, spec)

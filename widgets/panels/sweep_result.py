@@ -10,7 +10,7 @@ from typing import Any
 
 from minserve.bench.interleave import Spread
 from minserve.trace import TraceHeader
-from widgets.panels.metrics import Metric
+from widgets.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,17 @@ class SweepResult:
     headers: Mapping[str, TraceHeader]
     exact: bool
     """True on the virtual clock, and for counts."""
+    threshold: float = 1.0
+    """The gain that was asked about: at 1 both sides are equal."""
+
+    @property
+    def gains(self) -> dict[Any, float]:
+        """Value -> how many times better the second side is there; above 1 it wins."""
+        return {value: self.gain(spread.median) for value, spread in self.points.items()}
+
+    def gain(self, ratio: float) -> float:
+        """A ratio of the two sides as a gain, whichever way the metric points."""
+        return ratio if self.metric.better == "higher" else 1 / ratio
 
     @property
     def is_ratio(self) -> bool:
@@ -35,20 +46,34 @@ class SweepResult:
 
     @property
     def crossover(self) -> float | None:
-        """The knob's value where the ratio is 1, between measured values; None where it is not."""
-        return crossing({value: spread.median for value, spread in self.points.items()})
+        """The knob's value where the gain passes the threshold; None where it does not.
+
+        Of one side alone, where the metric itself passes the threshold.
+        """
+        found = self.gains if self.is_ratio else {v: s.median for v, s in self.points.items()}
+        if any(number <= 0 for number in found.values()):
+            return None
+        return crossing({value: number / self.threshold for value, number in found.items()})
 
     def facts(self) -> dict[str, Any]:
         """What is the same on every machine: counts, and what the model says."""
         found: dict[str, Any] = {}
         if self.exact:
-            found |= {
-                f"{self.metric.label} at {self.knob} = {value}": round(spread.median, 6)
-                for value, spread in self.points.items()
-            }
-        return found | {
-            f"modelled {self.metric.label} at {self.knob} = {value}": round(number, 6)
-            for value, number in self.modelled.items()
+            # Counted on this machine; on the virtual clock a time is modelled.
+            modelled = any(header.provenance == "modelled" for header in self.headers.values())
+            how = "counted" if self.metric.counted or not modelled else "modelled"
+            found |= self._words({v: s.median for v, s in self.points.items()}, how)
+        return found | self._words(self.modelled, "modelled")
+
+    def words(self, number: float) -> str:
+        """A point in words: the metric's value, or both sides compared."""
+        return self.metric.compare(number) if self.is_ratio else self.metric.show(number)
+
+    def _words(self, numbers: Mapping[Any, float], how: str) -> dict[str, str]:
+        who = f"“{self.sides[1]}”, " if self.is_ratio else ""
+        return {
+            f"{who}{self.metric.label} ({how}) at {self.knob} = {value}": self.words(number)
+            for value, number in numbers.items()
         }
 
 
