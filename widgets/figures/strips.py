@@ -186,8 +186,9 @@ def _draw_samples(
     x = [factor * (at - side.origin_s) for at, _ in samples]
     y = [scale * value for _, value in samples]
     dots = metric.style == "dots"
+    symbol = f"{side.symbol}-open" if side.is_twin else side.symbol
     look: dict[str, Any] = {
-        "marker": {"symbol": side.symbol, "size": 7, "color": side.colour, "opacity": 0.75},
+        "marker": {"symbol": symbol, "size": 7, "color": side.colour, "opacity": 0.75},
         "mode": "markers",
     }
     if not dots:
@@ -198,7 +199,7 @@ def _draw_samples(
             "mode": "lines+markers",
             "line": {"color": side.colour, "width": 2, "dash": side.dash, "shape": shape},
             # A few, so that sides differ by more than their colour.
-            "marker": {"symbol": side.symbol, "size": 7, "maxdisplayed": 10},
+            "marker": {"symbol": symbol, "size": 7, "maxdisplayed": 10},
         }
     figure.add_trace(
         go.Scatter(

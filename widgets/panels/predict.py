@@ -110,7 +110,7 @@ def score(question: Question, guess: Guess, verdict: Verdict) -> Score:
 
 def _leaves_open(guess: Guess, verdict: Verdict) -> bool:
     """Whether pairs that gave no verdict reach clearly into the direction that was predicted."""
-    if verdict.outcome != "none":
+    if verdict.outcome in ("better", "worse"):
         return False
     if guess.direction == "up":
         return verdict.ratio.max >= TOLERANCE

@@ -35,7 +35,8 @@ class Recording:
     traces: Mapping[str, RunTrace] = field(default_factory=dict)
     """Side -> trace; empty where there is nothing to show."""
     sentence: str = ""
-    """Where it was recorded, or why nothing is shown."""
+    """Where it was recorded, or why nothing is shown; "" where nothing is recorded yet, which the
+    course says once, in its first chapter."""
 
     def beside(self, runs: Mapping[str, RunTrace]) -> dict[str, Run | Twin]:
         """The runs of a figure, and each recorded one in the colour of its side."""
@@ -50,8 +51,8 @@ def find_recording(
     names = list(runs)
     try:
         traces = chapter_traces(folder_of(labs_directory()), chapter, names)
-    except NotRecordedError as error:
-        return Recording(sentence=f"On a GPU, {error}.")
+    except NotRecordedError:
+        return Recording()
     except DamagedRecordingError as error:
         return Recording(sentence=f"What a GPU recorded is not shown: {error}.")
     first = traces[names[0]]
@@ -95,6 +96,8 @@ def _work(run: RunTrace) -> str:
 
 def recorded_facts(recording: Recording, metrics: Sequence[Any]) -> dict[str, Any]:
     """The recorded values of some quantities, side by side, or why there are none."""
+    if not recording.sentence:
+        return {}
     if not recording.traces:
         return {"recorded": recording.sentence}
     found = {"recorded": recording.sentence.removeprefix("Dotted: recorded ")}

@@ -1,118 +1,233 @@
-"""The figure of a sweep: a measured line with its spread, a modelled one dashed.
+"""The figure of a sweep: a line with its spread, a modelled one dashed, and where it turns.
 
-A pure function of the result. Knows nothing about runs or widgets.
+Of two sides the gain is drawn, above 1 where the second one wins; the threshold that was asked
+about and the place where it is passed are marked, and the regions say who wins. A pure function of
+the result. Knows nothing about runs or widgets.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 
 from widgets import theme
 from widgets.figures.lab_figure import LabFigure
+from widgets.figures.log_axis import log_ticks
 from widgets.panels.sweep_result import SweepResult
 from widgets.provenance import Provenance
 
+_FACTORS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
+_MOST_TICKS = 8
+_WIDE = 16
+"""Values of a knob that span a larger factor stand on a logarithmic axis."""
 
-def sweep_figure(result: SweepResult) -> LabFigure:
-    """Draw a sweep, complete or not yet. Raises ValueError where nothing was measured."""
+
+def sweep_figure(result: SweepResult, *, complete: bool = True) -> LabFigure:
+    """Draw a sweep; one that is not `complete` quotes nothing yet.
+
+    Raises ValueError where nothing was measured.
+    """
     if not result.points:
         raise ValueError("a sweep's figure needs at least one measured value")
     values = sorted(result.points, key=_order)
-    numeric = all(_is_number(value) for value in values)
-    side = "B" if result.is_ratio else "A"
-    colour = theme.SIDES[side]
     kinds = {header.provenance for header in result.headers.values()}
     kind = "counted" if result.exact and kinds == {"measured"} else next(iter(kinds), "measured")
-    # Counts are bars, and bars stand side by side whatever their distance.
-    numeric = numeric and kind != "counted"
+    # Counts of one side are bars, and bars stand side by side whatever their distance.
+    bars = kind == "counted" and not result.is_ratio
+    numeric = all(_is_number(value) for value in values) and not bars
     x: list[Any] = values if numeric else [theme.plot_text(str(value)) for value in values]
-    spreads = [result.points[value] for value in values]
+    height = result.gain if result.is_ratio else float
     figure = go.Figure()
-    if any(spread.min != spread.max for spread in spreads):
-        figure.add_scatter(
-            x=[*x, *x[::-1]],
-            y=[*(spread.max for spread in spreads), *(spread.min for spread in spreads[::-1])],
-            fill="toself", fillcolor=theme.translucent(colour, 0.18), line={"width": 0},
-            mode="lines", name="smallest to largest round", hoverinfo="skip",
-        )  # fmt: skip
-    medians = [spread.median for spread in spreads]
-    if kind == "counted":
-        look = theme.Look(kind, colour, theme.SIDE_PATTERNS[side])
-        figure.add_bar(x=x, y=medians, name=kind, marker=look.marker())
-    else:
-        figure.add_scatter(
-            x=x, y=medians, mode="lines+markers", name=theme.plot_text(kind),
-            line={"color": colour, "dash": theme.dash(kind), "width": 2},
-            marker={"symbol": theme.SIDE_SYMBOLS[side], "size": 8},
-        )  # fmt: skip
+    _draw_points(figure, result, values, x, kind, height, bars=bars)
     if result.modelled:
-        modelled = sorted(result.modelled, key=_order)
-        figure.add_scatter(
-            x=modelled if numeric else [theme.plot_text(str(value)) for value in modelled],
-            y=[result.modelled[value] for value in modelled],
-            mode="lines", name="modelled",
-            line={"color": colour, "dash": theme.dash("modelled"), "width": 2},
-        )  # fmt: skip
+        _draw_modelled(figure, result, numeric, height)
+    # Bars show counts from zero; where a gain is drawn, 1 must be in sight.
     if result.is_ratio:
-        figure.add_hline(y=1.0, line={"color": theme.INK, "width": 1})
-    label = result.metric.label
-    if result.is_ratio:
-        label = f"“{result.sides[1]}” over “{result.sides[0]}”"
+        _mark_gains(figure, result, x, numeric, complete)
     unit = f" ({result.unit})" if result.unit else ""
-    figure.update_layout(theme.layout(f"{result.metric.label} over {result.knob}"))
+    legend = theme.layout(f"{_of(result)} over {result.knob}", margin={"r": 24})
+    figure.update_layout(legend)
     figure.update_xaxes(title_text=theme.plot_text(f"{result.knob}{unit}"))
-    figure.update_yaxes(
-        title_text=theme.plot_text(label), type="log" if result.is_ratio else "linear"
-    )
-    wide = numeric and min(values) > 0 and max(values) / min(values) >= 16
-    if wide:
-        figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:g}" for value in values])
+    figure.update_yaxes(title_text=theme.plot_text(f"{_of(result)} ({kind})"))
+    if numeric and min(values) > 0 and max(values) / min(values) >= _WIDE:
+        figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:,g}" for value in values])
+    if not result.is_ratio and not bars:
+        _fit_axis(figure, result)
     return LabFigure(
         figure=figure,
         caption=Provenance.of(result.headers).caption if result.headers else "",
-        takeaway=_takeaway(result, values),
+        takeaway=_takeaway(result, values) if complete else "",
         alt=_alt(result, values),
-        table=[
-            {
-                result.knob: value,
-                "median": result.points[value].median,
-                "smallest": result.points[value].min,
-                "largest": result.points[value].max,
-                "rounds": len(result.points[value].values),
-            }
-            | ({"modelled": result.modelled[value]} if value in result.modelled else {})
-            for value in values
-        ],
+        table=[_row(result, value) for value in values],
     )
+
+
+def _of(result: SweepResult) -> str:
+    if not result.is_ratio:
+        return result.metric.label
+    return f"{result.metric.label}: “{result.sides[1]}” against “{result.sides[0]}”"
+
+
+def _draw_points(
+    figure: go.Figure,
+    result: SweepResult,
+    values: list[Any],
+    x: list[Any],
+    kind: str,
+    height: Callable[[float], float],
+    *,
+    bars: bool,
+) -> None:
+    side = "B" if result.is_ratio else "A"
+    colour = theme.SIDES[side]
+    spreads = [result.points[value] for value in values]
+    if any(spread.min != spread.max for spread in spreads):
+        figure.add_scatter(
+            x=[*x, *x[::-1]],
+            y=[height(spread.max) for spread in spreads]
+            + [height(spread.min) for spread in spreads[::-1]],
+            fill="toself", fillcolor=theme.translucent(colour, 0.18), line={"width": 0},
+            mode="lines", name="smallest to largest round", hoverinfo="skip",
+        )  # fmt: skip
+    medians = [height(spread.median) for spread in spreads]
+    words = [theme.plot_text(result.words(spread.median)) for spread in spreads]
+    if bars:
+        look = theme.Look(kind, colour, theme.SIDE_PATTERNS[side])
+        figure.add_bar(x=x, y=medians, name=kind, marker=look.marker(), text=words)
+        return
+    figure.add_scatter(
+        x=x, y=medians, mode="lines+markers", name=theme.plot_text(kind), customdata=words,
+        line={"color": colour, "dash": theme.dash(kind), "width": 2},
+        marker={"symbol": theme.SIDE_SYMBOLS[side], "size": 8},
+        hovertemplate="%{x}: %{customdata}<extra></extra>",
+    )  # fmt: skip
+
+
+def _draw_modelled(
+    figure: go.Figure, result: SweepResult, numeric: bool, height: Callable[[float], float]
+) -> None:
+    modelled = sorted(result.modelled, key=_order)
+    figure.add_scatter(
+        x=modelled if numeric else [theme.plot_text(str(value)) for value in modelled],
+        y=[height(result.modelled[value]) for value in modelled],
+        mode="lines", name="modelled",
+        line={"color": theme.SIDES["B" if result.is_ratio else "A"],
+              "dash": theme.dash("modelled"), "width": 2},
+    )  # fmt: skip
+
+
+def _mark_gains(
+    figure: go.Figure, result: SweepResult, x: list[Any], numeric: bool, complete: bool
+) -> None:
+    """A logarithmic axis in words, the threshold, who wins where, and the crossover."""
+    ends = [
+        result.gain(end) for spread in result.points.values() for end in (spread.min, spread.max)
+    ]
+    ends += [result.gain(number) for number in result.modelled.values()]
+    low = min(*ends, result.threshold, 1.0) / 1.12
+    high = max(*ends, result.threshold, 1.0) * 1.12
+    ticks = _gain_ticks(low, high)
+    figure.update_yaxes(
+        type="log", range=[math.log10(low), math.log10(high)], tickvals=ticks,
+        ticktext=[result.metric.compare(tick if result.metric.better == "higher" else 1 / tick)
+                  for tick in ticks],
+    )  # fmt: skip
+    first, second = (theme.plot_text(name) for name in result.sides)
+    for bottom, top, side, name in (
+        (result.threshold, high, "B", second), (low, result.threshold, "A", first)
+    ):  # fmt: skip
+        figure.add_shape(
+            type="rect", x0=0, x1=1, xref="x domain", y0=bottom, y1=top, layer="below",
+            line={"width": 0}, fillcolor=theme.translucent(theme.SIDES[side], 0.09),
+        )  # fmt: skip
+        if math.log(top / bottom) < 0.16 * math.log(high / low):
+            continue  # no room for words
+        above = side == "B"
+        text = f"“{name}” wins"
+        if result.threshold != 1:
+            text = f"gain {'above' if above else 'below'} {result.threshold:g}x"
+        figure.add_annotation(
+            text=text, showarrow=False, x=0.99, xref="x domain", xanchor="right",
+            y=math.log10(top if above else bottom), yanchor="top" if above else "bottom",
+            font={"size": 12, "color": theme.SIDES[side]},
+        )  # fmt: skip
+    figure.add_hline(y=result.threshold, line={"color": theme.INK, "width": 1.5})
+    if result.threshold != 1:
+        figure.add_hline(y=1.0, line={"color": theme.INK, "width": 0.7})
+    place = result.crossover
+    if complete and numeric and place is not None:
+        figure.add_scatter(
+            x=[place], y=[result.threshold], mode="markers+text", name="crossover",
+            text=[f" {_short(place)}"], textposition="top right", textfont={"size": 13},
+            marker={"symbol": "x", "size": 11, "color": theme.INK}, showlegend=True,
+            hovertemplate=f"crossover near {_short(place)}<extra></extra>",
+        )  # fmt: skip
+
+
+def _gain_ticks(low: float, high: float) -> list[float]:
+    """Round factors on both sides of 1, as many as fit."""
+    both = sorted({1.0, *_FACTORS, *(1 / factor for factor in _FACTORS)})
+    inside = [factor for factor in both if low <= factor <= high]
+    while len(inside) > _MOST_TICKS:
+        # Every second one, counted from 1, which stays.
+        one = inside.index(1.0) if 1.0 in inside else 0
+        inside = [factor for place, factor in enumerate(inside) if (place - one) % 2 == 0]
+    return inside
+
+
+def _fit_axis(figure: go.Figure, result: SweepResult) -> None:
+    """One side's values from zero; on a logarithmic axis where they span too much."""
+    numbers = [end for spread in result.points.values() for end in (spread.min, spread.max)]
+    numbers += list(result.modelled.values())
+    low, high = min(numbers), max(numbers)
+    if low > 0 and high / low > 20:
+        ticks, words = log_ticks(low, high)
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=words)
+        return
+    figure.update_yaxes(rangemode="tozero")
+
+
+def _short(place: float) -> str:
+    return f"{float(f'{place:.2g}'):,g}"
+
+
+def _row(result: SweepResult, value: Any) -> dict[str, Any]:
+    spread = result.points[value]
+    row = {result.knob: value, "median": result.words(spread.median)}
+    row |= {"smallest": result.words(spread.min), "largest": result.words(spread.max)}
+    row["rounds"] = len(spread.values)
+    if value in result.modelled:
+        row["modelled"] = result.words(result.modelled[value])
+    return row
 
 
 def _takeaway(result: SweepResult, values: list[Any]) -> str:
-    def said(value: Any) -> str:
-        number = result.points[value].median
-        return theme.format_ratio(number) if result.is_ratio else result.metric.show(number)
-
-    text = (
-        f"From {result.knob} = {values[0]} to {values[-1]}: {said(values[0])} to {said(values[-1])}"
-    )
+    said = [result.words(result.points[value].median) for value in (values[0], values[-1])]
+    text = f"{_of(result)}: {said[0]} at {result.knob} = {values[0]}, {said[1]} at {values[-1]}"
     if not result.is_ratio:
-        return f"{text} ({result.metric.label})."
-    text = f"{text} as much {result.metric.label} with “{result.sides[1]}”"
+        return f"{text}."
     place = result.crossover
+    asked = (
+        "both sides are equal"
+        if result.threshold == 1
+        else (f"the gain passes {theme.format_ratio(result.threshold)}")
+    )
     if place is None:
-        return f"{text}; no crossover between these values."
-    return f"{text}; both sides are equal near {place:.3g}."
+        return f"{text}; at no place between is it where {asked}."
+    return f"{text}; {asked} near {_short(place)}."
 
 
 def _alt(result: SweepResult, values: list[Any]) -> str:
+    points: Mapping[Any, Any] = result.points
     parts = [
-        f"{value}: {result.points[value].median:.4g} "
-        f"({result.points[value].min:.4g} to {result.points[value].max:.4g})"
+        f"{value}: {result.words(points[value].median)} ({result.words(points[value].min)} to "
+        f"{result.words(points[value].max)})"
         for value in values
     ]
-    what = f"Ratio of {result.metric.label}" if result.is_ratio else result.metric.label
-    return f"{what} over {result.knob}. " + "; ".join(parts) + "."
+    return f"{_of(result)}, over {result.knob}. " + "; ".join(parts) + "."
 
 
 def _is_number(value: Any) -> bool:

@@ -85,7 +85,7 @@ def test_choices_take_the_nearest(picked, right):
 
 
 def test_panels_stay_hidden_and_a_missing_run_is_named(headless):
-    panel = Compare(BASE, {"seed": 1}, tiny(2), rounds=1)
+    panel = Compare(BASE, {"seed": 1}, tiny(2), rounds=3)
     steps = Estimate("Steps?", lambda: panel.result.counts["on"].steps, key="00.steps",
                      panels=[panel])  # fmt: skip
     assert panel.masked

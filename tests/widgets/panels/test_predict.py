@@ -27,7 +27,7 @@ def compare():
 
 def made(clock):
     switch = {"scheduling.policy": "continuous"}
-    return Compare(STATIC, switch, tiny(6), rounds=1, headline="steps", clock=clock)
+    return Compare(STATIC, switch, tiny(6), rounds=3, headline="steps", clock=clock)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_show_me_reveals_and_scores_nothing(compare, predict):
 
 
 def test_further_panels_are_hidden_too(compare):
-    other = Compare(STATIC, {"seed": 1}, tiny(2), rounds=1)
+    other = Compare(STATIC, {"seed": 1}, tiny(2), rounds=3)
     predict = Predict(compare, [STEPS], key="45a.flip", also=[other])
     assert hidden(other)
     predict.show_me()

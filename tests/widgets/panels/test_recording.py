@@ -22,6 +22,7 @@ from widgets.figures import throughput
 from widgets.figures.sides import Twin
 from widgets.panels import Compare, Slide
 from widgets.panels import recording as recording_module
+from widgets.panels.compare_view import MORE
 from widgets.workers import raise_panel_errors
 
 RUN = next(run for run in CHAPTERS if run.chapter == "45a")
@@ -58,7 +59,7 @@ def workload(count: int = 3, tokens: int = 4) -> Traffic:
 
 
 def panel(traffic=None, **more) -> Compare:
-    given = {"names": RUN.names, "rounds": 1, "recorded": "45a"} | more
+    given = {"names": RUN.names, "rounds": 3, "recorded": "45a"} | more
     return Compare(BASE, RUN.switch, traffic or workload(), **given)
 
 
@@ -69,18 +70,22 @@ def done(compare: Compare) -> Compare:
     return compare
 
 
+MEMORY = ("used", "allocated", "memory", "hits")
+
+
 def lines(figure) -> dict[str, tuple[str, str]]:
     """Name of each line -> its colour and dash."""
     return {
         trace.name.split(":")[0]: (trace.line.color, trace.line.dash)
         for trace in figure.figure.data
-        if trace.mode != "markers"
+        if trace.mode != "markers" and trace.name and trace.name.split(" ")[-1] not in MEMORY
     }
 
 
 @pytest.mark.parametrize("shown", ["throughput", "latency"])
 def test_recorded_sides_are_dotted_in_the_colour_of_their_side(labs, shown):
-    compare = done(panel(figure=shown))
+    compare = done(panel())
+    compare.view.more.selected_index = list(MORE).index(shown)
     figure = compare.view.figures[shown].shown
     blue, vermilion = theme.SIDES["A"], theme.SIDES["B"]
     assert lines(figure) == {
@@ -96,8 +101,15 @@ def test_recorded_sides_are_dotted_in_the_colour_of_their_side(labs, shown):
     assert "measured and recorded" in str(figure.figure.layout)
     assert f"Dotted: recorded on {here}, 20" in compare.view.recording.value
     counted = compare.view.figures["kv_bytes"]
-    compare.view.more.selected_index = compare.view._hidden.index("kv_bytes")
+    compare.view.more.selected_index = list(MORE).index("kv_bytes")
     assert not any("recorded" in (trace.name or "") for trace in counted.shown.figure.data)
+
+
+def test_the_strips_show_what_was_recorded_in_the_colour_of_its_side(labs):
+    compare = done(panel())
+    assert lines(compare.view.strips.shown)["continuous, recorded"] == (theme.SIDES["B"], "dot")
+    labels = [note.text for note in compare.view.strips.shown.figure.layout.annotations]
+    assert sum("(recorded)" in text for text in labels) == 2
 
 
 def test_facts_name_the_device_and_the_recorded_values(labs, headless):
@@ -106,7 +118,7 @@ def test_facts_name_the_device_and_the_recorded_values(labs, headless):
     assert facts["recorded"].startswith(f"on {here}, 20")
     traces = recorded.chapter_traces(recorded.folder_of(labs), "45a", RUN.names)
     rate = theme.format_rate(traces["continuous"].summary().output_tokens_per_s)
-    assert facts["continuous, recorded: output tokens/s"] == rate
+    assert facts["continuous, recorded: output tokens per second"] == rate
     assert facts == done(panel()).facts(), "the same in every run"
 
 
@@ -115,15 +127,12 @@ def test_the_gaps_between_tokens_are_recorded_too(labs, headless):
     assert "static, recorded: longest stall between two tokens" in facts
 
 
-def test_where_nothing_is_recorded_a_sentence_says_what_would_record_it(labs):
+def test_where_nothing_is_recorded_the_panel_is_silent(labs):
     for path in recorded.folder_of(labs).glob("chapter-45a-*"):
         path.unlink()
     compare = done(panel())
-    assert (
-        "not yet recorded: `make gpu PARTS=chapters` on a machine" in compare.view.recording.value
-    )
-    assert len(lines(compare.view.figures["throughput"].shown)) == 2
-    assert "not yet recorded" in compare.facts()["recorded"]
+    assert compare.view.recording.value == "" and "recorded" not in compare.facts()
+    assert len(lines(compare.view.strips.shown)) == 2
 
 
 def test_a_panel_that_asks_for_no_recording_says_nothing(labs):
@@ -134,14 +143,14 @@ def test_a_panel_that_asks_for_no_recording_says_nothing(labs):
 def test_another_workload_is_not_drawn_beside_the_recorded_one(labs):
     slider = Slide("count", 1, 6, 3, label="requests")
     compare = done(panel(lambda count: workload(count), workload_controls=[slider]))
-    assert len(lines(compare.view.figures["throughput"].shown)) == 4
+    assert len(lines(compare.view.strips.shown)) == 4
     compare.controls["count"].value = 5
     said = done(compare).view.recording.value
     assert "for 3 requests, 72 tokens in, 12 out" in said
     assert "another workload (5 requests, 120 tokens in, 20 out)" in said
-    assert len(lines(compare.view.figures["throughput"].shown)) == 2
+    assert len(lines(compare.view.strips.shown)) == 2
     compare.controls["count"].value = 3
-    assert len(lines(done(compare).view.figures["throughput"].shown)) == 4
+    assert len(lines(done(compare).view.strips.shown)) == 4
 
 
 def test_another_configuration_is_not_drawn_beside_the_recorded_one(labs):
@@ -149,15 +158,13 @@ def test_another_configuration_is_not_drawn_beside_the_recorded_one(labs):
     compare.controls["scheduling.max_num_seqs"].value = 2
     said = done(compare).view.recording.value
     assert "scheduling.max_num_seqs=2, and it had 8" in said
-    assert len(lines(compare.view.figures["throughput"].shown)) == 2
+    assert len(lines(compare.view.strips.shown)) == 2
 
 
 def test_on_modelled_time_nothing_recorded_is_shown(labs):
     compare = done(panel(clock="virtual"))
     assert compare.view.recording.value == ""
-    assert {dash for _, dash in lines(compare.view.figures["throughput"].shown).values()} == {
-        "dash"
-    }
+    assert {dash for _, dash in lines(compare.view.strips.shown).values()} == {"dash"}
 
 
 def damaged(content: bytes) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,11 @@ from minserve.bench.interleave import Spread
 from minserve.hardware import DEVICES
 from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import BASE, STATIC, tiny
+from widgets.metrics import FASTER, Metric
 from widgets.panels import Compare, Roofline, Sweep
 from widgets.panels.sides import Sides
-from widgets.panels.sweep_result import crossing
+from widgets.panels.sweep_figure import sweep_figure
+from widgets.panels.sweep_result import SweepResult, crossing
 from widgets.workers import Job, Worker, raise_panel_errors
 
 COST = CostModel(DEVICES["H100 SXM"], "float32", overhead_s=1e-4)
@@ -27,7 +30,7 @@ def lengths(longest: int):
 
 
 def test_a_field_is_swept_with_its_spread_and_a_modelled_line():
-    panel = Sweep(BASE, "scheduling.max_num_seqs", [1, 2, 4], tiny(), rounds=2, modelled=COST,
+    panel = Sweep(BASE, "scheduling.max_num_seqs", [1, 2, 4], tiny(), rounds=3, modelled=COST,
                   metric="duration_s")  # fmt: skip
     drawn = []
     draw = panel.view.draw
@@ -37,7 +40,7 @@ def test_a_field_is_swept_with_its_spread_and_a_modelled_line():
     raise_panel_errors()
     result = panel.result
     assert list(result.points) == [1, 2, 4]
-    assert all(len(spread.values) == 2 for spread in result.points.values())
+    assert all(len(spread.values) == 3 for spread in result.points.values())
     assert result.modelled[4] < result.modelled[1]
     figure = panel.view.shown.figure
     dashes = {trace.name: trace.line.dash for trace in figure.data if trace.mode}
@@ -45,12 +48,13 @@ def test_a_field_is_swept_with_its_spread_and_a_modelled_line():
     assert "max_num_seqs" in panel.view.shown.takeaway
     assert len(drawn) >= 1 and panel.view.shown.alt and len(panel.view.shown.table) == 3
     assert set(result.facts()) == {
-        f"modelled time for the whole workload at scheduling.max_num_seqs = {n}" for n in (1, 2, 4)
+        f"time for the whole workload (modelled) at scheduling.max_num_seqs = {n}"
+        for n in (1, 2, 4)
     }
 
 
 def test_counts_are_bars_and_facts(headless):
-    panel = Sweep(BASE, "memory.block_size", [4, 16], tiny(), rounds=2, metric="peak_kv_bytes")
+    panel = Sweep(BASE, "memory.block_size", [4, 16], tiny(), rounds=3, metric="peak_kv_bytes")
     panel.run()
     assert panel.result.exact
     assert [trace.type for trace in panel.view.shown.figure.data] == ["bar"]
@@ -58,7 +62,7 @@ def test_counts_are_bars_and_facts(headless):
 
 
 def test_with_a_switch_the_line_is_a_ratio_with_its_crossover(headless):
-    panel = Sweep(STATIC, "longest", [2, 6], lengths, switch=SWITCH, metric="steps", rounds=1)
+    panel = Sweep(STATIC, "longest", [2, 6], lengths, switch=SWITCH, metric="steps", rounds=3)
     panel.run()
     result = panel.result
     assert result.is_ratio and result.points[6].median < result.points[2].median
@@ -93,7 +97,7 @@ def test_on_the_virtual_clock_a_sweep_is_all_facts(headless, monkeypatch):
 
 def test_a_function_may_be_the_model_and_a_mask_hides_the_line(headless):
     panel = Sweep(
-        BASE, "memory.block_size", [8, 16], tiny, rounds=1, modelled=lambda size: 2 * size
+        BASE, "memory.block_size", [8, 16], tiny, rounds=3, modelled=lambda size: 2 * size
     )
     panel.mask("me", "later")
     panel.run()
@@ -114,7 +118,7 @@ def test_a_sweep_can_be_stopped():
 
 
 def test_values_that_cannot_work_are_refused_before_anything_runs(headless):
-    panel = Sweep(BASE, "scheduling.max_model_len", [64, 10**6], tiny(), rounds=1)
+    panel = Sweep(BASE, "scheduling.max_model_len", [64, 10**6], tiny(), rounds=3)
     with pytest.raises(ConfigError, match="positions"):
         panel.run()
     panel.run_button.click()
@@ -123,13 +127,55 @@ def test_values_that_cannot_work_are_refused_before_anything_runs(headless):
         Sweep(BASE, "lenght", [1, 2], tiny())
     with pytest.raises(ValueError, match="two values"):
         Sweep(BASE, "memory.block_size", [16], tiny())
+    with pytest.raises(ValueError, match="3 rounds"):
+        Sweep(BASE, "memory.block_size", [8, 16], tiny(), rounds=2)
 
 
-def test_spreads_of_one_round_have_no_band(headless):
-    panel = Sweep(BASE, "memory.block_size", [8, 16], tiny(), rounds=1, metric="duration_s")
-    panel.run()
-    assert [trace.name for trace in panel.view.shown.figure.data] == ["measured"]
-    assert isinstance(panel.result.points[8], Spread)
+def swept(gains, better="higher", **more):
+    """A ratio sweep that found these gains."""
+    ratios = {at: gain if better == "higher" else 1 / gain for at, gain in gains.items()}
+    metric = Metric("speed", "speed", better, lambda run: None, str, words=FASTER)
+    points = {at: Spread.of([ratio] * 3) for at, ratio in ratios.items()}
+    return SweepResult("size", "tokens", metric, ("off", "on"), points, {}, {}, True, **more)
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_the_gain_is_drawn_above_1_where_the_second_side_wins(better):
+    result = swept({1: 4.0, 4: 2.0, 16: 0.5}, better)
+    drawn = sweep_figure(result)
+    assert list(drawn.figure.data[0].y) == pytest.approx([4.0, 2.0, 0.5])
+    assert result.crossover == pytest.approx(8.0)
+    mark = next(trace for trace in drawn.figure.data if trace.name == "crossover")
+    assert list(mark.x) == pytest.approx([8.0]) and list(mark.y) == [1.0]
+    assert "equal near 8" in drawn.takeaway and "4x faster at size = 1" in drawn.takeaway
+    texts = " ".join(
+        [drawn.takeaway, drawn.alt, str(drawn.table), *drawn.figure.layout.yaxis.ticktext]
+    )
+    assert not re.search(r"\b0\.\d+x", texts), "no factor below 1"
+    wins = {note.text for note in drawn.figure.layout.annotations}
+    assert wins == {"“on” wins", "“off” wins"}
+
+
+def test_the_threshold_that_was_asked_about_is_drawn_and_its_crossing_found():
+    drawn = sweep_figure(swept({1: 1.1, 4: 1.44}, threshold=1.2))
+    assert any(shape.y0 == shape.y1 == 1.2 for shape in drawn.figure.layout.shapes)
+    assert "passes 1.2x near" in drawn.takeaway
+    assert swept({1: 1.1, 4: 1.19}, threshold=1.2).crossover is None
+
+
+def test_an_unfinished_sweep_quotes_nothing():
+    drawn = sweep_figure(swept({1: 4.0, 16: 0.5}), complete=False)
+    assert drawn.takeaway == ""
+    assert not any(trace.name == "crossover" for trace in drawn.figure.data)
+
+
+def test_a_knob_of_the_switch_is_turned_on_its_own_side_only():
+    panel = Sweep(
+        STATIC, "memory.block_size", [8, 16], tiny(), switch=SWITCH | {"memory.block_size": 4}
+    )
+    off, on = panel.configs(16).values()
+    assert (off.memory.block_size, on.memory.block_size) == (STATIC.memory.block_size, 16)
+    assert on.scheduling.policy == "continuous"
 
 
 def limits() -> Any:
@@ -179,7 +225,7 @@ def test_shares_add_up_and_the_gpu_can_be_changed(trace, ceilings):
 
 
 def test_a_comparison_or_a_function_may_be_the_source(headless, ceilings, trace):
-    compare = Compare(STATIC, SWITCH, tiny(), rounds=1)
+    compare = Compare(STATIC, SWITCH, tiny(), rounds=3)
     compare.run()
     panel = Roofline(compare, ceilings=ceilings)
     panel.run()
