@@ -38,8 +38,7 @@ compare = Compare(
     switch={{"scheduling.policy": "continuous"}},
     workload=poisson(prompts, [fixed_length(4) for _ in prompts], rate_per_s={RATE_PER_S}),
     rate=({RATE_PER_S}, 512),
-    rounds=1,
-    figure="kv_bytes",
+    rounds=3,
     names=("static", "continuous"),
     title="{TITLE}",
 )

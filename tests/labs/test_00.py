@@ -50,7 +50,7 @@ def compared(chapter, tokens, switch=True, clock="virtual"):
     """The chapter's race over another number of tokens; counts need no real run."""
     race = chapter["race"]
     panel = Compare(race._base, {"memory.kv_cache": switch}, chapter["write"](tokens),
-                    names=race.names, rounds=1, headline="flops", clock=clock)  # fmt: skip
+                    names=race.names, rounds=3, headline="flops", clock=clock)  # fmt: skip
     panel.run()
     return panel.result
 

@@ -42,7 +42,7 @@ def compared(chapter, base, sides, workload):
         workload,
         metrics=(USEFUL,),
         virtual=chapter["A100"],
-        virtual_spec=chapter["LLAMA"],
+        shape=chapter["LLAMA"],
         clock="virtual",
     )
     panel.run()

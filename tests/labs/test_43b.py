@@ -38,7 +38,7 @@ def flipped(chapter, pages=(0, 260)):
         virtual=chapter["CostModel"](
             chapter["GPU"], "bfloat16", 0.5, 2e-4, chapter["HostLink"](chapter["BUS"])
         ),
-        virtual_spec=chapter["LLAMA"],
+        shape=chapter["LLAMA"],
         clock="virtual",
     )
     panel.run()

@@ -28,7 +28,7 @@ def compared(chapter, kinds=("off", "radix"), **workload):
     sides = tuple(chapter["OFF"].with_values({SWITCH: kind}) for kind in kinds)
     panel = Compare(
         chapter["OFF"], sides, chapter["workload"](**workload), headline=chapter["TTFT"],
-        virtual=chapter["A100"], virtual_spec=chapter["LLAMA"], clock="virtual",
+        virtual=chapter["A100"], shape=chapter["LLAMA"], clock="virtual",
     )  # fmt: skip
     panel.run()
     return panel.result
@@ -54,7 +54,7 @@ def test_the_headline_effect_passes_its_threshold_in_counts_and_in_virtual_time(
 
 def test_tokens_are_identical_on_the_real_engine(chapter):
     sides = tuple(chapter["OFF"].with_values({SWITCH: kind}) for kind in ("off", "radix"))
-    panel = Compare(chapter["OFF"], sides, chapter["workload"](tokens=200, count=3), rounds=1,
+    panel = Compare(chapter["OFF"], sides, chapter["workload"](tokens=200, count=3), rounds=3,
                     headline=chapter["TTFT"])  # fmt: skip
     panel.run()
     assert panel.result.agreement.held

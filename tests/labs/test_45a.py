@@ -30,7 +30,7 @@ def compared(chapter, policies=("static", "continuous"), **workload):
         sides,
         chapter["workload"](**workload),
         virtual=chapter["A100"],
-        virtual_spec=chapter["LLAMA"],
+        shape=chapter["LLAMA"],
         clock="virtual",
     )
     panel.run()

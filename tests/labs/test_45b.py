@@ -32,7 +32,7 @@ def compared(chapter, switches=(False, True)):
         sides,
         chapter["workload"](32_000, 1000, 200),
         virtual=chapter["H100"],
-        virtual_spec=chapter["LLAMA"],
+        shape=chapter["LLAMA"],
         clock="virtual",
     )
     panel.run()

@@ -33,7 +33,7 @@ def compared(chapter, orders=("fcfs", "mlfq"), **workload):
         sides,
         chapter["workload"](**workload),
         virtual=chapter["H100"],
-        virtual_spec=chapter["LLAMA"],
+        shape=chapter["LLAMA"],
         clock="virtual",
     )
     panel.run()

@@ -28,7 +28,7 @@ def chapter():
     return run_cells(CHAPTER, "workload")
 
 
-def compared(chapter, backends, rounds=1):
+def compared(chapter, backends, rounds=3):
     """Both sides on the real engine, for a few tokens."""
     sides = tuple(chapter["UNFUSED"].with_values({SWITCH: each}) for each in backends)
     panel = Compare(

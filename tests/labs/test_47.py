@@ -39,7 +39,7 @@ def compared(chapter, kinds=("longest", "none"), **shape):
         sides,
         chapter["workload"](**shape),
         virtual=chapter["A100"],
-        virtual_spec=chapter["LLAMA"],
+        shape=chapter["LLAMA"],
         clock="virtual",
     )
     panel.run()

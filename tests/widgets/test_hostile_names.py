@@ -243,7 +243,7 @@ def test_sentences_tables_and_errors_are_text() -> None:
 
 def test_panels_show_what_they_are_given() -> None:
     switch = {"scheduling.policy": "continuous"}
-    compare = Compare(STATIC, switch, tiny(3), rounds=1, headline="steps", clock="virtual")
+    compare = Compare(STATIC, switch, tiny(3), rounds=3, headline="steps", clock="virtual")
     reasons = (Reason(EVIL, EVIL, correct=True), Reason("no", EVIL), Reason(EVIL * 2, EVIL))
     predict = Predict(compare, [Question("steps", EVIL, reasons)], key="45a.flip")
     compare.run()
@@ -263,7 +263,7 @@ def test_panels_show_what_they_are_given() -> None:
 
 def test_a_sweep_over_names_shows_them() -> None:
     folders = [f"/tmp/{EVIL}", "other"]
-    panel = Sweep(STATIC, "memory.disk_path", folders, tiny(3), rounds=1, clock="virtual")
+    panel = Sweep(STATIC, "memory.disk_path", folders, tiny(3), rounds=3, clock="virtual")
     panel.run()
     assert panel.wait(30)
     check_widget(panel.widget)

@@ -88,10 +88,6 @@ class Compare(Panel):
         `clock` is "wall" or "virtual"; left empty, what MINSERVE_CLOCK says."""
         if names[0] == names[1]:
             raise ValueError(f"Compare(names={names}): expected two different names")
-        if rounds < LEAST_ROUNDS:
-            raise ValueError(
-                f"Compare(rounds={rounds}): a measured verdict needs at least {LEAST_ROUNDS} rounds"
-            )
         super().__init__(title or _title(switch, names))
         self.names = names
         self._base, self._switch, self._workload, self._model = base, switch, workload, model
@@ -104,10 +100,14 @@ class Compare(Panel):
         listed = {metric.name: metric for metric in (self.headline, *metrics, *METRICS.values())}
         self.metrics = tuple(listed.values())
         self._rounds, self._invariant = rounds, invariant
-        self._virtual_cost, self._shape = virtual, shape
+        self._virtual_cost, self.shape = virtual, shape
         self._recorded = recorded
         on_virtual = clock == "virtual" or (not clock and virtual_by_default())
-        self._cost = (virtual or DEFAULT_COST) if on_virtual else None
+        self.cost = (virtual or DEFAULT_COST) if on_virtual else None
+        if self.cost is None and rounds < LEAST_ROUNDS:
+            raise ValueError(
+                f"Compare(rounds={rounds}): a measured verdict needs at least {LEAST_ROUNDS} rounds"
+            )
         start = switch[1] if isinstance(switch, tuple) else base.with_values(switch)
         self.controls: dict[str, Control] = {}
         for field in controls:
@@ -123,7 +123,7 @@ class Compare(Panel):
         parts = [control.widget for control in self.controls.values()]
         if self.rate is not None:
             parts.append(self.rate.widget)
-        if self._cost is not None:
+        if self.cost is not None:
             text = "Time is modelled here (virtual clock): this machine's own speed plays no part."
             parts.append(views.html(views.sentence(text, "info")))
         self.settings.children = tuple(parts)
@@ -162,7 +162,7 @@ class Compare(Panel):
         return self.result.facts()
 
     def _sides(self, configs: Mapping[str, EngineConfig]) -> Sides:
-        return Sides(self._model, configs, self._cost, self._shape if self._cost else None)
+        return Sides(self._model, configs, self.cost, self.shape if self.cost else None)
 
     def _changed(self) -> None:
         try:
@@ -201,8 +201,8 @@ class Compare(Panel):
         sides = self._sides(configs)
         job.report(0.0, "Loading the model.")
         sides.load()
-        rounds = 1 if self._cost is not None else self._rounds
-        most = 1 if self._cost is not None else rounds + MORE_ROUNDS
+        rounds = 1 if self.cost is not None else self._rounds
+        most = 1 if self.cost is not None else rounds + MORE_ROUNDS
         live = 0 if headless() else 1
         if headless():
             for name in self.names:
@@ -259,15 +259,15 @@ class Compare(Panel):
     ) -> CompareResult:
         first, second = self.names
         virtual: dict[str, RunTrace] = {}
-        if self._virtual_cost is not None and self._cost is None:
-            modelled = Sides(self._model, configs, self._virtual_cost, self._shape)
+        if self._virtual_cost is not None and self.cost is None:
+            modelled = Sides(self._model, configs, self._virtual_cost, self.shape)
             virtual = {name: modelled.run(name, traffic, job).trace for name in self.names}
-        if self._cost is not None:
+        if self.cost is not None:
             agreement = Agreement(None, "No tokens are computed on the virtual clock.")
         else:
             pairs = zip(runs[first], runs[second], strict=True)
             agreement = self._invariant([(a.tokens, b.tokens) for a, b in pairs])
-        measured = measure(self.metrics, runs, exact=self._cost is not None)
+        measured = measure(self.metrics, runs, exact=self.cost is not None)
         if self.headline.name not in measured:
             raise RuntimeError(
                 f"the runs say nothing about {self.headline.label}: choose another headline, or a "
@@ -279,7 +279,7 @@ class Compare(Panel):
         traces = {name: side[middle].trace for name, side in runs.items()}
         recording = None
         # On the virtual clock the sides are of another model, or of none that runs.
-        if self._recorded and self._cost is None:
+        if self._recorded and self.cost is None:
             recording = find_recording(self._recorded, configs, traces)
         return CompareResult(
             sides=self.names,
@@ -292,7 +292,7 @@ class Compare(Panel):
             agreement=agreement,
             traces=traces,
             rate_per_s=rate,
-            provenance="measured" if self._cost is None else "modelled",
+            provenance="measured" if self.cost is None else "modelled",
             virtual=virtual,
             recording=recording,
         )

@@ -58,10 +58,10 @@ class Sweep(Panel):
         title: str = "",
         clock: str = "",
     ) -> None:
-        if len(values) < 2 or rounds < LEAST_ROUNDS or threshold <= 0:
+        if len(values) < 2 or threshold <= 0:
             raise ValueError(
-                f"Sweep(values={list(values)}, rounds={rounds}, threshold={threshold}): expected "
-                f"at least two values and {LEAST_ROUNDS} rounds, and a threshold above 0"
+                f"Sweep(values={list(values)}, threshold={threshold}): expected at least two "
+                "values, and a threshold above 0"
             )
         self.metric = find_metric(metric)
         super().__init__(title or f"Sweep: {self.metric.label} over {knob}")
@@ -76,10 +76,14 @@ class Sweep(Panel):
         self._unit = unit or (knobs[knob].unit if self._is_field else "")
         self._base, self.switch, self._names = base, switch, names
         self._workload, self._model, self._rounds = workload, model, rounds
-        self._modelled, self._shape, self._threshold = modelled, shape, threshold
+        self._modelled, self.shape, self._threshold = modelled, shape, threshold
         on_virtual = clock == "virtual" or (not clock and virtual_by_default())
         given = modelled if isinstance(modelled, CostModel) else DEFAULT_COST
-        self._cost = given if on_virtual else None
+        self.cost = given if on_virtual else None
+        if self.cost is None and rounds < LEAST_ROUNDS:
+            raise ValueError(
+                f"Sweep(rounds={rounds}): measured values need at least {LEAST_ROUNDS} rounds"
+            )
         self._pace = Pace()
         self.view = views.FigureView()
         self.results.children = (self.view.widget,)
@@ -116,7 +120,7 @@ class Sweep(Panel):
         modelled = self._model_line(job)
         found: dict[Any, list[float]] = {value: [] for value in self.values}
         headers: dict[str, TraceHeader] = {}
-        rounds = 1 if self._cost is not None else self._rounds
+        rounds = 1 if self.cost is not None else self._rounds
         for number in range(rounds):
             order = self.values[::-1] if number % 2 else self.values
             for place, value in enumerate(order):
@@ -148,13 +152,13 @@ class Sweep(Panel):
         return numbers[names[0]]
 
     def _model_line(self, job: Job) -> dict[Any, float]:
-        if self._modelled is None or self._cost is not None:
+        if self._modelled is None or self.cost is not None:
             return {}
         if not isinstance(self._modelled, CostModel):
             return {value: float(self._modelled(value)) for value in self.values}
         line = {}
         for value in self.values:
-            sides = Sides(self._model, self.configs(value), self._modelled, self._shape)
+            sides = Sides(self._model, self.configs(value), self._modelled, self.shape)
             line[value] = self._point(sides, value, 0, job, {})
         return line
 
@@ -174,7 +178,7 @@ class Sweep(Panel):
             points=points,
             modelled=modelled,
             headers=dict(headers),
-            exact=self._cost is not None or steady,
+            exact=self.cost is not None or steady,
             threshold=self._threshold,
         )
 
@@ -191,5 +195,5 @@ class Sweep(Panel):
         return self._workload() if self._is_field else self._workload(**{self.knob: value})
 
     def _sides(self, value: Any) -> Sides:
-        spec = self._shape if self._cost else None
-        return Sides(self._model, self.configs(value), self._cost, spec)
+        spec = self.shape if self.cost else None
+        return Sides(self._model, self.configs(value), self.cost, spec)

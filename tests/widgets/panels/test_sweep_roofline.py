@@ -125,7 +125,7 @@ def test_values_that_cannot_work_are_refused_before_anything_runs(headless):
     assert "positions" in panel.problem.value
     with pytest.raises(ValueError, match="no parameters"):
         Sweep(BASE, "lenght", [1, 2], tiny())
-    with pytest.raises(ValueError, match="two values"):
+    with pytest.raises(ValueError, match="at least two"):
         Sweep(BASE, "memory.block_size", [16], tiny())
     with pytest.raises(ValueError, match="3 rounds"):
         Sweep(BASE, "memory.block_size", [8, 16], tiny(), rounds=2)

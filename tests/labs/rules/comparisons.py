@@ -1,0 +1,119 @@
+"""Comparisons: the flip, its figure, its verdict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from labs.running import ChapterRun
+
+from widgets.panels import Compare, Predict
+from widgets.panels.verdict import LEAST_ROUNDS
+from widgets.panels.views import FigureView
+
+BELOW_ONE = re.compile(r"(?<![\d.,])0\.\d+\s?(x|times)\b")
+
+
+def flip_of(run: ChapterRun) -> Compare | None:
+    """The comparison that the reader predicts first; chapter 00 asks for an estimate instead."""
+    for predict in run.of(Predict):
+        if isinstance(predict.compare, Compare):
+            return predict.compare
+    return next(iter(run.of(Compare)), None)
+
+
+def the_flip_is_one_field_and_gives_a_verdict(run: ChapterRun) -> Iterator[str]:
+    """One field of the configuration, enough rounds, and a latency and a memory to predict."""
+    flip = flip_of(run)
+    if flip is None:
+        yield "there is no comparison"
+        return
+    result = flip.result
+    if len(result.changed) != 1:
+        yield f"the flip changes {sorted(result.changed)}: expected one field"
+    if result.provenance == "measured" and result.rounds < LEAST_ROUNDS:
+        yield f"the flip runs {result.rounds} rounds: no verdict on any machine"
+    for predict in run.of(Predict):
+        kinds = {
+            predict.compare.result.metrics[form.question.metric].metric.counted
+            for form in predict.forms
+        }
+        if kinds != {True, False}:
+            yield f"{predict.key} asks about one kind only: expected a time and a count"
+
+
+def the_figure_draws_the_headline(run: ChapterRun) -> Iterator[str]:
+    """The values in the sentence stand in the figure, and the score reads the same verdict."""
+    for panel in run.of(Compare):
+        if panel.last is None:
+            continue
+        result = panel.result
+        found = result.metrics[result.headline]
+        figure = panel.view.strips.shown
+        if figure is None:
+            yield f"“{panel.title}” shows no strips"
+            continue
+        drawn = " ".join(note.text or "" for note in figure.figure.layout.annotations)
+        for name, value in found.quoted.items():
+            said = found.metric.show(value)
+            if said not in drawn:
+                yield f"“{panel.title}”: {said} of “{name}” is quoted and not drawn"
+            if said not in panel.view.headline.value:
+                yield f"“{panel.title}”: {said} of “{name}” is drawn and not said"
+
+
+def factors_are_above_one(run: ChapterRun) -> Iterator[str]:
+    """ "7.4x faster", never "0.135x"."""
+    texts = list(run.outputs)
+    for panel in run.of(Compare):
+        if panel.last is not None:
+            texts += [panel.view.headline.value, panel.view.numbers.value]
+            texts += [each.sentence() for each in panel.result.metrics.values()]
+    for text in texts:
+        for match in BELOW_ONE.finditer(text):
+            start = max(0, match.start() - 40)
+            yield f"a factor below 1: “{text[start : match.end()]}”"
+
+
+def both_strips_are_open(run: ChapterRun) -> Iterator[str]:
+    """Latency and memory stand in the panel itself, over the same seconds."""
+    for panel in run.of(Compare):
+        if panel.last is None:
+            continue
+        view = panel.view
+        if view.strips.widget not in view.widget.children:
+            yield f"“{panel.title}”: the strips are folded away"
+        yield from _two_strips(panel.title, view.strips)
+
+
+def _two_strips(title: str, place: FigureView) -> Iterator[str]:
+    if place.shown is None:
+        yield f"“{title}” shows no strips"
+        return
+    layout = place.shown.figure.layout
+    titles = " ".join(note.text or "" for note in layout.annotations)
+    if "KV memory" not in titles:
+        yield f"“{title}” draws no memory"
+    if layout.xaxis.range != layout.xaxis2.range or layout.xaxis.range is None:
+        yield f"“{title}”: the strips have different seconds"
+
+
+def nothing_is_said_of_an_unfinished_run(run: ChapterRun) -> Iterator[str]:
+    """While a comparison draws live, and after a stop, no number is quoted."""
+    for panel in run.of(Compare):
+        if panel.last is None:
+            continue
+        view, result = panel.view, panel.result
+        view.draw_live(result.traces)
+        figure = view.strips.shown
+        assert figure is not None
+        if figure.takeaway or any(
+            "<b>" in (n.text or "") for n in figure.figure.layout.annotations
+        ):
+            yield f"“{panel.title}” quotes values while it draws live"
+        if re.search(r"\d", re.sub(r"<[^>]*>", "", view.headline.value)):
+            yield f"“{panel.title}” says a number while it draws live"
+        view.stopped()
+        if view.headline.value or view.agreement.value:
+            yield f"“{panel.title}” keeps a sentence after a stop"
+        view.draw(result)

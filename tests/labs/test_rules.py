@@ -1,0 +1,143 @@
+"""Every chapter that has run keeps the rules, and every rule can go red."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+from labs.rules import RULES
+from labs.rules.comparisons import (
+    both_strips_are_open,
+    factors_are_above_one,
+    nothing_is_said_of_an_unfinished_run,
+    the_figure_draws_the_headline,
+    the_flip_is_one_field_and_gives_a_verdict,
+)
+from labs.rules.provenance import (
+    a_modelled_shape_is_named,
+    numbers_say_how_they_were_found,
+    only_the_switch_is_a_difference,
+)
+from labs.rules.sweeps import a_crossover_is_marked, the_sweep_turns_the_flipped_switch
+from labs.running import ChapterRun, broken_rules
+
+from labs import lint
+from minserve.bench.workloads.shapes import SHAPES
+from minserve.hardware import DEVICES
+from minserve.virtual import CostModel
+from tests.widgets.panels.tiny_runs import STATIC, tiny
+from widgets.figures.strips import strips
+from widgets.metrics import METRICS
+from widgets.panels import Compare, Sweep
+
+COST = CostModel(DEVICES["H100 SXM"], "bfloat16", efficiency=0.5, overhead_s=1e-4)
+LLAMA = SHAPES["llama-3.1-8b"]
+SWITCH = {"scheduling.policy": "continuous"}
+
+
+@pytest.mark.parametrize("path", lint.chapters(), ids=lambda path: path.stem)
+def test_a_chapter_keeps_the_rules(path):
+    assert broken_rules(path) == {}
+
+
+# Every rule can go red: a comparison that keeps them all, and the smallest change that breaks one.
+
+
+@pytest.fixture(scope="module")
+def kept(request):
+    """A chapter's panels on the virtual clock: one flip, one sweep, one prediction."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINSERVE_HEADLESS", "1")
+        made = {"names": ("off", "on"), "virtual": COST, "shape": LLAMA, "clock": "virtual"}
+        flip = Compare(STATIC, SWITCH, tiny(6), headline="steps", **made)
+        flip.run()
+        sweep = Sweep(
+            STATIC, "longest", [2, 4, 6], lambda longest: tiny(6, (2, longest)), switch=SWITCH,
+            metric="duration_s", modelled=COST, shape=LLAMA, clock="virtual", threshold=1.05,
+        )  # fmt: skip
+        sweep.run()
+        yield ChapterRun("99_test", {}, ["it took 3 ms (modelled)"], [flip, sweep])
+
+
+def changed(run, **changes):
+    return dataclasses.replace(run, **changes)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_what_keeps_the_rules_breaks_none(kept, rule):
+    assert list(rule(kept)) == []
+
+
+def test_a_flip_of_two_fields_is_noticed(kept, monkeypatch):
+    result = dataclasses.replace(kept.objects[0].result, changed={"a": (1, 2), "b": (1, 2)})
+    monkeypatch.setattr(kept.objects[0], "_result", result)
+    assert "expected one field" in next(the_flip_is_one_field_and_gives_a_verdict(kept))
+
+
+def test_two_rounds_on_the_wall_clock_are_noticed(kept, monkeypatch):
+    result = dataclasses.replace(kept.objects[0].result, provenance="measured", rounds=2)
+    monkeypatch.setattr(kept.objects[0], "_result", result)
+    assert "2 rounds" in next(the_flip_is_one_field_and_gives_a_verdict(kept))
+
+
+def test_a_figure_of_another_quantity_is_noticed(kept, monkeypatch):
+    flip = kept.objects[0]
+    other = strips(flip.result.traces, METRICS["e2e_p50_s"])
+    monkeypatch.setattr(flip.view.strips, "shown", other)
+    assert any("is quoted and not drawn" in said for said in the_figure_draws_the_headline(kept))
+
+
+@pytest.mark.parametrize("text", ["radix is 0.164x (0.159 to 0.17)", "only 0.5 times as many"])
+def test_a_factor_below_one_is_noticed(kept, text):
+    assert list(factors_are_above_one(changed(kept, outputs=[text])))
+    assert not list(factors_are_above_one(changed(kept, outputs=["10.5x faster, 0.5 ms"])))
+
+
+def test_strips_that_are_folded_away_or_unequally_wide_are_noticed(kept, monkeypatch):
+    view = kept.objects[0].view
+    with monkeypatch.context() as patch:
+        patch.setattr(view.widget, "children", (view.headline, view._rest))
+        assert "folded away" in next(both_strips_are_open(kept))
+    longer = copy.deepcopy(view.strips.shown.figure)
+    longer.update_xaxes(range=[0, 99], row=1, col=1)
+    shown = dataclasses.replace(view.strips.shown, figure=longer)
+    monkeypatch.setattr(view.strips, "shown", shown)
+    assert any("different seconds" in said for said in both_strips_are_open(kept))
+
+
+def test_a_value_in_a_live_drawing_and_a_sentence_after_a_stop_are_noticed(kept, monkeypatch):
+    view = kept.objects[0].view
+    monkeypatch.setattr(view, "draw_live", lambda traces: view.draw(kept.objects[0].result))
+    monkeypatch.setattr(view, "stopped", lambda: None)
+    said = " ".join(nothing_is_said_of_an_unfinished_run(kept))
+    assert "quotes values" in said and "says a number" in said and "after a stop" in said
+
+
+def test_a_modelled_shape_under_another_name_is_noticed(kept, monkeypatch):
+    other = dataclasses.replace(LLAMA, name="zoo/base")
+    monkeypatch.setattr(kept.objects[0], "shape", other)
+    assert len(list(a_modelled_shape_is_named(kept))) == 2
+
+
+def test_a_field_that_only_follows_is_noticed(kept, monkeypatch):
+    flip = kept.objects[0]
+    result = dataclasses.replace(flip.result, changed={"scheduling.order": ("a", "b")})
+    monkeypatch.setattr(flip, "_result", result)
+    assert "scheduling.policy" in next(only_the_switch_is_a_difference(kept))
+
+
+def test_a_number_without_its_origin_is_noticed(kept):
+    bare = changed(kept, outputs=["longest stall: 1.45 s"])
+    assert "does not say how" in next(numbers_say_how_they_were_found(bare))
+
+
+def test_a_sweep_of_something_else_is_noticed(kept, monkeypatch):
+    monkeypatch.setattr(kept.objects[1], "switch", SWITCH | {"memory.layout": "contiguous"})
+    assert "memory.layout" in next(the_sweep_turns_the_flipped_switch(kept))
+
+
+def test_a_sweep_without_a_crossover_is_noticed(kept, monkeypatch):
+    result = dataclasses.replace(kept.objects[1].result, threshold=100.0)
+    monkeypatch.setattr(kept.objects[1], "_result", result)
+    assert "no sweep reaches" in next(a_crossover_is_marked(kept))

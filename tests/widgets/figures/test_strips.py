@@ -1,0 +1,114 @@
+"""The figure a comparison opens with: the headline's samples, memory and price on one clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from minserve.trace import RunTrace
+from tests.widgets.figures import runs
+from widgets import theme
+from widgets.figures.strips import strips
+from widgets.metrics import METRICS, Metric
+
+
+@pytest.fixture(scope="module")
+def sides() -> dict[str, RunTrace]:
+    return {"plain": runs.echo_run(), "tight": runs.preempting_run()}
+
+
+def lines(figure) -> list:
+    return [trace for trace in figure.data if trace.type == "scatter"]
+
+
+def labels(drawn) -> str:
+    return " ".join(note.text or "" for note in drawn.figure.layout.annotations)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_drawn_with_the_value_that_is_quoted(sides, name):
+    metric = METRICS[name]
+    drawn = strips(sides, metric)
+    for side, trace in sides.items():
+        value = metric.read(trace)
+        assert value is not None
+        assert metric.show(value) in labels(drawn), side
+        assert metric.show(value) in drawn.alt
+        assert metric.read(trace.snapshot()) == value
+    assert drawn.takeaway == ""
+
+
+@pytest.mark.parametrize("name", [name for name, m in METRICS.items() if m.style == "dots"])
+def test_the_level_line_stands_at_the_value_and_dots_are_the_samples(sides, name):
+    metric = METRICS[name]
+    assert metric.samples is not None
+    drawn = strips(sides, metric).figure
+    highest = max(v for t in sides.values() for _, v in metric.samples(t))
+    scale, _ = theme.time_unit(highest)
+    for side, trace in sides.items():
+        value = metric.read(trace)
+        assert value is not None
+        level = [t for t in lines(drawn) if t.mode == "lines" and len(t.x) == 2 and t.yaxis == "y"]
+        assert any(list(t.y) == pytest.approx([value * scale] * 2) for t in level), side
+        dots = next(t for t in lines(drawn) if t.name == side and t.mode == "markers")
+        assert sorted(dots.y) == pytest.approx(sorted(v * scale for _, v in metric.samples(trace)))
+
+
+def test_equal_seconds_are_equally_wide_and_the_longer_run_fits(sides):
+    layout = strips(sides, METRICS["itl_max_s"]).figure.layout
+    assert layout.xaxis.range == layout.xaxis2.range
+    longest = max(trace.totals.duration_s for trace in sides.values())
+    factor, _ = theme.time_unit(longest)
+    assert layout.xaxis.range[1] == pytest.approx(longest * factor * 1.01)
+
+
+def test_memory_is_drawn_as_it_was_counted(sides):
+    drawn = strips(sides, METRICS["steps"]).figure
+    for side, trace in sides.items():
+        owned = next(t for t in drawn.data if t.name == f"{side} allocated")
+        divisor, _ = theme.byte_unit(max(t.totals.peak_kv_bytes_allocated for t in sides.values()))
+        assert max(owned.y) * divisor == pytest.approx(trace.totals.peak_kv_bytes_allocated)
+
+
+def test_the_price_is_drawn_where_a_side_pays_it(sides):
+    tight = sides["tight"].totals
+    drawn = strips(sides, METRICS["steps"])
+    bars = {t.name: t for t in drawn.figure.data if t.type == "bar"}
+    assert set(bars) == {"plain", "tight"}
+    at = list(bars["tight"].y).index("tokens computed again")
+    assert bars["tight"].text[at] == f"{tight.recomputed_tokens} tight"
+    assert bars["tight"].x[at] == 1.0 and bars["plain"].x[at] == 0.0
+    without = strips({"plain": sides["plain"]}, METRICS["steps"])
+    assert not any(t.type == "bar" for t in without.figure.data)
+
+
+def test_a_run_under_way_is_drawn_without_a_value(sides):
+    drawn = strips(sides, METRICS["ttft_p50_s"], complete=False)
+    assert "<b>" not in labels(drawn) and drawn.takeaway == ""
+    assert any(t.mode == "markers" and len(t.x) for t in lines(drawn.figure))
+    nothing = strips({"off": RunTrace()}, METRICS["ttft_p50_s"], complete=False)
+    assert not nothing.figure.data or all(not len(t.x or ()) for t in nothing.figure.data)
+
+
+def test_sides_differ_by_more_than_their_colour(sides):
+    drawn = strips(sides, METRICS["itl_max_s"]).figure
+    symbols = {t.name: t.marker.symbol for t in lines(drawn) if t.mode == "markers"}
+    assert len(set(symbols.values())) == 2
+    patterns = {t.name: t.fillpattern.shape for t in drawn.data if (t.name or "").endswith("used")}
+    assert len(set(patterns.values())) == 2
+
+
+def test_many_samples_are_thinned_and_the_caption_says_so():
+    long = runs.echo_run(prompt_lengths=(5,) * 6, max_tokens=(110,) * 6, num_blocks=400)
+    metric = METRICS["itl_max_s"]
+    assert metric.samples is not None and len(metric.samples(long)) > theme.MAX_MARKS
+    drawn = strips({"long": long}, metric)
+    dots = next(t for t in lines(drawn.figure) if t.mode == "markers")
+    assert len(dots.x) == theme.MAX_MARKS and "samples drawn" in drawn.caption
+    scale, _ = theme.time_unit(max(v for _, v in metric.samples(long)))
+    assert max(dots.y) == pytest.approx(scale * max(v for _, v in metric.samples(long)))
+
+
+def test_a_metric_without_samples_is_refused(sides):
+    flat = Metric("flat", "flat", "lower", lambda run: 1.0, str)
+    with pytest.raises(ValueError, match="samples"):
+        strips(sides, flat)
