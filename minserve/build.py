@@ -110,10 +110,7 @@ def build_engine(
     decoder = Decoder(config.model, loaded.weights, ops, config.max_model_len)
     if config.config.kernels.compile:
         decoder = _compiled(decoder, clock)
-    config = dataclasses.replace(
-        config,
-        config=config.config.with_values({"kernels.backend": ops.name}),
-    )
+    config = config.filled({"kernels.backend": ops.name})
     kv_bytes = config.config.memory.kv_bytes
     if kv_bytes is None:
         kv_bytes = _profile_gpu(config, decoder, ops, drafts=parts.proposer is not None)
@@ -199,6 +196,7 @@ def new_trace(model_name: str, config: ResolvedConfig) -> RunTrace:
     header = TraceHeader(
         model=model_name,
         config=_without_paths(config.config.to_dict()),
+        asked={path: value for path, value in config.asked.items() if path not in _PATHS},
         device=describe_machine().processor(config.device),
         versions=versions,
         date=datetime.date.today().isoformat(),
@@ -238,7 +236,7 @@ def _resolved_again(
     )
     again = resolve(config.config, config.model, facts=facts)
     notes = dict.fromkeys((*config.notes, *again.notes))
-    return dataclasses.replace(again, notes=tuple(notes))
+    return dataclasses.replace(again, notes=tuple(notes), asked={**again.asked, **config.asked})
 
 
 def _tuned(config: ResolvedConfig) -> Ops:
@@ -264,9 +262,12 @@ def _compiled(decoder: Decoder, clock: Clock) -> Decoder:
     return CompiledDecoder(decoder.spec, decoder.weights, decoder.ops, decoder.max_position, clock)
 
 
+_PATHS = ("memory.disk_path",)
+
+
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
     """Remove paths: a trace is shared with others, who should not learn where a disk is mounted."""
-    return values | {"memory.disk_path": None}
+    return values | dict.fromkeys(_PATHS)
 
 
 def _profile_gpu(config: ResolvedConfig, decoder: Decoder, ops: Ops, drafts: bool) -> int:

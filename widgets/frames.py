@@ -110,7 +110,8 @@ def _timeline(
         shapes = [shape.to_plotly_json() for shape in view.figure.layout.shapes]
         # Between two ends of steps the line goes on: frames are moments of time here.
         place = view.place(Moment(moment.index, at, moment.done))
-        frames.append({"layout": {"shapes": [{**s, "x0": place, "x1": place} for s in shapes]}})
+        moved = [{**s, **view.moved(s["type"], place)} for s in shapes]
+        frames.append({"layout": {"shapes": moved}})
     return frames
 
 

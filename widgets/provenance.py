@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _KINDS = {
     "modelled": "Modelled for {device}",
     "recorded": "Recorded on {device}",
 }
-# Follow from other fields or only say what is remembered: no difference between two sides.
+# Only say what is remembered of a run: no difference between two sides.
 _INCIDENTAL = ("trace.",)
 
 
@@ -53,7 +53,8 @@ class Provenance:
     dtype: str
     seed: str
     differences: Mapping[str, Mapping[str, object]]
-    """Side -> the configuration fields in which the sides differ."""
+    """Side -> the configuration fields in which the sides were asked to differ. What only follows
+    from one of them is left out."""
     workload: str
     commit: str
 
@@ -75,7 +76,7 @@ class Provenance:
             devices={name: header.device or "a device not named" for name, header in sides.items()},
             dates={name: header.date for name, header in sides.items()},
             versions={name: v for name, v in first.versions.items() if name != "commit"},
-            model=first.model,
+            model=_models(sides),
             dtype=str(config.get("dtype", "")),
             seed="" if seed is None else str(seed),
             differences=_differences(sides),
@@ -116,15 +117,32 @@ class Provenance:
         return "; ".join(f"{name}: {text[0].lower()}{text[1:]}" for name, text in origins.items())
 
 
+def _models(sides: Mapping[str, TraceHeader]) -> str:
+    """The model's name, or each side's where they are not the same."""
+    names = {side: header.model for side, header in sides.items()}
+    if len(set(names.values())) == 1:
+        return next(iter(names.values()))
+    return ", ".join(f"{side}: {name or 'a model not named'}" for side, name in names.items())
+
+
+def _asked(header: TraceHeader, path: str) -> object:
+    return header.asked[path] if path in header.asked else header.config.get(path)
+
+
 def _differences(sides: Mapping[str, TraceHeader]) -> dict[str, dict[str, object]]:
     if len(sides) < 2:
         return {}
     paths = list(dict.fromkeys(path for header in sides.values() for path in header.config))
+
+    def differs(values: Iterable[object]) -> bool:
+        return len(set(map(repr, values))) > 1
+
     differing = [
         path
         for path in paths
         if not path.startswith(_INCIDENTAL)
-        and len({repr(header.config.get(path)) for header in sides.values()}) > 1
+        and differs(header.config.get(path) for header in sides.values())
+        and differs(_asked(header, path) for header in sides.values())
     ]
     return {
         name: {path: header.config.get(path) for path in differing}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from minserve.request import Output
 from widgets import theme
+from widgets.figures import sides as given
 from widgets.figures.deliveries import Delivery, typed
 from widgets.figures.lanes import Lane, lanes
 from widgets.figures.page_grid import cells, grid_columns, page_map
@@ -81,8 +82,12 @@ def make_view(view: str | View, stage: Stage) -> View:
     return _VIEWS[view](stage)
 
 
+REVEAL_S = 2.0
+"""A timeline at least this long is revealed as it plays: what happened later stays veiled."""
+
+
 class TimelineView:
-    """All runs' lanes with a line at the cursor."""
+    """All runs' lanes with a line at the cursor; of a long run, what comes after it is veiled."""
 
     title = "timeline"
 
@@ -90,12 +95,17 @@ class TimelineView:
         self._sides = stage.sides
         named = {side.name: side.run for side in stage.sides}
         lab = timeline(named if any(named) else stage.sides[0].run)
-        last = max((s.run.steps[-1].end_s - s.origin_s for s in self._sides if s.run.steps),
-                   default=0.0)  # fmt: skip
+        last = given.seconds(list(stage.sides))
         self._factor, _ = theme.time_unit(last)
-        lab.figure.add_vline(x=0, line=theme.CURSOR, row="all", col=1)
         # The whole run from the first picture on, or the axis would move with the cursor.
-        lab.figure.update_xaxes(range=[0, 1.02 * last * self._factor])
+        end = 1.02 * last * self._factor
+        lab.figure.update_xaxes(range=[0, end])
+        if last >= REVEAL_S:
+            lab.figure.add_vrect(
+                x0=0, x1=end, fillcolor=theme.VEIL, line={"width": 0}, layer="above",
+                row="all", col=1,
+            )  # fmt: skip
+        lab.figure.add_vline(x=0, line=theme.CURSOR, row="all", col=1)
         self.figure = lab.figure
         self._live: LiveFigure | None = None
 
@@ -121,9 +131,14 @@ class TimelineView:
         def put(plot: go.Figure) -> None:
             with plot.batch_update():
                 for shape in plot.layout.shapes:
-                    shape.x0 = shape.x1 = self.place(moment)
+                    shape.update(self.moved(shape.type, self.place(moment)))
 
         self.live.change(put)
+
+    @staticmethod
+    def moved(kind: str, place: float) -> dict[str, float]:
+        """Where a shape begins and ends when the cursor is at `place`: the veil's end stays."""
+        return {"x0": place} if kind == "rect" else {"x0": place, "x1": place}
 
 
 class PagesView:

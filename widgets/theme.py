@@ -64,6 +64,9 @@ WIDTH, HEIGHT = 760, 360
 CURSOR: dict[str, object] = {"color": "#CC3311", "width": 2}
 """Line of a replay's cursor."""
 
+VEIL = "rgba(127, 126, 125, 0.92)"
+"""What a replay has not played yet is behind it: grey where the page's own colour is not known."""
+
 MAX_MARKS = 500
 """Most marks of one plotly trace: beyond, a figure aggregates or says what it left out."""
 
@@ -247,6 +250,8 @@ def style_panels(figure: go.Figure, colours: Iterable[str] = ()) -> None:
 STYLE = f"""<style>
 .js-plotly-plot text[style*="{INK}"], .js-plotly-plot text[style*="rgb(119, 119, 119)"] {{
   fill: var(--jp-ui-font-color1, var(--vscode-editor-foreground, {INK})) !important; }}
+.js-plotly-plot .shapelayer path[style*="rgb(127, 126, 125)"] {{
+  fill: var(--jp-layout-color0, var(--vscode-editor-background, Canvas)) !important; }}
 .lab-figure {{ font: 13px/1.45 {FONT}; color: var(--jp-ui-font-color1, inherit);
   max-width: 60rem; margin: 0.2rem 0 0.8rem; }}
 .lab-figure .takeaway {{ font-size: 14px; font-weight: 600; margin: 0 0 0.2rem; }}

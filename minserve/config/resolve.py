@@ -13,7 +13,7 @@ import torch
 from minserve.config.engine import EngineConfig
 from minserve.config.knobs import ConfigError
 from minserve.config.question import Facts, Question
-from minserve.config.resolved import ResolvedConfig
+from minserve.config.resolved import ResolvedConfig, changes
 from minserve.config.rules import RULES
 from minserve.inputs.checks import shorten
 from minserve.spec import ModelSpec
@@ -35,6 +35,7 @@ def resolve(
     _check_type("model", model, ModelSpec, "a ModelSpec (load_spec reads one)")
     if facts is not None:
         _check_type("facts", facts, Facts, "Facts(...) or None")
+    given = config
     if device is not None:
         config = config.with_values({"device": str(device)})
     question = Question(config, model, Facts() if facts is None else facts)
@@ -44,7 +45,8 @@ def resolve(
         if answer is not None:
             question = question.with_values(answer.values)
             notes += answer.notes
-    return replace(question.resolved, notes=tuple(notes))
+    resolved = question.resolved
+    return replace(resolved, notes=tuple(notes), asked=changes(given, resolved.config))
 
 
 def _check_type(name: str, value: Any, kind: type, expected: str) -> None:

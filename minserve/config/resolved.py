@@ -6,7 +6,9 @@ values were chosen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -31,6 +33,14 @@ class ResolvedConfig:
     notes: tuple[str, ...]
     stored: StoragePlan | None = None
     """`Facts.storage`; see `storage`."""
+    asked: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Fields of `config` that were filled in or adjusted: dotted path -> the value that was asked
+    for."""
+
+    def filled(self, values: Mapping[str, Any]) -> ResolvedConfig:
+        """A copy with more fields filled in, by dotted path."""
+        config = self.config.with_values(values)
+        return replace(self, config=config, asked={**changes(self.config, config), **self.asked})
 
     @property
     def storage(self) -> StoragePlan:
@@ -79,3 +89,9 @@ class ResolvedConfig:
     def blocks_per_request(self) -> int:
         """Pages of a request of `max_model_len` tokens."""
         return -(-self.max_model_len // self.config.memory.block_size)
+
+
+def changes(before: EngineConfig, after: EngineConfig) -> dict[str, Any]:
+    """Dotted path -> value in `before`, for the fields whose values differ."""
+    then, now = before.to_dict(), after.to_dict()
+    return {path: value for path, value in then.items() if value != now[path]}

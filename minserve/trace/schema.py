@@ -1,8 +1,8 @@
 """The layout of a trace's JSON: its name, its version and its three tables.
 
-A new column needs no new version: reading an older trace gives the column's default, and an older
-minserve refuses a column that it does not know. When anything else changes (also when an older
-column gets a total, because totals must agree with the steps), `VERSION` is raised,
+A new column needs no new version, nor does a new field of the header: reading an older trace gives
+its default, and an older minserve refuses what it does not know. When anything else changes (also
+when an older column gets a total, because totals must agree with the steps), `VERSION` is raised,
 and `UPGRADES` gets a function that converts a trace of the previous version to the new layout.
 """
 

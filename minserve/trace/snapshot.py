@@ -34,6 +34,8 @@ class TraceHeader:
     """measured: timed on this machine; modelled: charged by a model of a device; recorded: read
     back from a file of another machine's run."""
     notes: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted path -> the value that was asked for, where the resolved one differs from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +62,14 @@ class TraceSnapshot:
     """Most steps that the trace keeps."""
     max_requests: int
     """Most finished requests that the trace keeps."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no request was left when the newest step ended.
+
+        False before the first step, while requests run or wait, and if the run was stopped then.
+        """
+        if not self.steps:
+            return False
+        newest = self.steps[-1]
+        return not newest.num_running and not newest.num_waiting

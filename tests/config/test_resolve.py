@@ -26,6 +26,19 @@ def test_resolve_leaves_nothing_to_guess():
     assert resolve(resolved.config, MODEL).config == resolved.config
 
 
+def test_what_was_asked_for_is_kept_where_something_else_runs():
+    whole = {"scheduling.enable_chunked_prefill": False, "memory.layout": "contiguous"}
+    resolved = resolve(config_of(whole), MODEL)
+    assert resolved.asked["scheduling.max_num_batched_tokens"] is None
+    assert resolved.config.memory.copy_on_write is False
+    assert resolved.asked["memory.copy_on_write"] is True
+    assert "memory.layout" not in resolved.asked
+    again = resolved.filled({"memory.copy_on_write": True, "kernels.backend": "torch"})
+    assert again.config.memory.copy_on_write is True
+    assert again.asked["memory.copy_on_write"] is True
+    assert again.asked["kernels.backend"] == resolved.config.kernels.backend
+
+
 def test_the_device_that_is_given_stands_in_for_the_one_that_is_configured():
     asked = EngineConfig(device="cuda:7")
     for device in ("cpu", torch.device("cpu")):

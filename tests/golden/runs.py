@@ -174,10 +174,12 @@ def facts(requests: list[Request]) -> list[dict[str, Any]]:
 
 
 def portable(text: str) -> dict[str, Any]:
-    """A trace's JSON without what differs from day to day: versions, date, processor."""
+    """A trace's JSON without what differs from day to day: versions, date, processor; and
+    without the configuration, which gains fields."""
     data: dict[str, Any] = json.loads(text)
     data["header"] |= {"versions": {}, "date": "", "device": "", "notes": []}
     data["header"]["config"] = {}
+    data["header"].pop("asked", None)
     return data
 
 

@@ -272,3 +272,20 @@ def test_an_older_version_is_brought_to_the_new_layout(monkeypatch: pytest.Monke
         TraceFormatError, match=f"version {VERSION - 2} or {VERSION - 1} or {VERSION}: rec"
     ):
         RunTrace.from_json(json.dumps(old | {"version": 0}))
+
+
+def test_a_trace_from_before_the_asked_values_is_read():
+    data = json.loads(make_trace().to_json())
+    assert data["header"].pop("asked") == {}
+    assert RunTrace.from_json(json.dumps(data)).header.asked == {}
+
+
+def test_a_run_is_complete_when_no_request_is_left():
+    trace = RunTrace()
+    assert not trace.snapshot().is_complete
+    trace.append(make_step(0))
+    for left in ({"num_running": 1}, {"num_running": 0, "num_waiting": 2}):
+        trace.append(dataclasses.replace(make_step(1), **{"num_waiting": 0, **left}))
+        assert not trace.snapshot().is_complete
+    trace.append(dataclasses.replace(make_step(2), num_running=0, num_waiting=0))
+    assert trace.snapshot().is_complete

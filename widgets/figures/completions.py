@@ -1,4 +1,4 @@
-"""Completion against length: how long each request was in the house, over how much it asked for.
+"""Completion against length: how long each request took, over how many tokens it asked for.
 
 Both axes are logarithmic, so a straight line through the cloud is a price per token, and a request
 far above the line waited for others.
@@ -13,27 +13,33 @@ import plotly.graph_objects as go
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.log_axis import log_axis
+from widgets.figures.sampling import sampled
 from widgets.figures.sides import Runs, Side
 
 
 def completions(
     runs: Runs,
     *,
-    title: str = "Time in the house, over tokens asked for",
+    title: str = "End-to-end time over output tokens",
     workload: str = "",
 ) -> LabFigure:
     """Each finished request as a mark: output tokens across, end-to-end seconds up.
 
-    Where there are more than a figure can carry, every n-th is drawn, in order of length; sentences
-    and means are about all of them.
+    Where there are more than a figure can carry, a sample is drawn, evenly spread in order of
+    length, with the shortest and the longest by both axes; sentences and means are about all.
     """
     shown = given.sides(runs)
     figure = go.Figure()
     table: list[Row] = []
-    most = max(1, theme.MAX_MARKS // max(1, len(shown)))
+    counts = []
+    ended = given.complete(shown)
+    every: list[tuple[int, float]] = []
     for side in shown:
         points = _points(side)
-        drawn = points[:: -(-len(points) // most)] if points else []
+        drawn = sampled(points, theme.MAX_MARKS, lambda p: p[0], lambda p: p[1])
+        counts.append((len(drawn), len(points)))
+        every += drawn
         figure.add_trace(
             go.Scatter(
                 x=[tokens for tokens, _ in drawn],
@@ -41,8 +47,8 @@ def completions(
                 mode="markers",
                 showlegend=True,
                 name=f"{side.label or 'the run'}: mean {theme.format_seconds(_mean(points))}"
-                if points
-                else side.called(),
+                if points and ended
+                else side.label or "the run",
                 marker={
                     "symbol": side.symbol,
                     "size": 6,
@@ -54,13 +60,18 @@ def completions(
         )
         name: Row = {"side": side.name} if side.name else {}
         table += [name | {"output tokens": n, "seconds": round(s, 6)} for n, s in drawn]
-    figure.update_xaxes(title={"text": "output tokens"}, type="log")
-    figure.update_yaxes(title=given.axis_title("end to end", "s", shown), type="log")
+    figure.update_xaxes(
+        {"type": "log"} | log_axis(n for n, _ in every), title={"text": "output tokens (counted)"}
+    )
+    figure.update_yaxes(
+        {"type": "log"} | log_axis(s for _, s in every),
+        title=given.axis_title("end to end", "s", shown),
+    )
     figure.update_layout(theme.layout(title, height=420))
     return LabFigure(
         figure=figure,
-        caption=given.caption(shown, workload),
-        takeaway=" ".join(_sentence(side) for side in shown),
+        caption=given.caption(shown, workload, given.left_out(shown, counts, "requests")),
+        takeaway=given.told(shown, " ".join(_sentence(side) for side in shown)),
         alt="Scatter of requests, seconds end to end over output tokens, both logarithmic. "
         + " ".join(_sentence(side) for side in shown),
         table=table,

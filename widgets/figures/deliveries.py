@@ -73,6 +73,7 @@ def typewriters(
     factor, unit = theme.time_unit(longest)
     figure = go.Figure()
     table: list[Row] = []
+    counts = []
     for place, side in enumerate(shown):
         line = lines[side.name]
         name: Row = {"side": side.name} if side.name else {}
@@ -80,7 +81,9 @@ def typewriters(
             name | {"token": n, "ms": round(d.at_s * 1e3, 3), "text": d.text}
             for n, d in enumerate(line, start=1)
         ]
-        numbered = thinned(list(enumerate(line, start=1)), theme.MAX_MARKS, key=lambda p: p[0])
+        # With the origin before them, no more marks than a figure can carry.
+        numbered = _thin(line, theme.MAX_MARKS - 1)
+        counts.append((len(numbered), len(line)))
         figure.add_trace(
             go.Scatter(
                 x=[0.0, *(d.at_s * factor for _, d in numbered)],
@@ -93,19 +96,34 @@ def typewriters(
         if line:
             _draw_end(figure, side, line, factor, place, longest)
     most = max((len(line) for line in lines.values()), default=1)
-    figure.update_xaxes(title=given.axis_title("time since arrival", unit, shown), range=[0, None])
+    figure.update_xaxes(
+        title=given.axis_title("time since arrival", unit, shown),
+        range=[0, 1.02 * factor * longest or 1.0],
+    )
     figure.update_yaxes(
-        title={"text": "tokens delivered"}, range=[0, 1.15 * max(1, most)], showline=False
+        title={"text": "tokens delivered (counted)"}, range=[0, 1.15 * max(1, most)], showline=False
     )
     figure.update_layout(theme.layout(title, height=320))
     return LabFigure(
         figure=figure,
-        caption=given.caption(shown, workload),
-        takeaway=_takeaway(shown, lines),
+        caption=given.caption(shown, workload, given.left_out(shown, counts, "tokens")),
+        takeaway=given.told(shown, _takeaway(shown, lines)),
         alt="Tokens delivered over time as rising steps. "
         + " ".join(_alt(side, lines[side.name]) for side in shown),
         table=table,
     )
+
+
+def _thin(line: list[Delivery], limit: int) -> list[tuple[int, Delivery]]:
+    """Tokens with their numbers; both sides of the longest wait between two of them are kept."""
+    numbered = list(enumerate(line, start=1))
+    waits = [0.0, *(b.at_s - a.at_s for a, b in itertools.pairwise(line))]
+    after = max(range(len(line)), key=waits.__getitem__, default=0)
+
+    def beside(pair: tuple[int, Delivery]) -> float:
+        return -float(pair[0] == after) + float(pair[0] == after + 1)
+
+    return thinned(numbered, limit, lambda pair: pair[0], beside)
 
 
 def _draw_end(

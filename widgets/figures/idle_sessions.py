@@ -69,7 +69,9 @@ def idle_sessions(
     return LabFigure(
         figure=figure,
         caption=given.caption(given.sides(runs)) if runs is not None else caption,
-        takeaway=f"{told[:1].upper()}{told[1:]}.",
+        takeaway=given.told(
+            given.sides(runs) if runs is not None else [], f"{told[:1].upper()}{told[1:]}."
+        ),
         alt=f"Grids with a place for every idle session. {told}.",
         table=[
             {"side": name, "session": number, "tier": tier}

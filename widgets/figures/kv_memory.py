@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minserve.trace import StepTrace
+from minserve.trace import StepTrace, TraceSnapshot
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
@@ -21,15 +21,18 @@ def kv_bytes(
     """Bytes of the KV cache over time, counted at every step; a panel for each side.
 
     Reserved is the whole pool, allocated the pages that requests own, used the tokens in them. A
-    pool far larger than what was allocated is named instead of drawn.
+    pool far larger than what was allocated is named instead of drawn. A run without a cache keeps
+    nothing: pages that hold a step's own keys and values until it ends are not counted.
     """
     shown = given.sides(runs)
     steps = {side.name: _thin(side) for side in shown}
-    top = max((s.kv_bytes_allocated for side in shown for s in side.run.steps), default=0)
-    pools = [max((s.kv_bytes_reserved for s in side.run.steps), default=0) for side in shown]
+    top = max((allocated_bytes(side.run, s) for side in shown for s in side.run.steps), default=0)
+    pools = [_pool(side) for side in shown]
     draw_pool = all(pool <= 3 * top for pool in pools)
     divisor, unit = theme.byte_unit(max([top, *pools]) if draw_pool else top)
-    factor, seconds = theme.time_unit(max((_seconds(side) for side in shown), default=0.0))
+    counts = [(len(steps[side.name]), len(side.run.steps)) for side in shown]
+    longest = given.seconds(shown)
+    factor, seconds = theme.time_unit(longest)
     figure = make_subplots(
         rows=1, cols=len(shown), shared_yaxes=True, horizontal_spacing=0.05,
         subplot_titles=[side.label for side in shown] if len(shown) > 1 else None,
@@ -38,20 +41,20 @@ def kv_bytes(
     for column, (side, pool) in enumerate(zip(shown, pools, strict=True), start=1):
         _draw(figure, column, side, steps[side.name], divisor, factor, pool if draw_pool else 0)
         if pool and not draw_pool:
-            figure.add_annotation(
-                text=f"reserved: {theme.format_bytes(pool)}, off this scale",
-                x=0.98, y=1.0, xref="x domain", yref="y domain", xanchor="right", yanchor="top",
-                showarrow=False, font={"size": 12}, row=1, col=column,
-            )  # fmt: skip
-    figure.update_xaxes(title=given.axis_title("time", seconds, shown), rangemode="tozero")
+            _say(figure, column, f"reserved: {theme.format_bytes(pool)}, off this scale")
+        if not keeps(side.run):
+            _say(figure, column, "no cache: nothing is kept between steps")
+    figure.update_xaxes(
+        title=given.axis_title("time", seconds, shown), range=[0, 1.02 * factor * longest or 1.0]
+    )
     highest = (max([top, *pools]) if draw_pool else top) / divisor or 1.0
     figure.update_yaxes(range=[0, 1.12 * highest], showline=False)
-    figure.update_yaxes(title={"text": unit}, col=1)
+    figure.update_yaxes(title={"text": f"KV cache ({unit}, counted)"}, col=1)
     figure.update_layout(theme.layout(title, height=340, panels=len(shown) > 1))
     return LabFigure(
         figure=figure,
-        caption=given.caption(shown, workload),
-        takeaway=_takeaway(shown),
+        caption=given.caption(shown, workload, given.left_out(shown, counts, "steps")),
+        takeaway=given.told(shown, _takeaway(shown)),
         alt="KV cache bytes over time as stepped areas, used inside allocated. "
         + " ".join(_alt(side) for side in shown),
         table=[_row(side, step) for side in shown for step in steps[side.name]],
@@ -60,11 +63,33 @@ def kv_bytes(
 
 def _thin(side: Side) -> list[StepTrace]:
     # An area needs two points per step, and the line on top has as many.
-    return thinned(side.run.steps, theme.MAX_MARKS // 2 - 1, key=lambda s: s.kv_bytes_allocated)
+    return thinned(
+        side.run.steps, theme.MAX_MARKS // 2 - 1,
+        lambda step: step.kv_bytes_allocated, lambda step: step.kv_bytes_used,
+    )  # fmt: skip
 
 
-def _seconds(side: Side) -> float:
-    return max((step.end_s - side.origin_s for step in side.run.steps[-1:]), default=0.0)
+def keeps(run: TraceSnapshot) -> bool:
+    """False for a run that was told to keep no keys and values between steps."""
+    return bool(run.header.config.get("memory.kv_cache", True))
+
+
+def allocated_bytes(run: TraceSnapshot, step: StepTrace) -> int:
+    """Bytes of the KV cache that requests own during a step; 0 without a cache."""
+    return step.kv_bytes_allocated if keeps(run) else 0
+
+
+def _pool(side: Side) -> int:
+    reserved = max((step.kv_bytes_reserved for step in side.run.steps), default=0)
+    return reserved if keeps(side.run) else 0
+
+
+def _say(figure: go.Figure, column: int, text: str) -> None:
+    """A note in the corner above the areas."""
+    figure.add_annotation(
+        text=text, x=0.98, y=1.0, xref="x domain", yref="y domain", xanchor="right", yanchor="top",
+        showarrow=False, font={"size": 12}, row=1, col=column,
+    )  # fmt: skip
 
 
 def _draw(
@@ -78,9 +103,12 @@ def _draw(
 ) -> None:
     x = [factor * (step.start_s - side.origin_s) for step in steps]
     x += [factor * (step.end_s - side.origin_s) for step in steps[-1:]]
-    allocated = [step.kv_bytes_allocated / divisor for step in steps]
+    allocated = [allocated_bytes(side.run, step) / divisor for step in steps]
     # Tokens kept when the step ends: what pages hold at their fullest within it.
-    used = [min(step.kv_bytes_used, step.kv_bytes_allocated) / divisor for step in steps]
+    used = [
+        min(step.kv_bytes_used, owned * divisor) / divisor
+        for step, owned in zip(steps, allocated, strict=True)
+    ]
     if pool:
         ends = [x[0], x[-1]] if x else []
         figure.add_trace(
@@ -111,6 +139,8 @@ def _draw(
 
 def _peaks(side: Side) -> tuple[int, int]:
     totals = side.run.totals
+    if not keeps(side.run):
+        return 0, 0
     return totals.peak_kv_bytes_allocated, totals.peak_kv_bytes_used
 
 
@@ -118,6 +148,9 @@ def _takeaway(shown: list[Side]) -> str:
     told = []
     for side in shown:
         allocated, used = _peaks(side)
+        if not allocated:
+            told.append(f"{side.called('The run')} kept no keys and values between steps")
+            continue
         waste = 1 - _filled(side)
         told.append(
             f"{side.called('The run')} allocated at most {theme.format_bytes(allocated)} and used "
@@ -137,7 +170,7 @@ def _filled(side: Side) -> float:
 
 def _alt(side: Side) -> str:
     allocated, used = _peaks(side)
-    pool = max((step.kv_bytes_reserved for step in side.run.steps), default=0)
+    pool = _pool(side)
     return (
         f"{side.called('The run')}: reserved {theme.format_bytes(pool)}, peak allocated "
         f"{theme.format_bytes(allocated)}, peak used {theme.format_bytes(used)}."
@@ -149,7 +182,7 @@ def _row(side: Side, step: StepTrace) -> Row:
     return name | {
         "step": step.index,
         "ms": round((step.start_s - side.origin_s) * 1e3, 3),
-        "reserved bytes": step.kv_bytes_reserved,
-        "allocated bytes": step.kv_bytes_allocated,
+        "reserved bytes": step.kv_bytes_reserved if keeps(side.run) else 0,
+        "allocated bytes": allocated_bytes(side.run, step),
         "used bytes": step.kv_bytes_used,
     }

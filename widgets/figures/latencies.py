@@ -13,7 +13,8 @@ from minserve.trace.summary import distribution, inter_token_latencies
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
-from widgets.figures.sampling import quantiles
+from widgets.figures.log_axis import log_axis
+from widgets.figures.sampling import note, quantiles
 from widgets.figures.sides import Runs, Side
 
 Metric = Literal["ttft", "tpot", "itl", "e2e", "queue"]
@@ -63,32 +64,37 @@ def latency(
     theme.style_panels(figure)
     table: list[Row] = []
     found: dict[tuple[str, str], Distribution | None] = {}
+    notes = []
     for column, metric in enumerate(metrics, start=1):
         data = {side.name: sorted(values(side.run, metric)) for side in shown}
         factor, unit = theme.time_unit(max((max(v) for v in data.values() if v), default=0.0))
         for side in shown:
             found[side.name, metric] = stats = distribution(data[side.name])
-            _draw(figure, column, side, data[side.name], factor, len(shown))
+            notes.append(_draw(figure, column, side, data[side.name], factor, len(shown), metric))
             name: Row = {"side": side.name} if side.name else {}
             table.append(name | {"metric": metric.upper(), **_cells(stats)})
         lowest = min((v[0] for v in data.values() if v), default=0.0)
         highest = max((v[-1] for v in data.values() if v), default=0.0)
         log = lowest > 0 and highest > _LOG_SPAN * lowest
         medians = [(side, found[side.name, metric]) for side in shown]
-        _name_medians(figure, column, medians, 0.0 if log else highest)
+        if given.complete(shown):
+            _name_medians(figure, column, medians, 0.0 if log else highest)
+        axis = {"type": "linear", "rangemode": "tozero"}
+        if log:
+            axis = log_axis((lowest * factor, highest * factor))
         figure.update_xaxes(
-            title=given.axis_title("latency", unit + (", log scale" if log else ""), shown),
-            type="log" if log else "linear", rangemode="tozero", row=1, col=column,
+            axis, title=given.axis_title("latency", unit + (", log scale" if log else ""), shown),
+            row=1, col=column,
         )  # fmt: skip
     figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)
     of = " or ".join(dict.fromkeys(METRICS[metric][1] for metric in metrics))
-    figure.update_yaxes(title={"text": f"share of {of}"}, row=1, col=1)
+    figure.update_yaxes(title={"text": f"share of {of} (%)"}, row=1, col=1)
     rows = given.legend_rows(shown)
     figure.update_layout(theme.layout(title, height=360, panels=True, legend_rows=rows))
     return LabFigure(
         figure=figure,
-        caption=given.caption(shown, workload),
-        takeaway=_takeaway(shown, metrics, found),
+        caption=given.caption(shown, workload, *notes),
+        takeaway=given.told(shown, _takeaway(shown, metrics, found)),
         alt=_alt(shown, metrics, found),
         table=table,
     )
@@ -101,10 +107,13 @@ def _draw(
     ordered: Sequence[float],
     factor: float,
     num_sides: int,
-) -> None:
-    points = quantiles(ordered, theme.MAX_MARKS)
+    metric: str,
+) -> str:
+    """Draw a curve with its median; the note on what it leaves out."""
+    # With the foot of the curve, no more marks than a figure can carry.
+    points = quantiles(ordered, theme.MAX_MARKS - 1)
     if not points:
-        return
+        return ""
     x = [points[0][0] * factor, *(value * factor for value, _ in points)]
     y = [0.0, *(share for _, share in points)]
     few = len(points) <= 40
@@ -130,6 +139,7 @@ def _draw(
         ),
         row=1, col=column,
     )  # fmt: skip
+    return note(len(points), len(ordered), f"{metric.upper()} values", side.name)
 
 
 def _name_medians(

@@ -55,9 +55,9 @@ def _even(low: float, high: float) -> list[float]:
     """Round values at equal distances, for an axis far shorter than a decade."""
     if high <= low * (1 + 1e-9):
         return [low]
-    rough = (high - low) / 4
-    scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(scale * n for n in (1, 2, 5, 10) if scale * n >= rough)
+    # A step of at most half the axis: two labels fit wherever it begins.
+    scale = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step = max(scale * n for n in (1, 2, 5) if scale * n <= (high - low) / 2)
     begin = math.ceil(low / step - 1e-9)
     return [float(f"{n * step:.12g}") for n in range(begin, math.floor(high / step + 1e-9) + 1)]
 
@@ -69,10 +69,11 @@ def decimal(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def log_axis(values: Iterable[float], *, pad: float = 0.06) -> dict[str, Any]:
+def log_axis(values: Iterable[float], *, pad: float = 0.06, unit: float = 1.0) -> dict[str, Any]:
     """Keywords of `update_xaxes` or `update_yaxes` for a logarithmic axis that holds `values`.
 
-    `pad` is the room at both ends, as a share of the axis. Values that are not above 0 have no
+    `pad` is the room at both ends, as a share of the axis; labels count in `unit`s (1e9 for
+    GFLOP/s over data in FLOP/s). Values that are not above 0 have no
     place on it and are left out; {} where none is left.
     """
     some = [value for value in values if 0 < value < math.inf]
@@ -81,11 +82,11 @@ def log_axis(values: Iterable[float], *, pad: float = 0.06) -> dict[str, Any]:
     low, high = min(some), max(some)
     room = pad * math.log10(high / low) if high > low else math.log10(2.0)
     low, high = low / 10**room, high * 10**room
-    tickvals, ticktext = log_ticks(low, high)
+    tickvals, ticktext = log_ticks(low / unit, high / unit)
     return {
         "type": "log",
         "range": [math.log10(low), math.log10(high)],
         "tickmode": "array",
-        "tickvals": tickvals,
+        "tickvals": [value * unit for value in tickvals],
         "ticktext": ticktext,
     }

@@ -41,7 +41,9 @@ def memory_shares(
             )
         )  # fmt: skip
     figure.update_xaxes(
-        range=[0, 1], tickformat=".0%", title={"text": "share of the pool, mean of all steps"}
+        range=[0, 1],
+        tickformat=".0%",
+        title={"text": "share of the pool, mean of all steps (%, counted)"},
     )
     figure.update_yaxes(autorange="reversed", showline=False, showgrid=False)
     figure.update_layout(
@@ -61,7 +63,9 @@ def memory_shares(
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
-        takeaway=f"Of the memory that nobody else could have, tokens filled: {told}.",
+        takeaway=given.told(
+            shown, f"Of the memory that no other request could have, tokens filled: {told}."
+        ),
         alt="Stacked bars of the KV pool's bytes. "
         + " ".join(
             f"{side.called('The run')}: "

@@ -28,7 +28,7 @@ from widgets.figures.sides import Run
 
 SHARED = theme.Look("shared by several requests", "#EEEEEE", "x")
 FREE = theme.Look("free", theme.FAINT)
-CACHED = theme.Look("cached: nobody's, kept for a hit", "rgba(128, 128, 128, 0.42)", ".")
+CACHED = theme.Look("cached: no owner, kept for a hit", "rgba(128, 128, 128, 0.42)", ".")
 WASTED = theme.Look("owned, holds no token", "rgba(128, 128, 128, 0.15)", "/", solidity=0.15)
 
 MAX_NAMED = 260
@@ -87,7 +87,7 @@ def page_map(
     return LabFigure(
         figure=figure,
         caption=given.caption([side], workload),
-        takeaway=_takeaway(words, size),
+        takeaway=given.told([side], _takeaway(words, size)),
         alt=_alt(words, grid, number, size),
         table=[
             {
@@ -211,7 +211,7 @@ def _legend(grid: Sequence[Page], looks: Mapping[LaneKey, theme.Look]) -> list[g
 def _takeaway(words: PageCounts, block_size: int) -> str:
     if not words.owned:
         if words.cached:
-            return f"Nobody owns a page; {words.cached:,} of {words.total:,} are cached."
+            return f"No request owns a page; {words.cached:,} of {words.total:,} are cached."
         return f"All {words.total:,} pages are free."
     places = words.owned * block_size
     shared = f", {words.shared:,} of them shared" if words.shared else ""

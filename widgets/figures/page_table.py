@@ -15,11 +15,11 @@ class Page:
 
     number: int
     owners: tuple[LaneKey, ...]
-    """Nobody: free, or cached. Several: shared."""
+    """None: free, or cached. Several: shared."""
     tokens: int
     """Tokens it holds when the step ends."""
     cached: bool = False
-    """Nobody owns it, and the prefix cache keeps it for a hit."""
+    """It has no owner, and the prefix cache keeps it for a hit."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class PageCounts:
     wasted_tokens: int
     """Places in owned pages that hold no token."""
     cached: int = 0
-    """Pages nobody owns, kept for a prefix hit."""
+    """Pages without an owner, kept for a prefix hit."""
 
     @property
     def free(self) -> int:
-        """Pages nobody owns and nobody could find."""
+        """Pages without an owner that no prefix hit could find."""
         return self.total - self.owned - self.cached
 
 

@@ -1,7 +1,7 @@
 """The page parking lot: every page of the pool over the whole run, who has it, what for.
 
 A page is a row, a step a column. What a request reserved and never filled shows as a hatched place
-that nobody else could have; free places too small for the first in line are crossed out.
+that no other request could have; free places too small for the first in line are crossed out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Stay:
 
     state: str
     owner: LaneKey | None
-    """None where nobody, or several, have them."""
+    """None where no request, or several, have them."""
     page: int
     """The first."""
     num_pages: int
@@ -80,8 +80,9 @@ def parking_lot(
     for look in (EMPTY_LOOK, KINDS["external"], SHARED):
         if any(_look(stay, looks) is look for some in found.values() for stay in some):
             figure.add_trace(go.Bar(theme.legend_entry(look)))
-    figure.update_xaxes(title={"text": "engine step"}, row=len(shown), col=1)
-    figure.update_xaxes(showgrid=False, rangemode="tozero")
+    figure.update_xaxes(title={"text": "engine step (counted)"}, row=len(shown), col=1)
+    longest = max((len(side.run.steps) for side in shown), default=0) or 1
+    figure.update_xaxes(showgrid=False, range=[0, 1.01 * longest])
     height = _FRAME_PX + _PANEL_PX * len(shown)
     figure.update_layout(
         theme.layout(title, height=height, panels=len(shown) > 1, barmode="overlay", bargap=0)
@@ -89,7 +90,7 @@ def parking_lot(
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
-        takeaway=_takeaway(shown, found),
+        takeaway=given.told(shown, _takeaway(shown, found)),
         alt="Pages of the pool by engine steps, coloured by the request that has them; places "
         "that hold no token are hatched. " + " ".join(_words(s, found[s.name]) for s in shown),
         table=[_row(side, stay) for side in shown for stay in found[side.name]],
@@ -172,7 +173,9 @@ def _bars(some: list[Stay], look: theme.Look) -> go.Bar:
 
 
 def _hover(stay: Stay) -> str:
-    who = "nobody" if stay.owner is None else f"request {theme.plot_text(lane_name(stay.owner))}"
+    who = (
+        "no request" if stay.owner is None else f"request {theme.plot_text(lane_name(stay.owner))}"
+    )
     if stay.state == SEVERAL:
         who = "several requests"
     what = {EMPTY: "holds no token", STRANDED: "in no hole large enough"}.get(stay.state, "in use")

@@ -22,7 +22,7 @@ from widgets.tree_growth import Run, TreeGrowth, TreeSnapshot, Union
 
 LOOKS = {
     "owned": theme.Look("held by a request", "#44AA99"),
-    "cached": theme.Look("cached, held by nobody", "#DDCC77", ".", solidity=0.12),
+    "cached": theme.Look("cached, held by no request", "#DDCC77", ".", solidity=0.12),
     "evicted": theme.Look("was here, evicted", "rgba(128, 128, 128, 0.18)", "x"),
 }
 NODE_END = "end of a node"
@@ -157,7 +157,7 @@ class RadixTree:
         figure.add_trace(go.Scatter(ends | _END))
         rows = self._union.num_rows
         figure.update_xaxes(
-            title={"text": "tokens from the beginning"}, range=[0, 1.01 * self._span]
+            title={"text": "position in the prompt (tokens, counted)"}, range=[0, 1.01 * self._span]
         )
         figure.update_yaxes(visible=False, range=[rows - 0.4, -0.6])
         figure.update_layout(
@@ -169,7 +169,7 @@ class RadixTree:
         return LabFigure(
             figure=figure,
             caption=given.caption(side),
-            takeaway=self._takeaway(index),
+            takeaway=given.told(side, self._takeaway(index)),
             alt=self._alt(index, bars),
             table=[
                 {

@@ -1,8 +1,10 @@
-"""The timeline: each request a lane, each step a column, what it did in it a mark."""
+"""The timeline: each request a lane, each step a column, what it did in it a mark.
+
+Over time, tokens are ticks, and a step that keeps a request waiting for its next token is hatched.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from statistics import median
 from typing import Literal
 
@@ -12,12 +14,22 @@ from plotly.subplots import make_subplots
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
-from widgets.figures.lanes import Lane, Span, lanes, merged, spans
+from widgets.figures.lane_choice import chosen
+from widgets.figures.lanes import Lane, Span, lanes, merged
 from widgets.figures.sides import Runs, Side
+from widgets.figures.token_gaps import (
+    FROZEN,
+    Line,
+    draw_gap,
+    draw_ticks,
+    longest_gap,
+    usual_gap_s,
+)
 
 _LANE_PX, _FRAME_PX = 24, 122
+_LOOKS = theme.STATES | {"frozen": FROZEN}
 MAX_LANES = 40
-"""Most lanes of one run: more do not read."""
+"""Most lanes of one run: more do not read. Which ones is `lane_choice`'s."""
 
 
 def timeline(
@@ -31,6 +43,8 @@ def timeline(
 ) -> LabFigure:
     """Lanes of requests over time or steps: waiting, prefill chunks, decode, preemption.
 
+    Over time, each side's longest wait between two tokens is named where it is far from usual.
+
     `runs` is a trace, or several side by side by name. Needs `trace.per_request`; a state with
     more than `theme.MAX_MARKS` marks is drawn in runs of steps instead of single ones.
     `window_s` shows only what happened between two times, in seconds from the first arrival.
@@ -41,9 +55,13 @@ def timeline(
     given.need_detail(shown, "The timeline")
     if window_s is not None and not window_s[0] < window_s[1]:
         raise ValueError(f"timeline(window_s={window_s}): expected (begin, end) in seconds")
-    drawn = [_drawn(side, max_lanes, window_s) for side in shown]
-    unit = _unit(shown) if x == "time" else (1.0, "step")
-    heights = [max(1, len(lines)) for lines, _ in drawn]
+    usual = usual_gap_s(shown) if x == "time" else 0.0
+    drawn, notes = chosen(shown, max_lanes, window_s, usual)
+    unit = theme.time_unit(given.seconds(shown)) if x == "time" else (1.0, "step")
+    gaps = [longest_gap(lines, side.run, usual) for side, lines in zip(shown, drawn, strict=True)]
+    # The name of a gap stands in a row of its own above the lanes.
+    heads = [0.5 if gap is None else 1.6 for gap in gaps]
+    heights = [max(1, len(lines)) - 0.5 + head for lines, head in zip(drawn, heads, strict=True)]
     figure = make_subplots(
         rows=len(shown), cols=1, shared_xaxes=True, row_heights=heights,
         vertical_spacing=min(0.3, 34 / (_LANE_PX * sum(heights) + 34)),
@@ -51,50 +69,47 @@ def timeline(
     )  # fmt: skip
     theme.style_panels(figure, [side.colour for side in shown])
     # All panels share the axis, so they share what a mark's width is measured against.
-    reach = [_reach(side, d[0], x, unit[0]) for side, d in zip(shown, drawn, strict=True)]
-    whole = (max(end for _, end in reach) - min(begin for begin, _ in reach)) or 1.0
+    reach = [_reach(side, d, x, unit[0]) for side, d in zip(shown, drawn, strict=True)]
+    extent = min(begin for begin, _ in reach), max(end for _, end in reach)
+    whole = (extent[1] - extent[0]) or 1.0
     table: list[Row] = []
     explained: set[str] = set()
-    for row, (side, (lines, _)) in enumerate(zip(shown, drawn, strict=True), start=1):
+    for row, (side, lines, gap) in enumerate(zip(shown, drawn, gaps, strict=True), start=1):
         _draw(figure, row, side, lines, x, unit[0], whole, explained)
+        if x == "time":
+            draw_ticks(figure, row, side, lines, unit[0], whole, explained)
+        if gap is not None:
+            draw_gap(figure, row, side, gap, unit[0], extent)
         table += [_row(side, lane, span) for lane, found in lines for span in found]
         figure.update_yaxes(
-            row=row, col=1, range=[len(lines) - 0.5, -0.5], showgrid=False, showline=False,
-            tickvals=list(range(len(lines))),
+            row=row, col=1, range=[len(lines) - 0.5, -heads[row - 1]],
+            showgrid=False, showline=False, tickvals=list(range(len(lines))),
             ticktext=[theme.plot_text(lane.name) for lane, _ in lines],
             title={"text": "request"} if row == 1 else None,
         )  # fmt: skip
-    axis = {"text": "engine step"}
+    axis = {"text": "engine step (counted)"}
     if x == "time":
         axis = given.axis_title("time since the first arrival", unit[1], shown)
     figure.update_xaxes(title=axis, row=len(shown), col=1)
-    figure.update_xaxes(rangemode="tozero")
+    figure.update_xaxes(range=[0, extent[0] + 1.02 * whole])
     if window_s is not None and x == "time":
         figure.update_xaxes(range=[seconds * unit[0] for seconds in window_s])
-    height = _FRAME_PX + _LANE_PX * sum(heights) + 44 * (len(shown) - 1)
+    height = int(_FRAME_PX + _LANE_PX * sum(heights) + 44 * (len(shown) - 1))
     figure.update_layout(
         theme.layout(
             title, height=max(height, 220), panels=len(shown) > 1, barmode="overlay", bargap=0.2
         )
     )
-    left_out = [note for _, note in drawn if note]
     return LabFigure(
         figure=figure,
-        caption=given.caption(shown, workload, " ".join(left_out)),
-        takeaway=" ".join(_takeaway(side) for side in shown),
-        alt=" ".join(_alt(side, lines) for side, (lines, _) in zip(shown, drawn, strict=True)),
+        caption=given.caption(shown, workload, *notes),
+        takeaway=given.told(shown, " ".join(_takeaway(side) for side in shown)),
+        alt=" ".join(_alt(side, lines) for side, lines in zip(shown, drawn, strict=True)),
         table=table,
     )
 
 
-def _unit(shown: list[Side]) -> tuple[float, str]:
-    ends = [step.end_s - side.origin_s for side in shown for step in side.run.steps[-1:]]
-    return theme.time_unit(max(ends, default=0.0))
-
-
-def _reach(
-    side: Side, lines: list[tuple[Lane, list[Span]]], x: str, factor: float
-) -> tuple[float, float]:
+def _reach(side: Side, lines: list[Line], x: str, factor: float) -> tuple[float, float]:
     """Begin and end of what is drawn, in units of the axis."""
     every = [span for _, found in lines for span in found]
     if not every:
@@ -105,48 +120,18 @@ def _reach(
     return (ends[0] - side.origin_s) * factor, (ends[1] - side.origin_s) * factor
 
 
-def _drawn(
-    side: Side, max_lanes: int, window_s: tuple[float, float] | None
-) -> tuple[list[tuple[Lane, list[Span]]], str]:
-    """Lanes with their spans, within the limits of marks, and what was left out in words."""
-    everyone = [(lane, spans(lane, side.run)) for lane in lanes(side.run)]
-    if window_s is not None:
-        begin, end = (side.origin_s + seconds for seconds in window_s)
-        inside = [
-            (lane, [span for span in found if span.start_s < end and span.end_s > begin])
-            for lane, found in everyone
-        ]
-        everyone = [line for line in inside if line[1]]
-    lines = everyone[:max_lanes]
-    notes = []
-    if len(everyone) > len(lines):
-        notes.append(f"Shown are the first {len(lines)} of {len(everyone):,} requests.")
-    if _most(lines) > theme.MAX_MARKS:
-        lines = [(lane, merged(found)) for lane, found in lines]
-        notes.append("Steps in which a request did the same are drawn as one mark.")
-    while len(lines) > 1 and _most(lines) > theme.MAX_MARKS:
-        lines.pop()
-        notes = [f"Shown are the first {len(lines)} of {len(everyone):,} requests."]
-    return lines, " ".join(notes)
-
-
-def _most(lines: list[tuple[Lane, list[Span]]]) -> int:
-    counts = Counter(span.state for _, found in lines for span in found)
-    return max(counts.values(), default=0)
-
-
 def _draw(
     figure: go.Figure,
     row: int,
     side: Side,
-    lines: list[tuple[Lane, list[Span]]],
+    lines: list[Line],
     x: str,
     factor: float,
     whole: float,
     explained: set[str],
 ) -> None:
     origin = side.origin_s
-    for state, look in theme.STATES.items():
+    for state, look in _LOOKS.items():
         # plotly turns the labels of a whole trace, so upright ones are a trace of their own.
         turned: dict[int, list[tuple[float, float, int, str, str]]] = {0: [], -90: []}
         for place, (lane, found) in enumerate(lines):
@@ -211,7 +196,7 @@ def _draw_ends(
     figure: go.Figure,
     row: int,
     side: Side,
-    lines: list[tuple[Lane, list[Span]]],
+    lines: list[Line],
     x: str,
     factor: float,
     explained: set[str],
@@ -243,7 +228,7 @@ def _row(side: Side, lane: Lane, span: Span) -> Row:
     found: Row = {"side": side.name} if side.name else {}
     return found | {
         "request": lane.name,
-        "state": span.state,
+        "state": "decode" if span.state == "frozen" else span.state,
         "first step": span.first,
         "last step": span.last,
         "from ms": round((span.start_s - side.origin_s) * 1e3, 3),
@@ -278,12 +263,12 @@ def _takeaway(side: Side) -> str:
     return (f"{side.name}: " if side.name else "") + words + "."
 
 
-def _alt(side: Side, lines: list[tuple[Lane, list[Span]]]) -> str:
+def _alt(side: Side, lines: list[Line]) -> str:
     of = f" of {side.name}" if side.name else ""
     told = []
     for lane, found in lines[:8]:
         states = [
-            f"{theme.STATES[span.state].label} for "
+            f"{_LOOKS[span.state].label} for "
             f"{theme.format_count(max(0, span.last - span.first + 1), 'step')}"
             for span in merged(found)[:6]
             if span.last >= span.first

@@ -17,6 +17,7 @@ from minserve.trace import StepTrace
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.log_axis import log_axis
 from widgets.figures.sides import Runs, Side
 
 Limits = Ceilings | DeviceSpec
@@ -93,8 +94,10 @@ def roofline_chart(
     this machine's `Ceilings`, a `DeviceSpec`, or several by name. Measured roofs are solid, data
     sheets' dashed.
     """
+    shown: list[Side] = []
     if not isinstance(points, Sequence):
-        caption = caption or given.caption(given.sides(points))
+        shown = given.sides(points)
+        caption = caption or given.caption(shown)
         points = roofline_points(points)
     points = [point for point in points if point.flops and point.bytes and point.seconds]
     named = limits if isinstance(limits, Mapping) else {_name(limits): limits}
@@ -106,19 +109,25 @@ def roofline_chart(
         _draw_roof(figure, name, named[name], peak, bandwidth, low, high, place)
     for point in points:
         _draw_point(figure, point)
+    rates = [point.flops_per_s for point in points]
+    rates += [low * bandwidth for _, bandwidth in roofs.values()]
+    rates += [peak for peak, _ in roofs.values()]
+    unit, name = (1e12, "TFLOP/s") if max(rates, default=0.0) >= 1e13 else (1e9, "GFLOP/s")
+    kinds = " and ".join(dict.fromkeys(point.provenance for point in points)) or "counted"
     figure.update_xaxes(
-        type="log", range=[math.log10(low), math.log10(high)], dtick=1,
+        log_axis((low, high), pad=0.0),
         title={"text": "arithmetic intensity (FLOP per byte moved, counted)"},
-    )  # fmt: skip
-    figure.update_yaxes(
-        type="log", title={"text": "FLOP/s"}, showline=False, dtick=1, exponentformat="SI"
     )
+    figure.update_yaxes(
+        log_axis(rates, unit=unit), showline=False,
+        title={"text": theme.plot_text(f"arithmetic ({name}, {kinds})")},
+    )  # fmt: skip
     figure.update_layout(theme.layout(title, height=380))
     rows = [_row(point, roofs) for point in points]
     return LabFigure(
         figure=figure,
         caption=caption,
-        takeaway=_takeaway(points, roofs),
+        takeaway=given.told(shown, _takeaway(points, roofs)),
         alt=_alt(points, roofs),
         table=rows,
     )

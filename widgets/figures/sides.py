@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from minserve.trace import RunTrace, TraceSnapshot
 from widgets import theme
+from widgets.figures.sampling import note
 from widgets.provenance import Provenance, workload_of
 
 Run = RunTrace | TraceSnapshot
@@ -114,8 +115,8 @@ def together(shown: list[Side]) -> list[list[Side]]:
     return [group for group in groups if group]
 
 
-def caption(shown: list[Side], workload: str = "", note: str = "") -> str:
-    """The figure's provenance in words, twins after the runs, and a note on what it leaves out."""
+def caption(shown: list[Side], workload: str = "", *notes: str) -> str:
+    """The figure's provenance in words, twins after the runs, and notes on what it leaves out."""
     parts = []
     for group in together(shown):
         snapshots = {side.name: side.run for side in group}
@@ -125,7 +126,31 @@ def caption(shown: list[Side], workload: str = "", note: str = "") -> str:
             # A twin did what its side did: that is said already.
             found = replace(found, model="", dtype="", seed="", workload="")
         parts.append(found.caption)
-    return " ".join([*parts, note]).strip()
+    return " ".join([*parts, *filter(None, notes)])
+
+
+def complete(shown: list[Side]) -> bool:
+    """True if every run has ended: only then may a figure say what came out."""
+    return all(side.run.is_complete for side in shown)
+
+
+def told(shown: list[Side], sentence: str) -> str:
+    """The takeaway of a figure: "" while one of its runs is not complete."""
+    return sentence if complete(shown) else ""
+
+
+def left_out(shown: Sequence[Side], counts: Sequence[tuple[int, int]], noun: str) -> str:
+    """The note on what was left out of each side: (drawn, all) in the order of the sides."""
+    if len(set(counts)) == 1:
+        return note(*counts[0], noun)
+    notes = [note(*each, noun, side.name) for side, each in zip(shown, counts, strict=True)]
+    return " ".join(filter(None, notes))
+
+
+def seconds(shown: list[Side]) -> float:
+    """The length of the longest run: the end of an axis of time that all sides share."""
+    ends = (side.run.steps[-1].end_s - side.origin_s for side in shown if side.run.steps)
+    return max(ends, default=0.0)
 
 
 def legend_rows(shown: list[Side]) -> int:

@@ -63,8 +63,9 @@ def slots(
             tickvals=list(range(count)) if count <= 16 else None,
             title={"text": "slot"},
         )  # fmt: skip
-    figure.update_xaxes(title={"text": "engine step"}, row=len(shown), col=1)
-    figure.update_xaxes(showgrid=False, rangemode="tozero")
+    figure.update_xaxes(title={"text": "engine step (counted)"}, row=len(shown), col=1)
+    longest = max((len(side.run.steps) for side in shown), default=0) or 1
+    figure.update_xaxes(showgrid=False, range=[0, 1.01 * longest])
     height = _FRAME_PX + min(640, _ROW_PX * sum(counts)) + 34 * (len(shown) - 1)
     figure.update_layout(
         theme.layout(title, height=max(height, 240), panels=True, barmode="overlay")
@@ -80,7 +81,7 @@ def slots(
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
-        takeaway=f"{takeaway[:1].upper()}{takeaway[1:]}." if takeaway else "No step was run.",
+        takeaway=given.told(shown, f"{takeaway[:1].upper()}{takeaway[1:]}."),
         alt=_alt(shown, grids, counts),
         table=table,
     )
@@ -118,7 +119,9 @@ def _use(
 
 def _heading(side: Side, grid: dict[LaneKey, list[tuple[int, int]]], count: int) -> str:
     used, room = _use(grid, count, len(side.run.steps))
-    busy = f"{theme.format_percent(used / room)} of slots busy" if room else "no steps"
+    if not room or not side.run.is_complete:
+        return side.name
+    busy = f"{theme.format_percent(used / room)} of slots busy"
     return f"{side.name}: {busy}" if side.name else busy
 
 

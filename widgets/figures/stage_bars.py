@@ -65,9 +65,13 @@ def stage_shares(
             )
         )  # fmt: skip
     if per == "share":
-        figure.update_xaxes(range=[0, 1], tickformat=".0%", title={"text": "share of the run"})
+        figure.update_xaxes(
+            range=[0, 1], tickformat=".0%", title=given.axis_title("share of the run", "%", shown)
+        )
     else:
-        figure.update_xaxes(title={"text": f"mean time per step ({unit})"}, rangemode="tozero")
+        figure.update_xaxes(
+            title=given.axis_title("mean time per step", unit, shown), rangemode="tozero"
+        )
     figure.update_yaxes(autorange="reversed", showline=False, showgrid=False)
     figure.update_layout(
         theme.layout(
@@ -82,7 +86,7 @@ def stage_shares(
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
-        takeaway=_takeaway(shown, seconds, whole),
+        takeaway=given.told(shown, _takeaway(shown, seconds, whole)),
         alt="Stacked bars of the engine's stages. "
         + " ".join(_alt(side, seconds[side.name], whole[side.name]) for side in shown),
         table=[_row(side, seconds[side.name], whole[side.name], stage)

@@ -10,11 +10,14 @@ from minserve.trace import StepTrace, TraceSnapshot
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.sampling import sampled
 from widgets.figures.sides import Runs, Side
 
 TOKENS = theme.Look("tokens", "#44AA99")
 PADDING = theme.Look("padding, computed and dropped", "#CC6677", "/")
 _BAR_PX, _FRAME_PX = 22, 140
+MAX_BARS = 40
+"""Most requests of a side: more do not read."""
 
 
 def step_rows(
@@ -32,7 +35,9 @@ def step_rows(
         step = max(range(len(first)), key=lambda n: first[n].num_rows, default=0)
     if not all(0 <= step < len(side.run.steps) for side in shown):
         raise ValueError(f"step_rows(step={step}): expected a step that every side has kept")
-    bars = [_bars(side.run, side.run.steps[step]) for side in shown]
+    every = [_bars(side.run, side.run.steps[step]) for side in shown]
+    bars = [sampled(some, MAX_BARS, lambda bar: bar[1], lambda bar: bar[2]) for some in every]
+    counts = [(len(some), len(each)) for some, each in zip(bars, every, strict=True)]
     figure = make_subplots(
         rows=1, cols=len(shown), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.05,
         subplot_titles=[theme.plot_text(_heading(side, step)) for side in shown],
@@ -53,7 +58,7 @@ def step_rows(
                 row=1, col=column,
             )  # fmt: skip
     widest = max(sum(sizes) for some in bars for _, *sizes in some)
-    figure.update_xaxes(range=[0, 1.02 * widest], title={"text": "rows"})
+    figure.update_xaxes(range=[0, 1.02 * widest], title={"text": "rows (counted)"})
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, showline=False)
     figure.update_yaxes(title={"text": "request"}, row=1, col=1)
     height = _FRAME_PX + _BAR_PX * max(len(some) for some in bars)
@@ -63,8 +68,8 @@ def step_rows(
     told = "; ".join(_told(side) for side in shown)
     return LabFigure(
         figure=figure,
-        caption=given.caption(shown, workload),
-        takeaway=f"{told[:1].upper()}{told[1:]}.",
+        caption=given.caption(shown, workload, given.left_out(shown, counts, "requests")),
+        takeaway=given.told(shown, f"{told[:1].upper()}{told[1:]}."),
         alt="Bars of the rows that one step computes for each request, its tokens and the padding "
         f"behind them. {told}.",
         table=[
@@ -89,7 +94,7 @@ def _bars(run: TraceSnapshot, step: StepTrace) -> list[tuple[str, int, int]]:
         return bars + [("left", 0, idle)] * (kind == "batch" and idle > 0)
     found = [(name, n, 0) for name, n in zip(names, tokens, strict=True)]
     added = sum(padding_lens(kind, tokens))
-    return found + [("nobody", 0, added)] * bool(added)
+    return found + [("padding", 0, added)] * bool(added)
 
 
 def _heading(side: Side, step: int) -> str:

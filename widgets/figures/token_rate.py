@@ -27,7 +27,7 @@ def throughput(
     steps fall into windows.
     """
     shown = given.sides(runs)
-    longest = max((_seconds(side) for side in shown), default=0.0)
+    longest, ended = given.seconds(shown), given.complete(shown)
     if window_s is not None and window_s <= 0:
         raise ValueError(f"throughput(window_s={window_s}): expected seconds above 0")
     # Never more windows than a figure can carry.
@@ -45,7 +45,8 @@ def throughput(
                 x=x, y=rates + rates[-1:], showlegend=True,
                 mode="lines+markers" if len(rates) <= 2 * _WINDOWS else "lines",
                 marker={"symbol": side.symbol, "size": 5},
-                name=f"{side.label or 'the run'}: mean {theme.format_rate(_mean(side))}",
+                name=(side.label or "the run")
+                + (f": mean {theme.format_rate(_mean(side))}" if ended else ""),
                 line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
                 hovertemplate="%{y:,.0f} tokens/s<extra>" + side.label + "</extra>",
             )
@@ -55,14 +56,18 @@ def throughput(
             name | {"from ms": round(n * window * 1e3, 3), "tokens/s": round(rate, 2)}
             for n, rate in enumerate(rates)
         ]
-    figure.update_xaxes(title=given.axis_title("time", unit, shown), rangemode="tozero")
-    figure.update_yaxes(title={"text": "tokens/s"}, rangemode="tozero", showline=False)
+    figure.update_xaxes(
+        title=given.axis_title("time", unit, shown), range=[0, 1.02 * factor * longest or 1.0]
+    )
+    figure.update_yaxes(
+        title=given.axis_title("output", "tokens/s", shown), rangemode="tozero", showline=False
+    )
     figure.update_layout(theme.layout(title, height=320, legend_rows=given.legend_rows(shown)))
     note = f"Windows of {theme.format_seconds(window)}."
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload, note),
-        takeaway=_takeaway(shown),
+        takeaway=given.told(shown, _takeaway(shown)),
         alt="Output tokens per second over time. " + " ".join(_alt(side) for side in shown),
         table=table,
     )
@@ -79,7 +84,7 @@ def windows(side: Side, window_s: float) -> list[float]:
         at = int((step.end_s - side.origin_s) / window_s)
         tokens[min(at, count - 1)] += step.num_sampled_tokens
     spans = [min(window_s, end - n * window_s) for n in range(count)]
-    # A sliver at the end would show a rate that nobody saw: it joins the window before.
+    # A sliver at the end would show a rate that no reader saw: it joins the window before.
     if count > 1 and spans[-1] < 0.5 * window_s:
         tokens[-2:] = [tokens[-2] + tokens[-1]]
         spans[-2:] = [spans[-2] + spans[-1]]
@@ -110,8 +115,10 @@ def _compared(shown: list[Side]) -> str:
     ]
     text = "; ".join(words)
     if len(shown) == 2 and all(_mean(side) > 0 for side in shown):
-        ratio = _mean(shown[1]) / _mean(shown[0])
-        text += f": {theme.format_ratio(ratio)} as many with {shown[1].name}"
+        fast, slow = sorted(shown, key=_mean, reverse=True)
+        ratio = _mean(fast) / _mean(slow)
+        if ratio >= 1.05:
+            text += f": {theme.format_ratio(ratio)} more with {fast.name}"
     return f"{text[:1].upper()}{text[1:]}."
 
 

@@ -12,6 +12,7 @@ from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.lanes import Lane, lanes
+from widgets.figures.sampling import sampled
 from widgets.figures.sides import Runs, Side
 
 FIRST, AGAIN, KEPT = "computed for the first time", "computed again", "kept, only read"
@@ -42,14 +43,16 @@ def recompute_triangle(
     theme.style_panels(figure, [side.colour for side in shown if side.name])
     depth = max((len(lane.parts) for lane in chosen), default=1)
     reach = max((p.start + p.num_tokens for lane in chosen for _, p in lane.parts), default=1)
-    notes: list[str] = []
+    counts = []
     table: list[Row] = []
     for column, (side, lane) in enumerate(zip(shown, chosen, strict=True), start=1):
         parts = [part for _, part in lane.parts]
-        every = -(-len(parts) // theme.MAX_MARKS)
-        if every > 1:
-            notes.append(f"Every {every}th step is drawn.")
-        _draw(figure, column, parts, every)
+        rows = sampled(
+            list(enumerate(parts)), theme.MAX_MARKS,
+            lambda row: row[1].num_tokens, lambda row: row[1].num_recomputed,
+        )  # fmt: skip
+        counts.append((len(rows), len(parts)))
+        _draw(figure, column, rows, len(parts))
         name: Row = {"side": side.name} if side.name else {}
         table += [
             name
@@ -62,21 +65,21 @@ def recompute_triangle(
             for place, part in enumerate(parts)
         ]
     figure.update_xaxes(
-        title={"text": "position of the token"}, range=[0, reach], showgrid=True,
+        title={"text": "position of the token (tokens, counted)"}, range=[0, reach], showgrid=True,
         dtick=1 if reach <= 96 else None, layer="above traces",
         ticklabelstep=_label_step(reach) if reach <= 96 else None,
         ticks="" if reach <= 96 else "outside",
     )  # fmt: skip
     figure.update_yaxes(range=[depth - 0.5, -0.5], showgrid=False, showline=False)
-    figure.update_yaxes(title={"text": "step"}, row=1, col=1)
+    figure.update_yaxes(title={"text": "step (counted)"}, row=1, col=1)
     height = 170 + int(min(420, max(140, 7 * depth)))
     figure.update_layout(
         theme.layout(title, height=height, panels=True, barmode="overlay", bargap=0)
     )
     return LabFigure(
         figure=figure,
-        caption=given.caption(shown, workload, " ".join(dict.fromkeys(notes))),
-        takeaway=_takeaway(shown, chosen),
+        caption=given.caption(shown, workload, given.left_out(shown, counts, "steps")),
+        takeaway=given.told(shown, _takeaway(shown, chosen)),
         alt=_alt(shown, chosen),
         table=table,
     )
@@ -112,27 +115,29 @@ def _heading(side: Side, lane: Lane) -> str:
     return f"{side.name}: {text}" if side.name else text
 
 
-def _draw(figure: go.Figure, column: int, parts: Sequence[RequestStep], every: int) -> None:
+def _draw(
+    figure: go.Figure, column: int, rows: Sequence[tuple[int, RequestStep]], total: int
+) -> None:
     looks = {
         KEPT: theme.Look(KEPT, theme.FAINT),
         AGAIN: theme.Look(AGAIN, theme.STATES["recompute"].colour, "/"),
         FIRST: theme.Look(FIRST, theme.STATES["decode"].colour),
     }
     cells: dict[str, list[tuple[int, int, int]]] = {name: [] for name in looks}
-    for place, part in list(enumerate(parts))[::every]:
+    for place, part in rows:
         again_end = part.start + part.num_recomputed
         cells[KEPT].append((place, 0, part.start))
         cells[AGAIN].append((place, part.start, part.num_recomputed))
         cells[FIRST].append((place, again_end, part.num_tokens - part.num_recomputed))
     # Between rows of a few pixels a gap falls on some and not on others, and draws stripes.
-    thickness = 0.86 if len(parts) <= _ROWS_WITH_GAPS else 1.0
+    thickness = 0.86 if total <= _ROWS_WITH_GAPS else -(-total // len(rows))
     for name, look in looks.items():
         some = [cell for cell in cells[name] if cell[2]]
         # An empty bar keeps the legend whole where a side has none of a kind.
         figure.add_trace(
             go.Bar(
                 base=[a for _, a, _ in some] or [0], x=[n for *_, n in some] or [0],
-                y=[p for p, *_ in some] or [0], orientation="h", width=thickness * every,
+                y=[p for p, *_ in some] or [0], orientation="h", width=thickness,
                 name=name, marker=look.marker(), legendgroup=name, showlegend=column == 1,
                 hovertemplate="step %{y}: %{x} tokens " + name + "<extra></extra>",
             ),

@@ -138,7 +138,7 @@ def _writer(data: Mapping[str, Any]) -> str:
 
 
 def _build(data: Mapping[str, Any]) -> TraceSnapshot:
-    header = build(TraceHeader, data["header"], "header")
+    header = build(TraceHeader, {"asked": {}} | data["header"], "header")
     totals = build(RunTotals, data["totals"], "totals")
     _numbers("totals", _leaves(asdict(totals)))
     return TraceSnapshot(

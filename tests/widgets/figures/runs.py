@@ -74,3 +74,30 @@ def without_detail(trace: RunTrace) -> TraceSnapshot:
     """The same run as if nobody had asked for per-request detail."""
     snapshot = trace.snapshot()
     return replace(snapshot, steps=tuple(replace(s, requests=()) for s in snapshot.steps))
+
+
+def without_metrics() -> TraceSnapshot:
+    """A run that ended without a finished request to read latencies from."""
+    return replace(echo_run().snapshot(), requests=())
+
+
+def many_requests(count: int = 60) -> RunTrace:
+    """More requests, steps and tokens than a figure of `FEW_MARKS` can carry, of many lengths."""
+    return echo_run(
+        {"scheduling.max_num_seqs": 6, "scheduling.max_num_batched_tokens": 24},
+        [3 + 11 * n % 17 for n in range(count)],
+        [60 if n == count // 2 else 2 + 7 * n % 23 for n in range(count)],
+        num_blocks=96,
+    )
+
+
+def half(whole: TraceSnapshot) -> TraceSnapshot:
+    """The run as it stood after half of its steps."""
+    steps = whole.steps[: len(whole.steps) // 2]
+    ended = tuple(r for r in whole.requests if (r.metrics.finished_s or 0.0) <= steps[-1].end_s)
+    partial = RunTrace(header=whole.header)
+    for step in steps:
+        partial.append(step)
+    for one in ended:
+        partial.finish_request(one.request_id, one.sample_index, one.metrics, one.finish_reason)
+    return partial.snapshot()

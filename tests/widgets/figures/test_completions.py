@@ -23,15 +23,21 @@ def test_every_finished_request_is_a_mark_at_its_length_and_time(plain: RunTrace
 
 
 def test_more_than_a_figure_can_carry_are_thinned_and_still_counted(
-    monkeypatch: pytest.MonkeyPatch, plain: RunTrace
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(theme, "MAX_MARKS", 2)
-    drawn = completions(plain)
-    assert len(drawn.figure.data[0].x) <= 2 < len(plain.requests)
-    assert theme.format_count(len(plain.requests), "request") in drawn.takeaway
+    many = runs.many_requests()
+    monkeypatch.setattr(theme, "MAX_MARKS", 12)
+    drawn = completions(many)
+    marks = drawn.figure.data[0]
+    assert len(marks.x) <= 12 < len(many.requests)
+    assert theme.format_count(len(many.requests), "request") in drawn.takeaway
+    every = [r.metrics for r in many.requests]
+    assert max(marks.x) == max(one.num_output_tokens for one in every) == 60
+    assert max(marks.y) == max(one.e2e_s for one in every)
+    assert "12 of 60 requests drawn; the largest and smallest are kept" in drawn.caption
 
 
 def test_a_run_in_which_nothing_ended_says_so() -> None:
-    assert "no request has ended" in completions(RunTrace()).takeaway
+    assert "no request has ended" in completions(runs.without_metrics()).takeaway
     both = completions({"none": RunTrace(), "some": runs.with_cache()})
     assert {row["side"] for row in both.table} == {"some"}

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minserve.trace import RunTrace
+from tests.widgets.figures import runs
 from widgets import theme
 from widgets.figures import kv_bytes, latency, stage_shares, throughput
 from widgets.figures import sides as given_sides
-from widgets.figures.sampling import quantiles, thinned
+from widgets.figures.sampling import note, quantiles, sampled, thinned
 from widgets.figures.stage_bars import stage_seconds
 from widgets.figures.token_rate import windows
 
@@ -56,8 +57,9 @@ def test_latency_marks_are_the_requests_and_medians_the_summarys(
 
 
 def test_latency_of_nothing_says_so() -> None:
-    drawn = latency(RunTrace())
-    assert drawn.takeaway == "No TTFT was measured; no TPOT was measured."
+    trace = runs.without_metrics()
+    assert latency(trace).takeaway == "No TTFT was measured; no TPOT was measured."
+    assert latency(RunTrace()).takeaway == ""
     with pytest.raises(ValueError, match="expected one of ttft"):
         latency(RunTrace(), ("speed",))  # type: ignore[arg-type]
 
@@ -97,13 +99,24 @@ def test_stage_shares_add_up_to_the_run(plain: RunTrace) -> None:
         stage_shares(plain, per="second")  # type: ignore[arg-type]
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.integers(3, 60))
-def test_thinning_keeps_order_ends_and_the_peak(values: list[float], limit: int) -> None:
-    kept = thinned(list(enumerate(values)), limit, key=lambda item: item[1])
-    assert len(kept) <= max(limit, 0)
-    assert [place for place, _ in kept] == sorted({place for place, _ in kept})
-    assert kept[0][0] == 0 and kept[-1][0] == len(values) - 1
-    assert max(value for _, value in kept) == max(values)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.integers(5, 60))
+def test_thinning_keeps_order_ends_and_the_extremes(values: list[float], limit: int) -> None:
+    for choose in (thinned, sampled):
+        kept = choose(list(enumerate(values)), limit, lambda item: item[1])
+        assert len(kept) <= limit
+        assert [place for place, _ in kept] == sorted({place for place, _ in kept})
+        assert kept[0][0] == 0 and kept[-1][0] == len(values) - 1
+        assert max(value for _, value in kept) == max(values)
+        assert min(value for _, value in kept) == min(values)
+
+
+def test_a_sample_too_small_for_its_extremes_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least 5"):
+        sampled([1.0] * 9, 4, float)
+    assert note(3, 3, "steps") == ""
+    assert note(3, 1200, "steps", "off") == (
+        "off: 3 of 1,200 steps drawn; the largest and smallest are kept."
+    )
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=400), st.integers(20, 90))

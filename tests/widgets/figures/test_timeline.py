@@ -9,6 +9,7 @@ from tests.widgets.figures import runs
 from widgets import theme
 from widgets.figures import timeline
 from widgets.figures.lanes import lanes, spans
+from widgets.figures.token_gaps import FROZEN, TICK
 
 
 def marks(figure, name: str) -> int:
@@ -23,7 +24,9 @@ def test_marks_are_the_counted_tokens(preempting: RunTrace, x: str) -> None:
     assert sum(row["computed again"] for row in drawn.table) == totals.recomputed_tokens
     states = [row["state"] for row in drawn.table]
     assert states.count("decode") == totals.decode_tokens
-    assert marks(drawn.figure, "decode") == totals.decode_tokens
+    waited = marks(drawn.figure, FROZEN.label)
+    assert marks(drawn.figure, "decode") + waited == totals.decode_tokens
+    assert (waited > 0) == (x == "time"), "a slow step is no different from others by steps"
     assert marks(drawn.figure, theme.STATES["recompute"].label) == states.count("recompute")
 
 
@@ -93,7 +96,7 @@ def test_long_runs_are_merged_and_many_lanes_left_out_in_words() -> None:
     )
     drawn = timeline(trace)
     assert all(len(mark.x) <= theme.MAX_MARKS for mark in drawn.figure.data)
-    assert "first 40 of 60 requests" in drawn.caption
+    assert "40 of 60 requests drawn; the largest and smallest are kept" in drawn.caption
     assert "drawn as one mark" in drawn.caption
     assert len({row["request"] for row in drawn.table}) == 40
 
@@ -133,3 +136,48 @@ def test_a_window_shows_what_happened_in_it(preempting: RunTrace) -> None:
     assert list(drawn.figure.layout.xaxis.range) == [1e3 * begin, 1e3 * end]
     with pytest.raises(ValueError, match="begin, end"):
         timeline(preempting, window_s=(2.0, 1.0))
+
+
+def stalled(whole: bool) -> RunTrace:
+    """Three chats, and a long prompt in the middle: read in one step, or in chunks."""
+    budget = {"scheduling.max_num_batched_tokens": 128 if whole else 12}
+    return runs.echo_run(
+        {**budget, "scheduling.enable_chunked_prefill": not whole, "scheduling.max_num_seqs": 4},
+        (4, 4, 4, 4, 90), (3, 14, 14, 14, 6), num_blocks=96,
+    )  # fmt: skip
+
+
+def names(figure) -> list:
+    return [t for t in figure.data if t.type == "scatter" and t.mode == "lines+text"]
+
+
+def test_a_wait_for_a_token_is_hatched_and_the_longest_is_named() -> None:
+    trace = stalled(whole=True)
+    drawn = timeline({"whole": trace, "chunked": stalled(whole=False)})
+    longest = trace.summary().itl_s.max
+    named = names(drawn.figure)
+    assert f"{theme.format_seconds(longest)} without a token" in named[0].text
+    frozen = next(t for t in drawn.figure.data if t.name == FROZEN.label)
+    assert frozen.marker.pattern.shape and max(frozen.x) == pytest.approx(1e3 * longest, rel=0.02)
+    assert len(frozen.x) == 3, "all chats wait for the long prompt"
+    ticks = [t for t in drawn.figure.data if t.name == TICK]
+    assert len(ticks[0].x) == trace.totals.sampled_tokens
+    top = drawn.figure.layout.yaxis.range[1]
+    assert top < min(named[0].y) < -0.5, "the name has a row of its own, above the lanes"
+
+
+def test_a_run_without_a_long_wait_names_none(on: RunTrace) -> None:
+    assert not names(timeline(on).figure)
+
+
+def test_lanes_left_out_are_the_same_on_both_sides_and_never_the_longest() -> None:
+    trace = runs.many_requests()
+    drawn = timeline({"a": trace, "b": runs.many_requests()}, max_lanes=12)
+    lanes_of = {name: {r["request"] for r in drawn.table if r["side"] == name} for name in "ab"}
+    assert lanes_of["a"] == lanes_of["b"] and len(lanes_of["a"]) == 12
+    took = {
+        lane.name: spans(lane, trace.snapshot())[-1].end_s
+        - spans(lane, trace.snapshot())[0].start_s
+        for lane in lanes(trace.snapshot())
+    }
+    assert {max(took, key=took.__getitem__), min(took, key=took.__getitem__)} <= lanes_of["a"]
