@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from minserve.files.json_types import build
 
-
 Asked = TypeVar("Asked")
 
 

@@ -18,6 +18,7 @@ import ipywidgets as widgets
 from widgets import theme
 from widgets.panels import views
 from widgets.panels.base import NotYetError, Panel, without_waiting
+from widgets.panels.sweep_result import crossing
 from widgets.progress import Progress
 from widgets.questions import Expression, Quantity, find_quantity, fingerprint
 from widgets.scores import Chosen, Commit
@@ -25,6 +26,8 @@ from widgets.scores import Chosen, Commit
 _NUMBER = re.compile(r"\s*([0-9][0-9,_ ]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s*([^0-9]*?)\s*")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12,
              "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}  # fmt: skip
+_HELPERS: Mapping[str, Any] = {"crossing": crossing, "format_seconds": theme.format_seconds}
+"""What expressions may use beside the chapter's names."""
 _HIDDEN = "Hidden until you have given your estimate, or ask to be shown."
 _UNTIL = "you have given your estimate above"
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -90,6 +93,7 @@ class Estimate(views.Displayed):
         self._sources = list(panels)
         self._text = self.asked.text
         if isinstance(truth, Mapping):
+            truth = {**_HELPERS, **truth}
             if "{" in self._text:
                 self._text = str(Expression(f"f{self._text!r}", truth, self.key).value())
             expression = Expression(self.asked.truth, truth, self.key)
