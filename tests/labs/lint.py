@@ -77,7 +77,7 @@ def has_a_header(notebook: Notebook, path: Path) -> Iterator[str]:
 
 
 def is_short(notebook: Notebook, path: Path) -> Iterator[str]:
-    """Few words in all, and few between two things the reader does."""
+    """Few words in all, few words and open code cells between two things the reader does."""
     total = sum(words(cell) for cell in notebook["cells"])
     if total > MAX_WORDS:
         yield f"{total} words, more than {MAX_WORDS}"
@@ -86,7 +86,8 @@ def is_short(notebook: Notebook, path: Path) -> Iterator[str]:
     for number, cell in enumerate(notebook["cells"][1:], start=1):
         since_words += words(cell)
         acts = "action" in tags(cell)
-        since_cells += cell["cell_type"] == "code" and not acts
+        folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
+        since_cells += cell["cell_type"] == "code" and not (acts or folded)
         if since_words > MAX_WORDS_BETWEEN:
             yield f"cell {number}: {since_words} words since the reader last did something"
         if since_cells > MAX_CELLS_BETWEEN:

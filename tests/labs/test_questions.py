@@ -36,6 +36,7 @@ def asked_in(path: Path) -> list[str]:
 def apart(tmp_path, monkeypatch):
     monkeypatch.setenv("MINSERVE_HEADLESS", "1")
     monkeypatch.setenv("MINSERVE_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.chdir(lint.LABS)
 
 

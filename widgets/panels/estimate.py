@@ -113,7 +113,8 @@ class Estimate(views.Displayed):
         self._build()
         if not self._restored():
             for panel in self._panels:
-                panel.mask(self, _HIDDEN, _UNTIL)
+                # By key: the cell may run again, and this replaces what it masked before.
+                panel.mask(self.key, _HIDDEN, _UNTIL)
         for panel in self._sources:
             panel.on_result(lambda result: self._settle())
 
@@ -205,7 +206,7 @@ class Estimate(views.Displayed):
         with self._lock:
             self._wait_for_a_run()
         for panel in self._panels:
-            panel.unmask(self)
+            panel.unmask(self.key)
         self._settle()
 
     def _wait_for_a_run(self) -> None:
@@ -241,8 +242,11 @@ class Estimate(views.Displayed):
             self.right = self._is_right(self.first or guess, truth)
             if not self._recorded:
                 self._recorded = True
-                self._progress.record(self.key, "estimate", float(self.right), 1)
-                self._keep()
+                # A panel of the same cell, from before it ran again, hears of the run too.
+                known = self._progress.commit_of(self.key, fingerprint(self.asked))
+                if known is None or not known.scored:
+                    self._progress.record(self.key, "estimate", float(self.right), 1)
+                    self._keep()
         off = max(guess / truth, truth / guess)
         if right:
             how = "exactly" if off < 1.005 else f"{theme.format_ratio(off)} off"

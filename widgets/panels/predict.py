@@ -256,7 +256,8 @@ class Predict(views.Displayed):
 
     def _hide(self) -> None:
         for panel in self._panels:
-            panel.mask(self, _HIDDEN, _UNTIL)
+            # By key: the cell may run again, and this replaces what it masked before.
+            panel.mask(self.key, _HIDDEN, _UNTIL)
 
     def _reveal(self) -> None:
         """Lock, show what is known, and let the panels run: outside the lock, they tell us."""
@@ -271,7 +272,7 @@ class Predict(views.Displayed):
             elif self.committed is None:
                 self.feedback.value = "".join(_answered(form.question) for form in self.forms)
         for panel in self._panels:
-            panel.unmask(self)
+            panel.unmask(self.key)
 
     def _keep(self, shown: bool = False) -> None:
         chosen = [Chosen(g.direction, g.factor, g.reason) for g in self.committed or ()]
@@ -331,8 +332,11 @@ class Predict(views.Displayed):
             text = f"You had {points} of {out_of}."
             if not self._recorded:
                 self._recorded = True
-                self._progress.record(self.key, "predict", points, out_of)
-                self._keep()
+                # A panel of the same cell, from before it ran again, hears of the run too.
+                known = self._progress.commit_of(self.key, fingerprint(self.asked))
+                if known is None or not known.scored:
+                    self._progress.record(self.key, "predict", points, out_of)
+                    self._keep()
         self.status.value = views.sentence(text, "info")
 
     def __repr__(self) -> str:

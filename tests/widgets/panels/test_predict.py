@@ -250,6 +250,19 @@ def test_other_questions_have_no_commitment():
     assert hidden(compare) and predict.committed is None
 
 
+def test_a_cell_that_runs_again_leaves_no_mask_behind(compare):
+    Predict(compare, ASKED)
+    compare.run()
+    again = Predict(compare, ASKED)
+    again.forms[0].put(Guess("down", 1.8, 1))
+    again.commit()
+    assert not hidden(compare)
+    third = Predict(compare, ASKED)
+    ended(compare)
+    assert not hidden(compare) and third.scores == again.scores
+    assert entry().tries == 1
+
+
 def test_headless_nothing_is_restored(monkeypatch):
     committed()
     monkeypatch.setenv("MINSERVE_HEADLESS", "1")
