@@ -1,13 +1,14 @@
 """Give the reader their own copies of the chapters, and open JupyterLab on the first.
 
 The chapters in `labs/` are stored with their outputs, for people who read them without running
-anything. Whoever works through one should not see the answers first, and must never lose notes to
-an update; so this script copies each chapter, without outputs, into `work/`, which git ignores:
+anything. A reader who works through one should not see the answers first, and must never lose notes
+to an update; so this script copies each chapter, without outputs, into `work/`, which git ignores:
 
 - a copy that is not there yet is made;
 - a copy that was never opened follows the chapter when the chapter changes;
 - a copy that was opened or edited is left alone, and a line says that a newer chapter exists;
-- `--reset 00` moves the reader's copy to `work/backups/` and makes a fresh one.
+- `--reset 00` moves the reader's copy to `work/backups/` and makes a fresh one, whose questions are
+  open again; the scores stay.
 
 JupyterLab and its kernels are started with the engine's way of waiting for threads. Beyond that it
 uses the standard library only and knows nothing about the engine or the chapters' contents.
@@ -125,6 +126,16 @@ def carry_out(steps: list[Step], work: Path) -> None:
     (work / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
+def forget(work: Path, numbers: list[str]) -> None:
+    """Open the questions of these chapters again: a fresh copy should not show old answers."""
+    scores = work / "progress.json"
+    if numbers and scores.exists():
+        from widgets.progress import Progress  # Not needed to copy chapters.
+
+        for number in numbers:
+            Progress(scores).forget(number)
+
+
 def report(steps: list[Step], checkout: Path) -> list[str]:
     """The lines that tell the reader what happened; chapters left as they were are not listed."""
     sentence = {
@@ -197,6 +208,7 @@ def main(argv: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
         steps = plan(checkout / "labs", work, options.reset)
         if not options.dry_run:
             carry_out(steps, work)
+            forget(work, options.reset)
     except LabError as error:
         print(error, file=sys.stderr)
         return 1

@@ -22,6 +22,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from widgets.progress import Progress
+from widgets.scores import Commit
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
@@ -390,6 +393,19 @@ def test_reset_takes_a_fresh_copy_and_keeps_a_backup_each_time(
         assert "1 + 1" in mine.read_text(encoding="utf-8")
     kept = sorted(p.read_text(encoding="utf-8") for p in (checkout / "work/backups").iterdir())
     assert len(kept) == 2 and "first notes" in kept[0] and "second notes" in kept[1]
+
+
+def test_reset_opens_the_chapters_questions_again_and_keeps_the_scores(
+    checkout: Path, run: Callable[..., str]
+) -> None:
+    run("--copy-only")
+    progress = Progress(checkout / "work/progress.json")
+    for key in ("11.flip", "00.recap"):
+        progress.keep(Commit(key, "asked", (), shown=True))
+    progress.record("11.flip", "predict", 2, 6)
+    run("--copy-only", "--reset", "11")
+    assert list(progress.scores().commits) == ["00.recap"]
+    assert list(progress.entries()) == ["11.flip"]
 
 
 def test_a_dry_run_names_the_start_chapter_and_writes_nothing(

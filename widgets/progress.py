@@ -1,4 +1,4 @@
-"""What the reader has scored, kept in `work/progress.json`, with export, import and a dashboard.
+"""What the reader has scored and committed to, kept in `work/progress.json`; with a dashboard.
 
 Written whole and renamed into place, under a lock that other notebooks respect; a damaged file is
 set aside, never deleted, and never stops a chapter. Knows nothing about panels: they record a key,
@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,17 @@ from filelock import FileLock, Timeout
 from minserve.files import cache_dir
 from minserve.files.json_file import read_bytes
 from widgets.fallback import bundle
-from widgets.scores import KINDS, MAX_BYTES, Entry, check, dump, parse
+from widgets.scores import (
+    KINDS,
+    MAX_BYTES,
+    Commit,
+    Entry,
+    Scores,
+    check,
+    check_commit,
+    dump,
+    parse,
+)
 from widgets.theme import headless
 
 LOCK_TIMEOUT_S = 10.0
@@ -52,18 +63,48 @@ class Progress:
         self.notice = ""
         """What went wrong with the file, in a sentence; "" when nothing did."""
 
-    def entries(self) -> dict[str, Entry]:
-        """Key -> entry, in the order of keys. Empty where there is no file, or a damaged one."""
+    def scores(self) -> Scores:
+        """All that is in the file. Empty where there is no file, or a damaged one."""
         try:
             return self._parsed()
         except ValueError:
             pass
         # Damaged: under the lock, because another notebook may have mended it meanwhile.
-        found: dict[str, Entry] = {}
+        found = Scores()
         with self._locked() as locked:
             if locked:
                 found = self._read()
         return found
+
+    def entries(self) -> dict[str, Entry]:
+        """Key -> entry, in the order of keys."""
+        return dict(self.scores().entries)
+
+    def commit_of(self, key: str, asked: str) -> Commit | None:
+        """What was committed to under `key`; None where nothing was, or other questions were asked.
+
+        `asked` is the questions' fingerprint.
+        """
+        commit = self.scores().commits.get(key)
+        return commit if commit is not None and commit.asked == asked else None
+
+    def keep(self, commit: Commit) -> None:
+        """Remember a commit in place of an earlier one with its key."""
+        check_commit(commit)
+        self._change(lambda now: replace(now, commits={**now.commits, commit.key: commit}))
+
+    def forget(self, key: str) -> None:
+        """Drop the commits of a panel ("45b.flip") or a chapter ("45b"); the scores stay."""
+
+        def without(now: Scores) -> Scores:
+            kept = {
+                name: commit
+                for name, commit in now.commits.items()
+                if key not in (name, name.partition(".")[0])
+            }
+            return replace(now, commits=kept)
+
+        self._change(without)
 
     def record(self, key: str, kind: str, points: float, out_of: float) -> Entry:
         """Note one try. The first one's points stay; later ones can only raise `best`.
@@ -80,42 +121,45 @@ class Progress:
         new = Entry(key, kind, points, points, out_of, 1, today)
         check(new)
 
-        def tried(entries: dict[str, Entry]) -> dict[str, Entry]:
+        def tried(now: Scores) -> Scores:
             nonlocal new
-            old = entries.get(key)
+            old = now.entries.get(key)
             # Another number of points: the chapter has changed, and the scores do not compare.
             if old is not None and old.out_of == out_of:
                 best, tries = max(old.best, points), old.tries + 1
                 new = Entry(key, kind, old.first, best, out_of, tries, today)
-            return entries | {key: new}
+            return replace(now, entries={**now.entries, key: new})
 
         self._change(tried)
         return new
 
     def export(self) -> str:
-        """All scores as JSON text."""
-        return dump(self.entries())
+        """All scores and commits as JSON text."""
+        return dump(self.scores())
 
     def import_(self, text: str) -> int:
         """Merge exported scores, keeping the better of two; returns how many were read.
+
+        Of two commits with one key, this file's own stays.
 
         Raises ValueError, in a sentence, for anything `export` did not write, and where the file
         of scores cannot be written.
         """
         incoming = parse(text.encode("utf-8", errors="surrogatepass"), "the text")
 
-        def merged(entries: dict[str, Entry]) -> dict[str, Entry]:
-            for key, entry in incoming.items():
+        def merged(now: Scores) -> Scores:
+            entries = dict(now.entries)
+            for key, entry in incoming.entries.items():
                 ours = entries.get(key)
                 if ours is None or (entry.best, entry.tries) > (ours.best, ours.tries):
                     entries[key] = entry
-            return entries
+            return Scores(entries, {**incoming.commits, **now.commits})
 
         if not self._change(merged):
             raise ValueError(self.notice.rstrip("."))
-        return len(incoming)
+        return len(incoming.entries)
 
-    def _change(self, change: Callable[[dict[str, Entry]], dict[str, Entry]]) -> bool:
+    def _change(self, change: Callable[[Scores], Scores]) -> bool:
         """Read, change, write, with no other notebook in between; whether that was possible."""
         with self._locked() as locked:
             return locked and self._write(change(self._read()))
@@ -144,19 +188,19 @@ class Progress:
             finally:
                 lock.release()
 
-    def _parsed(self) -> dict[str, Entry]:
+    def _parsed(self) -> Scores:
         """What is in the file; nothing where there is none. Raises ValueError."""
         if not os.path.lexists(self.path):
-            return {}
+            return Scores()
         return parse(read_bytes(self.path, max_bytes=MAX_BYTES, what="scores"), self.path)
 
-    def _read(self) -> dict[str, Entry]:
+    def _read(self) -> Scores:
         try:
             return self._parsed()
         except ValueError:
             return self._set_aside()
 
-    def _set_aside(self) -> dict[str, Entry]:
+    def _set_aside(self) -> Scores:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         backup = self.path.with_name(f"{self.path.stem}.damaged-{stamp}.json")
         try:
@@ -165,12 +209,12 @@ class Progress:
         except OSError:
             where = "it could not be set aside"
         self.notice = f"{self.path.name} could not be read; {where}, and scores begin anew."
-        return {}
+        return Scores()
 
-    def _write(self, entries: Mapping[str, Entry]) -> bool:
+    def _write(self, scores: Scores) -> bool:
         try:
             # Renamed when complete: another notebook sees the old file or the new one.
-            cache_dir.replace(self.path, dump(entries).encode(), mode=0o644)
+            cache_dir.replace(self.path, dump(scores).encode(), mode=0o644)
         except (OSError, ValueError) as error:
             self.notice = self._unwritable(error)
             return False
@@ -201,10 +245,10 @@ class Dashboard:
 
     def refresh(self) -> None:
         """Show what the file has now."""
-        entries = self.progress.entries()
-        self.table.value = _table(entries)
+        scores = self.progress.scores()
+        self.table.value = _table(scores.entries)
         self._say(self.progress.notice)
-        data = base64.b64encode(dump(entries).encode()).decode()
+        data = base64.b64encode(dump(scores).encode()).decode()
         self.export_link.value = (
             f'<a download="minserve-progress.json" href="data:application/json;base64,{data}">'
             "Export scores</a>"
@@ -234,7 +278,7 @@ class Dashboard:
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         if headless():
-            # The scores of whoever executed a chapter are nobody else's business.
+            # Scores are private: none are stored with a chapter.
             return {"text/plain": "Dashboard: your scores appear here when the chapter runs"}
         return bundle(self.widget, repr(self), **options)
 

@@ -43,17 +43,29 @@ class _Line:
         self._changed = threading.Condition()
         self._tickets: deque[_Ticket] = deque()
 
+    def join(self, name: str) -> _Ticket:
+        """Take a place in line for a thread that is about to start."""
+        ticket = _Ticket(name, 0)
+        with self._changed:
+            self._tickets.append(ticket)
+        return ticket
+
     @contextmanager
     def turn(
-        self, name: str, should_stop: Callable[[], bool], on_wait: Callable[[str], None]
+        self,
+        name: str,
+        should_stop: Callable[[], bool],
+        on_wait: Callable[[str], None],
+        ticket: _Ticket | None = None,
     ) -> Iterator[None]:
-        ticket = _Ticket(name, threading.get_ident())
+        own = threading.get_ident()
         with self._changed:
-            if self._tickets and self._tickets[0].thread == ticket.thread:
-                nested = True
-            else:
-                nested = False
-                self._tickets.append(ticket)
+            nested = ticket is None and bool(self._tickets) and self._tickets[0].thread == own
+            if ticket is None:
+                ticket = _Ticket(name, own)
+                if not nested:
+                    self._tickets.append(ticket)
+            ticket.thread = own
         if nested:
             yield
             return
@@ -172,8 +184,10 @@ class Worker:
             self._thread = None
             self._run(work, job)
         else:
+            # In line before the thread begins: runs take turns in the order they were asked for.
+            ticket = _line.join(self.name)
             self._thread = threading.Thread(
-                target=self._run, args=(work, job), name=f"panel: {self.name}", daemon=True
+                target=self._run, args=(work, job, ticket), name=f"panel: {self.name}", daemon=True
             )
             self._thread.start()
         return True
@@ -201,10 +215,10 @@ class Worker:
             raise
         return True
 
-    def _run(self, work: Callable[[Job], Any], job: Job) -> None:
+    def _run(self, work: Callable[[Job], Any], job: Job, ticket: _Ticket | None = None) -> None:
         state: State = "done"
         try:
-            with engine_turn(self.name, lambda: job.stopping, self._wait_for):
+            with _line.turn(self.name, lambda: job.stopping, self._wait_for, ticket):
                 self.state = "running"
                 self._tell()
                 self.result = work(job)

@@ -25,7 +25,8 @@ CELLS = (
     f"""
 from minserve import EngineConfig, SchedulingConfig, TraceConfig
 from minserve.bench.workloads.traffic import fixed_length, poisson
-from widgets.panels import Compare, Predict, Question, Reason
+from widgets.panels import Compare, Predict
+from widgets.questions import Prediction, Question, Reason
 from widgets.replay import Replay
 
 prompts = [[2 + n, 3 + n, 5 + n] for n in range({REQUESTS})]
@@ -42,8 +43,9 @@ compare = Compare(
     names=("static", "continuous"),
     title="{TITLE}",
 )
-reasons = (Reason("one", "", True), Reason("two", ""), Reason("three", ""))
-Predict(compare, [Question("output_tokens_per_s", "Tokens/s?", reasons)], key="99.flip")
+reasons = (Reason("one", "yes", True), Reason("two", "no"), Reason("three", "no"))
+question = Question("output_tokens_per_s", "Tokens/s?", reasons)
+Predict(compare, Prediction((question,), key="99.flip"))
 """,
     """
 compare.run()
@@ -69,12 +71,15 @@ def _highest(plot: dict[str, Any]) -> float:
     return max(trace["highest"] for trace in plot["traces"])
 
 
-def test_before_commit_a_run_shows_nothing(notebook: Notebook) -> None:
+def test_before_commit_nothing_runs_and_nothing_is_shown(notebook: Notebook) -> None:
     from playwright.sync_api import expect
 
     notebook.wait_until_all_ran()
     panel, predict = notebook.panel(TITLE), notebook.panel("Predict")
-    expect(panel.get_by_text("Live: “static” is running.")).to_be_visible(timeout=RUN_MS)
+    waits = panel.get_by_text("Runs when you commit to a prediction above")
+    expect(waits).to_be_visible()
+    panel.get_by_role("button", name="Run", exact=True).click()
+    expect(waits).to_be_visible()
     predict.get_by_role("button", name="Commit").click()
     expect(predict.get_by_text("Choose something first.")).to_be_visible()
     assert notebook.outputs.get_by_text(HIDDEN).count() == 2
@@ -82,13 +87,14 @@ def test_before_commit_a_run_shows_nothing(notebook: Notebook) -> None:
     expect(panel.get_by_text("so far")).to_have_count(0)
 
 
-def test_commit_shows_the_run_that_goes_on(notebook: Notebook) -> None:
+def test_commit_starts_the_run_in_view(notebook: Notebook) -> None:
     from playwright.sync_api import expect
 
     panel, predict = notebook.panel(TITLE), notebook.panel("Predict")
     predict.get_by_role("radio", name="goes up").check()
     predict.get_by_role("button", name="Commit").click()
-    expect(predict.get_by_text("Committed. Now run it and see.")).to_be_visible()
+    expect(predict.get_by_text("Committed. Watch the run.")).to_be_visible()
+    expect(panel.get_by_text("Live: “static” is running.")).to_be_visible(timeout=RUN_MS)
     expect(panel.get_by_text("so far")).to_be_visible()
     assert notebook.drawn_plot(panel)["traces"]
     assert "99.flip" not in notebook.lab.scores()

@@ -22,9 +22,11 @@ TAGS = {"action", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "ra
 """`action`: here the reader does something (runs, guesses, drags, changes and runs again). Other
 tags are names that a chapter's tests find its cells by, too unlike these to be a slip."""
 MAX_WORDS, MAX_WORDS_BETWEEN, MAX_CELLS_BETWEEN = 1200, 150, 3
+MAX_LINES_ASKING = 8
 MAX_BYTES = 500_000
 
 _PATHS = re.compile(r"(/home/|/root/|/tmp/|/work/|/Users/|/usr/|/opt/|[A-Z]:\\\\)[\w.-]+")
+_GIVEN_AWAY = re.compile(r"\b(Reason|Answer|Choice|Ledger)\(|\b(correct|feedback|explain)\s*=(?!=)")
 _MEASURED = re.compile(r"\d[\d.,]*\s?(ms|µs|seconds|[kMG]?FLOPs?|[kMG]B|tokens/s|x|times)\b")
 
 Notebook = dict[str, Any]
@@ -75,7 +77,7 @@ def has_a_header(notebook: Notebook, path: Path) -> Iterator[str]:
 
 
 def is_short(notebook: Notebook, path: Path) -> Iterator[str]:
-    """Few words in all, and few between two things the reader does."""
+    """Few words in all, few words and open code cells between two things the reader does."""
     total = sum(words(cell) for cell in notebook["cells"])
     if total > MAX_WORDS:
         yield f"{total} words, more than {MAX_WORDS}"
@@ -84,7 +86,8 @@ def is_short(notebook: Notebook, path: Path) -> Iterator[str]:
     for number, cell in enumerate(notebook["cells"][1:], start=1):
         since_words += words(cell)
         acts = "action" in tags(cell)
-        since_cells += cell["cell_type"] == "code" and not acts
+        folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
+        since_cells += cell["cell_type"] == "code" and not (acts or folded)
         if since_words > MAX_WORDS_BETWEEN:
             yield f"cell {number}: {since_words} words since the reader last did something"
         if since_cells > MAX_CELLS_BETWEEN:
@@ -192,7 +195,24 @@ def types_no_measurement(notebook: Notebook, path: Path) -> Iterator[str]:
                 yield f"cell {number} has a typed number: {match.group(0)!r}"
 
 
+def gives_no_answer_away(notebook: Notebook, path: Path) -> Iterator[str]:
+    """Questions, answers and explanations are in labs/questions/, not in front of the reader."""
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code":
+            continue
+        for match in _GIVEN_AWAY.finditer(source(cell)):
+            yield f"cell {number} has {match.group(0)!r}: move it to labs/questions/"
+        asks = re.search(r"^(\w+ = )?(Predict|Estimate|Recap)\(", source(cell), re.MULTILINE)
+        lines = len(source(cell).strip().splitlines())
+        if asks and (lines > MAX_LINES_ASKING or cell["metadata"].get("jupyter")):
+            yield (
+                f"cell {number} asks something in {lines} lines, or folded: at most "
+                f"{MAX_LINES_ASKING}, with what it asks about in a cell before it"
+            )
+
+
 RULES: tuple[Callable[[Notebook, Path], Iterator[str]], ...] = (
     has_a_header, is_short, is_executed, has_compared_facts, carries_no_state, is_small,
     raises_panel_errors_last, imports_the_lab_only, has_its_figures, types_no_measurement,
+    gives_no_answer_away,
 )  # fmt: skip

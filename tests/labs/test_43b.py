@@ -89,7 +89,7 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     ratios = {length: spread.median for length, spread in nvme.points.items()}
     assert ratios[128] > 1.1 and ratios[2000] < 0.9
     assert 384 < nvme.crossover < 512
-    nearest = min(chapter["guess"]._choices, key=lambda choice: abs(choice - nvme.crossover))
+    nearest = min(chapter["guess"].asked.choices, key=lambda choice: abs(choice - nvme.crossover))
     assert nearest == 400
     assert slow.crossover is None and min(s.median for s in slow.points.values()) > 1.5
     playground.run()

@@ -74,7 +74,7 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     gains = {value: spread.median for value, spread in sweep.points.items()}
     assert gains[0.0] > 1.05 and gains[1.0] < 0.9
     assert 0.3 < sweep.crossover < 0.5
-    nearest = min(chapter["guess"]._choices, key=lambda choice: abs(choice - sweep.crossover))
+    nearest = min(chapter["guess"].asked.choices, key=lambda choice: abs(choice - sweep.crossover))
     assert nearest == 0.4
     playground.run()
     start = playground.result

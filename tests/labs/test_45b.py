@@ -67,7 +67,7 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     price = {budget: spread.median for budget, spread in cost.points.items()}
     assert price[256] < 0.9 and price[512] < 1 and price[64] > 1.5
     assert 128 < cost.crossover < 256
-    assert chapter["ridge"]._truth == pytest.approx(295, abs=1)
+    assert chapter["ridge"]._value() == pytest.approx(295, abs=1)
     # What it buys stops growing where it starts to cost: reading the weights is the floor.
     pause = {budget: spread.median for budget, spread in stall.points.items()}
     assert pause[4096] > 5 * pause[512] > 5 * pause[256] and pause[64] > 0.95 * pause[128]

@@ -93,7 +93,7 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     gains = {value: spread.median for value, spread in spreads.points.items()}
     assert gains[0.0] > 1.2 and gains[1.0] < 0.6
     assert 0.4 < spreads.crossover < 0.5
-    choices = chapter["crossover"]._choices
+    choices = chapter["crossover"].asked.choices
     assert min(choices, key=lambda choice: abs(choice - spreads.crossover)) == 0.5
     playground.run()
     start = playground.result

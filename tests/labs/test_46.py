@@ -129,7 +129,7 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     start = splits.result
     assert start.ratio < 1 / 8, "one request: parts are the gain"
     assert 8 <= start.losing_from <= 32
-    nearest = min(guess._choices, key=lambda choice: abs(choice - start.losing_from))
+    nearest = min(guess.asked.choices, key=lambda choice: abs(choice - start.losing_from))
     assert nearest == 16
     splits.controls["requests"].value = 64
     splits.run()

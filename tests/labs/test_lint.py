@@ -43,6 +43,8 @@ def _break(notebook, rule):
         notebook["metadata"]["minserve"]["figures"]["00_missing"] = "None"
     elif rule is lint.types_no_measurement:
         cells[1]["source"] = ["It is 12.3x as fast."]
+    elif rule is lint.gives_no_answer_away:
+        code[0]["source"] = ['Reason("Fewer steps.", "Yes.", True)\n']
 
 
 @pytest.mark.parametrize("rule", lint.RULES, ids=lambda rule: rule.__name__)
@@ -55,6 +57,25 @@ def test_every_rule_can_go_red(rule, tmp_path):
         text += " " * lint.MAX_BYTES
     path.write_text(text)
     assert list(rule(notebook, path))
+
+
+@pytest.mark.parametrize(
+    ("code", "bad"),
+    [
+        ("Answer('a', 'b')", True),
+        ("q = Choice (1)", False),
+        ("Estimate('45b.ridge', truth, explain = 'Bytes over bandwidth.')", True),
+        ("names=('first come', 'feedback')", False),
+        ("def explain(result):\n    return result", False),
+        ("assert correct == 3", False),
+        ("Recap('45b')", False),
+        ("\n".join(["x = 1"] * 9 + ["guess = Estimate('45b.ridge', globals())"]), True),
+    ],
+)
+def test_answers_in_the_source_are_found_and_other_words_are_not(code, bad):
+    notebook = copy.deepcopy(lint.read(START))
+    lint.code_cells(notebook)[0]["source"] = [code]
+    assert bool(list(lint.gives_no_answer_away(notebook, START))) is bad
 
 
 def test_code_between_two_actions_is_counted():

@@ -16,6 +16,7 @@ from widgets import workers
 from widgets.fallback import NO_WIDGETS
 from widgets.panels import Compare, Estimate
 from widgets.progress import dashboard
+from widgets.questions import Quantity
 from widgets.replay import Replay
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -52,7 +53,7 @@ def test_the_sentence_leads_to_figures_that_are_there() -> None:
 
 def test_a_panel_brings_its_words_for_front_ends_without_widgets() -> None:
     race = Compare(BASE, {"seed": 1}, tiny(2), title="A race")
-    guess = Estimate("How many?", 3.0, key="x.y")
+    guess = Estimate(Quantity("How many?", key="x.y"), 3.0)
     for panel, words in ((race, "Compare: A race"), (guess, "Estimate: How many?")):
         bundle = panel._repr_mimebundle_()
         assert WIDGET in bundle

@@ -29,10 +29,19 @@ from widgets.figures.launches import launch_bars
 from widgets.figures.online_softmax import OnlineSoftmax
 from widgets.figures.radix_tree import RadixTree, radix_tree
 from widgets.frames import replay_html
-from widgets.panels import Compare, Estimate, Predict, Question, Reason, Recap, Sweep, views
+from widgets.panels import Compare, Estimate, Predict, Recap, Sweep, views
 from widgets.panels.base import _error_html
-from widgets.panels.recap import Answer, Choice, Ledger
 from widgets.progress import Dashboard, Progress
+from widgets.questions import (
+    Answer,
+    Choice,
+    Closing,
+    Ledger,
+    Prediction,
+    Quantity,
+    Question,
+    Reason,
+)
 from widgets.replay import Replay
 from widgets.stepper import Stepper
 from widgets.tokenview import TokenKind, TokenMark, TokenView, token_view
@@ -245,18 +254,20 @@ def test_panels_show_what_they_are_given() -> None:
     switch = {"scheduling.policy": "continuous"}
     compare = Compare(STATIC, switch, tiny(3), rounds=3, headline="steps", clock="virtual")
     reasons = (Reason(EVIL, EVIL, correct=True), Reason("no", EVIL), Reason(EVIL * 2, EVIL))
-    predict = Predict(compare, [Question("steps", EVIL, reasons)], key="45a.flip")
+    asked = Prediction((Question("steps", EVIL, reasons),), key="45a.flip")
+    predict = Predict(compare, asked)
     compare.run()
     assert compare.wait(30)
     assert check_widget(compare.widget) and check_widget(predict.widget)
-    estimate = Estimate(EVIL, 3.0, key="00.guess", explain=EVIL)
+    estimate = Estimate(Quantity(EVIL, explain=EVIL, key="00.guess"), 3.0)
     estimate.guess(2.0)
     assert check_widget(estimate.widget)
     stepper = Stepper(1, lambda index: figures.latency(runs.with_cache()), title=EVIL, what=EVIL)
     assert check_widget(stepper.widget)
 
     answers = (Answer(EVIL, EVIL, correct=True), Answer("no", EVIL))
-    recap = Recap([Choice(EVIL, answers)], Ledger(EVIL, EVIL, EVIL, EVIL), key="00.recap")
+    ledger = Ledger(EVIL, EVIL, EVIL, EVIL)
+    recap = Recap(Closing((Choice(EVIL, answers),), ledger, key="00.recap"))
     recap.answer(0, 0)
     assert check_widget(recap.widget)
 

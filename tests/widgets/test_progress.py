@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from widgets.progress import Dashboard, Progress, dashboard, default_path
+from widgets.scores import Chosen, Commit
 
 
 @pytest.fixture
@@ -48,6 +49,13 @@ def test_a_chapter_that_changed_its_points_begins_anew(progress):
         "\x00\x01",
         '{"version": 99, "entries": []}',
         '{"version": 1, "entries": [{"key": "a"}]}',
+        '{"version": 2, "entries": [], "commits": [{"key": "a"}]}',
+        '{"version": 2, "entries": [], "commits": [{"key": "a", "asked": "b", "chosen":'
+        ' [{"direction": "sideways", "number": null, "option": null}], "shown": false,'
+        ' "scored": false}]}',
+        '{"version": 2, "entries": [], "commits": [{"key": "a", "asked": "b", "chosen":'
+        ' [{"direction": null, "number": -1.0, "option": null}], "shown": false,'
+        ' "scored": false}]}',
         '{"version": 1, "entries": [{"key": "a", "kind": "recap", "first": 9, "best": "9",'
         ' "out_of": 5, "tries": 1, "date": ""}]}',
         '{"version": 1, "entries": [{"key": "a", "kind": "recap", "first": 9, "best": 9,'
@@ -105,9 +113,47 @@ def test_export_and_import_merge_keeping_the_better(progress, tmp_path):
     assert progress.import_(away.export()) == 2
     best = {key: entry.best for key, entry in progress.entries().items()}
     assert best == {"a.x": 4, "b.x": 3, "c.x": 2}
-    assert json.loads(progress.export())["version"] == 1
+    assert json.loads(progress.export())["version"] == 2
     with pytest.raises(ValueError, match="not a file of scores"):
         progress.import_("scores")
+
+
+def test_commits_are_kept_beside_the_scores_and_forgotten_by_panel_or_chapter(progress):
+    chosen = (Chosen("up", 2.0, 1), Chosen())
+    commits = [Commit(key, "mark", chosen) for key in ("45b.flip", "45b.ridge", "45a.flip")]
+    for commit in commits:
+        progress.keep(commit)
+    progress.record("45b.flip", "predict", 2, 6)
+    other = Progress(progress.path)
+    assert other.commit_of("45b.flip", "mark") == commits[0]
+    assert other.commit_of("45b.flip", "other questions") is None
+    assert other.commit_of("45b.recap", "mark") is None
+    other.forget("45b.ridge")
+    assert sorted(progress.scores().commits) == ["45a.flip", "45b.flip"]
+    progress.forget("45b")
+    assert list(other.scores().commits) == ["45a.flip"]
+    assert list(other.entries()) == ["45b.flip"], "scores stay"
+
+
+def test_the_first_version_of_the_file_is_read(progress):
+    progress.path.parent.mkdir()
+    entry = {"key": "00.recap", "kind": "recap", "first": 4.0, "best": 5.0, "out_of": 5.0,
+             "tries": 2, "date": "2026-01-02"}  # fmt: skip
+    progress.path.write_text(json.dumps({"version": 1, "entries": [entry]}), encoding="utf-8")
+    assert progress.entries()["00.recap"].best == 5
+    progress.keep(Commit("00.recap", "mark", (), shown=True))
+    found = Progress(progress.path).scores()
+    assert list(found.entries) == ["00.recap"] and found.commits["00.recap"].shown
+
+
+def test_imported_commits_do_not_replace_ones_own(progress, tmp_path):
+    away = Progress(tmp_path / "away.json")
+    for key in ("a.x", "b.x"):
+        away.keep(Commit(key, "theirs", (Chosen(number=3.0),)))
+    progress.keep(Commit("a.x", "ours", (Chosen(number=2.0),)))
+    progress.import_(away.export())
+    commits = progress.scores().commits
+    assert [commits[key].asked for key in ("a.x", "b.x")] == ["ours", "theirs"]
 
 
 def test_the_dashboard_shows_refreshes_exports_and_imports(progress, tmp_path):

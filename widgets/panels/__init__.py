@@ -20,8 +20,8 @@ from widgets.panels.exercise import (
     Wrong,
     check,
 )
-from widgets.panels.predict import Predict, Question, Reason
-from widgets.panels.recap import Answer, Choice, Ledger, Recap
+from widgets.panels.predict import Predict
+from widgets.panels.recap import Recap
 from widgets.panels.result import Agreement, CompareResult
 from widgets.panels.roofline import Roofline
 from widgets.panels.sweep import Sweep
@@ -30,22 +30,17 @@ from widgets.panels.verdict import Verdict, judge
 __all__ = [
     "METRICS",
     "Agreement",
-    "Answer",
     "Case",
     "Check",
-    "Choice",
     "Compare",
     "CompareResult",
     "Estimate",
     "Exercise",
     "Failure",
-    "Ledger",
     "Metric",
     "Misconception",
     "Pick",
     "Predict",
-    "Question",
-    "Reason",
     "Recap",
     "Report",
     "Roofline",

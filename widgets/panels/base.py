@@ -1,14 +1,16 @@
 """What every panel that runs something is made of: run, stop, progress, errors, hidden results.
 
 A click checks the settings, starts the panel's worker and returns. Results can be hidden until the
-reader has committed a prediction: they are then not in the page at all. Knows nothing about what a
-run does.
+reader has committed to a prediction: they are then not in the page at all, and the run itself waits
+for the commitment, so that it is seen live. Knows nothing about what a run does.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from html import escape
 from typing import Any
 
@@ -27,6 +29,23 @@ class Refusal(ValueError):
     """A run that cannot begin as things stand. The message says what to do first."""
 
 
+class NotYetError(RuntimeError):
+    """A result that is still to come: its run goes on, or waits for the reader."""
+
+
+_patient: ContextVar[bool] = ContextVar("patient", default=True)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Within it, `Panel.result` raises NotYetError for a run under way instead of waiting."""
+    token = _patient.set(False)
+    try:
+        yield
+    finally:
+        _patient.reset(token)
+
+
 REFUSALS = (ConfigError, InvalidRequestError, Refusal)
 """Errors whose message is a sentence for the reader."""
 
@@ -41,6 +60,8 @@ class Panel(views.Displayed):
         self._result: Any = None
         self._listeners: list[Callable[[Any], None]] = []
         self._masks: dict[object, str] = {}
+        self._holds: dict[object, str] = {}
+        self._wanted = False
         self._places: list[tuple[Callable[[Any], views.Shown], widgets.VBox]] = []
         self.run_button = widgets.Button(
             description=run_label, button_style="primary", tooltip=f"{run_label}: {title}"
@@ -84,15 +105,26 @@ class Panel(views.Displayed):
     def run(self) -> None:
         """Start a run, as the button does; headless, it is over when this returns.
 
-        Raises ConfigError or Refusal where it cannot begin. What goes wrong later is shown in the
-        panel and raised by `result` and by the chapter's last cell.
+        While a question about the results is open, the run waits for the reader's answer; headless
+        it does not. Raises ConfigError or Refusal where it cannot begin. What goes wrong later is
+        shown in the panel and raised by `result` and by the chapter's last cell.
         """
         self.check()
-        self._start()
+        with self._lock:
+            self._wanted = bool(self._holds) and not headless()
+        if self._wanted:
+            self.status.value = views.sentence(self._runs_when(), "info")
+        else:
+            self._start()
 
     def stop(self) -> None:
         """End the run within a step; nothing is quoted from it."""
         self.worker.stop()
+
+    @property
+    def under_way(self) -> bool:
+        """True while a run goes on, waits for its turn, or waits for the reader's answer."""
+        return self._wanted or self.worker.busy
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the run's end; False when it takes longer."""
@@ -102,9 +134,14 @@ class Panel(views.Displayed):
     def result(self) -> Any:
         """What the last complete run gave; waits for one under way.
 
-        Raises the run's error, or RuntimeError when there has been no complete run.
+        Raises the run's error, RuntimeError when there has been no complete run, and NotYetError
+        when the run waits for the reader.
         """
-        if not self.worker.own_thread:  # Whoever hears of a result is called before the run ends.
+        if self._wanted and self._result is None:
+            raise NotYetError(f"“{self.title}” has no result yet. {self._runs_when()}")
+        if not self.worker.own_thread:  # Listeners are called before the run ends.
+            if self.worker.busy and not _patient.get():
+                raise NotYetError(f"“{self.title}” is still running")
             self.wait()
         if self.worker.error is not None:
             raise self.worker.error
@@ -151,17 +188,30 @@ class Panel(views.Displayed):
         """True while results are hidden."""
         return bool(self._masks)
 
-    def mask(self, owner: object, why: str) -> None:
-        """Hide results until `owner` unmasks them; `why` says what the reader can do."""
+    def mask(self, owner: object, why: str, until: str = "") -> None:
+        """Hide results until `owner` unmasks them; `why` says what the reader can do.
+
+        With `until` ("you commit to a prediction above"), a run waits for that too.
+        """
         with self._lock:
             self._masks[owner] = why
+            if until:
+                self._holds[owner] = until
         self._uncover()
 
     def unmask(self, owner: object) -> None:
-        """Take back `owner`'s mask."""
+        """Take back `owner`'s mask, and start a run that waited for it alone."""
         with self._lock:
             self._masks.pop(owner, None)
+            self._holds.pop(owner, None)
+            begin = self._wanted and not self._holds
         self._uncover()
+        if begin:
+            self.pressed_run()
+
+    def _runs_when(self) -> str:
+        until = next(iter(self._holds.values()), "it is asked to")
+        return f"Runs when {until}, or press “Show me”."
 
     def _uncover(self) -> None:
         if self._masks:
@@ -177,6 +227,8 @@ class Panel(views.Displayed):
         for render, place in list(self._places):
             if self._masks:
                 text = self._why()
+            elif self._result is None and self.under_way:
+                text = f"Shown here when the run of “{self.title}” has ended."
             elif self._result is None:
                 text = f"Shown here after {self._run_name()} in “{self.title}”."
             else:
@@ -206,6 +258,8 @@ class Panel(views.Displayed):
     def _start(self) -> None:
         self.say_problem("")
         self.worker.start(self._work)
+        if self._result is None:
+            self._fill_places()
 
     def _work(self, job: Job) -> Any:
         result = self.work(job)
@@ -247,6 +301,6 @@ def _error_html(error: BaseException) -> str:
     text = f"The run failed. {type(error).__name__}: {error}"
     return (
         views.sentence(text, "problem")
-        + "<details><summary>Details for whoever mends it</summary>"
+        + "<details><summary>Details for a bug report</summary>"
         + f"<pre>{escape(describe_error(error))}</pre></details>"
     )

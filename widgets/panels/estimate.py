@@ -1,13 +1,15 @@
 """Estimate: one number, typed or picked, before the count shows. Within a factor of two is right.
 
-Knows nothing about where the true value comes from: a number, or a function called when needed.
+The first answer counts; further ones are answered too. Knows nothing about where the true value
+comes from: a number, a function, or an expression of the question file over a chapter's names.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -15,12 +17,19 @@ import ipywidgets as widgets
 
 from widgets import theme
 from widgets.panels import views
-from widgets.panels.base import Panel
+from widgets.panels.base import NotYetError, Panel, without_waiting
+from widgets.panels.sweep_result import crossing
 from widgets.progress import Progress
+from widgets.questions import Expression, Quantity, find_quantity, fingerprint
+from widgets.scores import Chosen, Commit
 
 _NUMBER = re.compile(r"\s*([0-9][0-9,_ ]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s*([^0-9]*?)\s*")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12,
              "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}  # fmt: skip
+_HELPERS: Mapping[str, Any] = {"crossing": crossing, "format_seconds": theme.format_seconds}
+"""What expressions may use beside the chapter's names."""
+_HIDDEN = "Hidden until you have given your estimate, or ask to be shown."
+_UNTIL = "you have given your estimate above"
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
@@ -64,41 +73,81 @@ def _factor(suffix: str, unit: str) -> float | None:
 class Estimate(views.Displayed):
     """A question with one number for an answer. `guess("8 KiB")` does what the button does.
 
-    `truth` is the number, or a function that returns it when the reader has answered. `choices`
-    replaces typing by a few numbers to pick from; the nearest one is right. `panels` stay hidden
-    until the answer is given.
+    `asked` is the key of the question in `labs/questions/` ("45b.ridge"), where the score is kept
+    too. `truth` is the number, a function that returns it, or the chapter's names (`globals()`) for
+    the expression in the question file. `panels` stay hidden until the answer is given, and their
+    runs wait for it.
     """
 
     def __init__(
         self,
-        question: str,
-        truth: float | Callable[[], float | None],
+        asked: str | Quantity,
+        truth: float | Callable[[], float | None] | Mapping[str, Any],
         *,
-        key: str,
-        unit: str = "",
-        explain: str = "",
-        choices: Sequence[float] = (),
-        within: float = 2.0,
         panels: Sequence[Panel] = (),
         progress: Progress | None = None,
     ) -> None:
-        self.question, self.key = question, key
-        self._truth, self._unit, self._explain = truth, unit, explain
-        self._choices, self._within, self._panels = tuple(choices), within, tuple(panels)
+        self.asked = find_quantity(asked) if isinstance(asked, str) else asked
+        self.key = self.asked.key
+        self._panels = tuple(panels)
+        self._sources = list(panels)
+        self._text = self.asked.text
+        if isinstance(truth, Mapping):
+            truth = {**_HELPERS, **truth}
+            if "{" in self._text:
+                self._text = str(Expression(f"f{self._text!r}", truth, self.key).value())
+            expression = Expression(self.asked.truth, truth, self.key)
+            named = [each for each in expression.names.values() if isinstance(each, Panel)]
+            self._sources += [panel for panel in named if panel not in self._sources]
+            truth = expression.value
+        self._truth = truth
         self._progress = progress or Progress()
+        self._lock = threading.RLock()
+        self.first: float | None = None
+        """The answer that counts."""
         self.right: bool | None = None
-        self.done = False
+        """Whether that was right; None while it is not known."""
+        self.shown = False
+        self._waiting = False
+        self._recorded = False
+        self._build()
+        if not self._restored():
+            for panel in self._panels:
+                # By key: the cell may run again, and this replaces what it masked before.
+                panel.mask(self.key, _HIDDEN, _UNTIL)
+        for panel in self._sources:
+            panel.on_result(lambda result: self._settle())
+
+    @property
+    def done(self) -> bool:
+        """True once an answer was given or shown."""
+        return self.first is not None or self.shown
+
+    def guess(self, answer: str | float) -> None:
+        """Answer and check; the first answer is the one that counts."""
+        self.input.value = answer if self.asked.choices else str(answer)
+        self._check()
+
+    def show_me(self) -> None:
+        """Show the value without an estimate, or after one; nothing is scored."""
+        if self._waiting or self.shown or not self._can_be_known():
+            return
+        self.shown = True
+        self._keep()
+        self._open()
+
+    def _build(self) -> None:
         shared: dict[str, Any] = {"description": "Your estimate"}
         shared["style"] = {"description_width": "initial"}
         self.input: Any
-        if choices:
-            options = [(self._show(value), value) for value in self._choices]
+        if self.asked.choices:
+            options = [(self._show(value), value) for value in self.asked.choices]
             shared["style"] |= {"button_width": "4.5rem"}
             # As wide as its buttons: at ipywidgets' own width they wrap below the label.
             shared["layout"] = widgets.Layout(width="max-content")
             self.input = widgets.ToggleButtons(options=options, value=None, **shared)
         else:
-            hint = f"a number{f' in {unit}' if unit else ''}"
+            hint = f"a number{f' in {self.asked.unit}' if self.asked.unit else ''}"
             self.input = widgets.Text(placeholder=hint, **shared)
         self.check_button = widgets.Button(
             description="Check", button_style="primary", tooltip="Check your estimate"
@@ -109,103 +158,160 @@ class Estimate(views.Displayed):
         self.check_button.on_click(lambda button: self._check())
         self.show_button.on_click(lambda button: self.show_me())
         self.feedback = views.html()
-        self.widget = widgets.VBox(
-            [
-                views.html(f"<b>{escape(question)}</b>"),
-                widgets.HBox(
-                    [self.input, self.check_button, self.show_button],
-                    layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
-                ),
-                self.feedback,
-            ]
+        row = widgets.HBox(
+            [self.input, self.check_button, self.show_button],
+            layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
         )
-        for panel in self._panels:
-            panel.mask(self, "Hidden until you have given your estimate, or ask to be shown.")
-
-    def guess(self, answer: str | float) -> None:
-        """Answer and check, once."""
-        self.input.value = answer if self._choices else str(answer)
-        self._check()
-
-    def show_me(self) -> None:
-        """Show the value without an estimate; nothing is scored."""
-        if not self.done and (truth := self._value()) is not None:
-            self._reveal(f"It is {self._show(truth)}.", "info")
+        text = views.html(f"<b>{escape(self._text)}</b>")
+        self.widget = widgets.VBox([text, row, self.feedback])
 
     def _check(self) -> None:
-        if self.done:
+        if self._waiting or self.shown:
             return
         if self.input.value in (None, ""):
             self.feedback.value = views.sentence("Give a number first.", "info")
             return
         try:
-            guess = (
-                float(self.input.value)
-                if self._choices
-                else parse_number(self.input.value, self._unit)
-            )
+            guess = self._typed()
         except ValueError as error:
             self.feedback.value = views.sentence(str(error), "problem")
             return
-        busy = [panel for panel in self._panels if panel.worker.busy]
-        if busy:
-            # Waiting for the run here would hold up every other button of the page.
-            self._settle(views.sentence("Noted. It is scored when the run has ended.", "info"))
-            busy[0].on_result(lambda result: self._score(guess))
-        elif self._value() is not None:
-            self._score(guess)
-
-    def _score(self, guess: float) -> None:
-        """Say how good the guess was: once, when the value is known."""
-        truth = None if self.right is not None else self._value()
-        if truth is None:
+        if not self._can_be_known():
             return
-        if self._choices:
-            nearest = min(self._choices, key=lambda value: abs(math.log(value / truth)))
-            self.right = guess == nearest
-        else:
-            self.right = truth / self._within <= guess <= truth * self._within
-        self._progress.record(self.key, "estimate", float(self.right), 1)
-        off = max(guess / truth, truth / guess)
-        word = "Right" if self.right else "Not so"
-        how = "exactly" if off < 1.005 else f"{theme.format_ratio(off)} off"
-        text = f"{word}: it is {self._show(truth)}; you said {self._show(guess)}, {how}."
-        self._reveal(text, "good" if self.right else "bad")
+        if self.first is None:
+            self.first = guess
+            self._keep()
+        self._open()
 
-    def _reveal(self, text: str, kind: views.Kind) -> None:
-        explain = views.sentence(self._explain, "info") if self._explain else ""
-        self._settle(views.sentence(text, kind) + explain)
+    def _typed(self) -> float:
+        """The number that stands in the input. Raises ValueError."""
+        if self.asked.choices:
+            return float(self.input.value)
+        return parse_number(self.input.value, self.asked.unit)
 
-    def _settle(self, feedback: str) -> None:
-        """Take no more answers, and show the panels."""
-        self.done = True
-        for part in (self.input, self.check_button, self.show_button):
-            part.disabled = True
-        self.feedback.value = feedback
-        for panel in self._panels:
-            panel.unmask(self)
-
-    def _value(self) -> float | None:
-        """The true value; None, and a sentence in the panel, where there is none (yet)."""
+    def _can_be_known(self) -> bool:
+        """Whether there is a value, or a run that will give it; if not, a sentence says why."""
         try:
-            truth = self._truth() if callable(self._truth) else self._truth
+            self._value()
+        except NotYetError:
+            return True
         except RuntimeError as error:
             # A panel that has not run yet says which button to press.
             self.feedback.value = views.sentence(str(error), "problem")
-            return None
-        if truth is None:
-            self._reveal("There is no such value here, so nothing is scored.", "info")
-            return None
-        return float(truth)
+            return False
+        return True
+
+    def _open(self) -> None:
+        """Show the panels, which begins runs that waited; answer now, or when they have ended."""
+        with self._lock:
+            self._wait_for_a_run()
+        for panel in self._panels:
+            panel.unmask(self.key)
+        self._settle()
+
+    def _wait_for_a_run(self) -> None:
+        self._waiting = True
+        for part in (self.input, self.check_button, self.show_button):
+            part.disabled = True
+        text = "It is shown" if self.shown else "Noted. It is compared"
+        self.feedback.value = views.sentence(f"{text} when the run has ended.", "info")
+
+    def _settle(self) -> None:
+        """Answer what waits for the value, if the value is known by now."""
+        with self._lock:
+            if not self._waiting:
+                return
+            try:
+                truth = self._value()
+            except RuntimeError:
+                return
+            self._waiting = False
+            if truth is None:
+                self.shown = True
+                self._say("There is no such value here, so nothing is scored.", "info")
+            elif self.shown:
+                self._say(f"It is {self._show(truth)}.", "info")
+            else:
+                self._judge(self._typed(), truth)
+
+    def _judge(self, guess: float, truth: float) -> None:
+        """Say how good an answer is; the first one is scored."""
+        right = self._is_right(guess, truth)
+        again = self.right is not None
+        if not again:
+            self.right = self._is_right(self.first or guess, truth)
+            if not self._recorded:
+                self._recorded = True
+                # A panel of the same cell, from before it ran again, hears of the run too.
+                known = self._progress.commit_of(self.key, fingerprint(self.asked))
+                if known is None or not known.scored:
+                    self._progress.record(self.key, "estimate", float(self.right), 1)
+                    self._keep()
+        off = max(guess / truth, truth / guess)
+        if right:
+            how = "exactly" if off < 1.005 else f"{theme.format_ratio(off)} off"
+            text = f"Right: it is {self._show(truth)}; you said {self._show(guess)}, {how}."
+        else:
+            where = "higher" if truth > guess else "lower"
+            text = f"Not so: it is {theme.format_ratio(off)} {where} than {self._show(guess)}."
+        if not right:
+            text += " You may try again; the first answer counts."
+        elif again and not self.right:
+            text += " The first answer counts."
+        self._say(text, "good" if right else "bad", closed=right)
+
+    def _is_right(self, guess: float, truth: float) -> bool:
+        if self.asked.choices:
+            return guess == min(self.asked.choices, key=lambda each: abs(math.log(each / truth)))
+        return truth / self.asked.within <= guess <= truth * self.asked.within
+
+    def _say(self, text: str, kind: views.Kind, closed: bool = True) -> None:
+        """Say it, with the explanation below; unless `closed`, another answer may be given."""
+        explain = f"<div style='opacity:.8'>{views.sentence(self.asked.explain)}</div>"
+        self.feedback.value = views.sentence(text, kind) + (explain if self.asked.explain else "")
+        for part in (self.input, self.check_button, self.show_button):
+            part.disabled = closed
+
+    def _keep(self) -> None:
+        chosen = () if self.first is None else (Chosen(number=self.first),)
+        self._progress.keep(
+            Commit(self.key, fingerprint(self.asked), chosen, self.shown, self._recorded)
+        )
+
+    def _restored(self) -> bool:
+        """Take up what was answered before a restart; False where there is nothing."""
+        if theme.headless():
+            return False
+        found = self._progress.commit_of(self.key, fingerprint(self.asked))
+        first = found.chosen[0].number if found is not None and found.chosen else None
+        if found is None or (first is None and not found.shown):
+            return False
+        if first is not None and self.asked.choices and first not in self.asked.choices:
+            return False
+        self.first, self.shown, self._recorded = first, found.shown, found.scored
+        if first is not None:
+            self.input.value = first if self.asked.choices else f"{first:g}"
+        self._wait_for_a_run()
+        self._settle()
+        return True
+
+    def _value(self) -> float | None:
+        """The true value; None where there is none.
+
+        Raises NotYetError while a run goes on, RuntimeError where one has to be started.
+        """
+        with without_waiting():
+            truth = self._truth() if callable(self._truth) else self._truth
+        return None if truth is None else float(truth)
 
     def _show(self, value: float) -> str:
-        if self._unit == "bytes":
+        if self.asked.unit == "bytes":
             return theme.format_bytes(value)
-        if self._unit == "s":
+        if self.asked.unit == "s":
             return theme.format_seconds(value)
-        if self._unit in ("x", "times"):
+        if self.asked.unit in ("x", "times"):
             return theme.format_ratio(value)
-        return theme.format_rate(value, self._unit).strip()
+        return theme.format_rate(value, self.asked.unit).strip()
 
     def __repr__(self) -> str:
-        return f"Estimate: {self.question}"
+        return f"Estimate: {self._text}"

@@ -1,7 +1,8 @@
 """Predict, then look: the reader commits to a direction, a factor and a reason before any result.
 
-The linked panels' results are not in the page until *Commit* or *Show me*. What was left untouched
-is never scored. Knows nothing about runs: it reads a comparison's verdicts.
+The linked panels' results are not in the page until *Commit* or *Show me*, and their runs wait for
+it. What was left untouched is never scored, nor is anything while the machine is too busy for a
+verdict. A commitment survives a restart. Knows nothing about runs: it reads the verdicts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import ipywidgets as widgets
 
@@ -21,6 +22,8 @@ from widgets.panels.base import Panel
 from widgets.panels.result import CompareResult
 from widgets.panels.verdict import Verdict
 from widgets.progress import Progress
+from widgets.questions import Prediction, Question, find_prediction, fingerprint
+from widgets.scores import Chosen, Commit
 
 TOLERANCE = 1.25
 """A factor within the measured spread, or this close to it, is right."""
@@ -28,33 +31,8 @@ TOLERANCE = 1.25
 DIRECTIONS: Mapping[str, str] = {"goes down": "down", "stays the same": "same", "goes up": "up"}
 _PARTS = ("direction", "factor", "reason")
 _HIDDEN = "Hidden until you commit to a prediction above, or ask to be shown."
-
-
-@dataclass(frozen=True)
-class Reason:
-    """One of three explanations to choose from."""
-
-    text: str
-    feedback: str
-    """Why it is right, or what it misses."""
-    correct: bool = False
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to predict about one quantity of the comparison."""
-
-    metric: str
-    """A metric of the Compare panel: "tpot_p50_s", "peak_kv_bytes"."""
-    text: str
-    reasons: tuple[Reason, ...]
-    largest_factor: float = 100.0
-
-    def __post_init__(self) -> None:
-        if len(self.reasons) != 3 or sum(reason.correct for reason in self.reasons) != 1:
-            raise ValueError(
-                f"Question({self.metric!r}): expected three reasons, one of them right"
-            )
+_UNTIL = "you commit to a prediction above"
+_BUSY = "Not scored yet: this machine was too busy for a verdict. Run again."
 
 
 @dataclass(frozen=True)
@@ -95,26 +73,31 @@ class Score:
         return sum(getattr(self, part) is True for part in _PARTS)
 
 
-def score(question: Question, guess: Guess, verdict: Verdict) -> Score:
-    """Compare a guess with what was measured; inside the measured spread counts as right."""
+def direction_of(verdict: Verdict) -> Literal["up", "down", "same"] | None:
+    """Where the quantity went on side B; None where the runs give no verdict.
+
+    An exact quantity that is neither better nor worse has stayed the same.
+    """
+    if verdict.outcome in ("better", "worse"):
+        return "up" if (verdict.outcome == "better") == (verdict.better == "higher") else "down"
+    return "same" if verdict.exact or str(verdict.outcome) == "same" else None
+
+
+def score(question: Question, guess: Guess, verdict: Verdict) -> Score | None:
+    """Compare a guess with what was measured; inside the measured spread counts as right.
+
+    None where the runs give no verdict: then nothing is scored.
+    """
+    went = direction_of(verdict)
+    if went is None:
+        return None
     ratio = guess.ratio
-    inside = verdict.contains(ratio) if ratio is not None else _leaves_open(guess, verdict)
-    direction = None if guess.direction is None else guess.direction == verdict.direction or inside
-    close = ratio is not None and verdict.contains(ratio, TOLERANCE)
+    inside = ratio is not None and verdict.contains(ratio)
     return Score(
-        direction=direction,
-        factor=None if ratio is None else close,
+        direction=None if guess.direction is None else guess.direction == went or inside,
+        factor=None if ratio is None else verdict.contains(ratio, TOLERANCE),
         reason=None if guess.reason is None else question.reasons[guess.reason].correct,
     )
-
-
-def _leaves_open(guess: Guess, verdict: Verdict) -> bool:
-    """Whether pairs that gave no verdict reach clearly into the direction that was predicted."""
-    if verdict.outcome in ("better", "worse"):
-        return False
-    if guess.direction == "up":
-        return verdict.ratio.max >= TOLERANCE
-    return guess.direction == "down" and verdict.ratio.min <= 1 / TOLERANCE
 
 
 class _Form:
@@ -150,62 +133,85 @@ class _Form:
             reason=self.reason.value,
         )
 
-    def lock(self) -> None:
-        """Take no more changes."""
+    def put(self, guess: Guess) -> None:
+        """Set the inputs to a guess."""
+        self.direction.value = None if guess.direction is None else _words(guess.direction)
+        self.reason.value = guess.reason
+        self.factor.value = guess.factor or 1.0
+        self._factor_touched = guess.factor is not None
+
+    def lock(self, locked: bool = True) -> None:
+        """Take no more changes, or take them again."""
         for part in self.inputs:
-            part.disabled = True
+            part.disabled = locked
+        self._pointed(None)
 
     def _touch(self, change: Any) -> None:
         self._factor_touched = True
 
     def _pointed(self, change: Any) -> None:
-        self.factor.disabled = DIRECTIONS.get(self.direction.value) == "same"
+        same = DIRECTIONS.get(self.direction.value) == "same"
+        self.factor.disabled = same or self.direction.disabled
 
 
 class Predict(views.Displayed):
     """Questions about a Compare panel, asked before its results can be seen.
 
-    `key` is where the score is kept ("45a.flip"). `also` lists further panels to hide meanwhile.
+    `asked` is the key of the questions in `labs/questions/` ("45a.flip"), where the score is kept
+    too. `also` lists further panels to hide meanwhile.
     """
 
     def __init__(
         self,
         compare: Panel,
-        questions: Sequence[Question],
+        asked: str | Prediction,
         *,
-        key: str,
         also: Sequence[Panel] = (),
         progress: Progress | None = None,
     ) -> None:
-        self.key = key
+        self.asked = find_prediction(asked) if isinstance(asked, str) else asked
+        self.key = self.asked.key
         self.compare = compare
         self._panels = (compare, *also)
         self._progress = progress or Progress()
         self._lock = threading.RLock()
-        self.forms = [_Form(question) for question in questions]
+        self.forms = [_Form(question) for question in self.asked.questions]
         self.committed: tuple[Guess, ...] | None = None
         self.revealed = False
-        self.scores: tuple[Score, ...] | None = None
+        self.scores: tuple[Score | None, ...] = (None,) * len(self.forms)
+        """One a question; None until it is scored."""
+        self._recorded = False
         self.commit_button = widgets.Button(description="Commit", button_style="primary",
                                             tooltip="Commit to this prediction")  # fmt: skip
         self.show_button = widgets.Button(
-            description="Show me", tooltip="Show the results without a prediction"
+            description="Show me", tooltip="Show the results and reasons without a prediction"
         )
+        self.again_button = widgets.Button(
+            description="Predict again", disabled=True,
+            tooltip="Hide the results and predict again; the first score is kept",
+        )  # fmt: skip
         self.commit_button.on_click(lambda button: self.commit())
         self.show_button.on_click(lambda button: self.show_me())
+        self.again_button.on_click(lambda button: self.again())
         self.status = views.html()
         self.feedback = views.html()
-        buttons = widgets.HBox([self.commit_button, self.show_button])
+        buttons = widgets.HBox(
+            [self.commit_button, self.show_button, self.again_button],
+            layout=widgets.Layout(flex_flow="row wrap"),
+        )
         heading = views.html('<b role="heading" aria-level="4">Predict</b>')
         self.widget = widgets.VBox(
             [heading, *(form.widget for form in self.forms), buttons, self.status, self.feedback]
         )
-        for panel in self._panels:
-            panel.mask(self, _HIDDEN)
+        if not self._restored():
+            self._hide()
         compare.on_result(self._hear)
 
     def commit(self) -> None:
-        """Fix the prediction and show the results; refused while nothing was chosen."""
+        """Fix the prediction, show the results and begin a run that waited for it.
+
+        Refused while nothing was chosen.
+        """
         with self._lock:
             if self.revealed:
                 return
@@ -215,70 +221,169 @@ class Predict(views.Displayed):
                 self.status.value = views.sentence(text, "info")
                 return
             self.committed = guesses
-            self._reveal()
-            if self.compare.last is not None:
-                self._score(self.compare.last)
-            else:
-                self.status.value = views.sentence("Committed. Now run it and see.", "info")
+            self._keep()
+            waits = self.compare.under_way
+            text = "Committed. " + ("Watch the run." if waits else "Now run it and see.")
+            self.status.value = views.sentence(text, "info")
+        self._reveal()
 
     def show_me(self) -> None:
-        """Show the results without a prediction; nothing is scored."""
+        """Show the results and the reasons without a prediction; nothing is scored."""
+        with self._lock:
+            if self.revealed:
+                return
+            self._keep(shown=True)
+            self.status.value = views.sentence("Shown without a prediction: no score.", "info")
+        self._reveal()
+
+    def again(self) -> None:
+        """Hide the results and ask anew; the first score is kept."""
         with self._lock:
             if not self.revealed:
-                self._reveal()
-                self.status.value = views.sentence("Shown without a prediction: no score.", "info")
+                return
+            self.committed, self.revealed, self._recorded = None, False, False
+            self.scores = (None,) * len(self.forms)
+            for form in self.forms:
+                form.lock(False)
+                form.put(Guess(None, None, None))
+            self.commit_button.disabled = self.show_button.disabled = False
+            self.again_button.disabled = True
+            self.feedback.value = ""
+            text = "Predict again: your first score is kept, a better one is noted beside it."
+            self.status.value = views.sentence(text, "info")
+            self._progress.forget(self.key)
+        self._hide()
+
+    def _hide(self) -> None:
+        for panel in self._panels:
+            # By key: the cell may run again, and this replaces what it masked before.
+            panel.mask(self.key, _HIDDEN, _UNTIL)
 
     def _reveal(self) -> None:
-        self.revealed = True
-        self.commit_button.disabled = self.show_button.disabled = True
-        for form in self.forms:
-            form.lock()
+        """Lock, show what is known, and let the panels run: outside the lock, they tell us."""
+        with self._lock:
+            self.revealed = True
+            self.commit_button.disabled = self.show_button.disabled = True
+            self.again_button.disabled = False
+            for form in self.forms:
+                form.lock()
+            if self.compare.last is not None:
+                self._look(self.compare.last)
+            elif self.committed is None:
+                self.feedback.value = "".join(_answered(form.question) for form in self.forms)
         for panel in self._panels:
-            panel.unmask(self)
+            panel.unmask(self.key)
+
+    def _keep(self, shown: bool = False) -> None:
+        chosen = [Chosen(g.direction, g.factor, g.reason) for g in self.committed or ()]
+        self._progress.keep(
+            Commit(self.key, fingerprint(self.asked), tuple(chosen), shown, self._recorded)
+        )
+
+    def _restored(self) -> bool:
+        """Take up what was committed to before a restart; False where there is nothing."""
+        if theme.headless():
+            return False
+        found = self._progress.commit_of(self.key, fingerprint(self.asked))
+        if found is None or not (found.shown or _fits(found, self.asked)):
+            return False
+        if found.shown:
+            text = "Shown earlier without a prediction: no score."
+        else:
+            text = "This is your prediction from before."
+            self._recorded = found.scored
+            self.committed = tuple(Guess(c.direction, c.number, c.option) for c in found.chosen)
+            for form, guess in zip(self.forms, self.committed, strict=True):
+                form.put(guess)
+        self.status.value = views.sentence(text, "info")
+        self._reveal()
+        return True
 
     def _hear(self, result: CompareResult) -> None:
         with self._lock:
-            if self.committed is not None and self.scores is None:
-                self._score(result)
+            if self.revealed and None in self.scores:
+                self._look(result)
 
-    def _score(self, result: CompareResult) -> None:
-        assert self.committed is not None
-        scores, parts = [], []
-        for form, guess in zip(self.forms, self.committed, strict=True):
+    def _look(self, result: CompareResult) -> None:
+        """Answer every question from a result; score what has a verdict and is not scored yet."""
+        found, parts = list(self.scores), []
+        for number, form in enumerate(self.forms):
             measured = result.metrics.get(form.question.metric)
             if measured is None:
                 raise ValueError(f"the runs say nothing about {form.question.metric!r}")
-            one = score(form.question, guess, measured.verdict)
-            scores.append(one)
-            parts.append(_feedback(form.question, guess, one, measured.sentence()))
-        self.scores = tuple(scores)
-        points, out_of = sum(one.points for one in scores), len(_PARTS) * len(scores)
-        self._progress.record(self.key, "predict", points, out_of)
-        self.status.value = views.sentence(f"You had {points} of {out_of}.", "info")
+            if self.committed is None:
+                parts.append(_answered(form.question, measured.sentence()))
+                continue
+            guess = self.committed[number]
+            if found[number] is None:
+                found[number] = score(form.question, guess, measured.verdict)
+            parts.append(_feedback(form.question, guess, found[number], measured.sentence()))
         self.feedback.value = "".join(parts)
+        if self.committed is not None:
+            self.scores = tuple(found)
+            self._count()
+
+    def _count(self) -> None:
+        done = [one for one in self.scores if one is not None]
+        points, out_of = sum(one.points for one in done), len(_PARTS) * len(done)
+        if len(done) < len(self.scores):
+            text = f"{_BUSY} So far you had {points} of {out_of}." if done else _BUSY
+        else:
+            text = f"You had {points} of {out_of}."
+            if not self._recorded:
+                self._recorded = True
+                # A panel of the same cell, from before it ran again, hears of the run too.
+                known = self._progress.commit_of(self.key, fingerprint(self.asked))
+                if known is None or not known.scored:
+                    self._progress.record(self.key, "predict", points, out_of)
+                    self._keep()
+        self.status.value = views.sentence(text, "info")
 
     def __repr__(self) -> str:
         return "Predict: " + " · ".join(form.question.text for form in self.forms)
 
 
-def _feedback(question: Question, guess: Guess, one: Score, measured: str) -> str:
-    lines = [f"<p style='margin:.5rem 0 .2rem'><b>{escape(measured)}.</b></p>"]
+def _fits(commit: Commit, asked: Prediction) -> bool:
+    """Whether a file's commit can be one to these questions."""
+    return len(commit.chosen) == len(asked.questions) and all(
+        (chosen.option is None or chosen.option < len(question.reasons))
+        and (chosen.number is None or 1 <= chosen.number <= question.largest_factor * 1.01)
+        for chosen, question in zip(commit.chosen, asked.questions, strict=True)
+    )
+
+
+def _heading(text: str) -> str:
+    return f"<p style='margin:.5rem 0 .2rem'><b>{escape(text)}</b></p>"
+
+
+def _answered(question: Question, measured: str = "") -> str:
+    """All reasons, with which is right and why; with what was measured where that is known."""
+    lines = [_heading(f"{measured}." if measured else question.text)]
+    for reason in question.reasons:
+        text = f"{'right' if reason.correct else 'not so'}: {reason.text} {reason.feedback}"
+        lines.append(views.sentence(text, "good" if reason.correct else "plain"))
+    return "".join(lines)
+
+
+def _feedback(question: Question, guess: Guess, one: Score | None, measured: str) -> str:
+    lines = [_heading(f"{measured}.")]
+    chosen = None if guess.reason is None else question.reasons[guess.reason]
     said = {
         "direction": guess.direction and f"You said it {_words(guess.direction)}",
-        "factor": guess.ratio and f"You said {theme.format_ratio(guess.ratio)}",
-        "reason": None
-        if guess.reason is None
-        else f"{question.reasons[guess.reason].text} {question.reasons[guess.reason].feedback}",
+        "factor": guess.ratio and f"You said a factor of {theme.format_ratio(guess.factor or 1.0)}",
+        "reason": chosen and f"{chosen.text} {chosen.feedback}",
     }
     for part in _PARTS:
-        right = getattr(one, part)
-        if right is None:
+        # A reason is right or wrong whatever the machine was busy with.
+        right = chosen and chosen.correct if part == "reason" else one and getattr(one, part)
+        if said[part] is None:
             lines.append(views.sentence(f"{part}: not predicted, not scored"))
+        elif right is None:
+            lines.append(views.sentence(f"{part}, not scored yet: {said[part]}"))
         else:
-            word = "right" if right else "not so"
-            text = f"{part}, {word}: {said[part]}"
+            text = f"{part}, {'right' if right else 'not so'}: {said[part]}"
             lines.append(views.sentence(text, "good" if right else "bad"))
-    if one.reason is not True:
+    if chosen is None or not chosen.correct:
         best = next(reason for reason in question.reasons if reason.correct)
         lines.append(views.sentence(f"The reason: {best.text} {best.feedback}", "info"))
     return "".join(lines)

@@ -1,0 +1,257 @@
+"""What a chapter asks its reader: `labs/questions/NN.toml`, read and checked.
+
+Questions, answers and explanations lie there so that a notebook's source gives none of them away.
+A chapter names them by key: `Predict(compare, "45b.flip")`, `Estimate("45b.ridge", globals())`,
+`Recap("45b")`. Knows nothing about widgets, nor about how an answer is scored.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minserve.files.json_types import build
+
+Asked = TypeVar("Asked")
+
+
+class QuestionError(ValueError):
+    """A file of questions that cannot be used; says which file, which table and which field."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One of three explanations to choose from."""
+
+    text: str
+    feedback: str
+    """Why it is right, or what it misses."""
+    correct: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to predict about one quantity of the comparison."""
+
+    metric: str
+    """A metric of the Compare panel: "tpot_p50_s", "peak_kv_bytes"."""
+    text: str
+    reasons: tuple[Reason, ...]
+    largest_factor: float = 100.0
+
+    def __post_init__(self) -> None:
+        where = f"the question about {self.metric!r}"
+        if len(self.reasons) != 3 or sum(reason.correct for reason in self.reasons) != 1:
+            raise ValueError(f"{where}: expected three reasons, one of them with correct = true")
+        if not all(reason.feedback for reason in self.reasons):
+            raise ValueError(f"{where}: every reason needs its feedback")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`[predict.NAME]`: what to predict before a comparison is seen."""
+
+    questions: tuple[Question, ...]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """`[estimate.NAME]`: one number to estimate."""
+
+    text: str
+    """May contain names of the chapter in braces, as an f-string does."""
+    truth: str = ""
+    """A Python expression over the chapter's names; may be left out where the cell gives it."""
+    unit: str = ""
+    explain: str = ""
+    choices: tuple[float, ...] = ()
+    """Numbers to pick from instead of typing; the nearest one is right."""
+    within: float = 2.0
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to choose, and what to say when it is chosen."""
+
+    text: str
+    feedback: str
+    correct: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One question of the recap."""
+
+    text: str
+    answers: tuple[Answer, ...]
+    evidence: str = ""
+    """A Python expression over the chapter's names after a run: true if the answer is right."""
+    evidence_not: tuple[str, ...] = ()
+    """Expressions that would be true if a wrong answer were right."""
+
+    def __post_init__(self) -> None:
+        if len(self.answers) < 2 or sum(answer.correct for answer in self.answers) != 1:
+            raise ValueError(f"{self.text!r}: expected several answers, one with correct = true")
+        if not all(answer.feedback for answer in self.answers):
+            raise ValueError(f"{self.text!r}: every answer needs its feedback")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a chapter leaves behind, in one line."""
+
+    invariant: str
+    wins: str
+    loses: str
+    measured: str
+    """How it was measured."""
+
+    def words(self) -> dict[str, str]:
+        """Column -> text."""
+        return {
+            "invariant": self.invariant,
+            "where it wins": self.wins,
+            "where it loses": self.loses,
+            "how it was measured": self.measured,
+        }
+
+
+@dataclass(frozen=True)
+class Closing:
+    """`[recap]`: a chapter's last questions, and its ledger."""
+
+    questions: tuple[Choice, ...]
+    ledger: Ledger
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class ForClass:
+    """`[class]`: one question to answer in writing. Its model answer is in `labs/teaching/`."""
+
+    question: str
+
+
+@dataclass(frozen=True)
+class ChapterQuestions:
+    """Everything one chapter asks."""
+
+    recap: Closing
+    for_class: ForClass
+    predict: Mapping[str, Prediction] = field(default_factory=dict)
+    estimate: Mapping[str, Quantity] = field(default_factory=dict)
+
+
+def labs_directory() -> Path:
+    """The checkout's `labs/`, or `labs/` below the current directory."""
+    checkout = Path(__file__).resolve().parents[1] / "labs"
+    return checkout if checkout.is_dir() else Path.cwd() / "labs"
+
+
+def load(chapter: str, labs: Path | None = None) -> ChapterQuestions:
+    """`labs/questions/CHAPTER.toml`. Raises QuestionError, in a sentence, for what it cannot be."""
+    path = (labs or labs_directory()) / "questions" / f"{chapter}.toml"
+    name = f"labs/questions/{path.name}"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(entry.stem for entry in path.parent.glob("*.toml"))
+        raise QuestionError(f"{name} is missing; there are: {', '.join(known) or 'none'}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise QuestionError(f"{name} is not TOML: {error}") from None
+    if "class" in table:  # No name for a field of a class.
+        table["for_class"] = table.pop("class")
+    try:
+        found = build(ChapterQuestions, table, "the file")
+        for expression in _expressions(found):
+            ast.parse(expression, mode="eval")
+    except SyntaxError as error:
+        raise QuestionError(f"{name}: {error.text!r} is no Python expression") from None
+    except ValueError as error:
+        raise QuestionError(f"{name}: {error}") from None
+    replace = dataclasses.replace
+    return replace(
+        found,
+        recap=replace(found.recap, key=f"{chapter}.recap"),
+        predict={n: replace(each, key=f"{chapter}.{n}") for n, each in found.predict.items()},
+        estimate={n: replace(each, key=f"{chapter}.{n}") for n, each in found.estimate.items()},
+    )
+
+
+def find_prediction(key: str) -> Prediction:
+    """`[predict.NAME]` of a chapter, by "NN.NAME"."""
+    chapter, name = _split(key)
+    return _entry(load(chapter).predict, name, chapter, "predict")
+
+
+def find_quantity(key: str) -> Quantity:
+    """`[estimate.NAME]` of a chapter, by "NN.NAME"."""
+    chapter, name = _split(key)
+    return _entry(load(chapter).estimate, name, chapter, "estimate")
+
+
+def fingerprint(asked: Prediction | Quantity | Closing) -> str:
+    """Changes with every word of a question, so that an old answer is not taken for a new one's."""
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+
+
+class Expression:
+    """A Python expression of a question file, with the names that it needs from a chapter.
+
+    The names are taken when this is made: a later cell may use them again for something else.
+    Raises NameError, in a sentence, where one is missing.
+    """
+
+    def __init__(self, source: str, names: Mapping[str, Any], where: str = "") -> None:
+        self.source = source
+        needed = free_names(source)
+        if missing := sorted(needed - set(names)):
+            raise NameError(
+                f"{where or 'an expression'} needs {', '.join(missing)}, which the chapter does "
+                f"not define before it: {source}"
+            )
+        self.names = {name: names[name] for name in needed}
+
+    def value(self) -> Any:
+        """What it is now."""
+        # One mapping for both: a comprehension inside looks its names up among the globals.
+        return eval(self.source, dict(self.names))
+
+
+def free_names(source: str) -> set[str]:
+    """The names an expression takes from outside, built-in ones apart."""
+    nodes = list(ast.walk(ast.parse(source, mode="eval")))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return {node.id for node in names} - bound - set(dir(builtins))
+
+
+def _split(key: str) -> tuple[str, str]:
+    chapter, dot, name = key.partition(".")
+    if not (chapter and dot and name):
+        raise QuestionError(f"{key!r} is no key of a question: expected for example '45b.flip'")
+    return chapter, name
+
+
+def _entry(table: Mapping[str, Asked], name: str, chapter: str, kind: str) -> Asked:
+    if name not in table:
+        raise QuestionError(
+            f"labs/questions/{chapter}.toml has no [{kind}.{name}]; it has: "
+            f"{', '.join(f'[{kind}.{each}]' for each in table) or 'none'}"
+        )
+    return table[name]
+
+
+def _expressions(found: ChapterQuestions) -> list[str]:
+    recap = [each for one in found.recap.questions for each in (one.evidence, *one.evidence_not)]
+    return [each for each in (*recap, *(q.truth for q in found.estimate.values())) if each]
