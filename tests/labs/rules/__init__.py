@@ -18,6 +18,7 @@ from labs.rules.provenance import (
     numbers_say_how_they_were_found,
     only_the_switch_is_a_difference,
 )
+from labs.rules.recaps import recap_answers_have_evidence
 from labs.rules.sweeps import a_crossover_is_marked, the_sweep_turns_the_flipped_switch
 from labs.running import Rule
 
@@ -32,4 +33,5 @@ RULES: tuple[Rule, ...] = (
     numbers_say_how_they_were_found,
     the_sweep_turns_the_flipped_switch,
     a_crossover_is_marked,
+    recap_answers_have_evidence,
 )

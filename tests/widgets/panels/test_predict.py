@@ -33,7 +33,7 @@ def compare():
 
 def made(clock):
     switch = {"scheduling.policy": "continuous"}
-    return Compare(STATIC, switch, tiny(6), rounds=1, headline="steps", clock=clock)
+    return Compare(STATIC, switch, tiny(6), rounds=3, headline="steps", clock=clock)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_show_me_gives_the_reasons_and_which_is_right_and_scores_nothing(compare
 
 
 def test_further_panels_are_hidden_too(compare):
-    other = Compare(STATIC, {"seed": 1}, tiny(2), rounds=1)
+    other = Compare(STATIC, {"seed": 1}, tiny(2), rounds=3)
     predict = Predict(compare, replace(ASKED, questions=(STEPS,)), also=[other])
     assert hidden(other)
     predict.show_me()
@@ -306,7 +306,7 @@ class Noisy(Compare):
 
 
 def test_nothing_is_scored_without_a_verdict_and_the_next_run_with_one_scores_it():
-    compare = Noisy(STATIC, {"scheduling.policy": "continuous"}, tiny(6), rounds=1,
+    compare = Noisy(STATIC, {"scheduling.policy": "continuous"}, tiny(6), rounds=3,
                     headline="steps", clock="virtual")  # fmt: skip
     predict = Predict(compare, ASKED)
     predict.forms[0].put(Guess("down", 1.8, 1))
