@@ -5,22 +5,26 @@ Every function takes one run (`RunTrace` or `TraceSnapshot`) or several side by 
 with caption, takeaway, alternative text and data table.
 """
 
+from widgets.figures.block_tables import block_tables
 from widgets.figures.completions import completions
 from widgets.figures.deliveries import Delivery, typed, typewriters
 from widgets.figures.idle_sessions import idle_sessions
 from widgets.figures.kv_memory import kv_bytes
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.latencies import latency
+from widgets.figures.log_axis import log_axis, log_ticks
 from widgets.figures.memory_shares import memory_shares
 from widgets.figures.page_grid import page_map
 from widgets.figures.parking_lot import parking_lot
 from widgets.figures.radix_tree import RadixTree, radix_tree
 from widgets.figures.request_lanes import timeline
+from widgets.figures.returning_sessions import returning_sessions
 from widgets.figures.roofs import RooflinePoint, roofline_chart, roofline_points
 from widgets.figures.sides import Run, Runs, Side
 from widgets.figures.slot_grid import slots
 from widgets.figures.stage_bars import stage_seconds, stage_shares
 from widgets.figures.step_rows import step_rows
+from widgets.figures.tier_latency import tier_latency
 from widgets.figures.token_rate import throughput
 from widgets.figures.triangle import recompute_triangle
 
@@ -32,15 +36,19 @@ __all__ = [
     "Run",
     "Runs",
     "Side",
+    "block_tables",
     "completions",
     "idle_sessions",
     "kv_bytes",
     "latency",
+    "log_axis",
+    "log_ticks",
     "memory_shares",
     "page_map",
     "parking_lot",
     "radix_tree",
     "recompute_triangle",
+    "returning_sessions",
     "roofline_chart",
     "roofline_points",
     "slots",
@@ -48,6 +56,7 @@ __all__ = [
     "stage_shares",
     "step_rows",
     "throughput",
+    "tier_latency",
     "timeline",
     "typed",
     "typewriters",

@@ -1,10 +1,9 @@
-"""The drawers: idle sessions row by row, coloured by the slowest tier that keeps their pages."""
+"""The drawers: a mark for each idle session, by the slowest tier that keeps its pages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -18,9 +17,11 @@ TIERS: dict[str, theme.Look] = {
     "device": theme.Look("on the device", "#44AA99"),
     "host": theme.Look("in host memory", "#88CCEE", "."),
     "disk": theme.Look("on disk", "#DDCC77", "/"),
-    "gone": theme.Look("gone: to be computed again", theme.FAINT, "x"),
+    "gone": theme.Look("gone: to be computed again", theme.INK, "x"),
 }
 """Tier -> its look, the fastest first."""
+SYMBOLS = {"device": "square", "host": "circle", "disk": "diamond", "gone": "x-thin"}
+"""Tier -> the marker of a session there."""
 
 
 def idle_sessions(
@@ -30,7 +31,7 @@ def idle_sessions(
     caption: str = "",
     title: str = "Where idle sessions are kept",
 ) -> LabFigure:
-    """A grid per side, a place per session: `where` has the tier of each, in order of arrival.
+    """A grid per side, a mark per session: `where` has the tier of each, in order of arrival.
 
     The provenance is that of `runs`, or `caption`. Raises ValueError for an unknown tier.
     """
@@ -42,6 +43,7 @@ def idle_sessions(
     most = max(len(side) for side in where.values())
     width = max(1, math.isqrt(5 * most // max(1, len(where))))
     rows = math.ceil(most / width)
+    cell = min(22.0, (theme.WIDTH - 60) / (width * len(where)))
     figure = make_subplots(
         rows=1,
         cols=len(where),
@@ -50,19 +52,19 @@ def idle_sessions(
     )
     theme.style_panels(figure)
     for column, side in enumerate(where.values(), start=1):
-        for tier, some in _stretches(side, width).items():
+        for tier in TIERS:
+            some = [number for number, at in enumerate(side) if at == tier]
             for start in range(0, len(some), theme.MAX_MARKS):
                 cut = some[start : start + theme.MAX_MARKS]
-                figure.add_trace(_bars(cut, width, tier), row=1, col=column)
-    for look in TIERS.values():
-        figure.add_trace(go.Bar(theme.legend_entry(look)))
-    figure.update_xaxes(visible=False, range=[-0.1, width + 0.1])
-    figure.update_yaxes(visible=False, range=[rows + 0.1, -0.1])
-    cell = min(22.0, (theme.WIDTH - 60) / (width * len(where)))
+                figure.add_trace(_marks(cut, width, tier, 0.62 * cell), row=1, col=column)
+    for tier, look in TIERS.items():
+        figure.add_trace(_entry(tier, look))
+    figure.update_xaxes(visible=False, range=[-0.6, width - 0.4])
+    figure.update_yaxes(visible=False, range=[rows - 0.4, -0.6])
     figure.update_layout(
         theme.layout(
             title, height=int(130 + max(60.0, cell * rows)), panels=True,
-            margin={"l": 8, "r": 8, "b": 12}, barmode="overlay", bargap=0,
+            margin={"l": 8, "r": 8, "b": 12},
         )
     )  # fmt: skip
     told = "; ".join(f"{name}: {_words(side)}" for name, side in where.items())
@@ -72,7 +74,7 @@ def idle_sessions(
         takeaway=given.told(
             given.sides(runs) if runs is not None else [], f"{told[:1].upper()}{told[1:]}."
         ),
-        alt=f"Grids with a place for every idle session. {told}.",
+        alt=f"Grids with a mark for every idle session. {told}.",
         table=[
             {"side": name, "session": number, "tier": tier}
             for name, side in where.items()
@@ -81,28 +83,28 @@ def idle_sessions(
     )
 
 
-def _stretches(side: Sequence[str], width: int) -> dict[str, list[tuple[int, int]]]:
-    """Tier -> (first session, how many): neighbours in a row of the grid are drawn as one."""
-    found: dict[str, list[tuple[int, int]]] = {}
-    for row in range(0, len(side), width):
-        for tier, some in groupby(range(row, min(row + width, len(side))), key=side.__getitem__):
-            places = list(some)
-            found.setdefault(tier, []).append((places[0], len(places)))
-    return found
-
-
-def _bars(some: Sequence[tuple[int, int]], width: int, tier: str) -> go.Bar:
-    return go.Bar(
-        base=[first % width for first, _ in some],
-        x=[count for _, count in some],
-        y=[first // width + 0.5 for first, _ in some],
-        width=0.88,
-        orientation="h",
-        marker=TIERS[tier].marker(),
+def _marks(some: Sequence[int], width: int, tier: str, size: float) -> go.Scatter:
+    return go.Scatter(
+        x=[number % width for number in some],
+        y=[number // width for number in some],
+        mode="markers",
+        marker=_marker(tier, size),
         showlegend=False,
-        customdata=[f"{tier}: sessions {first} to {first + n - 1}" for first, n in some],
-        hovertemplate="%{customdata}<extra></extra>",
+        customdata=list(some),
+        hovertemplate=f"session %{{customdata}}: {TIERS[tier].label}<extra></extra>",
     )
+
+
+def _marker(tier: str, size: float) -> dict[str, object]:
+    marker: dict[str, object] = {"symbol": SYMBOLS[tier], "size": size}
+    marker["color"] = TIERS[tier].colour
+    # A thin cross is nothing but its line.
+    line = {"width": 1.2, "color": theme.INK} if tier == "gone" else {"width": 0}
+    return marker | {"line": line}
+
+
+def _entry(tier: str, look: theme.Look) -> go.Scatter:
+    return go.Scatter(x=[None], y=[None], mode="markers", name=look.label, marker=_marker(tier, 10))
 
 
 def _words(side: Sequence[str]) -> str:

@@ -78,6 +78,8 @@ class SessionsRun:
     """Tokens of each returning prompt that were found, in any tier."""
     disk_bytes: int
     """Bytes on disk while all were idle."""
+    order: tuple[int, ...]
+    """Sessions in the order in which they returned."""
 
     @property
     def held(self) -> Mapping[str, int]:
@@ -124,6 +126,7 @@ def run_sessions(
         resume_s=tuple((r.first_token_s or 0.0) - (r.first_scheduled_s or 0.0) for r in second),
         cached_tokens=tuple(one.num_cached_tokens for one in second),
         disk_bytes=disk_bytes,
+        order=tuple(order),
     )
 
 
@@ -218,6 +221,7 @@ def _figures(runs: Mapping[str, SessionsRun]) -> dict[str, Any]:
                 "resume_p99_s": waited.p99,
                 "sessions_found": sum(1 for tokens in one.cached_tokens if tokens),
                 "cached_tokens": sum(one.cached_tokens),
+                "found_tokens": one.cached_tokens,
                 "loaded_tokens": totals.loaded_tokens,
                 "computed_tokens": totals.prefill_tokens + totals.decode_tokens,
                 "disk_bytes": one.disk_bytes,
@@ -238,7 +242,7 @@ def _figures(runs: Mapping[str, SessionsRun]) -> dict[str, Any]:
     head = ["side", *TIERS, "resume p50 ms", "p99", "loaded", "prefill", "same tokens"]
     print_table(head, rows)
     same = len({one.token_ids for one in runs.values()}) == 1
-    return {"sides": sides, "same_tokens": same}
+    return {"sides": sides, "order": base.order, "same_tokens": same}
 
 
 def _by_length(args: argparse.Namespace, config: EngineConfig) -> list[dict[str, Any]]:

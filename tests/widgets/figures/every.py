@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping
 from minserve.hardware import DEVICES
 from minserve.trace import TraceSnapshot
 from widgets import figures
-from widgets.figures import idle_sessions, latency, page_map, roofline_chart
+from widgets.figures import block_tables, idle_sessions, latency, page_map, roofline_chart
 from widgets.figures.lab_figure import LabFigure
 
 Given = Mapping[str, TraceSnapshot]
 Call = Callable[[Given], LabFigure]
 
 OF_ONE_RUN: Mapping[str, Call] = {
+    "block_tables": lambda runs: block_tables(next(iter(runs.values()))),
     "page_map": lambda runs: page_map(next(iter(runs.values()))),
 }
 OF_RUNS: Mapping[str, Call] = {
@@ -29,8 +30,8 @@ OF_RUNS: Mapping[str, Call] = {
     "roofline_chart": lambda runs: roofline_chart(runs, DEVICES["T4"], dtype="float16"),
     "idle_sessions": lambda runs: idle_sessions({name: ["host"] for name in runs}, runs),
 }
-WITHOUT_RUNS = {"launch_bars", "split_sweep"}
-"""Drawn from counts, which are never half done."""
+WITHOUT_RUNS = {"launch_bars", "split_sweep", "returning_sessions", "tier_latency"}
+"""Drawn from counts and recordings, which are never half done."""
 ELSEWHERE = {"radix_tree"}
 """Drawn from a growing tree: its own tests have one, complete and half done."""
 

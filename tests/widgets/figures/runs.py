@@ -101,3 +101,15 @@ def half(whole: TraceSnapshot) -> TraceSnapshot:
     for one in ended:
         partial.finish_request(one.request_id, one.sample_index, one.metrics, one.finish_reason)
     return partial.snapshot()
+
+
+def sharing_run() -> RunTrace:
+    """Two samples of one prompt, whose last page is half full, beside a request of its own."""
+    config = EngineConfig().with_values({**SMALL, "scheduling.max_num_batched_tokens": 32})
+    engine, _, _ = make_engine(config, num_blocks=32)
+    for number, (length, samples) in enumerate(((10, 2), (6, 1))):
+        params = SamplingParams(n=samples, max_tokens=8, temperature=0.9, seed=1, ignore_eos=True)
+        engine.add(f"request-{number}", [1 + number + n for n in range(length)], params)
+    run(engine)
+    engine.trace.header = TraceHeader(model="echo", config=engine.config.config.to_dict())
+    return engine.trace
