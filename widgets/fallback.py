@@ -1,4 +1,4 @@
-"""What a front end gets that shows no Jupyter widgets: words, how panels look, and where the figures are.
+"""What a front end gets: a panel with its style sheet, or words and where the figures are.
 
 Every front end chooses from a bundle what it can show: the panel itself, or this text.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-SHARE = 0.6
+SHARE = 0.55
 """How much of its own colour a coloured text keeps; the rest is the page's text colour."""
 
 # Where a page has no colours of Jupyter's, text is as readable as the text around it.
@@ -64,10 +64,10 @@ _FIGURES = """
 # Widgets are as wide as their place and no wider: ipywidgets adds margins to 100 %, which scrolls.
 # Space between them is a gap. Words wrap; ipywidgets would cut them.
 _PANELS = """
-.lab { color: var(--jp-ui-font-color1, inherit); }
+.lab { color: var(--jp-ui-font-color1, inherit); padding: 0.3rem 0; }
 .lab.jupyter-widgets, .lab .jupyter-widgets { margin: 0; max-width: 100%; min-width: 0; }
 .lab.widget-box, .lab .widget-box { overflow: visible; gap: 0.4rem; }
-.lab .widget-hbox { flex-wrap: wrap; align-items: center; }
+.lab .widget-hbox { flex-wrap: wrap; align-items: end; }
 .lab .widget-html > .widget-html-content { min-width: 0; max-width: 100%; line-height: 1.45;
   overflow-wrap: anywhere; }
 .lab .widget-html:has(> .widget-html-content:empty) { display: none; }
@@ -78,7 +78,7 @@ _PANELS = """
 .lab select:focus-visible, .lab .noUi-handle:focus-visible {
   outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 2px; }
 .lab .lab-folds { gap: 2px; }
-.lab .lab-folds > .jupyter-button { width: 100%; text-align: left; background: transparent;
+.lab .lab-folds > .jupyter-button { width: 100%; padding: 0; text-align: left; background: none;
   color: inherit; border-bottom: 1px solid var(--jp-border-color2, currentColor); }
 .lab .lab-folds > .jupyter-button:not(.mod-active) + .widget-box { display: none; }
 .lab .lab-stale > .lab-results { filter: grayscale(1); opacity: 0.62; }

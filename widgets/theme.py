@@ -53,8 +53,8 @@ DASHES: dict[str, str] = {"measured": "solid", "modelled": "dash", "recorded": "
 """Provenance -> plotly's line dash. What was counted is drawn as bars or areas."""
 
 INK = "#777777"
-"""Text and axes, as plotly draws them: legible on white and on JupyterLab's dark page. A style sheet
-(`STYLE`, exported SVG) puts the page's own text colour in its place."""
+"""Text and axes, as plotly draws them: legible on white and on JupyterLab's dark page. Style sheets
+(`STYLE`, exported SVG) put the page's own text colour in its place."""
 GRID = "rgba(128, 128, 128, 0.25)"
 FAINT = "rgba(128, 128, 128, 0.26)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

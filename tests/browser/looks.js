@@ -221,6 +221,22 @@
     return found;
   }
 
+  // Where Tab should stop: each control, and radio buttons as a group. The first gets the focus.
+  function stops(output) {
+    const groups = new Map();
+    for (const part of controls(output)) {
+      const key = part.type === "radio" ? part.closest(".widget-radio-box") ?? part.name : part;
+      if (!groups.has(key)) groups.set(key, []);
+      groups.get(key).push(part);
+    }
+    const found = [...groups.values()];
+    found.forEach((group, place) => group.forEach((part) => (part.dataset.stop = place)));
+    for (const part of document.querySelectorAll("[data-stop]"))
+      if (!output.contains(part)) delete part.dataset.stop;
+    found[0]?.[0].focus();
+    return found.map(([part]) => `${part.tagName} ${part.className}: ${quoted(part)}`);
+  }
+
   // Clicked with a mouse only: something that looks pressable and cannot have the focus.
   function unreachable(output) {
     return [...output.querySelectorAll("*")]
@@ -242,6 +258,6 @@
     pale: () => inEveryOutput(pale),
     crowded: () => inEveryOutput(crowded),
     unreachable: () => inEveryOutput(unreachable),
-    controls, unfold,
+    stops, unfold,
   };
 })();

@@ -28,7 +28,7 @@ Kind = Literal["plain", "good", "bad", "info", "problem"]
 
 # A sign beside the border's colour, from those every font has: nothing is said by colour alone.
 _SIGNS: dict[str, tuple[str, str]] = {
-    "plain": ("", "transparent"),
+    "plain": ("", ""),
     "good": ("✓ ", "#009E73"),
     "bad": ("✗ ", "#D55E00"),
     "info": ("", "#0072B2"),
@@ -42,10 +42,9 @@ def sentence(text: str, kind: Kind = "plain") -> str:
         return ""
     sign, colour = _SIGNS[kind]
     role = "alert" if kind == "problem" else "status"
-    return (
-        f'<div role="{role}" style="border-left:3px solid {colour};padding:.1rem .5rem;'
-        f'max-width:60rem;line-height:1.45">{sign}{escape(text)}</div>'
-    )
+    edge = f"border-left:3px solid {colour};padding:.1rem .5rem;" if colour else ""
+    style = f"{edge}max-width:60rem;line-height:1.45"
+    return f'<div role="{role}" style="{style}">{sign}{escape(text)}</div>'
 
 
 def headline(value: str, text: str, size_px: int = 28) -> str:
