@@ -175,7 +175,7 @@ _PLOT = """plot => ({
 _DRAWN = """() => [...document.querySelectorAll('.jp-Notebook .js-plotly-plot')]
   .every(plot => plot.querySelector('.main-svg'))"""
 
-_LOOKS = Path(__file__).with_name("looks.js")
+LOOKS = Path(__file__).with_name("looks.js")
 
 
 class Notebook:
@@ -242,7 +242,7 @@ class Notebook:
     def look(self, what: str) -> list[str]:
         """What a reader would notice in the outputs: `looks.js` says which `what` there are."""
         if not self.page.evaluate("() => 'minserveLooks' in globalThis"):
-            self.page.evaluate(_LOOKS.read_text(encoding="utf-8"))
+            self.page.evaluate(LOOKS.read_text(encoding="utf-8"))
         found: list[str] = self.page.evaluate(f"() => minserveLooks.{what}()")
         return found
 
