@@ -54,8 +54,10 @@ _FIGURES = """
 .lab-figure details { margin-top: 0.3rem; }
 .lab-figure summary, .lab-badge summary { cursor: pointer; width: fit-content; }
 .lab-figure table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.lab-figure th, .lab-figure td { padding: 0.1rem 0.6rem; text-align: right;
-  border-bottom: 1px solid GRID; }
+.lab-figure th, .lab-figure td { padding: 0.15rem 1.2rem 0.15rem 0; text-align: left;
+  vertical-align: baseline; border-bottom: 1px solid GRID; }
+.lab-figure .n { text-align: right; }
+.lab-figure th { font-weight: 600; }
 .lab-badge { color: INK; margin: 0.2rem 0; max-width: 60rem; }
 .lab-badge summary { border: 1px solid GRID; border-radius: 1em; padding: 0 0.7em;
   font-size: 12px; line-height: 1.7; }

@@ -60,9 +60,12 @@ def table_html(table: Sequence[dict[str, Any]], max_rows: int = MAX_TABLE_ROWS) 
     if not table:
         return ""
     columns = list(dict.fromkeys(name for row in table for name in row))
-    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in columns)
+    head = "".join(
+        f'<th scope="col"{_of_numbers(table, name)}>{html.escape(str(name))}</th>'
+        for name in columns
+    )
     body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in columns) + "</tr>"
+        "<tr>" + "".join(_cell(row.get(name)) for name in columns) + "</tr>"
         for row in table[:max_rows]
     )
     more = len(table) - max_rows
@@ -70,14 +73,23 @@ def table_html(table: Sequence[dict[str, Any]], max_rows: int = MAX_TABLE_ROWS) 
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _of_numbers(table: Sequence[dict[str, Any]], name: str) -> str:
+    """The class of a column that is read by its last digits."""
+    values = [row[name] for row in table if row.get(name) is not None]
+    return " class=n" if values and all(map(_is_number, values)) else ""
+
+
 def _cell(value: object) -> str:
     if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return html.escape(str(value))
+        return "<td></td>"
+    if not _is_number(value):
+        return f"<td>{html.escape(str(value))}</td>"
+    text = f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
+    return f"<td class=n>{text}</td>"
 
 
 def figure_html(

@@ -7,6 +7,7 @@ about runs.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
@@ -156,8 +157,26 @@ def as_widget(shown: Shown) -> widgets.Widget:
     if isinstance(shown, widgets.Widget):
         return shown
     if isinstance(shown, Mapping):
-        return html(table([{"fact": name, "value": value} for name, value in shown.items()]))
+        return html(table(facts_rows(shown)))
     return html(sentence(str(shown)))
+
+
+def facts_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Facts as rows of a table; those named "side: fact" share a row, with a column for each side.
+
+    A fact that one side alone has keeps a row of its own name.
+    """
+    parts = {name: name.partition(": ") for name in facts}
+    count = Counter(fact for _, _, fact in parts.values() if fact)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in facts.items():
+        side, _, fact = parts[name]
+        if count[fact] > 1:
+            rows.setdefault(fact, {"fact": fact})[side] = value
+        else:
+            rows[name] = {"fact": name, "value": value}
+    # What belongs to no side first.
+    return sorted(rows.values(), key=lambda row: "value" not in row)
 
 
 def _still(figure: LabFigure) -> widgets.Widget:

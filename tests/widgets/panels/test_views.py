@@ -93,3 +93,17 @@ def test_a_sentence_says_its_kind_by_a_sign_too() -> None:
     signs = {kind: re.sub("<[^>]*>", "", views.sentence("x", kind)) for kind in ("good", "bad")}
     assert signs == {"good": "✓ x", "bad": "✗ x"}
     assert "border" not in views.sentence("Done.")
+
+
+def test_facts_of_two_sides_stand_side_by_side() -> None:
+    facts = {"off: steps": 9, "tokens identical": True, "on: steps": 3, "off: copied": 0,
+             "on: copied": 4, "off: KV: peak": 1, "only here: once": "x"}  # fmt: skip
+    assert views.facts_rows(facts) == [
+        {"fact": "tokens identical", "value": True},
+        {"fact": "off: KV: peak", "value": 1},
+        {"fact": "only here: once", "value": "x"},
+        {"fact": "steps", "off": 9, "on": 3},
+        {"fact": "copied", "off": 0, "on": 4},
+    ]
+    shown = views.as_widget({"off: steps": 9, "on: steps": 3}).value
+    assert shown.count("<tr>") == 2 and "<td class=n>9</td><td class=n>3</td>" in shown
