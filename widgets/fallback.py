@@ -1,4 +1,4 @@
-"""What a front end gets that shows no Jupyter widgets: words, and where the figures are.
+"""What a front end gets: a panel with its style sheet, or words and where the figures are.
 
 Every front end chooses from a bundle what it can show: the panel itself, or this text.
 """
@@ -9,6 +9,8 @@ from typing import Any
 
 import ipywidgets
 
+from widgets import theme
+
 NO_WIDGETS = (
     "A panel stands here where Jupyter widgets are shown: in JupyterLab, and in VS Code and Colab "
     "with their support for widgets. Without it, the chapter's figures, as recorded, are in "
@@ -17,6 +19,9 @@ NO_WIDGETS = (
 
 
 def bundle(widget: ipywidgets.Widget, words: str, **options: Any) -> dict[str, Any]:
-    """The widget, or its words and a sentence."""
-    shown: dict[str, Any] = widget._repr_mimebundle_(**options)
+    """The widget with the lab's style sheet, or its words and a sentence."""
+    sheet = ipywidgets.HTML(theme.STYLE, layout=ipywidgets.Layout(display="none"))
+    page = ipywidgets.VBox([sheet, widget])
+    page.add_class("lab")
+    shown: dict[str, Any] = page._repr_mimebundle_(**options)
     return shown | {"text/plain": f"{words}\n{NO_WIDGETS}"}

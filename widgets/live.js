@@ -42,8 +42,11 @@ async function render({ model, el }) {
 
   let queue = Promise.resolve();
   let waiting = false;
+  let drawn = 0; // The width of what is drawn; 0 while it is not the newest.
   const draw = () => {
+    drawn = 0;
     if (waiting) return; // What is drawn next is the newest anyway.
+    if (el.offsetWidth === 0) return; // Hidden, where no label has a size: drawn when it is shown.
     waiting = true;
     queue = queue.then(async () => {
       waiting = false;
@@ -51,16 +54,14 @@ async function render({ model, el }) {
       const [data, layout, config] = ["traces", "design", "config"].map((name) =>
         structuredClone(model.get(name)),
       );
-      await Plotly.react(place, data, layout, config);
+      drawn = layout.width = el.offsetWidth;
+      // As wide as its place, by the observer below: plotly's own way forgets the height.
+      await Plotly.react(place, data, layout, { ...config, responsive: false });
     }).catch((error) => console.error("a figure could not be drawn", error));
   };
 
-  let width = 0;
   const watch = new ResizeObserver(() => {
-    // Not while it is hidden, and not for a change that plotly made itself.
-    if (el.offsetWidth === 0 || el.offsetWidth === width) return;
-    width = el.offsetWidth;
-    queue = queue.then(() => place.data && Plotly.Plots.resize(place)).catch(() => {});
+    if (el.offsetWidth !== 0 && el.offsetWidth !== drawn) draw();
   });
   draw();
   watch.observe(el);

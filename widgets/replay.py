@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from minserve.request import Output
 from widgets import theme
 from widgets.figures import sides as given
+from widgets.figures.render import source_html
 from widgets.figures.sides import Runs
 from widgets.frames import replay_html as replay_html
 from widgets.moments import Moment, Moments, speed_words
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 SPEEDS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 MAX_DRAWINGS = 200
 """Most drawings of one play from beginning to end: a long run is drawn less often."""
+
+# Shown by `sheet` where the reader's system asks for it. Nothing plays before it is told to, there
+# or anywhere.
+PAUSED = (
+    '<div role="status" class="lab-quiet">Your system asks for less motion. This replay is paused: '
+    "press Play, or go from step to step.</div>"
+)
 
 
 class Replay:
@@ -253,12 +261,11 @@ class _Controls:
             [self.play, self.back, self.forward, self.slider, self.speed],
             layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
         )
-        caption = widgets.HTML(
-            f'{theme.STYLE}<div class="lab-figure"><p class="caption">'
-            f"{html.escape(given.caption(replay.sides))}</p></div>"
-        )
+        source = source_html(given.caption(replay.sides))
+        caption = widgets.HTML(f'{theme.STYLE}<div class="lab-figure">{source}</div>')
+        heading = widgets.HTML(f'<b role="heading" aria-level="4">{html.escape(replay.title)}</b>')
         views = [view.widget for view in replay.views]
-        self.box = widgets.VBox([row, self.label, *views, caption])
+        self.box = widgets.VBox([heading, row, widgets.HTML(PAUSED), self.label, *views, caption])
         self.show(replay.moment.index, replay.label, False)
         self.play.on_click(lambda _: replay.pause() if replay.playing else replay.play())
         self.back.on_click(lambda _: replay.step(-1))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from widgets import sheet
 from widgets.units import (
     byte_unit as byte_unit,
 )
@@ -52,8 +53,8 @@ DASHES: dict[str, str] = {"measured": "solid", "modelled": "dash", "recorded": "
 """Provenance -> plotly's line dash. What was counted is drawn as bars or areas."""
 
 INK = "#777777"
-"""Text and axes: 4.5 to 1 on white, 4.2 to 1 on JupyterLab's dark page. Where a style sheet can
-(`STYLE`, exported SVG), the page's own text colour replaces it."""
+"""Text and axes, as plotly draws them: legible on white and on JupyterLab's dark page. Style sheets
+(`STYLE`, exported SVG) put the page's own text colour in its place."""
 GRID = "rgba(128, 128, 128, 0.25)"
 FAINT = "rgba(128, 128, 128, 0.26)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -247,22 +248,15 @@ def style_panels(figure: go.Figure, colours: Iterable[str] = ()) -> None:
         )  # fmt: skip
 
 
-STYLE = f"""<style>
-.js-plotly-plot text[style*="{INK}"], .js-plotly-plot text[style*="rgb(119, 119, 119)"] {{
-  fill: var(--jp-ui-font-color1, var(--vscode-editor-foreground, {INK})) !important; }}
-.js-plotly-plot .shapelayer path[style*="rgb(127, 126, 125)"] {{
-  fill: var(--jp-layout-color0, var(--vscode-editor-background, Canvas)) !important; }}
-.lab-figure {{ font: 13px/1.45 {FONT}; color: var(--jp-ui-font-color1, inherit);
-  max-width: 60rem; margin: 0.2rem 0 0.8rem; }}
-.lab-figure .takeaway {{ font-size: 14px; font-weight: 600; margin: 0 0 0.2rem; }}
-.lab-figure .caption {{ opacity: 0.8; margin: 0; }}
-.lab-figure details {{ margin-top: 0.3rem; }}
-.lab-figure summary {{ cursor: pointer; }}
-.lab-figure table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-.lab-figure th, .lab-figure td {{ padding: 0.1rem 0.6rem; text-align: right;
-  border-bottom: 1px solid {GRID}; }}
-</style>"""
-"""Style sheet of captions, and the page's own text colour inside plots where the page has one."""
+TEXT_COLOURS: tuple[str, ...] = (
+    *SIDES.values(),
+    *(STATES[state].colour for state in ("prefill", "decode", "recompute")),
+    "#888888", "#2E8B57", "#CC3311",
+)  # fmt: skip
+"""Colours that text in a plot may have beside `INK`: `STYLE` makes them readable on any page."""
+
+STYLE = sheet.style(ink=INK, grid=GRID, font=FONT, colours=TEXT_COLOURS)
+"""Style sheet of figures and panels, an HTML element."""
 
 
 def legend_entry(look: Look) -> Mapping[str, object]:

@@ -15,6 +15,7 @@ from minserve.request import Output
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lanes import Lane
+from widgets.figures.render import source_html
 from widgets.figures.sides import Run
 from widgets.figures.triangle import choose
 from widgets.pieces import Texts, pieces
@@ -188,7 +189,7 @@ class TokenView:
         body = "".join(self._span(mark, kind, until) for mark, kind in shown[left_out:])
         more = f"<i>… {left_out:,} earlier tokens</i>\n" if left_out else ""
         title = f"<b>{html.escape(self.title)}</b> " if self.title else ""
-        caption = f'<p class="caption">{html.escape(self.caption)}</p>' if self.caption else ""
+        caption = source_html(self.caption)
         return (
             f'<div class="lab-figure"><div>{title}{legend}</div>'
             f'<pre style="{_PRE}" role="group" aria-label="{html.escape(self.alt(until))}">'

@@ -1,9 +1,9 @@
 """Run chapters from a fresh kernel and store them as git keeps them: `store.py labs/00_*.ipynb`.
 
 How to write a chapter: edit its notebook in JupyterLab (in `labs/`, not in `work/`), then run this.
-It executes the notebook headless, joins pieces of printed text, leaves out widget state, timings
-and everything else that changes without meaning, and says how long each slow cell took. Nothing is
-written when a cell fails.
+It executes the notebook headless, joins pieces of printed text, folds long code that is not tagged
+`shown`, leaves out widget state, timings and everything else that changes without meaning, and says
+how long each slow cell took. Nothing is written when a cell fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from nbclient.exceptions import CellExecutionError
 SLOW_S = 2.0
 KEPT_METADATA = ("kernelspec", "minserve")
 KEPT_CELL_METADATA = ("tags", "jupyter")
-"""`jupyter.source_hidden` folds a cell whose code gives an answer away."""
+"""`jupyter.source_hidden` folds a cell whose code gives an answer away, or is plumbing."""
+MAX_SHOWN_LINES = 12
+"""Longer code is folded, unless it is tagged `shown`: the chapter is about it."""
 
 
 def execute(notebook: Any, folder: Path, timeout_s: int = 600) -> dict[int, float]:
@@ -69,7 +71,16 @@ def tidied(notebook: Any) -> Any:
         cell.id = f"cell-{number:02}"
         kept = {key: cell.metadata[key] for key in KEPT_CELL_METADATA if cell.metadata.get(key)}
         cell.metadata = nbformat.from_dict(kept)
+        if folds(cell):
+            cell.metadata["jupyter"] = {"source_hidden": True}
     return notebook
+
+
+def folds(cell: Any) -> bool:
+    """True for code that is longer than a reader wants to scroll past."""
+    lines = len(cell.source.splitlines())
+    long = cell.cell_type == "code" and lines > MAX_SHOWN_LINES
+    return long and "shown" not in cell.metadata.get("tags", ())
 
 
 def store(path: Path) -> Mapping[int, float]:

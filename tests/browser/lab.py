@@ -104,7 +104,7 @@ class Lab:
         command = [sys.executable, str(self.folder / "labs" / "open_lab.py"), "--no-browser", "--"]
         command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={self._port}"]
         command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={self._token}"]
-        command += ["--LabApp.news_url=None"]
+        command += ["--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True"]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             command.append("--ServerApp.allow_root=True")
         return command
@@ -172,6 +172,12 @@ _PLOT = """plot => ({
 })"""
 
 
+_DRAWN = """() => [...document.querySelectorAll('.jp-Notebook .js-plotly-plot')]
+  .every(plot => plot.querySelector('.main-svg'))"""
+
+LOOKS = Path(__file__).with_name("looks.js")
+
+
 class Notebook:
     """A notebook open in the browser."""
 
@@ -202,6 +208,43 @@ class Notebook:
     def wait_until_all_ran(self) -> None:
         """The last code cell has its number."""
         self.page.wait_for_function(_ALL_RUN, timeout=RUN_MS)
+
+    def show_me(self) -> None:
+        """Show what is hidden behind predictions and estimates, and wait for all runs to end."""
+        from playwright.sync_api import expect
+
+        enabled = self.page.locator(":enabled:visible")
+        show = self.outputs.get_by_role("button", name="Show me", exact=True).and_(enabled)
+        for _ in range(show.count()):
+            show.first.click()
+        expect(show).to_have_count(0)
+        # Runs that nobody waits for in a cell go on behind it.
+        stop = self.outputs.get_by_role("button", name="Stop", exact=True).and_(enabled)
+        expect(stop).to_have_count(0, timeout=RUN_MS)
+
+    def resize(self, width: int, height: int) -> None:
+        """Make the page so wide; plots follow after a while."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.settle()
+
+    def use_theme(self, name: str) -> None:
+        """JupyterLab Light or JupyterLab Dark."""
+        change = "name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})"
+        self.page.evaluate(change, name)
+        self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until plots are drawn as the page is now."""
+        self.page.wait_for_timeout(500)
+        self.page.wait_for_function(_DRAWN)
+
+    def look(self, what: str) -> list[str]:
+        """What a reader would notice in the outputs: `looks.js` says which `what` there are."""
+        if not self.page.evaluate("() => 'minserveLooks' in globalThis"):
+            self.page.evaluate(LOOKS.read_text(encoding="utf-8"))
+        found: list[str] = self.page.evaluate(f"() => minserveLooks.{what}()")
+        return found
 
     def panel(self, title: str) -> Locator:
         """The panel with this heading."""

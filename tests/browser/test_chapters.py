@@ -1,50 +1,44 @@
-"""Every chapter at every width: Run All and Show me leave no error, and nothing that scrolls aside.
+"""Every chapter as a page: no error, nothing that scrolls aside or is cut, text that stands out.
 
-Only with `--full`. A chapter runs once, in the narrowest page, which is then widened.
+A chapter runs once, and is then looked at in two widths and two themes, and from the keyboard.
+Three chapters are drawn; with `--full` all of them run.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from browser.lab import ROOT, RUN_MS, Lab, Notebook
+import sampled
+from browser.lab import ROOT, Lab, Notebook
 
-pytestmark = [pytest.mark.browser, pytest.mark.full]
+pytestmark = pytest.mark.browser
 
 CHAPTERS = sorted(path.name for path in (ROOT / "labs").glob("[0-9]*.ipynb"))
-WIDTHS, HEIGHT = (1280, 1600), 1000
-MARGINS = 4
-"""Pixels: ipywidgets puts two on each side of a widget, also where that is as wide as its place."""
-
-# What can be scrolled sideways in the outputs. An output that is not on the screen has no layout,
-# so each is brought there first.
-_WIDER_THAN_ITS_PLACE = """async margins => {
-  const frame = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
-  const found = [];
-  for (const output of document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')) {
-    output.scrollIntoView();
-    await frame();
-    for (const part of [output, ...output.querySelectorAll('*')]) {
-      const scrolls = ['auto', 'scroll'].includes(getComputedStyle(part).overflowX);
-      if (scrolls && part.clientWidth && part.scrollWidth > part.clientWidth + margins)
-        found.push(`${part.className || part.tagName}: ${part.scrollWidth} pixels in `
-          + `${part.clientWidth}: ${part.innerText.slice(0, 80)}`);
-    }
-  }
-  return found;
-}"""
+DRAWN = sampled.drawn({"chapters": CHAPTERS}, {"chapters": 3}, sampled.seed)
+WIDTHS, HEIGHT = (1600, 1280), 1000
+"""Pixels, narrower the second time: plots must follow a page that shrinks, too."""
+THEMES = ("JupyterLab Light", "JupyterLab Dark")
 
 
-@pytest.fixture(scope="module", params=CHAPTERS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, marks=() if c in DRAWN else pytest.mark.full) for c in CHAPTERS],
+)
 def chapter(
     request: pytest.FixtureRequest, open_notebook: Callable[[str], Notebook], lab: Lab
 ) -> Iterator[Notebook]:
     notebook = open_notebook(request.param)
-    # Before anything is drawn: a plot that is no widget grows with the page, but seldom shrinks.
-    notebook.page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
+    # A reader whose system asks for less motion, from the beginning.
+    notebook.page.emulate_media(reduced_motion="reduce")
+    notebook.resize(WIDTHS[1], HEIGHT)
+    start = time.perf_counter()
     notebook.run_all()
     notebook.wait_until_all_ran()
+    tell = request.config.pluginmanager.get_plugin("terminalreporter")
+    tell.write_line(f"\n{request.param}: Run All took {time.perf_counter() - start:.1f} s")
     yield notebook
     notebook.page.close()
     lab.end_kernels()
@@ -53,24 +47,111 @@ def chapter(
 def test_run_all_and_show_me_leave_no_error(chapter: Notebook) -> None:
     from playwright.sync_api import expect
 
+    # Errors, and everything written to stderr, which JupyterLab shows in red.
     expect(chapter.errors).to_have_count(0)
-    show = chapter.outputs.get_by_role("button", name="Show me", exact=True).and_(
-        chapter.page.locator(":enabled")
-    )
-    for _ in range(show.count()):
-        show.first.click()
-    expect(show).to_have_count(0)
-    # Runs that nobody waits for in a cell go on behind it.
-    busy = chapter.outputs.get_by_role("button", name="Stop", exact=True).and_(
-        chapter.page.locator(":enabled:visible")
-    )
-    expect(busy).to_have_count(0, timeout=RUN_MS)
+    chapter.show_me()
     expect(chapter.errors).to_have_count(0)
     expect(chapter.outputs.get_by_role("alert")).to_have_count(0)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_is_wider_than_the_page(chapter: Notebook, width: int) -> None:
-    chapter.page.set_viewport_size({"width": width, "height": HEIGHT})
-    chapter.page.wait_for_timeout(500)  # Plots follow the page's size after a while.
-    assert chapter.page.evaluate(_WIDER_THAN_ITS_PLACE, MARGINS) == []
+def test_nothing_scrolls_aside_or_is_cut(chapter: Notebook, width: int) -> None:
+    chapter.resize(width, HEIGHT)
+    assert chapter.look("wider") == []
+    assert chapter.look("crowded") == []
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_text_stands_out_from_what_is_behind_it(chapter: Notebook, theme: str) -> None:
+    chapter.use_theme(theme)
+    assert chapter.look("pale") == []
+
+
+def test_what_is_folded_away_looks_as_good(chapter: Notebook) -> None:
+    chapter.use_theme(THEMES[0])
+    folds = chapter.page.locator(".lab-folds").all()
+    for place in range(max((fold.locator("> button").count() for fold in folds), default=0)):
+        for fold in folds:
+            title = fold.locator("> button").nth(place)
+            if title.count() and title.is_visible():
+                title.press("Enter")
+        chapter.settle()
+        for what in ("wider", "crowded", "pale"):
+            assert chapter.look(what) == [], place
+    chapter.look("unfold")
+    for what in ("wider", "pale"):
+        assert chapter.look(what) == []
+
+
+def test_a_keyboard_reaches_every_control(chapter: Notebook) -> None:
+    assert chapter.look("unreachable") == []
+    for output in chapter.outputs.all():
+        output.scroll_into_view_if_needed()
+        stops: list[str] = output.evaluate("output => minserveLooks.stops(output)")
+        reached = set()
+        # A stop may hold several controls, of which the arrow keys choose.
+        for _ in range(4 * len(stops) + 4):
+            reached.add(chapter.page.evaluate("() => document.activeElement.dataset.stop ?? ''"))
+            chapter.page.keyboard.press("Tab")
+        assert [name for place, name in enumerate(stops) if f"{place}" not in reached] == []
+
+
+# Selector, key, the key where the first does nothing, and what the key changes.
+KEYS = (
+    ("summary", "Enter", "Enter", "part => part.parentElement.open"),
+    (
+        ".noUi-target:not([disabled]) .noUi-handle", "ArrowRight", "ArrowLeft",
+        "part => part.ariaValueNow",
+    ),
+    ("select:enabled", "ArrowDown", "ArrowUp", "part => part.value"),
+    ("input[type=radio]:enabled:not(:checked)", "Space", "Space", "part => part.checked"),
+    (".lab-folds > button", "Enter", "Enter", "part => part.classList.contains('mod-active')"),
+)  # fmt: skip
+
+
+def test_controls_answer_to_the_keyboard(chapter: Notebook) -> None:
+    """One of each kind: arrow keys move and choose, Space ticks, Enter unfolds."""
+    found = 0
+    for selector, key, other, state in KEYS:
+        controls = chapter.outputs.locator(selector).locator("visible=true")
+        if not controls.count():
+            continue
+        found += 1
+        control = controls.first.element_handle()
+        before = control.evaluate(state)
+        for pressed in (key, other):
+            control.press(pressed)
+            chapter.page.wait_for_timeout(200)
+            if control.evaluate(state) != before:
+                break
+        else:
+            pytest.fail(f"{selector}: neither {key} nor {other} does anything")
+    assert found >= 2
+
+
+def test_replays_wait_and_say_so_where_less_motion_is_asked_for(chapter: Notebook) -> None:
+    from playwright.sync_api import expect
+
+    plays = chapter.page.get_by_title("Play or pause")
+    moments = chapter.replays.get_by_text("of real time").all_inner_texts
+    words = chapter.replays.get_by_text("Your system asks for less motion.")
+    before = moments()
+    for place in range(plays.count()):
+        expect(plays.nth(place)).to_have_text("Play")
+        expect(words.nth(place)).to_be_visible()
+    chapter.page.wait_for_timeout(1500)
+    assert moments() == before
+    assert _moving(chapter) == []
+    chapter.page.emulate_media(reduced_motion="no-preference")
+    for place in range(plays.count()):
+        expect(words.nth(place)).to_be_hidden()
+
+
+def _moving(chapter: Notebook) -> list[Any]:
+    found: list[Any] = chapter.page.evaluate(
+        """() => [...document.querySelectorAll('.jp-OutputArea-output .lab *')]
+          .filter(part => part.getAnimations().length
+            || !['none', 'all 0s ease 0s'].includes(getComputedStyle(part).transition))
+          .map(part => `${part.className}: ${getComputedStyle(part).transition}`)"""
+    )
+    return found

@@ -19,10 +19,13 @@ LABS = ROOT / "labs"
 
 HEADER = ("Question", "Minutes", "Difficulty", "Machine", "Know first", "You will be able to")
 TAGS = {"action", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception"}
-"""`action`: here the reader does something (runs, guesses, drags, changes and runs again). Other
+TAGS |= {"shown"}
+"""`action`: here the reader does something (runs, guesses, drags, changes and runs again). `shown`:
+long code that is shown, because the chapter is about it or the reader changes it. Other
 tags are names that a chapter's tests find its cells by, too unlike these to be a slip."""
 MAX_WORDS, MAX_WORDS_BETWEEN, MAX_CELLS_BETWEEN = 1200, 150, 3
 MAX_LINES_ASKING = 8
+MAX_SHOWN_LINES = 12
 MAX_BYTES = 500_000
 
 _PATHS = re.compile(r"(/home/|/root/|/tmp/|/work/|/Users/|/usr/|/opt/|[A-Z]:\\\\)[\w.-]+")
@@ -211,8 +214,29 @@ def gives_no_answer_away(notebook: Notebook, path: Path) -> Iterator[str]:
             )
 
 
+def folds_plumbing(notebook: Notebook, path: Path) -> Iterator[str]:
+    """Long code is folded, unless it is there to be read."""
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code":
+            continue
+        lines, folded = len(source(cell).splitlines()), is_folded(cell)
+        if lines > MAX_SHOWN_LINES and not folded and "shown" not in tags(cell):
+            yield (
+                f"cell {number} shows {lines} lines of code: labs/tools/store.py folds it; tag it "
+                "`shown` if the chapter is about this code"
+            )
+        if folded and "shown" in tags(cell):
+            yield f"cell {number} is tagged `shown`, and is folded"
+
+
+def is_folded(cell: Notebook) -> bool:
+    """True where JupyterLab shows the first line of a cell's code only."""
+    return bool(cell["metadata"].get("jupyter", {}).get("source_hidden"))
+
+
 RULES: tuple[Callable[[Notebook, Path], Iterator[str]], ...] = (
     has_a_header, is_short, is_executed, has_compared_facts, carries_no_state, is_small,
     raises_panel_errors_last, imports_the_lab_only, has_its_figures, types_no_measurement,
     gives_no_answer_away,
+    folds_plumbing,
 )  # fmt: skip

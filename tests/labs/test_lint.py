@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import re
+import runpy
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from labs import lint
@@ -45,6 +47,8 @@ def _break(notebook, rule):
         cells[1]["source"] = ["It is 12.3x as fast."]
     elif rule is lint.gives_no_answer_away:
         code[0]["source"] = ['Reason("Fewer steps.", "Yes.", True)\n']
+    elif rule is lint.folds_plumbing:
+        code[0]["source"] = ["x = 1\n"] * (lint.MAX_SHOWN_LINES + 1)
 
 
 @pytest.mark.parametrize("rule", lint.RULES, ids=lambda rule: rule.__name__)
@@ -110,3 +114,22 @@ def test_pictures_folded_away_do_not_spoil_the_guess():
             text = lint.source(cell)
             if "<img" in text:
                 assert text.index("<details>") < text.index("<img"), Path(path).name
+
+
+def test_storing_a_chapter_folds_what_the_rule_wants_folded():
+    long = "x = 1\n" * (lint.MAX_SHOWN_LINES + 1)
+    cells = [
+        nbformat.v4.new_code_cell(long),
+        nbformat.v4.new_code_cell(long, metadata={"tags": ["shown"]}),
+        nbformat.v4.new_code_cell(long.removesuffix("x = 1\n")),
+        nbformat.v4.new_code_cell("answer = 3", metadata={"jupyter": {"source_hidden": True}}),
+        nbformat.v4.new_markdown_cell(long),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    assert len(list(lint.folds_plumbing(notebook, START))) == 1
+    store = runpy.run_path(str(lint.LABS / "tools" / "store.py"))
+    tidied = store["tidied"](notebook)
+    assert [lint.is_folded(cell) for cell in tidied.cells] == [True, False, False, True, False]
+    assert list(lint.folds_plumbing(tidied, START)) == []
+    tidied.cells[1].metadata["jupyter"] = {"source_hidden": True}
+    assert len(list(lint.folds_plumbing(tidied, START))) == 1

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from widgets import theme
+from widgets import sheet, theme, tokenview
 
 PAGES = {"white": "#ffffff", "JupyterLab dark": "#111111"}
 
@@ -44,6 +44,54 @@ def test_text_and_sides_stand_out_from_the_page(page: str) -> None:
     assert contrast(theme.INK, PAGES[page]) > 4
     for colour in theme.SIDES.values():
         assert contrast(colour, PAGES[page]) > 3
+
+
+def mixed(colour: str, ink: str) -> str:
+    """What `color-mix` makes of a text's colour and the page's text colour."""
+    parts = [
+        round(
+            sheet.SHARE * int(colour[n : n + 2], 16) + (1 - sheet.SHARE) * int(ink[n : n + 2], 16)
+        )
+        for n in (1, 3, 5)
+    ]
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+# JupyterLab's text, 87 % black and white; and what exported pictures have (`render`).
+INKS = {"white": ("#212121", "#333333"), "JupyterLab dark": ("#ffffff", "#d0d0d0")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_text_stands_out_from_the_page_as_guidelines_ask(page: str) -> None:
+    for ink in INKS[page]:
+        assert contrast(ink, PAGES[page]) >= 4.5
+        for colour in theme.TEXT_COLOURS:
+            assert contrast(mixed(colour, ink), PAGES[page]) >= 4.5, (colour, ink)
+
+
+def test_text_on_bars_stands_out_from_them() -> None:
+    looks = [*theme.STATES.values(), *theme.STAGES.values(), *map(theme.request_look, range(8))]
+    for look in looks:
+        if look.colour.startswith("#"):
+            assert contrast(theme.on(look.colour), look.colour) >= 4.5, look.label
+
+
+def test_text_of_a_token_kind_is_among_the_colours_made_readable() -> None:
+    assert {kind.colour for kind in tokenview.KINDS.values()} <= set(theme.TEXT_COLOURS)
+
+
+def test_the_style_sheet_has_a_rule_for_every_colour_of_text() -> None:
+    for colour in (theme.INK, *theme.TEXT_COLOURS):
+        for written in (colour, sheet.rgb(colour)):
+            assert f'text[style*="{written}"]' in theme.STYLE
+    assert sheet.rgb("#0072B2") == "rgb(0, 114, 178)"
+    assert theme.STYLE.startswith("<style>") and theme.STYLE.endswith("</style>")
+
+
+def test_nothing_moves_where_less_motion_is_asked_for() -> None:
+    quiet = theme.STYLE.partition("@media (prefers-reduced-motion: reduce)")[2]
+    assert "transition: none !important" in quiet and "animation: none !important" in quiet
+    assert ".lab-quiet { display: block; }" in quiet
 
 
 @pytest.mark.parametrize("sight", SIGHTS)

@@ -154,7 +154,8 @@ def _name_medians(
     left = bool(some) and highest > 0 and min(s.p50 for _, s in some) > 0.5 * highest
     for place, (side, stats) in enumerate(some if left else some[::-1]):
         figure.add_annotation(
-            text=f"median {theme.format_seconds(stats.p50)}{', recorded' * side.is_twin}",
+            text=f"{side.label}: " * bool(side.label)
+            + f"median {theme.format_seconds(stats.p50)}{', recorded' * side.is_twin}",
             showarrow=False,
             x=0.03 if left else 0.97, xanchor="left" if left else "right", xref="x domain",
             y=1.0 if left else 0.0, yanchor="top" if left else "bottom", yref="y domain",

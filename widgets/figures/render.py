@@ -17,7 +17,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from widgets import theme
+from widgets import sheet, theme
 
 MIME = "application/vnd.plotly.v1+json"
 MAX_TABLE_ROWS = 60
@@ -31,22 +31,28 @@ _NO_PLOTLY = (
     "<p><em>The figure is drawn where plotly is installed (JupyterLab, VS Code, Colab); here are "
     "its words and data.</em></p>"
 )
+KINDS = ("Measured", "Counted", "Modelled", "Recorded")
+"""First words of a caption that say what kind of numbers a figure shows."""
 _LINE = 17
 _PAD = 14
 
 
 def words_html(takeaway: str, caption: str, alt: str, table: Sequence[dict[str, Any]]) -> str:
-    """The words under a figure, with description and data folded away."""
-    parts = ['<div class="lab-figure">']
-    if takeaway:
-        parts.append(f'<p class="takeaway">{html.escape(takeaway)}</p>')
-    if caption:
-        parts.append(f'<p class="caption">{html.escape(caption)}</p>')
-    if alt or table:
-        parts.append("<details><summary>Description and data</summary>")
-        parts.append(f"<p>{html.escape(alt)}</p>{table_html(table)}</details>")
-    parts.append("</div>")
-    return "".join(parts)
+    """The words under a figure; source, description and data are folded away."""
+    shown = f'<p class="takeaway">{html.escape(takeaway)}</p>' if takeaway else ""
+    return f'<div class="lab-figure">{shown}{source_html(caption, alt, table)}</div>'
+
+
+def source_html(caption: str, alt: str = "", table: Sequence[dict[str, Any]] = ()) -> str:
+    """Where numbers come from, folded away with what else there is to say; "" for nothing."""
+    if not (caption or alt or table):
+        return ""
+    parts = [f"<p>{html.escape(text)}</p>" for text in (caption, alt) if text]
+    name = "Source and data" if table else "Source" if caption else "Description"
+    # Measured and modelled must never be taken for each other, also while this is folded.
+    kind = caption.partition(" ")[0]
+    name = f"{name}: {kind.lower()}" if kind in KINDS else name
+    return f"<details><summary>{name}</summary>{''.join(parts)}{table_html(table)}</details>"
 
 
 def table_html(table: Sequence[dict[str, Any]], max_rows: int = MAX_TABLE_ROWS) -> str:
@@ -54,9 +60,12 @@ def table_html(table: Sequence[dict[str, Any]], max_rows: int = MAX_TABLE_ROWS) 
     if not table:
         return ""
     columns = list(dict.fromkeys(name for row in table for name in row))
-    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in columns)
+    head = "".join(
+        f'<th scope="col"{_of_numbers(table, name)}>{html.escape(str(name))}</th>'
+        for name in columns
+    )
     body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in columns) + "</tr>"
+        "<tr>" + "".join(_cell(row.get(name)) for name in columns) + "</tr>"
         for row in table[:max_rows]
     )
     more = len(table) - max_rows
@@ -64,14 +73,23 @@ def table_html(table: Sequence[dict[str, Any]], max_rows: int = MAX_TABLE_ROWS) 
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _of_numbers(table: Sequence[dict[str, Any]], name: str) -> str:
+    """The class of a column that is read by its last digits."""
+    values = [row[name] for row in table if row.get(name) is not None]
+    return " class=n" if values and all(map(_is_number, values)) else ""
+
+
 def _cell(value: object) -> str:
     if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return html.escape(str(value))
+        return "<td></td>"
+    if not _is_number(value):
+        return f"<td>{html.escape(str(value))}</td>"
+    text = f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
+    return f"<td class=n>{text}</td>"
 
 
 def figure_html(
@@ -169,7 +187,7 @@ def _with_words(text: str, takeaway: str, caption: str, alt: str) -> str:
         lines.append(_text(line, y, 'font-size="14" font-weight="600"'))
     for line in plain:
         y += _LINE
-        lines.append(_text(line, y, 'font-size="11.5" opacity="0.85"'))
+        lines.append(_text(line, y, 'font-size="11.5"'))
     total = y + _PAD
     opening = match[0]
     opening = opening.replace(f'height="{match[2]}"', f'height="{total:g}"', 1)
@@ -181,15 +199,14 @@ def _with_words(text: str, takeaway: str, caption: str, alt: str) -> str:
 
 
 def _text(line: str, y: float, attributes: str) -> str:
-    style = f"font-family: {html.escape(theme.FONT)}; fill: {_INK_RGB};"
+    style = f"font-family: {html.escape(theme.FONT)}; fill: {sheet.rgb(theme.INK)};"
     return f'<text x="{_PAD}" y="{y:g}" {attributes} style="{style}">{html.escape(line)}</text>'
 
 
-_INK_RGB = "rgb(119, 119, 119)"
 # GitHub shows SVG as an image, where the page's own colours are out of reach but the reader's
 # preference is known.
 _SVG_STYLE = (
-    f'<style>text[style*="{_INK_RGB}"]{{fill:#333333 !important}}'
+    f"<style>{sheet.text_rules(theme.INK, theme.TEXT_COLOURS, '#333333')}"
     "@media (prefers-color-scheme: dark){"
-    f'text[style*="{_INK_RGB}"]{{fill:#d0d0d0 !important}}}}</style>'
+    f"{sheet.text_rules(theme.INK, theme.TEXT_COLOURS, '#d0d0d0')}}}</style>"
 )

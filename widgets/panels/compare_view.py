@@ -62,9 +62,7 @@ class CompareView:
             "Counted: steps, arithmetic, bytes": self.counted,
             "On a modelled GPU": widgets.VBox([self.gpu, self.modelled]),
         }
-        self.more = widgets.Accordion(
-            children=tuple(behind.values()), titles=tuple(behind), selected_index=None
-        )
+        self.more = views.Accordion(tuple(behind.values()), tuple(behind))
         label = views.html("<b>More</b>")
         self._rest = widgets.VBox([label, self.more])
         self._names = list(MORE)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from labs import rules_questions
 from labs.running import ChapterRun
+
+from labs import rules_questions
 
 
 def recap_answers_have_evidence(run: ChapterRun) -> Iterator[str]:
