@@ -24,7 +24,7 @@ from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
 from widgets.metrics import Metric, Sample
 
-_LABELS_PX = 150
+_LABELS_PX = 190
 """Room for the values, right of the strips."""
 _TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 22, 46
 
@@ -265,8 +265,9 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
         for name, y, width, opacity in (("used", filled, 0.0, 0.3), ("allocated", owned, 2.0, 0.0)):
             figure.add_trace(
                 go.Scatter(
-                    x=x, y=y + y[-1:], mode="lines", name=f"{side.label} {name}", showlegend=False,
-                    legendgroup=side.key,
+                    x=x, y=y + y[-1:], name=f"{side.label} {name}", showlegend=False,
+                    mode="lines" if opacity else "lines+markers", legendgroup=side.key,
+                    marker={"symbol": side.symbol, "size": 6, "maxdisplayed": 8},
                     line={"color": side.colour, "width": width, "shape": "hv"},
                     fill="tozeroy" if opacity else None,
                     fillcolor=theme.translucent(side.colour, opacity) if opacity else None,
@@ -316,8 +317,8 @@ def _label_memory(figure: go.Figure, labels: Sequence[tuple[Side, float, str]], 
     for side, value, text in order:
         height = max(value / top, height + apart, 0.05)
         figure.add_annotation(
-            text=theme.plot_text(text), showarrow=False, align="left",
-            x=1.0, xref="paper", xanchor="left", xshift=8,
+            text=f"{side.label}: {theme.plot_text(text)}" if side.name else theme.plot_text(text),
+            showarrow=False, align="left", x=1.0, xref="paper", xanchor="left", xshift=8,
             y=height, yref="y2 domain", yanchor="middle",
             font={"size": 11, "color": side.colour},
         )  # fmt: skip

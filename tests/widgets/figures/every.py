@@ -32,8 +32,8 @@ OF_RUNS: Mapping[str, Call] = {
 }
 WITHOUT_RUNS = {"launch_bars", "split_sweep", "returning_sessions", "tier_latency"}
 """Drawn from counts and recordings, which are never half done."""
-ELSEWHERE = {"radix_tree"}
-"""Drawn from a growing tree: its own tests have one, complete and half done."""
+ELSEWHERE = {"radix_tree", "strips"}
+"""Have tests of their own: a growing tree, and a figure that never says a sentence."""
 
 
 def figure_functions() -> dict[str, Call]:

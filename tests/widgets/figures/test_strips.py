@@ -103,7 +103,8 @@ def test_many_samples_are_thinned_and_the_caption_says_so():
     assert metric.samples is not None and len(metric.samples(long)) > theme.MAX_MARKS
     drawn = strips({"long": long}, metric)
     dots = next(t for t in lines(drawn.figure) if t.mode == "markers")
-    assert len(dots.x) == theme.MAX_MARKS and "samples drawn" in drawn.caption
+    assert theme.MAX_MARKS - 5 < len(dots.x) <= theme.MAX_MARKS
+    assert "samples drawn" in drawn.caption
     scale, _ = theme.time_unit(max(v for _, v in metric.samples(long)))
     assert max(dots.y) == pytest.approx(scale * max(v for _, v in metric.samples(long)))
 

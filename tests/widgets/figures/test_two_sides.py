@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 
-from minserve.trace import RunTrace
+from minserve.trace import TraceSnapshot
 from tests.widgets.figures import runs
-from widgets import figures, theme
+from tests.widgets.figures.every import FIGURES, OF_ONE_RUN, Call
+from widgets import theme
 from widgets.figures import LabFigure, render
+from widgets.figures.strips import strips
+from widgets.metrics import METRICS
 
-TWO_SIDES = {
-    "completions": figures.completions,
-    "kv_bytes": figures.kv_bytes,
-    "latency": figures.latency,
-    "memory_shares": figures.memory_shares,
-    "parking_lot": figures.parking_lot,
-    "recompute_triangle": figures.recompute_triangle,
-    "slots": figures.slots,
-    "stage_shares": figures.stage_shares,
-    "step_rows": figures.step_rows,
-    "throughput": figures.throughput,
-    "timeline": figures.timeline,
-    "typewriters": figures.typewriters,
-}
+BESIDE = {"idle_sessions", "roofline_chart"}
+"""Sides stand beside each other in panels of their own."""
+
+TWO_SIDES: Mapping[str, Call] = {
+    name: call for name, call in FIGURES.items() if name not in {*OF_ONE_RUN, *BESIDE}
+} | {"strips": lambda sides: strips(sides, METRICS["itl_max_s"])}
 NAMES = {"A": "first side", "B": "second side"}
 
 
 @pytest.fixture(scope="module")
-def sides() -> dict[str, RunTrace]:
-    return {NAMES["A"]: runs.preempting_run(), NAMES["B"]: runs.echo_run()}
+def sides() -> dict[str, TraceSnapshot]:
+    first, second = runs.preempting_run(), runs.echo_run()
+    return {NAMES["A"]: first.snapshot(), NAMES["B"]: second.snapshot()}
 
 
 @pytest.fixture(params=TWO_SIDES)
-def drawn(request: pytest.FixtureRequest, sides: dict[str, RunTrace]) -> LabFigure:
+def drawn(request: pytest.FixtureRequest, sides: dict[str, TraceSnapshot]) -> LabFigure:
     return TWO_SIDES[request.param](sides)
-
-
-def test_the_table_holds_every_figure_of_runs() -> None:
-    """A new figure joins it, or this list of those that compare no sides in one drawing."""
-    others = {"LabFigure", "Delivery", "RadixTree", "RooflinePoint", "Run", "Runs", "Side"}
-    others |= {"idle_sessions", "page_map", "radix_tree", "roofline_chart", "roofline_points"}
-    others |= {"stage_seconds", "typed"}
-    assert set(figures.__all__) - others == set(TWO_SIDES)
 
 
 def test_a_figure_is_as_wide_as_its_page(drawn: LabFigure) -> None:
