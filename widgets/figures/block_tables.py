@@ -108,7 +108,8 @@ def block_tables(
     figure.update_layout(
         theme.layout(
             title or f"Block tables during step {number}",
-            height=int(110 + _ROW_PX * (max([*heights, middle]) + 1.2)), barmode="overlay", bargap=0,
+            height=int(110 + _ROW_PX * (max([*heights, middle]) + 1.2)),
+            barmode="overlay", bargap=0,
         )
     )  # fmt: skip
     return LabFigure(

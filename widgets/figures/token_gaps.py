@@ -101,7 +101,7 @@ def draw_ticks(
             x=[(at - side.origin_s) * factor for each in times for at in each],
             y=[place for place, each in enumerate(times) for _ in each],
             mode="markers", name=TICK, legendgroup=TICK, showlegend=TICK not in explained,
-            marker={"symbol": "line-ns", "size": 9, "line": {"width": 1.5, "color": theme.INK}},
+            marker={"symbol": "line-ns", "size": 15, "line": {"width": 1.8, "color": theme.INK}},
             hoverinfo="skip",
         ),
         row=row, col=1,
@@ -112,19 +112,27 @@ def draw_ticks(
 def draw_gap(
     figure: go.Figure, row: int, side: Side, gap: Gap, factor: float, reach: tuple[float, float]
 ) -> None:
-    """The longest gap as a line with its length above the lanes, and down to its lane."""
+    """The longest gap: outlined in its lane, and named above the lanes, where no mark is."""
     begin, end = ((at - side.origin_s) * factor for at in (gap.start_s, gap.end_s))
     middle = (begin + end) / 2
     share = (middle - reach[0]) / ((reach[1] - reach[0]) or 1.0)
     where = "top right" if share < 0.15 else "top left" if share > 0.85 else "top center"
-    height = -0.78
+    low, high = gap.place + 0.44, gap.place - 0.44
+    foot, bar, text = -0.6, -0.75, -0.85
     figure.add_trace(
         go.Scatter(
-            x=[begin, begin, middle, end, end], y=[gap.place, height, height, height, gap.place],
-            mode="lines+text", line={"color": theme.INK, "width": 1.2},
-            text=["", "", f"{theme.format_seconds(gap.seconds)} without a token", "", ""],
-            textposition=where, textfont={"size": 12, "color": theme.INK},
-            cliponaxis=False, showlegend=False, hoverinfo="skip",
+            x=[begin, end, end, begin, begin, None, begin, begin, end, end],
+            y=[low, low, high, high, low, None, foot, bar, bar, foot],
+            mode="lines", line={"color": theme.INK, "width": 1.4}, cliponaxis=False,
+            showlegend=False, hoverinfo="skip",
+        ),
+        row=row, col=1,
+    )  # fmt: skip
+    figure.add_trace(
+        go.Scatter(
+            x=[middle], y=[text], mode="text", textposition=where, cliponaxis=False,
+            text=[f"{theme.format_seconds(gap.seconds)} without a token"],
+            textfont={"size": 12, "color": theme.INK}, showlegend=False, hoverinfo="skip",
         ),
         row=row, col=1,
     )  # fmt: skip
