@@ -24,6 +24,7 @@ from widgets.figures.token_gaps import (
     draw_gap,
     draw_ticks,
     longest_gap,
+    ticks_fit,
     token_times,
     usual_gap_s,
 )
@@ -76,12 +77,13 @@ def timeline(
     reach = [_reach(side, d, x, unit[0]) for side, d in zip(shown, drawn, strict=True)]
     extent = min(begin for begin, _ in reach), max(end for _, end in reach)
     whole = (extent[1] - extent[0]) or 1.0
+    ticks = x == "time" and ticks_fit(shown, drawn, whole / unit[0])
     table: list[Row] = []
     explained: set[str] = set()
     for row, (side, lines, gap) in enumerate(zip(shown, drawn, gaps, strict=True), start=1):
         _draw(figure, row, side, lines, x, unit[0], whole, explained)
-        if x == "time":
-            draw_ticks(figure, row, side, lines, unit[0], whole, explained)
+        if ticks:
+            draw_ticks(figure, row, side, lines, unit[0], explained)
         if gap is not None:
             draw_gap(figure, row, side, gap, unit[0], extent)
         table += [_row(side, lane, span) for lane, found in lines for span in found]

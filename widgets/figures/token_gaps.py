@@ -23,7 +23,7 @@ TICK = "a token"
 Line = tuple[Lane, list[Span]]
 _LONG = 3.0
 """A gap is long if it is so many times the usual one."""
-_NARROWEST = 0.006
+_NARROWEST = 0.008
 """Share of the axis between two ticks that can be told apart."""
 
 
@@ -79,23 +79,29 @@ def longest_gap(lines: Sequence[Line], run: TraceSnapshot, usual_s: float) -> Ga
     return found if found is not None and found.seconds > _LONG * usual_s > 0 else None
 
 
+def ticks_fit(shown: Sequence[Side], drawn: Sequence[Sequence[Line]], whole_s: float) -> bool:
+    """True if on every side tokens are few enough, and far enough apart, to be told apart on an
+    axis of `whole_s` seconds."""
+    for side, lines in zip(shown, drawn, strict=True):
+        times = [token_times(lane, side.run) for lane, _ in lines]
+        gaps = [after - before for each in times for before, after in itertools.pairwise(each)]
+        if sum(map(len, times)) > theme.MAX_MARKS:
+            return False
+        if gaps and median(gaps) < _NARROWEST * whole_s:
+            return False
+    return True
+
+
 def draw_ticks(
     figure: go.Figure,
     row: int,
     side: Side,
     lines: Sequence[Line],
     factor: float,
-    whole: float,
     explained: set[str],
 ) -> None:
-    """A tick for each token, where there are few enough to be told apart."""
+    """A tick for each token."""
     times = [token_times(lane, side.run) for lane, _ in lines]
-    count = sum(map(len, times))
-    gaps = [b - a for each in times for a, b in itertools.pairwise(each)]
-    if not count or count > theme.MAX_MARKS:
-        return
-    if gaps and median(gaps) * factor < _NARROWEST * whole:
-        return
     figure.add_trace(
         go.Scatter(
             x=[(at - side.origin_s) * factor for each in times for at in each],
