@@ -86,7 +86,8 @@ def block_tables(
             middle, list(range(len(pool))), [page.tokens / size for page in pool],
             [SHARED if len(page.owners) > 1 else looks[page.owners[0]] for page in pool],
             [f"{page.number}" for page in pool], [False] * len(pool),
-            [f"page {page.number}: request {', '.join(map(lane_name, page.owners))}"
+            [f"page {page.number}: request "
+                + theme.plot_text(", ".join(map(lane_name, page.owners)))
              for page in pool],
         )
     )  # fmt: skip

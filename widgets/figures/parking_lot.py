@@ -70,10 +70,11 @@ def parking_lot(
     for side in shown:
         for lane in lanes(side.run):
             looks.setdefault(lane.key, theme.request_look(len(looks), lane.name))
+    longest = max((len(side.run.steps) for side in shown), default=0) or 1
     for row, side in enumerate(shown, start=1):
-        for look, some in _by_look(found[side.name], looks):
-            figure.add_trace(_bars(some, look), row=row, col=1)
         total = side.run.steps[0].blocks_total if side.run.steps else 1
+        for look, some in _by_look(found[side.name], looks):
+            figure.add_trace(_bars(some, look, total, longest), row=row, col=1)
         figure.update_yaxes(
             row=row, col=1, range=[total, 0], showgrid=False, title={"text": "page"}
         )
@@ -81,7 +82,6 @@ def parking_lot(
         if any(_look(stay, looks) is look for some in found.values() for stay in some):
             figure.add_trace(go.Bar(theme.legend_entry(look)))
     figure.update_xaxes(title={"text": "engine step (counted)"}, row=len(shown), col=1)
-    longest = max((len(side.run.steps) for side in shown), default=0) or 1
     figure.update_xaxes(showgrid=False, range=[0, 1.01 * longest])
     height = _FRAME_PX + _PANEL_PX * len(shown)
     figure.update_layout(
@@ -158,7 +158,7 @@ def _by_look(
             yield look, found[start : start + theme.MAX_MARKS]
 
 
-def _bars(some: list[Stay], look: theme.Look) -> go.Bar:
+def _bars(some: list[Stay], look: theme.Look, total: int, longest: int) -> go.Bar:
     return go.Bar(
         base=[stay.first for stay in some],
         x=[stay.last - stay.first + 1 for stay in some],
@@ -167,9 +167,25 @@ def _bars(some: list[Stay], look: theme.Look) -> go.Bar:
         orientation="h",
         marker=look.marker(),
         showlegend=False,
+        text=[_text(stay, total, longest) for stay in some],
+        textposition="inside",
+        insidetextanchor="middle",
+        constraintext="none",
+        textangle=0,
+        textfont={"size": 11, "color": theme.on(look.colour)},
         customdata=[_hover(stay) for stay in some],
         hovertemplate="%{customdata}<extra></extra>",
     )
+
+
+def _text(stay: Stay, total: int, longest: int) -> str:
+    """The owner's name where the rectangle has room for it."""
+    if stay.state != USED or stay.owner is None:
+        return ""
+    name = theme.plot_text(lane_name(stay.owner))
+    wide = (stay.last - stay.first + 1) / longest * (theme.WIDTH - 90)
+    high = stay.num_pages / total * (_PANEL_PX - 20)
+    return name if wide >= 8 * len(name) + 4 and high >= 13 else ""
 
 
 def _hover(stay: Stay) -> str:

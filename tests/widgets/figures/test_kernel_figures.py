@@ -40,6 +40,9 @@ def test_every_launch_is_in_one_bar_and_products_are_left_out_of_the_bytes() -> 
     shown = sum(sum(trace.x) for trace in whole.figure.data if trace.xaxis == "x2")
     assert shown * 1e9 == pytest.approx(moved)
     assert "torch" in figure.takeaway.lower() and figure.alt
+    assert "fewer launches and" in figure.takeaway and "fewer bytes with fused" in figure.takeaway
+    backwards = launch_bars({"fused": ways["fused"], "torch": ways["torch"]})
+    assert "more launches and" in backwards.takeaway
 
 
 def test_an_operator_nobody_knows_is_everything_else() -> None:
