@@ -92,7 +92,8 @@ def test_a_still_figure_follows_the_page_as_a_live_one_does(
 def test_a_sentence_says_its_kind_by_a_sign_too() -> None:
     signs = {kind: re.sub("<[^>]*>", "", views.sentence("x", kind)) for kind in ("good", "bad")}
     assert signs == {"good": "✓ x", "bad": "✗ x"}
-    assert "border" not in views.sentence("Done.")
+    edges = {views.sentence("x", kind).count("border-left:3px") for kind in views._SIGNS}
+    assert edges == {1}, "sentences of all kinds begin below each other"
 
 
 def test_facts_of_two_sides_stand_side_by_side() -> None:
