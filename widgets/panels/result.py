@@ -14,7 +14,7 @@ from typing import Any
 from minserve.hardware import Ceilings, DeviceSpec, roofline
 from minserve.trace import RunTrace
 from widgets import theme
-from widgets.metrics import Metric
+from widgets.metrics import Metric, peak_allocated_bytes
 from widgets.panels.recording import Recording, recorded_facts
 from widgets.panels.sides import SideRun, Tokens
 from widgets.panels.verdict import Verdict, judge
@@ -83,7 +83,7 @@ class Counts:
             preemptions=totals.preemptions,
             flops=totals.flops,
             bytes=totals.bytes,
-            peak_kv_bytes_allocated=totals.peak_kv_bytes_allocated,
+            peak_kv_bytes_allocated=peak_allocated_bytes(trace),
             peak_kv_bytes_used=totals.peak_kv_bytes_used,
         )
 
