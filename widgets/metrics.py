@@ -63,7 +63,8 @@ class Metric:
         word = self.words[0 if (ratio > 1) == (self.better == "higher") else 1]
         factor = max(ratio, 1 / ratio)
         if factor < _SMALL:
-            return f"{theme.format_percent(factor - 1)} {word}"
+            percent = f"{100 * (factor - 1):.1f}".removesuffix(".0")
+            return f"{percent} % {word}"
         return f"{theme.format_ratio(factor)} {word}"
 
 
