@@ -6,19 +6,12 @@ works.
 """
 
 from widgets.panels.check import Check
+from widgets.panels.checking import Failure, Report, check
+from widgets.panels.checks.returns import Wrong
 from widgets.panels.compare import Compare
 from widgets.panels.controls import Pick, Slide, Tick
 from widgets.panels.estimate import Estimate
-from widgets.panels.exercise import (
-    Case,
-    Exercise,
-    Failure,
-    Misconception,
-    Report,
-    Score,
-    Wrong,
-    check,
-)
+from widgets.panels.exercise import Case, Exercise, Misconception, Picture, Score
 from widgets.panels.metrics import METRICS, Metric
 from widgets.panels.predict import Predict, Question, Reason
 from widgets.panels.recap import Answer, Choice, Ledger, Recap
@@ -43,6 +36,7 @@ __all__ = [
     "Metric",
     "Misconception",
     "Pick",
+    "Picture",
     "Predict",
     "Question",
     "Reason",
