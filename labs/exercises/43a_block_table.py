@@ -32,10 +32,11 @@ class Pages:
         self.size = size
         self._pool = BlockPool(count)
         self._cells: list[object] = [None] * (size * count)
-        self._copied = 0
+        self._copied = self._taken = 0
 
     def allocate(self) -> int:
         """A free page; it has one owner then."""
+        self._taken += 1
         return self._pool.allocate(1)[0]
 
     def owners(self, page: int) -> int:
@@ -72,8 +73,8 @@ class Run:
     rule: Rule
     size: int
     strict: bool = True
-    used: list[int] = field(default_factory=list)
-    """Pages in use after each appended token."""
+    taken: list[int] = field(default_factory=list)
+    """Pages taken from the pool by each appended token, all so far."""
     slots: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -103,7 +104,7 @@ class Run:
     def done(self) -> tuple[object, ...]:
         """What the rule did so far."""
         tables = [(name, tuple(each.table)) for name, each in self.alive.items()]
-        return tuple(self.slots), tuple(tables), self.pages._copied, tuple(self.used)
+        return tuple(self.slots), tuple(tables), self.pages._copied, tuple(self.taken)
 
     def _start(self, name: int, tokens: int) -> None:
         one = self.alive[name] = _Sequence()
@@ -127,7 +128,7 @@ class Run:
         one.tokens.append((name, len(one.tokens)))
         if 0 <= slot < len(self.pages._cells):
             self.pages._cells[slot] = one.tokens[-1]
-        self.used.append(self.pages._pool.num_owned)
+        self.taken.append(self.pages._taken)
         if self.strict:
             self._check_contents(called, name)
             self._check_owners(called)
@@ -342,9 +343,9 @@ EXERCISE = Exercise(
         ),
     ),
     picture=Picture(
-        "Pages in use, three beams",
+        "Three beams: pages taken so far",
         "appended token",
-        "pages in use",
-        lambda rule: Run(rule, 4, strict=False).carry_out(BEAMS).used,
+        "pages taken",
+        lambda rule: Run(rule, 4, strict=False).carry_out(BEAMS).taken,
     ),
 )

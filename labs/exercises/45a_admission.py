@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from minserve.hardware import DEVICES
 from minserve.request import Request
 from minserve.scheduling import AdmissionView, BatchingPolicy, ContinuousBatching
 from minserve.scheduling.policies.batching import AdmissionError
-from minserve.trace import RunTrace
+from minserve.trace import RunTotals, StepTrace
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
 from widgets.panels.checks.asked import said
@@ -64,7 +65,12 @@ def _seat(request: Request) -> Seat:
     return Seat(request.num_tokens, request.max_len - request.num_tokens)
 
 
-def serve(lengths: Sequence[int], num_pages: int, policy: BatchingPolicy) -> RunTrace:
+def serve(
+    lengths: Sequence[int],
+    num_pages: int,
+    policy: BatchingPolicy,
+    on_step: Callable[[StepTrace], None] = lambda step: None,
+) -> RunTotals:
     """The real scheduler over real pages; time is modelled."""
     pool = num_pages * PAGE_TOKENS * SPEC.kv_bytes_per_token(2)
     config = EngineConfig().with_values(
@@ -77,14 +83,14 @@ def serve(lengths: Sequence[int], num_pages: int, policy: BatchingPolicy) -> Run
     )
     engine = build_virtual_engine(SPEC, config, COST, parts=EngineParts(policy=policy))
     prompts = [[1] * PROMPT_TOKENS] * len(lengths)
-    drive(engine, at_once(prompts, [fixed_length(length) for length in lengths]))
-    return engine.trace
+    drive(engine, at_once(prompts, [fixed_length(length) for length in lengths]), on_step=on_step)
+    return engine.trace.totals
 
 
 def _run_case(name: str, lengths: Sequence[int], num_pages: int) -> Case:
     def run(rule: Rule) -> None:
         try:
-            totals = serve(lengths, num_pages, _Yours(rule)).totals
+            totals = serve(lengths, num_pages, _Yours(rule))
         except AdmissionError as error:
             raise Wrong(f"there are not enough pages: {error}") from None
         if totals.preemptions:
@@ -142,8 +148,8 @@ SCORED = (
 
 
 def _score(rule: Rule) -> Score:
-    runs = [serve(lengths, pages, _Yours(rule)).totals for lengths, pages in SCORED]
-    best = [serve(lengths, pages, _Yours(look_ahead)).totals for lengths, pages in SCORED]
+    runs = [serve(lengths, pages, _Yours(rule)) for lengths, pages in SCORED]
+    best = [serve(lengths, pages, _Yours(look_ahead)) for lengths, pages in SCORED]
     yours_s, best_s = (sum(total.duration_s for total in each) for each in (runs, best))
     steps, fewest = (sum(total.steps for total in each) for each in (runs, best))
     return Score(
@@ -186,7 +192,11 @@ def _reserve(newcomer: Seat, running: Sequence[Seat], pages: int, page_tokens: i
 
 def _batch_sizes(rule: Rule) -> list[float]:
     lengths, pages = [8, 8, 120, 8, 60, 8, 8, 120] * 3, 30
-    return [step.num_running for step in serve(lengths, pages, _Yours(rule)).steps]
+    sizes: list[float] = []
+    # Where the pages run out, what came before is drawn.
+    with contextlib.suppress(Wrong, AdmissionError):
+        serve(lengths, pages, _Yours(rule), lambda step: sizes.append(step.num_running))
+    return sizes
 
 
 EXERCISE = Exercise(

@@ -179,8 +179,9 @@ def _coarse(rows: list[int], most: int) -> list[int]:
 
 
 def _staircase(rule: Rule) -> list[float]:
-    shapes = _answer(rule, engine_rows(), SCORED_SHAPES)
-    return [next(each for each in shapes if each >= n) for n in SIZES]
+    shapes = sorted(set(rule(list(engine_rows()), SCORED_SHAPES)))
+    fitting = [next((each for each in shapes if each >= n), None) for n in SIZES]
+    return [each for each in fitting if each is not None]
 
 
 SIZES = tuple(float(n) for n in sorted(set(engine_rows())))

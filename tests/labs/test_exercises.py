@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -192,6 +193,26 @@ def test_what_cannot_be_called_like_the_exercise_is_told_before_any_case(name):
         report = check(fuzz.typed(exercise, text), exercise)
         assert report.status == "failed" and not report.failures and not report.misconception
         assert words in report.sentences()[0], f"{text}: {report}"
+
+
+@pytest.mark.parametrize(
+    "name, field, text",
+    [
+        ("44_longest_prefix", "limit", "float('-inf') if seat.overtaken >= 6 else -seat.found"),
+        ("45b_chunk_size", "at_least", "right(replace(step, at_least=64))"),
+        ("45a_admission", "page_tokens", "right(newcomer, running, total_pages, 16)"),
+        ("45a_admission", "total_pages", "right(newcomer, running, 30, page_tokens)"),
+        ("43b_pages_to_load", "page_tokens", "0 if offer.load_s > 1e-3 else offer.pages - 11"),
+        ("47_ladder", "most", "right(rows, 3)"),
+    ],
+)
+def test_what_is_given_cannot_be_replaced_by_a_constant_that_fits_the_visible_cases(
+    name, field, text
+):
+    exercise, solution = loaded(name)
+    rule = fuzz.function(exercise, f"return {text}", right=solution, replace=replace)
+    report = check(rule, exercise)
+    assert report.status == "failed" and report.misconception is None, f"{field}: {report}"
 
 
 KERNELS = {

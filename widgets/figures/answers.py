@@ -42,7 +42,7 @@ def answers(
             "marker": {"symbol": "x-thin", "line": {"width": 2, "color": colours["A"]}, "size": 8},
         },
     }
-    for name, values in reversed(sides):
+    for name, values in sides:  # The dashed line on top: where both agree, both are seen.
         figure.add_trace(
             go.Scatter(
                 x=places[: len(values)],
@@ -82,7 +82,7 @@ def _takeaway(yours: Sequence[float], worked: Sequence[float]) -> str:
     if not worked:
         return f"{text}."
     if len(yours) != len(worked):
-        return f"{text}, {len(yours)} values; the worked solution has {len(worked)}."
+        return f"{text} over {len(yours)} values; the worked solution has {len(worked)}."
     pairs = list(zip(yours, worked, strict=True))
     apart = [
         n for n, (a, b) in enumerate(pairs, start=1) if not abs(a - b) <= 1e-6 * max(1, abs(b))

@@ -6,9 +6,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
+
+import pytest
 
 from widgets.panels import Case, Exercise, Misconception, Wrong, check
 from widgets.panels.checks.returns import ANYTHING, WHOLE_NUMBER, same
+from widgets.panels.time_limit import TimeLimitError, limit_s, limited
 
 
 def exercise_of(*cases: Case, **fields) -> Exercise:
@@ -118,3 +122,13 @@ def test_a_loop_that_cannot_be_stopped_says_restart_and_no_second_one_is_started
     first, second = done.stdout.split("0 of 1 cases passed", 2)[:2]
     assert "took longer than 0.1 s and cannot be stopped from here: restart the kernel" in first
     assert "an endless loop of an earlier check still runs" in second
+
+
+def test_a_thread_that_waits_for_a_busy_machine_is_not_cut_short():
+    assert limited(lambda: time.sleep(0.5) or "done", 0.2) == "done"
+    with pytest.raises(TimeLimitError, match=r"longer than 0\.05 s"):
+        limited(lambda: time.sleep(0.8), 0.05)
+
+
+def test_the_limit_is_known_to_what_runs_under_it():
+    assert limited(limit_s, 3.0) == 3.0 and limit_s() is None
