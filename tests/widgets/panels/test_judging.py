@@ -8,10 +8,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from widgets.panels import Case, Exercise, Misconception, Wrong, check
-from widgets.panels.checks.returns import ANYTHING, WHOLE_NUMBER, same
+from widgets.panels.checks.returns import (
+    ANYTHING,
+    NUMBER,
+    TRUTH,
+    WHOLE_NUMBER,
+    WHOLE_NUMBERS,
+    WrongTypeError,
+    optional,
+    same,
+)
 from widgets.panels.time_limit import TimeLimitError, limit_s, limited
 
 
@@ -132,3 +142,55 @@ def test_a_thread_that_waits_for_a_busy_machine_is_not_cut_short():
 
 def test_the_limit_is_known_to_what_runs_under_it():
     assert limited(limit_s, 3.0) == 3.0 and limit_s() is None
+
+
+def test_a_case_may_give_the_same_list_twice():
+    def shares(solution):
+        items = [3, 1, 2]
+        if [solution(items), solution(items)] != [3, 3]:
+            raise Wrong("its answers differ")
+
+    def spoils(n):
+        answer = len(n)
+        n.clear()
+        return answer
+
+    assert check(spoils, exercise_of(Case("a list", shares))).status == "passed"
+
+
+@pytest.mark.parametrize(
+    "returns, answer, words",
+    [
+        (WHOLE_NUMBER, True, "returned True, expected a whole number: is it the result of a comp"),
+        (WHOLE_NUMBER, np.True_, "returned True, expected a whole number: is it the result of a"),
+        (WHOLE_NUMBER, 3.0, "returned the float 3.0, expected a whole number: `//` divides whole"),
+        (WHOLE_NUMBER, (3,), "returned a tuple, (3,), expected a whole number: is there a comma"),
+        (NUMBER, False, "returned False, expected a number: is it the result of a comparison?"),
+        (NUMBER, "1", "returned the text '1', expected a number: a number has no quotes"),
+        (TRUTH, 1, "returned the whole number 1, expected True or False"),
+        (WHOLE_NUMBERS, [1, 2.5], "expected a list of whole numbers: element 1 is the float 2.5"),
+        (WHOLE_NUMBERS, "12", "returned the text '12', expected a list of whole numbers"),
+        (optional(WHOLE_NUMBER), 0.5, "returned the float 0.5, expected a whole number or None"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_named_with_what_is_expected(returns, answer, words):
+    with pytest.raises(WrongTypeError) as wrong:
+        returns.read(answer)
+    assert words in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "returns, answer, read",
+    [
+        (WHOLE_NUMBER, np.int32(7), 7),
+        (NUMBER, np.float32(0.5), 0.5),
+        (NUMBER, 3, 3.0),
+        (TRUTH, np.False_, False),
+        (WHOLE_NUMBERS, np.array([1, 2]), [1, 2]),
+        (WHOLE_NUMBERS, {4}, [4]),
+        (optional(WHOLE_NUMBER), None, None),
+    ],
+)
+def test_numbers_of_numpy_count_as_numbers(returns, answer, read):
+    found = returns.read(answer)
+    assert found == read and type(found) is type(read)
