@@ -74,7 +74,10 @@ def test_every_panel_brings_its_style_sheet() -> None:
 
     shown = Shown()._repr_mimebundle_()["application/vnd.jupyter.widget-view+json"]
     page = widgets.widget._instances[shown["model_id"]]
-    assert page.children[0].value == theme.STYLE and page.children[1] is Shown.widget
+    sheet, widget = page.children
+    assert theme.STYLE.removeprefix("<style>") in sheet.value and widget is Shown.widget
+    # JupyterLab's shortcuts are not for keys that are pressed in a panel.
+    assert "lmSuppressShortcuts" in sheet.value
     assert page._dom_classes == ("lab",)
     text = fallback.bundle(Shown.widget, "words")["text/plain"]
     assert text.startswith("words")
