@@ -19,6 +19,7 @@ from minserve.trace import StepTrace
 from minserve.trace.totals import RunTotals
 from widgets import theme
 from widgets.figures import sides as given
+from widgets.figures.kv_memory import allocated_bytes, keeps
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
@@ -245,7 +246,7 @@ def _label_values(
 def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
     highest = max(
         (
-            max(step.kv_bytes_allocated, *_beside(step).values())
+            max(allocated_bytes(s.run, step), *_beside(step).values())
             for s in own
             for step in s.run.steps
         ),
@@ -260,7 +261,7 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
         x = [factor * (step.start_s - side.origin_s) for step in steps]
         x.append(factor * _end_s(side))
         filled = [min(s.kv_bytes_used, s.kv_bytes_allocated) / divisor for s in steps]
-        owned = [s.kv_bytes_allocated / divisor for s in steps]
+        owned = [allocated_bytes(side.run, s) / divisor for s in steps]
         shape = side.pattern
         for name, y, width, opacity in (("used", filled, 0.0, 0.3), ("allocated", owned, 2.0, 0.0)):
             figure.add_trace(
@@ -277,8 +278,7 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
                 ),
                 row=2, col=1,
             )  # fmt: skip
-        peak = side.run.totals.peak_kv_bytes_allocated
-        labels.append((side, max(owned), f"{theme.format_bytes(peak)} allocated"))
+        labels.append((side, max(owned), _peak(side)))
         for name in _beside(steps[0]):
             y = [_beside(step)[name] / divisor for step in steps]
             if max(y) <= 0:
@@ -299,6 +299,13 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
         row=2, col=1,
     )  # fmt: skip
     _label_memory(figure, labels, 1.1 * highest / divisor or 1.0)
+
+
+def _peak(side: Side) -> str:
+    """Most KV memory allocated; a run without a cache keeps no page beyond its step."""
+    if not keeps(side.run):
+        return "0 bytes kept"
+    return f"{theme.format_bytes(side.run.totals.peak_kv_bytes_allocated)} allocated"
 
 
 def _beside(step: StepTrace) -> dict[str, float]:
@@ -353,9 +360,7 @@ def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[_Price]) -> str:
         value, totals = _value(side, metric), side.run.totals
         said = "nothing yet" if value is None else metric.show(value)
         words = [f"{side.called('The run')}: {metric.label} {said}"]
-        words.append(
-            f"KV memory allocated at most {theme.format_bytes(totals.peak_kv_bytes_allocated)}"
-        )
+        words.append(f"KV memory at its peak: {_peak(side)}")
         words += [f"{each.label} {each.show(each.read(totals))}" for each in paid]
         told.append(", ".join(words) + ".")
     return f"Strips over time: {metric.label}, and KV memory. " + " ".join(told)
@@ -367,6 +372,6 @@ def _row(side: Side, metric: Metric, paid: Sequence[_Price]) -> Row:
     return (
         name
         | {metric.label: "" if value is None else metric.show(value)}
-        | {"KV memory allocated, peak": theme.format_bytes(totals.peak_kv_bytes_allocated)}
+        | {"KV memory, peak": _peak(side)}
         | {each.label: each.show(each.read(totals)) for each in paid}
     )

@@ -22,6 +22,7 @@ from widgets.panels.exercise import (
 )
 from widgets.panels.predict import Predict
 from widgets.panels.recap import Recap
+from widgets.panels.recording import Recordings
 from widgets.panels.result import Agreement, CompareResult
 from widgets.panels.roofline import Roofline
 from widgets.panels.sweep import Sweep
@@ -42,6 +43,7 @@ __all__ = [
     "Pick",
     "Predict",
     "Recap",
+    "Recordings",
     "Report",
     "Roofline",
     "Score",
