@@ -15,6 +15,7 @@ from widgets.panels.estimate import Estimate
 from widgets.panels.exercise import Case, Exercise, Misconception, Picture, Score
 from widgets.panels.predict import Predict
 from widgets.panels.recap import Recap
+from widgets.panels.recording import Recordings
 from widgets.panels.result import Agreement, CompareResult
 from widgets.panels.roofline import Roofline
 from widgets.panels.sweep import Sweep
@@ -36,6 +37,7 @@ __all__ = [
     "Picture",
     "Predict",
     "Recap",
+    "Recordings",
     "Report",
     "Roofline",
     "Score",
