@@ -50,7 +50,8 @@ def block_tables(
 
     `step` is a kept step; None takes the first that copied a page, else the one with the most
     shared pages. `requests` are names; () takes the two that share the most, or have the longest
-    tables. Two have lines to their pages. Needs `trace.per_request` and `trace.pages`. Raises ValueError where no request holds a page.
+    tables. Two have lines to their pages. Needs `trace.per_request` and `trace.pages`. Raises
+    ValueError where no request holds a page.
     """
     side = given.sides(run)[0]
     size = block_size_of(side.run, block_size)
