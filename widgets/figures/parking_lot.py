@@ -1,7 +1,7 @@
 """The page parking lot: every page of the pool over the whole run, who has it, what for.
 
-A page is a row, a step a column. What a request reserved and never filled shows as a hatched place
-that no other request could have; free places too small for the first in line are crossed out.
+A page is a row, a step a column. Pages that a request reserved and has not filled are hatched: no
+other request could have them. Free pages in holes too small for the first in line are crossed out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import groupby
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minserve.trace import TraceSnapshot
+from minserve.trace import MemoryShares, TraceSnapshot
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
@@ -90,9 +90,9 @@ def parking_lot(
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
-        takeaway=given.told(shown, _takeaway(shown, found)),
-        alt="Pages of the pool by engine steps, coloured by the request that has them; places "
-        "that hold no token are hatched. " + " ".join(_words(s, found[s.name]) for s in shown),
+        takeaway=given.told(shown, _takeaway(shown)),
+        alt="Pages of the pool by engine steps, coloured by the request that has them; taken "
+        "pages without a token are hatched. " + " ".join(_words(s, found[s.name]) for s in shown),
         table=[_row(side, stay) for side in shown for stay in found[side.name]],
     )
 
@@ -205,20 +205,14 @@ def _cells(some: list[Stay], *states: str) -> int:
     )
 
 
-def _takeaway(shown: list[Side], found: Mapping[str, list[Stay]]) -> str:
-    told = []
-    for side in shown:
-        some, steps = found[side.name], side.run.steps
-        room = sum(step.blocks_total for step in steps) or 1
-        used = _cells(some, USED, SEVERAL) / room
-        lost = _cells(some, EMPTY, STRANDED) / room
-        told.append(
-            f"{side.called('the run')}: {theme.format_count(len(steps), 'step')}, "
-            f"{theme.format_percent(used)} of the places in use, {theme.format_percent(lost)} "
-            "empty and out of reach"
-        )
+def _takeaway(shown: list[Side]) -> str:
+    told = [
+        f"{side.called('the run')}: {theme.format_count(len(side.run.steps), 'step')}, tokens fill "
+        f"{theme.format_percent(MemoryShares.of(side.run.steps).useful)} of the taken KV memory"
+        for side in shown
+    ]
     text = "; ".join(told)
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper()}{text[1:]} (counted)."
 
 
 def _words(side: Side, some: list[Stay]) -> str:
