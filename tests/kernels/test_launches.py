@@ -11,15 +11,21 @@ import pytest
 import torch
 
 from minserve.bench.counts import launches as bench
+from minserve.bench.workloads.drive import drive
 from minserve.bench.workloads.shapes import SHAPES
+from minserve.bench.workloads.traffic import at_once, fixed_length
+from minserve.build import build_engine
+from minserve.config import EngineConfig
 from minserve.hardware import DEVICES, WorkCounter
 from minserve.kernels import TorchOps, why_not_interpreted
 from minserve.kernels.cases import cases
 from minserve.kernels.counts import least
-from minserve.kernels.counts.launches import LabelledOps, LaunchCounter, Total, by_operator
+from minserve.kernels.counts.launches import LabelledOps, Launch, LaunchCounter, Total, by_operator
 from minserve.kernels.counts.least import Bytes
 from minserve.kernels.counts.least_ops import LeastOps, pairs
 from minserve.kernels.matrix import Activation, Matrix
+from minserve.loading import find_model, load_model
+from minserve.models import load_spec
 from minserve.models.blocks import AttentionSpec, FeedForwardSpec
 from minserve.quantization.formats.dense import DenseFormat
 from minserve.spec import LayerSpec, ModelSpec
@@ -268,3 +274,39 @@ def test_the_step_command_prints_json(capsys) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["fused"]["launches"] < report["torch"]["launches"]
     assert report["fused"]["modelled_s"] < report["torch"]["modelled_s"]
+
+
+def test_the_launches_of_a_run_are_those_that_the_engine_started() -> None:
+    """Counted from the rows and contexts of its steps, and by watching it: equal operator by
+    operator, in launches and bytes. What is left over is preparation and sampling."""
+    config = EngineConfig(dtype="float32").with_values(
+        {"kernels.backend": "torch", "trace.per_request": True}
+    )
+    engine = build_engine(load_model("zoo/base", config, progress=False))
+    with LaunchCounter("cpu") as watched:
+        drive(engine, at_once([[1] * 9, [1] * 30], [fixed_length(3), fixed_length(5)]))
+    steps = engine.trace.steps
+    assert len(steps) == 5 and steps[0].num_tokens == 39
+    found = bench.run_launches(load_spec(find_model("zoo/base")), "torch", steps, "float32")
+    did, said = _by_name(watched.launches), _by_name(found)
+    also_sampling = {"add", "sub", "mul", "arange", "index", "masked_fill_", "zeros"}
+    assert {"linear", "scaled_dot_product_attention", "rsqrt", "index_select"} <= said.keys()
+    for name in said.keys() - also_sampling:
+        assert did[name] == said[name], name
+    for name in said.keys() & also_sampling:
+        assert did[name].launches >= said[name].launches, name
+    assert Total.of(watched.launches).moved.total < 1.001 * Total.of(found).moved.total
+    assert bench.run_launches(load_spec(find_model("zoo/base")), "torch", (), "float32") == []
+
+
+def _by_name(launches: list[Launch]) -> dict[str, Total]:
+    names = {launch.name for launch in launches}
+    return {name: Total.of(each for each in launches if each.name == name) for name in names}
+
+
+def test_a_run_without_detail_cannot_be_counted() -> None:
+    engine = build_engine(load_model("zoo/base", EngineConfig(dtype="float32"), progress=False))
+    drive(engine, at_once([[1] * 9], [fixed_length(2)]))
+    spec = load_spec(find_model("zoo/base"))
+    with pytest.raises(ValueError, match=r"step 0 .* trace\.per_request"):
+        bench.run_launches(spec, "fused", engine.trace.steps, "float32")

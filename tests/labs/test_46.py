@@ -33,8 +33,8 @@ def compared(chapter, backends, rounds=3):
     sides = tuple(chapter["UNFUSED"].with_values({SWITCH: each}) for each in backends)
     panel = Compare(
         sides[0], sides, chapter["workload"](prompt_tokens=8, output_tokens=4, count=2),
-        names=("one", "other"), metrics=(chapter["LAUNCHES"], chapter["MOVED"]), rounds=rounds,
-        clock="wall",
+        names=("one", "other"), headline=chapter["ITL"],
+        metrics=(chapter["LAUNCHES"], chapter["MOVED"]), rounds=rounds, clock="wall",
     )  # fmt: skip
     panel.run()
     return panel.result
@@ -48,8 +48,9 @@ def test_the_headline_effect_passes_its_threshold_in_counts(chapter):
     if chapter["FUSED"] == "torch":
         pytest.skip("neither a compiler nor a GPU: both sides are torch's")
     result = compared(chapter, ("torch", chapter["FUSED"]))
-    assert ratio(result, "launches") < 1 / 3
+    assert ratio(result, "launches") < 1 / 4
     assert ratio(result, "moved") < 0.4
+    assert result.metrics["launches"].provenance == result.metrics["moved"].provenance == "counted"
     assert ratio(result, "flops") == ratio(result, "peak_kv_bytes") == 1.0
     assert result.agreement.held
     raise_panel_errors()
@@ -62,11 +63,27 @@ def test_the_switch_against_itself_shows_no_effect(chapter, backend):
     counted = {name for name, each in result.metrics.items() if each.metric.counted}
     assert counted >= {"launches", "moved", "flops", "bytes", "steps"}
     assert {name: ratio(result, name) for name in counted} == dict.fromkeys(counted, 1.0)
-    assert all(each.verdict.outcome == "none" for each in result.metrics.values())
+    # What is measured may differ by chance on a busy machine.
+    assert {result.metrics[name].verdict.outcome for name in counted} == {"same"}
+
+
+def test_the_counts_of_a_side_are_those_of_the_steps_that_ran(chapter):
+    result = compared(chapter, ("torch", "torch"))
+    trace = result.traces["one"]
+    found = chapter["launches_of"](trace)
+    assert result.metrics["launches"].quoted == {"one": len(found), "other": len(found)}
+    lens = [([8, 8], [8, 8]), *(([1, 1], [8 + n, 8 + n]) for n in range(1, 4))]
+    steps = [step_launches(chapter["SMALL"], "torch", *each, "float32") for each in lens]
+    assert len(trace.steps) == len(steps)
+    assert found == [launch for step in steps for launch in step]
+    assert chapter["between"](found) < Total.of(found).moved.total
 
 
 def test_what_the_prose_says_of_the_counts(chapter):
-    torchs, fused = (by_operator(chapter["STEP"][way]) for way in ("torch", "fused"))
+    torchs, fused = (
+        by_operator(step_launches(chapter["SMALL"], way, [1] * 4, [63] * 4, "float32"))
+        for way in ("torch", "fused")
+    )
     layers = chapter["SMALL"].num_layers
     norms = sum(total.launches for name, total in torchs.items() if "rms_norm" in name)
     launches = sum(total.launches for total in torchs.values())
@@ -79,7 +96,7 @@ def test_what_the_prose_says_of_the_counts(chapter):
 
 @pytest.mark.slow
 def test_the_modelled_gains_are_three_different_ones(chapter):
-    llama, gpu = chapter["LLAMA"], chapter["DEVICES"]["H100 SXM"]
+    llama, gpu = chapter["LLAMA"].spec(), chapter["DEVICES"]["H100 SXM"]
 
     def step(rows, requests):
         lens = [rows] * requests, [max(rows, 1024)] * requests

@@ -142,7 +142,7 @@ def _bar(
             x=list(sizes), y=[theme.plot_text(name) for name in names], orientation="h",
             name=look.label, marker=look.marker(),
             showlegend=legend, legendgroup=look.label,
-            text=[f"{size:.3g}" if size >= 0.06 * whole else "" for size in sizes],
+            text=[_number(size) if size >= 0.06 * whole else "" for size in sizes],
             textposition="inside", insidetextanchor="middle", textangle=0, constraintext="none",
             textfont={"size": 12, "color": theme.on(look.colour)},
             hovertemplate=look.label + ": %{x:.4g}<extra>%{y}</extra>",
@@ -150,3 +150,7 @@ def _bar(
         row=row,
         col=1,
     )  # fmt: skip
+
+
+def _number(size: float) -> str:
+    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"

@@ -7,12 +7,13 @@ time of a launch is an argument, not measured: the times here are modelled.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -33,6 +34,7 @@ from minserve.models import Decoder, load_spec
 from minserve.models.weights import DecoderWeights, build_weights
 from minserve.sampling import plan_sampling
 from minserve.spec import ModelSpec
+from minserve.trace import StepTrace
 
 META = torch.device("meta")
 PAGE = 16
@@ -77,6 +79,32 @@ def step_launches(
         ops = LabelledOps(torch_ops, counter)
     run_step(spec, weights, ops, query_lens, context_lens, counter)
     return counter.launches
+
+
+def run_launches(spec: ModelSpec, way: str, steps: Iterable[StepTrace], dtype: str) -> list[Launch]:
+    """The launches of all steps of a run, each counted for that step's own rows and contexts.
+
+    As in `step_launches`, without sampling, and with a row of logits for each request of a step.
+    Raises ValueError for a step without detail by request (`trace.per_request`).
+    """
+    found: list[Launch] = []
+    for step in steps:
+        if len(step.requests) < step.num_scheduled:
+            raise ValueError(
+                f"step {step.index} does not say which rows it computed: run with trace.per_request"
+            )
+        query = tuple(each.num_tokens for each in step.requests)
+        context = tuple(each.start + each.num_tokens for each in step.requests)
+        found += _known_step(spec, way, query, context, dtype) if query else ()
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _known_step(
+    spec: ModelSpec, way: str, query: tuple[int, ...], context: tuple[int, ...], dtype: str
+) -> tuple[Launch, ...]:
+    # Rounds of one workload have the same steps, and each takes a tenth of a second to count.
+    return tuple(step_launches(spec, way, query, context, dtype))
 
 
 def run_step(

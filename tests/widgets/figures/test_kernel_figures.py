@@ -43,6 +43,8 @@ def test_every_launch_is_in_one_bar_and_products_are_left_out_of_the_bytes() -> 
     assert "fewer launches and" in figure.takeaway and "fewer bytes with fused" in figure.takeaway
     backwards = launch_bars({"fused": ways["fused"], "torch": ways["torch"]})
     assert "more launches and" in backwards.takeaway
+    many = launch_bars({way: 9 * launches for way, launches in ways.items()})
+    assert not any("e+" in text for trace in many.figure.data for text in trace.text)
 
 
 def test_an_operator_nobody_knows_is_everything_else() -> None:
