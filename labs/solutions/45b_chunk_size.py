@@ -4,7 +4,7 @@
 def chunk(step):
     """Tokens of the long prompt that this step takes."""
     if not step.decoding:
-        return step.prompt_left  # nobody is writing, so nobody can be frozen
+        return step.prompt_left  # no chat is writing, so none can be frozen
     if step.estimate_s(step.prompt_left) <= step.target_s:
         return step.prompt_left
     fits, too_many = 0, step.prompt_left
