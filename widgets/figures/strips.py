@@ -19,14 +19,15 @@ from minserve.trace import StepTrace
 from minserve.trace.totals import RunTotals
 from widgets import theme
 from widgets.figures import sides as given
-from widgets.figures.kv_memory import allocated_bytes, keeps
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
-from widgets.metrics import Metric, Sample
+from widgets.metrics import Metric, Sample, allocated_bytes, peak_allocated_bytes
 
 _LABELS_PX = 190
 """Room for the values, right of the strips."""
+_UNTITLED_PX = 62
+"""Room for the legend and the first strip's name, where there is no title."""
 _TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 22, 46
 
 
@@ -88,8 +89,9 @@ def strips(
     figure.update_xaxes(**times, title=given.axis_title("time", seconds, shown), row=2, col=1)
     figure.update_layout(
         theme.layout(
-            title, height=plot_px + 140, panels=True, legend_rows=given.legend_rows(shown),
-            margin={"r": _LABELS_PX},
+            title, height=plot_px + (140 if title else 114), panels=True,
+            legend_rows=given.legend_rows(shown),
+            margin={"r": _LABELS_PX} | ({} if title else {"t": _UNTITLED_PX}),
         )
     )  # fmt: skip
     return LabFigure(
@@ -260,8 +262,9 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
             continue
         x = [factor * (step.start_s - side.origin_s) for step in steps]
         x.append(factor * _end_s(side))
-        filled = [min(s.kv_bytes_used, s.kv_bytes_allocated) / divisor for s in steps]
-        owned = [allocated_bytes(side.run, s) / divisor for s in steps]
+        owned = [allocated_bytes(side.run, step) / divisor for step in steps]
+        used = [step.kv_bytes_used / divisor for step in steps]
+        filled = [min(pair) for pair in zip(used, owned, strict=True)]
         shape = side.pattern
         for name, y, width, opacity in (("used", filled, 0.0, 0.3), ("allocated", owned, 2.0, 0.0)):
             figure.add_trace(
@@ -278,7 +281,8 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
                 ),
                 row=2, col=1,
             )  # fmt: skip
-        labels.append((side, max(owned), _peak(side)))
+        peak = theme.format_bytes(peak_allocated_bytes(side.run))
+        labels.append((side, max(owned), f"{peak} allocated"))
         for name in _beside(steps[0]):
             y = [_beside(step)[name] / divisor for step in steps]
             if max(y) <= 0:
@@ -299,13 +303,6 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
         row=2, col=1,
     )  # fmt: skip
     _label_memory(figure, labels, 1.1 * highest / divisor or 1.0)
-
-
-def _peak(side: Side) -> str:
-    """Most KV memory allocated; a run without a cache keeps no page beyond its step."""
-    if not keeps(side.run):
-        return "0 bytes kept"
-    return f"{theme.format_bytes(side.run.totals.peak_kv_bytes_allocated)} allocated"
 
 
 def _beside(step: StepTrace) -> dict[str, float]:
@@ -360,7 +357,9 @@ def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[_Price]) -> str:
         value, totals = _value(side, metric), side.run.totals
         said = "nothing yet" if value is None else metric.show(value)
         words = [f"{side.called('The run')}: {metric.label} {said}"]
-        words.append(f"KV memory at its peak: {_peak(side)}")
+        words.append(
+            f"KV memory allocated at most {theme.format_bytes(peak_allocated_bytes(side.run))}"
+        )
         words += [f"{each.label} {each.show(each.read(totals))}" for each in paid]
         told.append(", ".join(words) + ".")
     return f"Strips over time: {metric.label}, and KV memory. " + " ".join(told)
@@ -372,6 +371,6 @@ def _row(side: Side, metric: Metric, paid: Sequence[_Price]) -> Row:
     return (
         name
         | {metric.label: "" if value is None else metric.show(value)}
-        | {"KV memory, peak": _peak(side)}
+        | {"KV memory allocated, peak": theme.format_bytes(peak_allocated_bytes(side.run))}
         | {each.label: each.show(each.read(totals)) for each in paid}
     )

@@ -113,16 +113,3 @@ def test_a_metric_without_samples_is_refused(sides):
     flat = Metric("flat", "flat", "lower", lambda run: 1.0, str)
     with pytest.raises(ValueError, match="samples"):
         strips(sides, flat)
-
-
-def test_without_a_cache_nothing_is_drawn_as_allocated():
-    off, on = runs.without_cache(), runs.with_cache()
-    # Pages hold the step's own keys and values, and are free again when it ends.
-    assert off.totals.peak_kv_bytes_allocated > 0 == off.totals.peak_kv_bytes_used
-    drawn = strips({"off": off, "on": on}, METRICS["steps"])
-    lines_of = {trace.name: trace for trace in drawn.figure.data}
-    assert set(lines_of["off allocated"].y) == set(lines_of["off used"].y) == {0}
-    assert max(lines_of["on allocated"].y) > 0
-    assert "off: 0 bytes kept" in labels(drawn)
-    assert drawn.table[0]["KV memory, peak"] == "0 bytes kept"
-    assert "0 bytes kept" in drawn.alt and "allocated" in drawn.table[1]["KV memory, peak"]
