@@ -2,14 +2,14 @@
 
 
 def admit(newcomer, running, total_pages, page_tokens):
-    """May the newcomer join in this step? Use of pages peaks just before a request ends."""
-    requests = [*running, newcomer]
-    for ending in requests:
+    """May the newcomer join in this step? Pages only peak just before a request ends."""
+    alive = [*running, newcomer]
+    for ending in alive:
         steps = ending.left - 1
         pages = 0
-        for request in requests:
-            if request.left > steps:
-                tokens = request.tokens + steps
+        for seat in alive:
+            if seat.left > steps:
+                tokens = seat.tokens + steps
                 pages += -(-tokens // page_tokens)
         if pages > total_pages:
             return False
@@ -17,7 +17,7 @@ def admit(newcomer, running, total_pages, page_tokens):
 
 
 # Orca itself reserved the largest size of every request at once:
-#     sum(pages of r.tokens + r.left - 1 over all requests) <= total_pages
-# This is safe too, and it passes. But short requests give their pages back before the long ones
-# need theirs, so it leaves slots empty and scores less. The engine's own rule looks at the pages
-# of this step and a small reserve, because real lengths are not known: it preempts now and then.
+#     sum(pages of seat.tokens + seat.left - 1 over alive) <= total_pages
+# Also safe, and it passes; but short requests give their pages back before the long ones need
+# theirs, so it leaves places empty and scores less. The engine's own rule looks at the pages of
+# this step and a small reserve, because real lengths are not known: it preempts now and then.

@@ -40,7 +40,7 @@ def test_run_all_ends_without_an_error_and_reveals_nothing(chapter: Notebook) ->
     # The race's panel, and the places below it that would show its result.
     assert chapter.outputs.get_by_text(HIDDEN).count() > 3
     expect(chapter.plots).to_have_count(0)
-    expect(chapter.outputs.get_by_text(re.compile(r"is (faster|slower)"))).to_have_count(0)
+    expect(chapter.outputs.get_by_text(re.compile(r"x (faster|slower)"))).to_have_count(0)
     assert chapter.lab.scores() == {}
 
 
@@ -64,12 +64,14 @@ def test_a_guess_is_scored_and_shows_what_was_hidden(chapter: Notebook) -> None:
     assert chapter.lab.scores()["00.last_token"]["out_of"] == 1
 
     race = chapter.panel(RACE)
-    expect(race.get_by_text(re.compile("“KV cache” is faster"))).to_be_visible()
+    expect(race.get_by_text(re.compile("“KV cache”: .*x faster"))).to_be_visible()
     expect(chapter.outputs.get_by_text(HIDDEN)).to_have_count(0)
     shown = chapter.drawn_plot(race)
     for side in ("no cache", "KV cache"):
-        (trace,) = [each for each in shown["traces"] if each["name"].startswith(side)]
+        (trace,) = [each for each in shown["traces"] if each["name"] == side]
         assert trace["points"] > 1 and trace["highest"] > 0
+    memory = {each["name"]: each["highest"] for each in shown["traces"]}
+    assert memory["no cache allocated"] == 0 < memory["KV cache allocated"]
     # The figures below the race.
     expect(chapter.plots.nth(2)).to_be_visible()
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 TITLE = "Requests that arrive"
 REPLAY = "One run again"
 HIDDEN = "Hidden until you commit"
-RATE_PER_S, REQUESTS, PLACES = 0.25, 240, 6
+RATE_PER_S, REQUESTS, SLOTS = 0.25, 240, 6
 """A round at this rate would take sixteen minutes, twice as long as any test waits."""
 
 CELLS = (
@@ -33,7 +33,7 @@ prompts = [[2 + n, 3 + n, 5 + n] for n in range({REQUESTS})]
 compare = Compare(
     EngineConfig(
         dtype="float32",
-        scheduling=SchedulingConfig(policy="static", max_num_seqs={PLACES}),
+        scheduling=SchedulingConfig(policy="static", max_num_seqs={SLOTS}),
         trace=TraceConfig(per_request=True, pages=True),
     ),
     switch={{"scheduling.policy": "continuous"}},
@@ -114,7 +114,7 @@ def test_the_rate_is_dragged_while_the_engine_runs_and_the_plot_follows(
     notebook.drag(rate, 1.0)
     expect(rate.locator(".widget-readout")).to_have_text("512")
 
-    # All requests are there at once: instead of one or two, as many as there are places share the
+    # All requests are there at once: instead of one or two, as many as there are slots share the
     # memory, on any machine. And the round is over long before its time.
     height = 2 * _highest(before)
     notebook.wait_for(lambda: _highest(notebook.plot(panel)) > height, "the curve to rise")
@@ -145,7 +145,7 @@ def test_more_opens_by_a_click(notebook: Notebook) -> None:
     panel.get_by_text("Latency distributions").click()
     expect(panel.locator(".js-plotly-plot:visible")).to_have_count(2)
     panel.get_by_text("All numbers, with their spread").click()
-    expect(panel.get_by_role("cell", name="output tokens/s")).to_be_visible()
+    expect(panel.get_by_role("cell", name="output tokens per second")).to_be_visible()
 
 
 def test_a_replays_cursor_and_pages_follow_the_scrubber(notebook: Notebook) -> None:
