@@ -22,21 +22,13 @@ from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
-<<<<<<< HEAD
 from widgets.metrics import Metric, Sample, allocated_bytes, keeps
-=======
-from widgets.metrics import Metric, Sample, allocated_bytes, peak_allocated_bytes
->>>>>>> lab18w1
 
 _LABELS_PX = 190
 """Room for the values, right of the strips."""
 _UNTITLED_PX = 62
 """Room for the legend and the first strip's name, where there is no title."""
-<<<<<<< HEAD
 _TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 36, 66
-=======
-_TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 22, 46
->>>>>>> lab18w1
 
 
 @dataclass(frozen=True)
@@ -298,8 +290,7 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
                 ),
                 row=2, col=1,
             )  # fmt: skip
-        peak = theme.format_bytes(peak_allocated_bytes(side.run))
-        labels.append((side, max(owned), f"{peak} allocated"))
+        labels.append((side, max(owned), _peak(side)))
         for name in _beside(steps[0]):
             y = [_beside(step)[name] / divisor for step in steps]
             if max(y) <= 0:
@@ -320,6 +311,13 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
         row=2, col=1,
     )  # fmt: skip
     _label_memory(figure, labels, 1.1 * highest / divisor or 1.0)
+
+
+def _peak(side: Side) -> str:
+    """Most KV memory allocated; a run without a cache keeps no page beyond its step."""
+    if not keeps(side.run):
+        return "0 bytes kept"
+    return f"{theme.format_bytes(side.run.totals.peak_kv_bytes_allocated)} allocated"
 
 
 def _beside(step: StepTrace) -> dict[str, float]:
@@ -372,9 +370,7 @@ def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[_Price]) -> str:
         value, totals = _value(side, metric), side.run.totals
         said = "nothing yet" if value is None else metric.show(value)
         words = [f"{side.called('The run')}: {metric.label} {said}"]
-        words.append(
-            f"KV memory allocated at most {theme.format_bytes(peak_allocated_bytes(side.run))}"
-        )
+        words.append(f"KV memory at its peak: {_peak(side)}")
         words += [f"{each.label} {each.show(each.read(totals))}" for each in paid]
         told.append(", ".join(words) + ".")
     return f"Strips over time: {metric.label}, and KV memory. " + " ".join(told)
@@ -386,6 +382,6 @@ def _row(side: Side, metric: Metric, paid: Sequence[_Price]) -> Row:
     return (
         name
         | {metric.label: "" if value is None else metric.show(value)}
-        | {"KV memory allocated, peak": theme.format_bytes(peak_allocated_bytes(side.run))}
+        | {"KV memory, peak": _peak(side)}
         | {each.label: each.show(each.read(totals)) for each in paid}
     )

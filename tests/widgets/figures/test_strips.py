@@ -115,7 +115,6 @@ def test_a_metric_without_samples_is_refused(sides):
     flat = Metric("flat", "flat", "lower", lambda run: 1.0, str)
     with pytest.raises(ValueError, match="samples"):
         strips(sides, flat)
-<<<<<<< HEAD
 
 
 @pytest.mark.parametrize(
@@ -143,5 +142,3 @@ def test_without_a_cache_nothing_is_drawn_as_allocated():
     assert "off: 0 bytes kept" in labels(drawn)
     assert drawn.table[0]["KV memory, peak"] == "0 bytes kept"
     assert "0 bytes kept" in drawn.alt and "allocated" in drawn.table[1]["KV memory, peak"]
-=======
->>>>>>> lab18w1
