@@ -7,7 +7,7 @@ all work from the keyboard. Knows nothing about panels or engines.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from html import escape
 from typing import Any
@@ -103,13 +103,20 @@ class Control:
             self.input.value = value
 
     def observe(self, heard: Callable[[], None]) -> None:
-        """Call `heard` after every change."""
+        """Call `heard` after every change, except a browser's rounding of what was set."""
         for part in (self.input, self.automatic):
             if part is not None:
-                part.observe(lambda change: heard(), "value")
+                part.observe(lambda change: None if _rounded(change) else heard(), "value")
 
     def _switch(self, change: dict[str, Any]) -> None:
         self.input.disabled = bool(change["new"])
+
+
+def _rounded(change: Mapping[str, Any]) -> bool:
+    old, new = change["old"], change["new"]
+    return (
+        isinstance(old, float) and isinstance(new, float) and math.isclose(old, new, rel_tol=1e-5)
+    )
 
 
 def config_control(field: str | Spec, config: EngineConfig) -> Control:
@@ -183,8 +190,10 @@ def _make_input(spec: Spec) -> Any:
     log = spec.log if spec.log is not None else low > 0 and high / low > WIDE_RANGE
     whole = all(float(number).is_integer() for number in (low, high, value))
     if log and not whole:
-        # Steps of a tenth of a doubling.
-        ends = {"min": math.log2(low), "max": math.log2(high), "step": 0.1, "base": 2}
+        ends = {"min": math.log2(low), "max": math.log2(high), "base": 2}
+        # About a tenth of a doubling, and the value on a step: a browser moves to the nearest one.
+        way = math.log2(value / low)
+        ends["step"] = way / max(1, round(way / 0.1)) or 0.1
         return widgets.FloatLogSlider(
             value=value, **ends, readout_format=".3g", continuous_update=True, **shared
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ipywidgets as widgets
 import pytest
 from traitlets import TraitError
@@ -106,3 +108,16 @@ def test_a_menu_and_a_tick_for_workloads():
     tick = Control(Tick("same", True))
     tick.value = False
     assert tick.value is False
+
+
+@pytest.mark.parametrize("value", [0.1, 5.0, 77.7, 100.0])
+def test_a_browser_does_not_move_a_logarithmic_slider_by_itself(value):
+    control = Control(Slide("limit", 0.1, 100.0, value))
+    slider, heard = control.input, []
+    steps = (math.log2(value) - slider.min) / slider.step
+    assert abs(steps - round(steps)) < 1e-9, "the value lies on a step"
+    control.observe(lambda: heard.append(control.value))
+    control.input.value = value * (1 + 1e-7)  # what is left of a rounded logarithm
+    assert heard == []
+    control.input.value = value * 0.9 + 0.02
+    assert len(heard) == 1
