@@ -17,10 +17,18 @@ NO_WIDGETS = (
     "labs/figures/."
 )
 
+# Arrow keys in a menu, and letters, would be JupyterLab's own: they move to another cell or delete
+# this one. It leaves alone what has this attribute, which no Python can set.
+_KEYS = (
+    "this.closest('.lab').addEventListener('focusin', "
+    "event => { event.target.dataset.lmSuppressShortcuts = 'true'; })"
+)
+_SHEET = theme.STYLE.replace("<style>", f'<style onload="{_KEYS}">', 1)
+
 
 def bundle(widget: ipywidgets.Widget, words: str, **options: Any) -> dict[str, Any]:
     """The widget with the lab's style sheet, or its words and a sentence."""
-    sheet = ipywidgets.HTML(theme.STYLE, layout=ipywidgets.Layout(display="none"))
+    sheet = ipywidgets.HTML(_SHEET, layout=ipywidgets.Layout(display="none"))
     page = ipywidgets.VBox([sheet, widget])
     page.add_class("lab")
     shown: dict[str, Any] = page._repr_mimebundle_(**options)

@@ -63,7 +63,8 @@ class Metric:
         word = self.words[0 if (ratio > 1) == (self.better == "higher") else 1]
         factor = max(ratio, 1 / ratio)
         if factor < _SMALL:
-            return f"{theme.format_percent(factor - 1)} {word}"
+            percent = f"{100 * (factor - 1):.1f}".removesuffix(".0")
+            return f"{percent} % {word}"
         return f"{theme.format_ratio(factor)} {word}"
 
 
@@ -113,6 +114,22 @@ def running_total(value: Callable[[StepTrace], float]) -> Samples:
         return [(step.end_s, total) for step, total in zip(run.steps, sums, strict=True)]
 
     return samples
+
+
+def keeps(run: Run) -> bool:
+    """False for a run that was told to keep no keys and values between steps."""
+    return bool(run.header.config.get("memory.kv_cache", True))
+
+
+def allocated_bytes(run: Run, step: StepTrace) -> int:
+    """Bytes of the KV cache that requests own during a step; 0 without a cache, whose pages are
+    scratch space of one step."""
+    return step.kv_bytes_allocated if keeps(run) else 0
+
+
+def peak_allocated_bytes(run: Run) -> int:
+    """The most bytes of the KV cache that requests owned in a step."""
+    return run.totals.peak_kv_bytes_allocated if keeps(run) else 0
 
 
 def gaps(run: Run) -> list[Sample]:
@@ -193,8 +210,9 @@ def _known() -> Iterator[Metric]:
     memory = ("less memory", "more memory")
     yield Metric(
         "peak_kv_bytes", "KV memory allocated, peak", "lower",
-        lambda trace: float(trace.totals.peak_kv_bytes_allocated), theme.format_bytes,
-        counted=True, words=memory, samples=of_steps(lambda s: s.kv_bytes_allocated), style="line",
+        lambda trace: float(peak_allocated_bytes(trace)), theme.format_bytes, counted=True,
+        words=memory, style="line",
+        samples=lambda run: [(s.end_s, float(allocated_bytes(run, s))) for s in run.steps],
     )  # fmt: skip
     yield Metric(
         "peak_kv_bytes_used", "KV memory filled with tokens, peak", "lower",

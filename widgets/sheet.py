@@ -80,6 +80,7 @@ _PANELS = """
   overflow-wrap: anywhere; }
 .lab .widget-html:has(> .widget-html-content:empty) { display: none; }
 .lab .jupyter-button { width: auto; min-width: min-content; padding: 0 1rem; }
+.lab .widget-vbox > .jupyter-button { align-self: start; }
 .lab .widget-upload { overflow: visible; }
 .lab .widget-radio-box label { white-space: normal; height: auto; line-height: 1.45; }
 .lab .jupyter-button:focus-visible, .lab summary:focus-visible, .lab input:focus-visible,

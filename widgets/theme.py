@@ -188,7 +188,7 @@ def _template() -> go.layout.Template:
         "ticks": "outside",
         "ticklen": 4,
         "automargin": True,
-        "title": {"standoff": 8},
+        "title": {"standoff": 8, "font": {"size": FONT_SIZE}},
     }
     return go.layout.Template(
         layout={

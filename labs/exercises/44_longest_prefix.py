@@ -16,7 +16,9 @@ from minserve.hardware import DEVICES
 from minserve.scheduling import QueueEntry, QueuePolicy
 from minserve.trace import StepTrace
 from minserve.virtual import CostModel
-from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
+from widgets.panels import Case, Exercise, Misconception, Picture, Wrong
+from widgets.panels.checks.asked import said
+from widgets.panels.checks.returns import NUMBER
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ LIMIT = 6
 
 
 class _Yours(QueuePolicy):
-    """The learner's rule in the place of the engine's own, and a count of who was overtaken."""
+    """The reader's rule in the place of the engine's own, and a count of overtaken requests."""
 
     needs_prefixes = True
 
@@ -56,19 +58,13 @@ class _Yours(QueuePolicy):
         if entry.arrival_number in self.started:
             return float("-inf")  # It runs: there is nothing left to decide.
         seat = Seat(entry.request.num_prompt_tokens, entry.found_tokens, self.overtaken(entry))
-        return _number(self.rule(seat, self.limit))
+        return self.rule(seat, self.limit)
 
     def watch(self, step: StepTrace) -> None:
         """Note who started in this step."""
         for part in step.requests:
             if int(part.request_id) not in self.started:
                 self.started.append(int(part.request_id))
-
-
-def _number(answer: object) -> float:
-    if isinstance(answer, bool) or not isinstance(answer, (int, float)):
-        raise Wrong(f"it returned {answer!r}, expected a number: the smallest goes first")
-    return float(answer)
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,9 @@ class Queue:
     num_pages: int
 
 
-def serve(queue: Queue, rule: Rank, limit: int = LIMIT) -> tuple[int, list[int]]:
-    """Tokens found in the cache, and how often each request was overtaken."""
+def serve(queue: Queue, rule: Rank, limit: int = LIMIT) -> tuple[int, list[int], list[int]]:
+    """Tokens found in the cache, how often each request was overtaken, and the order they went
+    in."""
     config = EngineConfig().with_values(
         {
             "memory.block_size": PAGE_TOKENS,
@@ -106,7 +103,7 @@ def serve(queue: Queue, rule: Rank, limit: int = LIMIT) -> tuple[int, list[int]]
         sum(1 for later in place if later > number and place[later] < place[number])
         for number in range(len(queue.arrivals))
     ]
-    return engine.trace.totals.hit_tokens, overtaken
+    return engine.trace.totals.hit_tokens, overtaken, order.started
 
 
 def longest_prefix(seat: Seat, limit: int) -> float:
@@ -115,62 +112,64 @@ def longest_prefix(seat: Seat, limit: int) -> float:
 
 
 def _first(rule: Rank, seats: Sequence[Seat], limit: int) -> int:
-    ranks = [_number(rule(seat, limit)) for seat in seats]
+    ranks = [rule(seat, limit) for seat in seats]
     return ranks.index(min(ranks))
 
 
 def _asked(name: str, *seats: Seat, limit: int = LIMIT) -> Case:
-    """Who of the seats, in order of arrival, goes first?"""
+    """Which of the seats, in order of arrival, goes first?"""
     expected = _first(longest_prefix, seats, limit)
 
     def run(rule: Rank) -> None:
         got = _first(rule, seats, limit)
         if got != expected:
+            one, other = ((seats[place], limit) for place in (got, expected))
             raise Wrong(
-                f"of {', '.join(map(repr, seats))} with limit {limit} it puts number {got} first, "
-                f"expected number {expected}",
+                f"of {len(seats)} requests, `{said(rule, one)}` goes first, expected "
+                f"`{said(rule, other)}`, which is number {expected + 1} to arrive",
+                # Ranks are compared with each other only: rules that order alike are alike.
                 got=got,
-                expected=expected,
-            )
-
-    return Case(name, run, seats)
-
-
-def _served(name: str, queue: Queue) -> Case:
-    def run(rule: Rank) -> None:
-        found, overtaken = serve(queue, rule)
-        best, _ = serve(queue, longest_prefix)
-        if max(overtaken) > LIMIT:
-            raise Wrong(f"a request was overtaken {max(overtaken)} times, and the limit is {LIMIT}")
-        if found < best:
-            raise Wrong(
-                f"{found} prompt tokens were found in the cache, expected {best}",
-                got=found,
-                expected=best,
             )
 
     return Case(name, run)
 
 
-_FOUND, _LATE = "a cached prefix against an earlier stranger", "overtaken too often"
-_SHORT = "a short prompt all cached, against a long prefix"
-_WORK = "a short stranger against a long cached prompt"
-_TWO_LATE = "two overtaken too often: the earlier one"
-_TURNS, _STRANGER = "three groups in turn, room for one", "a stranger among one group's questions"
+def _served(name: str, queue: Queue, limit: int = LIMIT) -> Case:
+    def run(rule: Rank) -> None:
+        found, overtaken, order = serve(queue, rule, limit)
+        best, *_ = serve(queue, longest_prefix, limit)
+        if max(overtaken) > limit:
+            raise Wrong(
+                f"a request was overtaken {max(overtaken)} times, and the limit is {limit}",
+                got=order,
+            )
+        if found < best:
+            raise Wrong(
+                f"{found:,} prompt tokens were found in the cache, expected {best:,}", got=order
+            )
+
+    return Case(name, run)
+
 
 IN_TURN = Queue(((480, 32),) * 3, (0, 1, 2) * 4, 44)
 STRANGER = Queue(((480, 32), (0, 64)), (0, 1, *(0,) * 14), 44)
-UNEVEN = Queue(((640, 16), (160, 32), (320, 128)), (0, 1, 2, 1, 0, 2, 2, 0, 1, 0, 1, 2), 52)
 
 CASES = (
-    _asked(_FOUND, Seat(400, 0, 0), Seat(400, 320, 0)),
-    _asked("nothing is cached: who came first", Seat(400, 0, 0), Seat(90, 0, 0), Seat(700, 0, 0)),
-    _asked(_SHORT, Seat(64, 63, 0), Seat(900, 640, 0)),
-    _asked(_WORK, Seat(48, 0, 0), Seat(800, 640, 0)),
-    _asked(_LATE, Seat(400, 0, LIMIT), Seat(400, 320, 0)),
-    _asked(_TWO_LATE, Seat(400, 16, LIMIT), Seat(400, 320, LIMIT), Seat(500, 480, 0)),
-    _served(_TURNS, IN_TURN),
-    _served(_STRANGER, STRANGER),
+    _asked("a cached prefix against an earlier stranger", Seat(400, 0, 0), Seat(400, 320, 0)),
+    _asked("nothing is cached: arrival decides", Seat(400, 0, 0), Seat(90, 0, 0), Seat(700, 0, 0)),
+    _asked("a short prompt all cached, against a long prefix", Seat(64, 63, 0), Seat(900, 640, 0)),
+    _asked("a short stranger against a long cached prompt", Seat(48, 0, 0), Seat(800, 640, 0)),
+    _asked("overtaken too often", Seat(400, 0, LIMIT), Seat(400, 320, 0)),
+    _asked(
+        "two overtaken too often: the earlier one",
+        Seat(400, 16, LIMIT),
+        Seat(400, 320, LIMIT),
+        Seat(500, 480, 0),
+    ),
+    _asked("another limit", Seat(400, 0, 2), Seat(400, 320, 0), limit=2),
+    _served("three groups in turn, room for one", IN_TURN),
+    _served("a stranger among one group's questions", STRANGER),
+    _served("the same, overtaken three times at most", STRANGER, 3),
 )
 
 
@@ -180,37 +179,7 @@ def _drawn(draw: random.Random) -> Case:
         tokens = draw.randint(32, 900)
         found = draw.choice((0, draw.randrange(tokens)))
         seats.append(Seat(tokens, found, draw.choice((0, 0, 1, LIMIT - 1, LIMIT))))
-    return _asked("a drawn queue", *seats)
-
-
-def _fails(*names: str) -> Callable[[Sequence[Failure]], bool]:
-    return lambda failures: set(names) <= {failure.case.name for failure in failures}
-
-
-def _passes(name: str) -> Callable[[Sequence[Failure]], bool]:
-    return lambda failures: all(failure.case.name != name for failure in failures)
-
-
-def _both(*tests: Callable[[Sequence[Failure]], bool]) -> Callable[[Sequence[Failure]], bool]:
-    return lambda failures: all(test(failures) for test in tests)
-
-
-def _always_the_first(failures: Sequence[Failure]) -> bool:
-    return all(failure.got == 0 for failure in failures if failure.case.args)
-
-
-SCORED = (IN_TURN, STRANGER, UNEVEN)
-
-
-def _score(rule: Rank) -> Score:
-    yours = sum(serve(queue, rule)[0] for queue in SCORED)
-    best = sum(serve(queue, longest_prefix)[0] for queue in SCORED)
-    arrival = sum(serve(queue, lambda seat, limit: 0.0)[0] for queue in SCORED)
-    return Score(
-        yours / best,
-        f"{yours:,} prompt tokens found over three workloads; the worked solution finds {best:,}, "
-        f"first come first served {arrival:,}",
-    )
+    return _asked("a drawn queue", *seats, limit=draw.choice((LIMIT, LIMIT, LIMIT + 3)))
 
 
 def _late(rank: Callable[[Seat], float]) -> Rank:
@@ -219,67 +188,80 @@ def _late(rank: Callable[[Seat], float]) -> Rank:
 
 EXERCISE = Exercise(
     key="44.longest_prefix",
-    title="Who goes next?",
+    title="Which request goes next?",
     task="Return a number for a waiting request; the smallest goes first, and of equal ones the "
-    "earlier arrival. Find as many tokens in the cache as you can; nobody may be overtaken more "
-    "than `limit` times.",
+    "earlier arrival. Find as many tokens in the cache as you can; no request may be overtaken "
+    "more than `limit` times.",
     function="rank",
+    parameters=("seat", "limit"),
+    returns=NUMBER,
     cases=CASES,
     random_case=_drawn,
     num_random=12,
     hints=(
         "What is lost if a request with a long cached prefix waits? Its pages may be gone then.",
         "The smallest number goes first: more tokens found must give a smaller number.",
-        "Somebody overtaken `limit` times must go before everybody else, whatever is cached: give "
-        "him float('-inf'). All others get -seat.found.",
+        "A request overtaken `limit` times must go before all others, whatever is cached: give it "
+        "float('-inf'). All others get -seat.found.",
     ),
     misconceptions=(
         Misconception(
             "arrival",
             "You put the earlier arrival first, whatever is cached. Questions about one file then "
             "come between those about another, and each evicts what the next one needs.",
-            _both(_fails(_FOUND), _always_the_first),
+            (lambda seat, limit: 0.0,),
         ),
         Misconception(
             "backwards",
             "You put the shortest cached prefix first. The smallest number goes first, so more "
             "tokens found must give a smaller number.",
-            _fails(_FOUND, _SHORT, _TURNS, "a drawn queue"),
+            (_late(lambda seat: seat.found), lambda seat, limit: seat.found),
         ),
         Misconception(
             "starves",
             "You never look at seat.overtaken. As long as questions about a cached file keep "
-            "coming, a stranger waits for ever.",
-            _both(_fails(_LATE), _passes(_SHORT), _passes(_WORK)),
+            "coming, a request about another one waits forever.",
+            (lambda seat, limit: -seat.found,),
         ),
         Misconception(
             "shortest work",
             "You put the least left to compute first. A short stranger then goes before a long "
             "cached prompt, takes pages, and the prefix may be evicted while its readers wait.",
-            _fails(_WORK),
+            (
+                _late(lambda seat: seat.tokens - seat.found),
+                lambda seat, limit: seat.tokens - seat.found,
+            ),
         ),
         Misconception(
             "share",
             "You rank by the share of the prompt that is cached. What is saved is tokens: most of "
             "a long prompt is worth more than all of a short one.",
-            _fails(_SHORT),
+            (
+                _late(lambda seat: -seat.found / seat.tokens),
+                lambda seat, limit: -seat.found / seat.tokens,
+            ),
         ),
         Misconception(
             "latest first",
-            "Of those overtaken too often you do not put the earlier one first. Give them all the "
-            "same number: arrival decides between equals.",
-            _fails(_TWO_LATE),
+            "Of the requests overtaken too often you do not put the earlier one first. Give them "
+            "all the same number: arrival decides between equals.",
+            (
+                lambda seat, limit: (
+                    -(10**6) - seat.found if seat.overtaken >= limit else -seat.found
+                ),
+            ),
+        ),
+        Misconception(
+            "one too many",
+            "You let a request be overtaken once more than allowed: with seat.overtaken equal to "
+            "limit, the next one would be too many.",
+            (lambda seat, limit: float("-inf") if seat.overtaken > limit else -seat.found,),
         ),
     ),
-    score=_score,
-    wrong={
-        "arrival": lambda seat, limit: 0.0,
-        "backwards": _late(lambda seat: seat.found),
-        "starves": lambda seat, limit: -seat.found,
-        "shortest work": _late(lambda seat: seat.tokens - seat.found),
-        "share": _late(lambda seat: -seat.found / seat.tokens),
-        "latest first": lambda seat, limit: (
-            -(10**6) - seat.found if seat.overtaken >= limit else -seat.found
-        ),
-    },
+    picture=Picture(
+        "Three groups of questions: which request goes when",
+        "place in the order",
+        "number of arrival",
+        lambda rule: [1 + number for number in serve(IN_TURN, rule)[2]],
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
 from minserve.request import Request
 from minserve.scheduling import AdmissionView, BatchingPolicy, ContinuousBatching
-from minserve.trace import RunTotals
+from minserve.scheduling.policies.batching import AdmissionError
+from minserve.trace import RunTotals, StepTrace
 from minserve.virtual import CostModel
-from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
+from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
+from widgets.panels.checks.asked import said
+from widgets.panels.checks.returns import TRUTH
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ PROMPT_TOKENS = 32
 
 
 class _Yours(ContinuousBatching):
-    """The learner's rule in the place of the engine's own."""
+    """The reader's rule in the place of the engine's own."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -47,11 +51,13 @@ class _Yours(ContinuousBatching):
     def admits(self, view: AdmissionView) -> bool:
         pool, page = view.memory.pool, view.memory.block_size
         running = tuple(_seat(request) for request in view.running)
-        answer = self.rule(_seat(view.waiting[0]), running, pool.num_blocks, page)
-        if not isinstance(answer, bool):
-            raise Wrong(f"it returned {answer!r}, expected True or False")
+        asked = _seat(view.waiting[0]), running, pool.num_blocks, page
+        answer: bool = self.rule(*asked)
         if not answer and not running:
-            raise Wrong("it keeps a request waiting although nobody runs: nothing ever moves again")
+            raise Wrong(
+                f"`{said(self.rule, asked)}` returned False although no request runs: then none "
+                "ever will"
+            )
         return answer
 
 
@@ -60,9 +66,12 @@ def _seat(request: Request) -> Seat:
 
 
 def serve(
-    lengths: Sequence[int], num_pages: int, policy: BatchingPolicy | None = None
+    lengths: Sequence[int],
+    num_pages: int,
+    policy: BatchingPolicy,
+    on_step: Callable[[StepTrace], None] = lambda step: None,
 ) -> RunTotals:
-    """The real scheduler over real pages; time is modelled. `policy` None: the engine's own."""
+    """The real scheduler over real pages; time is modelled."""
     pool = num_pages * PAGE_TOKENS * SPEC.kv_bytes_per_token(2)
     config = EngineConfig().with_values(
         {
@@ -74,24 +83,20 @@ def serve(
     )
     engine = build_virtual_engine(SPEC, config, COST, parts=EngineParts(policy=policy))
     prompts = [[1] * PROMPT_TOKENS] * len(lengths)
-    drive(engine, at_once(prompts, [fixed_length(length) for length in lengths]))
+    drive(engine, at_once(prompts, [fixed_length(length) for length in lengths]), on_step=on_step)
     return engine.trace.totals
-
-
-def _static_steps(lengths: Sequence[int], places: int = 8) -> int:
-    batches = [lengths[at : at + places] for at in range(0, len(lengths), places)]
-    return sum(max(batch) for batch in batches)
 
 
 def _run_case(name: str, lengths: Sequence[int], num_pages: int) -> Case:
     def run(rule: Rule) -> None:
-        totals = serve(lengths, num_pages, _Yours(rule))
+        try:
+            totals = serve(lengths, num_pages, _Yours(rule))
+        except AdmissionError as error:
+            raise Wrong(f"there are not enough pages: {error}") from None
         if totals.preemptions:
             raise Wrong(
-                f"{totals.preemptions} requests lost their pages and {totals.recomputed_tokens} "
-                "tokens were computed again",
-                got=totals.preemptions,
-                expected=0,
+                f"the pool ran out of pages: {totals.preemptions} requests were preempted, and "
+                f"{totals.recomputed_tokens} tokens computed again"
             )
 
     return Case(name, run)
@@ -107,10 +112,10 @@ def _asked(name: str, newcomer: Seat, running: Sequence[Seat], pages: int, answe
     return Case.call(name, (newcomer, tuple(running), pages, 4), answer)
 
 
-_EMPTY = "nobody runs"
+_EMPTY = "no request runs"
 _BESIDE = "others still write, and pages are plenty"
 _FULL = "no page is free"
-_GROWTH, _NEWCOMER = "those who run will grow", "the newcomer will grow too"
+_GROWTH, _NEWCOMER = "running requests will grow", "the newcomer will grow too"
 _WHOLE = "pages are taken whole"
 
 CASES = (
@@ -125,12 +130,8 @@ CASES = (
 )
 
 
-def _fails(case_name: str) -> Callable[[Sequence[Failure]], bool]:
-    return lambda failures: any(failure.case.name == case_name for failure in failures)
-
-
 def look_ahead(newcomer: Seat, running: Sequence[Seat], pages: int, page_tokens: int) -> bool:
-    """The best that can be promised: the pages of everybody alive, at every step to come."""
+    """The best that can be promised: the pages of all live requests, at every step to come."""
     alive = [*running, newcomer]
     for step in {seat.left - 1 for seat in alive}:
         held = [seat.tokens + step for seat in alive if seat.left > step]
@@ -184,12 +185,28 @@ def _in_tokens(newcomer: Seat, running: Sequence[Seat], pages: int, page_tokens:
     return tokens <= pages * page_tokens
 
 
+def _reserve(newcomer: Seat, running: Sequence[Seat], pages: int, page_tokens: int) -> bool:
+    seats = [*running, newcomer]
+    return sum(_pages(seat.tokens + seat.left - 1, page_tokens) for seat in seats) <= pages
+
+
+def _batch_sizes(rule: Rule) -> list[float]:
+    lengths, pages = [8, 8, 120, 8, 60, 8, 8, 120] * 3, 30
+    sizes: list[float] = []
+    # Where the pages run out, what came before is drawn.
+    with contextlib.suppress(Wrong, AdmissionError):
+        serve(lengths, pages, _Yours(rule), lambda step: sizes.append(step.num_running))
+    return sizes
+
+
 EXERCISE = Exercise(
     key="45a.admission",
     title="Who may join?",
     task="Return True if the newcomer may join the running requests in this step: as often as you "
-    "can, but so that nobody ever runs out of pages. All lengths are known here.",
+    "can, but so that no request ever runs out of pages. All lengths are known here.",
     function="admit",
+    parameters=("newcomer", "running", "total_pages", "page_tokens"),
+    returns=TRUTH,
     cases=CASES,
     random_case=_drawn,
     num_random=12,
@@ -197,47 +214,43 @@ EXERCISE = Exercise(
         "A page is taken whole: n tokens need ceil(n / page_tokens) pages.",
         "A request holds tokens + k tokens k steps from now, and nothing once its last token is "
         "written: in the steps k = 0 … left - 1 it is there.",
-        "The sum over all who are alive is largest just before one of them ends. Check it there, "
+        "The sum over all live requests is largest just before one of them ends. Check it there, "
         "newcomer included, and admit if it never exceeds total_pages.",
     ),
     misconceptions=(
         Misconception(
             "static",
-            "You wait until everybody has finished: that is static batching, and the places of "
-            "those who end early stay empty. Orca asks again at every step.",
-            lambda failures: any(f.case.name == _BESIDE and f.got is False for f in failures),
+            "You wait until all running requests have finished: that is static batching, and the "
+            "places of those that end early stay empty. Orca asks again at every step.",
+            (_static,),
         ),
         Misconception(
             "places",
-            "You let everybody in for whom there is a place. A place is only a row of the batch; "
+            "You admit every request that has a place. A place is only a row of the batch; "
             "without pages for its keys and values a request cannot compute.",
-            _fails(_FULL),
+            (_always,),
         ),
         Misconception(
             "now",
-            "You count the pages of this step. Everybody writes a token a step, so the batch "
-            "that fits now outgrows the pool later, and somebody is preempted and computed again.",
-            _fails(_GROWTH),
+            "You count the pages of this step only. Every request writes a token a step, so a "
+            "batch that fits now outgrows the pool later: a request is preempted and computed "
+            "again.",
+            (_now,),
         ),
         Misconception(
             "newcomer",
-            "You let those who run grow, but not the newcomer: it takes its prompt's pages now and "
-            "asks for more at once.",
-            _fails(_NEWCOMER),
+            "You let the running requests grow, but not the newcomer: it takes the pages of its "
+            "prompt now, and needs more soon after.",
+            (_prompt_only,),
         ),
         Misconception(
             "tokens",
-            "You add up tokens. A page belongs to one request alone, so each last page is paid for "
-            "in full, however few tokens are in it.",
-            _fails(_WHOLE),
+            "You add up tokens. A page belongs to one request alone, so the last page of each "
+            "counts in full, however few tokens are in it.",
+            (_in_tokens,),
         ),
     ),
     score=_score,
-    wrong={
-        "static": _static,
-        "places": _always,
-        "now": _now,
-        "newcomer": _prompt_only,
-        "tokens": _in_tokens,
-    },
+    naive={"reserve the largest size": _reserve},
+    picture=Picture("A tight pool: requests in each step", "step", "requests", _batch_sizes),
 )

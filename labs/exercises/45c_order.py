@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
@@ -21,7 +21,9 @@ from minserve.hardware import DEVICES
 from minserve.request import Request
 from minserve.scheduling import QueueEntry, QueuePolicy
 from minserve.virtual import CostModel
-from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
+from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
+from widgets.panels.checks.asked import said
+from widgets.panels.checks.returns import NUMBER
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Job:
     """A request as the rule sees it."""
 
     predicted: float
-    """Output tokens somebody guessed when it came."""
+    """Output tokens that were predicted when it came."""
     written: int
     """Output tokens it has by now."""
 
@@ -52,7 +54,7 @@ class MostlyRight:
 
 
 class _Yours(QueuePolicy):
-    """The learner's rule in the place of the engine's own order."""
+    """The reader's rule in the place of the engine's own order."""
 
     preemptive = True
     needs_lengths = True
@@ -61,17 +63,7 @@ class _Yours(QueuePolicy):
         self.rule = rule
 
     def rank(self, entry: QueueEntry) -> float:
-        return _answer(
-            self.rule, Job(entry.predicted_tokens or 0.0, entry.request.num_output_tokens)
-        )
-
-
-def _answer(rule: Rule, job: Job) -> float:
-    answer = rule(job)
-    number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
-    if not number or math.isnan(answer):
-        raise Wrong(f"it returned {answer!r}, expected a number", got=answer)
-    return float(answer)
+        return self.rule(Job(entry.predicted_tokens or 0.0, entry.request.num_output_tokens))
 
 
 @cache
@@ -81,8 +73,9 @@ def workload(seed: int) -> Traffic:
     return traffic(jobs, 80, 30.0, seed=seed)
 
 
-def mean_s(order: QueuePolicy | None, seed: int) -> float:
-    """Mean end-to-end seconds in the real scheduler on modelled time; None: first come first."""
+def end_to_end_s(order: QueuePolicy | None, seed: int) -> list[float]:
+    """End-to-end seconds of each request, shortest answer first, in the real scheduler on modelled
+    time. `order` None: first come, first served."""
     config = EngineConfig().with_values(
         {
             "scheduling.max_num_seqs": 8,
@@ -94,7 +87,13 @@ def mean_s(order: QueuePolicy | None, seed: int) -> float:
     parts = EngineParts(order=order, predictor=predictor)
     engine = build_virtual_engine(SPEC, config, COST, parts=parts)
     drive(engine, workload(seed), fast=True)
-    return fmean(one.metrics.e2e_s or 0.0 for one in engine.trace.requests)
+    done = [one.metrics for one in engine.trace.requests]
+    return [one.e2e_s or 0.0 for one in sorted(done, key=lambda each: each.num_output_tokens)]
+
+
+def mean_s(order: QueuePolicy | None, seed: int) -> float:
+    """The mean of them."""
+    return fmean(end_to_end_s(order, seed))
 
 
 @cache
@@ -116,23 +115,27 @@ def best_s(seed: int) -> float:
 
 def _before(name: str, first: Job, second: Job) -> Case:
     def run(rule: Rule) -> None:
-        one, other = _answer(rule, first), _answer(rule, second)
+        one, other = rule(first), rule(second)
         if not one < other:
             raise Wrong(
-                f"predicted {first.predicted:g}, {first.written} written, ranks {one:g}; it should "
-                f"go before predicted {second.predicted:g}, {second.written} written, at {other:g}",
-                got=(one, other),
+                f"`{said(rule, (first,))}` returned {one:g}, expected less than the {other:g} of "
+                f"`{said(rule, (second,))}`",
+                # Ranks are compared with each other only: rules that order alike are alike.
+                got="equal" if one == other else "after",
             )
 
-    return Case(name, run, (first, second))
+    return Case(name, run)
 
 
 def _run_case(name: str, seed: int, factor: float) -> Case:
     def run(rule: Rule) -> None:
-        yours, plain = mean_s(_Yours(rule), seed), plain_s(seed)
+        each = end_to_end_s(_Yours(rule), seed)
+        yours, plain = fmean(each), plain_s(seed)
         if yours > factor * plain:
             raise Wrong(
-                f"requests took {yours:.2f} s on average, first come first served {plain:.2f} s"
+                f"requests took {yours:.2f} s on average, expected at most {factor * plain:.2f} s; "
+                f"first come first served takes {plain:.2f} s",
+                got=each,
             )
 
     return Case(name, run)
@@ -150,26 +153,14 @@ def _drawn(draw: random.Random) -> Case:
             return _before(f"{first} before {second}", first, second)
 
 
-_SHORT, _REST = "a short answer before a long one", "an essay with five tokens to go"
-_OUTLIVED, _OVER = "an essay that was called a one-liner", "one token more than was predicted"
-
 CASES = (
-    _before(_SHORT, Job(10.0, 0), Job(300.0, 0)),
-    _before(_REST, Job(300.0, 295), Job(40.0, 0)),
-    _before(_OUTLIVED, Job(50.0, 0), Job(10.0, 200)),
-    _before(_OVER, Job(10.0, 11), Job(400.0, 0)),
+    _before("a short answer before a long one", Job(10.0, 0), Job(300.0, 0)),
+    _before("an essay with five tokens to go", Job(300.0, 295), Job(40.0, 0)),
+    _before("an essay that was predicted to be short", Job(50.0, 0), Job(10.0, 200)),
+    _before("one token more than was predicted", Job(10.0, 11), Job(400.0, 0)),
     _run_case("80 requests on a modelled H100", 2, 0.8),
     _run_case("80 others", 5, 0.8),
 )
-
-
-def _failed(failures: Sequence[Failure], name: str) -> bool:
-    return any(failure.case.name == name for failure in failures)
-
-
-def _ties(failures: Sequence[Failure]) -> bool:
-    pairs = [failure.got for failure in failures if isinstance(failure.got, tuple)]
-    return len(pairs) > 2 and all(one == other for one, other in pairs)
 
 
 SEEDS = (1, 3, 4)
@@ -180,18 +171,25 @@ def _score(rule: Rule) -> Score:
     best = fmean(best_s(seed) for seed in SEEDS)
     plain = fmean(plain_s(seed) for seed in SEEDS)
     return Score(
-        best / yours,
+        # 0 is first come, first served: the share of its loss that is won back.
+        (plain - yours) / (plain - best),
         f"{yours:.2f} virtual seconds on average over three workloads; the worked solution takes "
         f"{best:.2f}, first come first served {plain:.2f}",
     )
 
 
+def _overdue(rank: Callable[[Job], float]) -> Rule:
+    return lambda job: job.predicted - job.written if job.written < job.predicted else rank(job)
+
+
 EXERCISE = Exercise(
     key="45c.order",
-    title="Who goes first?",
+    title="Which job goes first?",
     task="Return a number for a job: the smallest goes first. Predictions are mostly about right, "
     "and sometimes very wrong.",
     function="rank",
+    parameters=("job",),
+    returns=NUMBER,
     cases=CASES,
     random_case=_drawn,
     num_random=12,
@@ -199,49 +197,58 @@ EXERCISE = Exercise(
         "What delays the others is not how long a job is, but how long it will still take.",
         "What is left of a job that has written more than was predicted? Not less than nothing, "
         "and not the prediction either: that was wrong.",
-        "With heavy tails, who has lasted long will probably last as long again. Return "
+        "With heavy tails, a job that has lasted long will probably last as long again. Return "
         "job.predicted - job.written while that is positive, and job.written from then on.",
     ),
     misconceptions=(
         Misconception(
             "constant",
-            "Everybody ranks the same, so arrival decides: that is first come, first served, and "
-            "one essay in front holds up all the one-liners behind it.",
-            _ties,
+            "All jobs rank the same, so arrival decides: that is first come, first served, and "
+            "one essay in front holds up all the short answers behind it.",
+            (lambda job: 0,),
+            written=(lambda job: 7.5,),
         ),
         Misconception(
             "reversed",
-            "The long ones go first. The smallest number goes first, and every job that waits for "
+            "The long jobs go first. The smallest number goes first, and every job that waits for "
             "an essay waits for all of it.",
-            lambda failures: _failed(failures, _SHORT),
+            (
+                lambda job: job.written - job.predicted,
+                lambda job: -job.predicted,
+                lambda job: -reference(job),
+            ),
         ),
         Misconception(
             "whole",
-            "You rank by the whole length. An essay with five tokens to go delays nobody: let it "
-            "end, and its place and pages are free.",
-            lambda failures: _failed(failures, _REST),
+            "You rank by the whole length. An essay with five tokens to go delays no other job "
+            "much: let it end, and its place and pages are free.",
+            (lambda job: job.predicted, lambda job: max(job.predicted, 2 * job.written)),
         ),
         Misconception(
             "overdue first",
-            "A job that outlives its prediction ranks as good as done, and from then on before "
-            "everybody: the one essay that was called a one-liner is back in front of them all.",
-            lambda failures: _failed(failures, _OUTLIVED),
+            "A job that outlives its prediction ranks as good as done, and goes before all others "
+            "from then on: an essay that was predicted to be short is back in front of them all.",
+            (
+                lambda job: max(0, job.predicted - job.written),
+                lambda job: job.predicted - job.written,
+            ),
         ),
         Misconception(
             "banished",
-            "One token over its prediction sends a job behind everybody. It may end any moment: "
-            "predictions are rarely exact, and this punishes being nearly right.",
-            lambda failures: _failed(failures, _OVER),
+            "One token over its prediction sends a job behind all others. It may end at any "
+            "moment: predictions are rarely exact, and this punishes being nearly right.",
+            (_overdue(lambda job: math.inf),),
         ),
     ),
     score=_score,
-    wrong={
-        "constant": lambda job: 0,
-        "reversed": lambda job: job.written - job.predicted,
-        "whole": lambda job: max(job.predicted, 2 * job.written),
-        "overdue first": lambda job: max(0, job.predicted - job.written),
-        "banished": lambda job: (
-            job.predicted - job.written if job.written < job.predicted else math.inf
-        ),
+    naive={
+        "average when overdue": _overdue(lambda job: 150.0),
+        "four times as much again": _overdue(lambda job: 4.0 * job.written),
     },
+    picture=Picture(
+        "How long each of 80 requests takes",
+        "request, the shortest answer first",
+        "seconds",
+        lambda rule: end_to_end_s(_Yours(rule), 2),
+    ),
 )

@@ -16,7 +16,8 @@ from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES
 from minserve.virtual import CostModel
-from widgets.panels import Case, Exercise, Failure, Misconception, Score, Wrong
+from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
+from widgets.panels.checks.returns import WHOLE_NUMBERS, shortened
 
 Rule = Callable[[list[int], int], "Iterable[int]"]
 
@@ -69,17 +70,14 @@ def engine_rows() -> tuple[int, ...]:
 
 
 def _answer(rule: Rule, rows: Sequence[int], most: int) -> list[int]:
-    answer = rule(list(rows), most)
-    try:
-        shapes = sorted(set(answer))
-    except TypeError:
-        raise Wrong(f"it returned {answer!r}, expected a list of row counts") from None
-    if not all(isinstance(shape, int) and not isinstance(shape, bool) for shape in shapes):
-        raise Wrong(f"it returned {answer!r}, expected whole numbers of rows")
+    shapes = sorted(set(rule(list(rows), most)))
+    shown = f"for {_words(rows)} and most={most} it returned {shortened(shapes)}"
     if len(shapes) > most:
-        raise Wrong(f"{len(shapes)} shapes, where {most} may be compiled", got=shapes)
+        raise Wrong(f"{shown}: {len(shapes)} shapes, where {most} may be compiled", got=shapes)
     if not shapes or shapes[-1] < max(rows):
-        raise Wrong(f"a step of {max(rows)} rows fits none of {shapes}", got=shapes)
+        raise Wrong(f"{shown}: a step of {max(rows)} rows fits in none", got=shapes)
+    if shapes[0] < 1:
+        raise Wrong(f"{shown}: a shape has at least one row", got=shapes)
     return shapes
 
 
@@ -89,19 +87,19 @@ def _asked(name: str, rows: Sequence[int], most: int) -> Case:
         padding, best = waste(rows, shapes), waste(rows, least(rows, most))
         if padding > WITHIN * best:
             raise Wrong(
-                f"{most} shapes for {_words(rows)}: {shapes} adds {padding:,} rows of padding, "
-                f"where {best:,} would do",
+                f"for {_words(rows)} and most={most} it returned {shortened(shapes)}, which adds "
+                f"{padding:,} rows of padding; {best:,} is possible, and {WITHIN * best:,.0f} "
+                "would do",
                 got=shapes,
-                expected=best,
             )
 
-    return Case(name, run, (tuple(rows), most))
+    return Case(name, run)
 
 
 def _words(rows: Sequence[int]) -> str:
     counts = sorted(Counter(rows).items())
-    shown = ", ".join(f"{times} of {size}" for size, times in counts[:6])
-    return f"steps of so many rows: {shown}" + (", ..." if len(counts) > 6 else "")
+    shown = ", ".join(f"{size} ({times} times)" for size, times in counts[:6])
+    return f"rows=[{shown}{', ...' if len(counts) > 6 else ''}]"
 
 
 def _drawn(draw: random.Random) -> Case:
@@ -110,15 +108,12 @@ def _drawn(draw: random.Random) -> Case:
     return _asked(f"{len(centres)} clusters", rows, draw.randint(2, 6))
 
 
-_CLUSTERS, _TAIL, _NEAR = "three clusters", "many short, few long", "frequent, and close together"
-_ENOUGH, _ONE = "a shape for every size", "one shape"
-
 CASES = (
-    _asked(_CLUSTERS, [9] * 20 + [10] * 20 + [17] * 20 + [130] * 4, 3),
-    _asked(_TAIL, [4] * 60 + [100] * 2 + [200] * 2 + [300] * 2, 3),
-    _asked(_NEAR, [7] * 30 + [8] * 29 + [50] * 9 + [100] * 3, 3),
-    _asked(_ENOUGH, [3, 8, 8, 21], 3),
-    _asked(_ONE, [5, 6, 40], 1),
+    _asked("three clusters", [9] * 20 + [10] * 20 + [17] * 20 + [130] * 4, 3),
+    _asked("many short, few long", [4] * 60 + [100] * 2 + [200] * 2 + [300] * 2, 3),
+    _asked("frequent, and close together", [7] * 30 + [8] * 29 + [50] * 9 + [100] * 3, 3),
+    _asked("a shape for every size", [3, 8, 8, 21], 3),
+    _asked("one shape", [5, 6, 40], 1),
     Case("the steps of an engine", lambda rule: _engine_case().run(rule)),
 )
 
@@ -127,22 +122,14 @@ def _engine_case() -> Case:
     return _asked("", engine_rows(), SCORED_SHAPES)
 
 
-def _got(failures: Sequence[Failure], name: str) -> list[int]:
-    return next((f.got for f in failures if f.case.name == name and f.got), [])
-
-
-def _evenly(shapes: Sequence[int]) -> bool:
-    gaps = [high - low for low, high in pairwise((0, *shapes))]
-    return len(gaps) > 2 and max(gaps) - min(gaps) <= 2
-
-
 def _score(rule: Rule) -> Score:
     rows = engine_rows()
     best = sum(rows) + waste(rows, least(rows, SCORED_SHAPES))
     yours = sum(rows) + waste(rows, _answer(rule, rows, SCORED_SHAPES))
     powers = sum(1 << (n - 1).bit_length() for n in rows)
     return Score(
-        best / yours,
+        # 0 is a ladder of powers of two, 1 the least there can be.
+        (powers - yours) / (powers - best),
         f"{yours:,} rows computed for {sum(rows):,} tokens with {SCORED_SHAPES} shapes; the worked "
         f"solution computes {best:,}, powers of two {powers:,}",
     )
@@ -166,75 +153,104 @@ def _frequent(rows: list[int], most: int) -> list[int]:
     return [max(rows), *(n for n, _ in others.most_common(most - 1))]
 
 
+def _greedy(rows: list[int], most: int) -> list[int]:
+    """Every size a shape at first; then the one whose loss pads least goes, until few are left."""
+    counts = Counter(rows)
+    shapes = sorted(counts)
+    served = {shape: counts[shape] for shape in shapes}
+    while len(shapes) > most:
+        costs = [served[low] * (high - low) for low, high in pairwise(shapes)]
+        at = costs.index(min(costs))
+        served[shapes[at + 1]] += served[shapes[at]]
+        del shapes[at]
+    return shapes
+
+
+def _coarse(rows: list[int], most: int) -> list[int]:
+    """The best ladder with every rung raised as far as the limit allows."""
+    shapes = least(rows, most)
+    allowed = WITHIN * waste(rows, shapes)
+    for _ in range(max(rows)):
+        raised = [*(shape + 1 for shape in shapes[:-1]), shapes[-1]]
+        if len(set(raised)) < len(raised) or waste(rows, raised) > allowed:
+            break
+        shapes = raised
+    return shapes
+
+
+def _staircase(rule: Rule) -> list[float]:
+    shapes = sorted(set(rule(list(engine_rows()), SCORED_SHAPES)))
+    fitting = [next((each for each in shapes if each >= n), None) for n in SIZES]
+    return [each for each in fitting if each is not None]
+
+
+SIZES = tuple(float(n) for n in sorted(set(engine_rows())))
+
 EXERCISE = Exercise(
     key="47.ladder",
     title="A ladder of shapes",
     task="Return at most `most` row counts to compile for. Every step takes the smallest it fits "
     "in; the padding of all steps may be at most a fifth above the least possible.",
     function="ladder",
+    parameters=("rows", "most"),
+    returns=WHOLE_NUMBERS,
     cases=CASES,
     random_case=_drawn,
     hints=(
         "The largest step must fit. And a shape that is no step's own size can be lowered to the "
         "next size below it, for less padding: only sizes that occur are candidates.",
-        "Sort the sizes. The top shape serves a stretch of them, from some size up to the largest; "
-        "the sizes below that stretch are the same question with one shape fewer.",
+        "Sort the sizes. The top shape serves a range of them, from some size up to the largest; "
+        "the sizes below that range are the same question with one shape fewer.",
         "best(upto, left) = the least over start of best(start, left - 1) + padding of sizes start "
         "to upto at the top one. functools.cache makes it fast. Keep the shapes beside the cost.",
     ),
     misconceptions=(
         Misconception(
             "powers of two",
-            "You take powers of two, whatever the steps are. That ladder bounds the waste at half "
-            "for any traffic; knowing the traffic you can do better with fewer shapes.",
-            lambda failures: (
-                bool(_got(failures, _CLUSTERS))
-                and all(shape & (shape - 1) == 0 for shape in _got(failures, _CLUSTERS))
-            ),
+            "You take powers of two, whatever the steps are. That ladder pads each step by less "
+            "than its own size for any traffic; if you know the traffic, fewer shapes do better.",
+            (_powers, lambda rows, most: sorted(_powers(rows, most))[-most:]),
         ),
         Misconception(
             "every size",
             "You compile for every size that occurs. Nothing is padded then, and every new size is "
             "another compilation: that is what `most` forbids.",
-            lambda failures: any(
-                f.got and len(f.got) > f.case.args[1] for f in failures if f.case.args
-            ),
+            (lambda rows, most: sorted(set(rows)),),
         ),
         Misconception(
             "no top",
-            "Your largest shape is smaller than the largest step, which then fits nowhere.",
-            lambda failures: any(
-                f.got is not None and (not f.got or max(f.got) < max(f.case.args[0]))
-                for f in failures
-                if f.case.args
-            ),
+            "Your largest shape is smaller than the largest step, which then fits in none.",
+            (lambda rows, most: least(rows, most + 1)[:-1],),
         ),
         Misconception(
             "equal widths",
             "You space the shapes evenly up to the largest step. Most steps are small, and all of "
             "them then share the first, far too large shape.",
-            lambda failures: _evenly(_got(failures, _CLUSTERS)),
+            (
+                _widths,
+                lambda rows, most: [max(rows) * (place + 1) // most for place in range(most)],
+            ),
         ),
         Misconception(
             "equal counts",
             "You give every shape the same number of steps. A step that is rare can be long, and "
             "padding is counted in rows, not in steps.",
-            lambda failures: _got(failures, _TAIL) == [4, 300],
+            (_quantiles,),
         ),
         Misconception(
             "most frequent",
             "You take the commonest sizes. Two that are close together need only one shape, and "
             "the rare size left over pays for it.",
-            lambda failures: _got(failures, _NEAR) == [7, 8, 100],
+            (_frequent,),
         ),
     ),
     score=_score,
-    wrong={
-        "powers of two": _powers,
-        "every size": lambda rows, most: sorted(set(rows)),
-        "no top": lambda rows, most: least(rows, most + 1)[:-1],
-        "equal widths": _widths,
-        "equal counts": _quantiles,
-        "most frequent": _frequent,
-    },
+    naive={"greedy": _greedy, "rungs raised": _coarse},
+    picture=Picture(
+        "The shape that each size of step takes",
+        "rows of the step",
+        "rows computed",
+        _staircase,
+        SIZES,
+    ),
 )

@@ -1,15 +1,20 @@
 """A reader's `attend` in Triton's interpreter: a process of its own, started by the exercise.
 
-Reads `{"source": ..., "cases": [...]}` on stdin, writes one result per case on stdout. A case is
-made from its numbers here and in the exercise alike (`inputs`), so that only outputs travel.
+Reads `{"source": ..., "cases": [...], "limit_s": ...}` on stdin, writes one result per case on
+stdout. A case is made from its numbers here and in the exercise alike (`inputs`), so that only
+outputs travel.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
+import os
+import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ def attend_kernel(q, keys, values, out, context, scale, KEYS: tl.constexpr, DIM:
     result = attend(tl.load(q + column), keys, values, context, scale, KEYS, DIM)
     tl.store(out + column, result)
 """
+FIRST_LINE = 1 + DRIVER[: DRIVER.index("{source}")].count("\n")
 
 
 def inputs(case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,7 +51,15 @@ def inputs(case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return q, keys * case["size"], values
 
 
-def run(attend_kernel: Any, case: dict[str, Any]) -> dict[str, Any]:
+class Late(BaseException):
+    """The case took longer than it may. No Exception, so that nothing in between swallows it."""
+
+
+def _late(number: int, frame: Any) -> None:
+    raise Late
+
+
+def run(attend_kernel: Any, case: dict[str, Any], limit_s: float) -> dict[str, Any]:
     """What the reader's function made of one case."""
     from minserve.kernels.triton.analysis.traffic import watch
 
@@ -53,34 +67,68 @@ def run(attend_kernel: Any, case: dict[str, Any]) -> dict[str, Any]:
     # What lies behind the last key was never written: a kernel that uses it sees NaN.
     behind = torch.full((case["tile"], case["dim"]), float("nan"))
     out = torch.full((case["dim"],), float("nan"))
+    # Processor time: a busy machine does not fail a right kernel.
+    signal.signal(signal.SIGPROF, _late)
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
     try:
         with watch() as traffic:
             attend_kernel[(1,)](
                 q, torch.cat([keys, behind]), torch.cat([values, behind]), out, case["context"],
                 case["scale"], KEYS=case["tile"], DIM=case["dim"],
             )  # fmt: skip
+    except Late:
+        return {"late": limit_s}
     except Exception as error:
-        cause = error.__cause__ or error
-        return {"error": f"{type(cause).__name__}: {cause}"}
+        return {"error": told(error)}
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return {"out": out.tolist(), "bytes": traffic.requested.total}
+
+
+def told(error: BaseException) -> dict[str, Any]:
+    """An error in words, with its line in the reader's source (from 1; 0 where it is not there)."""
+    line, cause = 0, error
+    while True:
+        for frame, number in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code.co_filename.endswith("yours.py") and frame.f_code.co_name == "attend":
+                line = number - FIRST_LINE + 1
+        if cause.__cause__ is None:
+            break
+        cause = cause.__cause__
+    text = f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, AttributeError) and cause.name:
+        close = difflib.get_close_matches(cause.name, dir(cause.obj), n=1)
+        text += f"; did you mean `{close[0]}`?" if close else ""
+    elif isinstance(cause, NameError):
+        text += "; a kernel has its arguments, its own variables and `tl`"
+    return {"text": text, "line": line}
 
 
 def main() -> None:
     """Load the source as a module, because Triton reads a kernel's source from its file."""
     asked = json.load(sys.stdin)
+    # What the reader's code prints is no part of the answer.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    cases = asked["cases"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "yours.py"
         path.write_text(DRIVER.format(source=asked["source"]), encoding="utf-8")
         spec = importlib.util.spec_from_file_location("yours", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        results: list[dict[str, Any]] = []
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            results = [{"error": f"{type(error).__name__}: {error}"}] * len(asked["cases"])
-        else:
-            results = [run(module.attend_kernel, case) for case in asked["cases"]]
-    json.dump(results, sys.stdout)
+            results = [{"error": told(error)}] * len(cases)
+        for case in cases[len(results) :]:
+            results.append(run(module.attend_kernel, case, asked["limit_s"]))
+            if "late" in results[-1]:  # All others would take as long.
+                results += [results[-1]] * (len(cases) - len(results))
+                break
+    json.dump(results, answer)
+    answer.close()
 
 
 if __name__ == "__main__":

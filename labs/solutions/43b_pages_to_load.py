@@ -12,5 +12,5 @@ def pages_to_load(offer):
 
 
 # A step reads all weights, for one token or for a hundred: below the roofline's ridge, computing
-# the history's last pages is free, and loading them is not. Only the front can be loaded: keys and
-# values of a page depend on all tokens before it, so the pages that are computed come last.
+# the history's last pages takes no extra time, and loading them does. Only the front can be loaded:
+# keys and values of a page depend on all tokens before it, so the computed pages come last.

@@ -4,7 +4,7 @@
 def chunk(step):
     """Tokens of the long prompt that this step takes."""
     if not step.decoding:
-        return step.prompt_left  # nobody is writing, so nobody can be frozen
+        return step.prompt_left  # no chat is writing, so no chat can be frozen
     if step.estimate_s(step.prompt_left) <= step.target_s:
         return step.prompt_left
     fits, too_many = 0, step.prompt_left
@@ -14,5 +14,5 @@ def chunk(step):
             fits = middle
         else:
             too_many = middle
-    # Late or not, the prompt has to move: a chunk of nothing would starve it.
+    # Late or not, the prompt has to advance: with an empty chunk it would never end.
     return min(max(fits, step.at_least), step.prompt_left)

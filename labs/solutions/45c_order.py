@@ -5,6 +5,6 @@ def rank(job):
     """Smaller goes first."""
     if job.written < job.predicted:
         return job.predicted - job.written
-    # The prediction is void. With heavy tails, who has lasted long will probably last long:
-    # expect about as much again, and let it age out of the front of the queue.
+    # The prediction was wrong. With heavy tails, a job that has lasted long will probably last as
+    # long again, so it moves back in the queue the more it writes.
     return job.written

@@ -1,4 +1,4 @@
-"""One pass over the keys: whatever was summed shrinks when a larger score turns up."""
+"""One pass over the keys: both sums shrink when a larger score turns up."""
 
 from typing import TYPE_CHECKING
 

@@ -15,7 +15,7 @@ def ladder(rows, most):
         if upto == 0:
             return 0, ()
         if left == 0:
-            return float("inf"), ()  # somebody would fit nowhere
+            return float("inf"), ()  # some step would fit nowhere
         top, padding, found = sizes[upto - 1], 0, []
         for start in reversed(range(upto)):
             padding += counts[sizes[start]] * (top - sizes[start])

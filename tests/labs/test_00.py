@@ -8,7 +8,10 @@ import pytest
 from labs.chapters import LABS, run_cells
 
 from labs import lint
-from widgets.panels import Compare
+from widgets.figures import typewriters
+from widgets.figures.strips import strips
+from widgets.panels import Compare, Recordings
+from widgets.theme import format_seconds
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "00_start_here"
@@ -46,11 +49,11 @@ def chapter():
     return run_cells(CHAPTER, "model", "race")
 
 
-def compared(chapter, tokens, switch=True, clock="virtual"):
+def compared(chapter, tokens, switch=True, headline="flops"):
     """The chapter's race over another number of tokens; counts need no real run."""
     race = chapter["race"]
     panel = Compare(race._base, {"memory.kv_cache": switch}, chapter["write"](tokens),
-                    names=race.names, rounds=3, headline="flops", clock=clock)  # fmt: skip
+                    names=race.names, rounds=3, headline=headline, clock="virtual")  # fmt: skip
     panel.run()
     return panel.result
 
@@ -90,7 +93,7 @@ def test_the_slider_moves_the_headline_and_at_its_lower_end_the_cache_wins_nothi
     gains = [1 / ratio(compared(chapter, n), "flops") for n in (1, 2, 20, int(slider.high))]
     assert gains == sorted(gains) and gains[0] == 1.0 < gains[1] < gains[-1]
     alone = compared(chapter, int(slider.low))
-    assert alone.verdict.outcome == "none"
+    assert alone.verdict.outcome == "same"
 
 
 def test_the_texts_are_identical_and_the_guess_is_scored_by_the_run(chapter):
@@ -103,3 +106,23 @@ def test_the_texts_are_identical_and_the_guess_is_scored_by_the_run(chapter):
     chapter["guess"].guess(1)
     assert chapter["guess"].right is not None and not race.masked
     raise_panel_errors()
+
+
+def test_the_guess_is_about_the_times_that_both_figures_quote(chapter):
+    result = compared(chapter, 32, headline=chapter["late"])
+    said = typewriters(result.traces).takeaway
+    for value in result.metrics["late_s"].quoted.values():
+        assert f"last ones {format_seconds(value)}" in said
+    drawn = strips(result.traces, chapter["late"])
+    # The cache holds more with every token; without it nothing is kept, whatever a step uses.
+    assert "no cache: 0 bytes kept" in [note.text for note in drawn.figure.layout.annotations]
+    samples = chapter["late"].samples(result.traces["KV cache"])
+    assert sum(seconds for _, seconds in samples) == pytest.approx(
+        result.traces["KV cache"].totals.duration_s
+    )
+
+
+def test_the_badge_says_what_is_recorded():
+    cells = map(lint.source, lint.read(LABS / f"{CHAPTER}.ipynb")["cells"])
+    assert sum("Recordings()" in cell for cell in cells) == 1
+    assert "`make gpu PARTS=chapters`" in repr(Recordings())

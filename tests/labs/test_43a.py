@@ -13,7 +13,6 @@ from minserve.bench.workloads.heavy_tail import COMMITTED, heavy_tail
 from minserve.bench.workloads.traces import read_mooncake, to_traffic
 from minserve.trace import MemoryShares
 from widgets.panels import Compare, Metric
-from widgets.panels.sweep_result import crossing
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "43a_paging_and_sharing"
@@ -50,7 +49,9 @@ def compared(chapter, base, sides, workload):
 
 
 def big(chapter, config, tokens):
-    return config.with_values({"memory.kv_bytes": tokens * chapter["LLAMA"].kv_bytes_per_token(2)})
+    return config.with_values(
+        {"memory.kv_bytes": tokens * chapter["LLAMA"].spec().kv_bytes_per_token(2)}
+    )
 
 
 def ratio(result, metric):
@@ -84,7 +85,7 @@ def test_a_layout_against_itself_shows_no_effect(chapter, layout):
 @pytest.mark.slow
 def test_the_ladder_climbs_on_the_committed_trace(chapter):
     trace = to_traffic(read_mooncake(COMMITTED), vocab_size=4096)
-    kv_bytes = POOL_TOKENS * chapter["LLAMA"].kv_bytes_per_token(2)
+    kv_bytes = POOL_TOKENS * chapter["LLAMA"].spec().kv_bytes_per_token(2)
     rungs = rung_configs(kv_bytes, longest_of(trace))
     rectangles, packed, longest, power, oracle, paged = rungs.values()
     idle = compared(chapter, rectangles, (rectangles, packed), trace)
@@ -104,14 +105,19 @@ def test_the_committed_trace_is_what_its_script_makes():
 @pytest.mark.slow
 def test_break_it_loses_the_gain_inside_its_range_and_every_slider_moves_the_headline():
     chapter = run_cells(CHAPTER, "workload", "break")
-    sweep, playground = chapter["sweep"].result, chapter["playground"]
-    gains = {value: spread.median for value, spread in sweep.points.items()}
-    assert gains[0.0] < 1.2 and gains[2.0] > 3
-    at = crossing({value: gain / 1.2 for value, gain in gains.items()})
-    assert 0 < at < 0.1
+    sweep, crowd, playground = (chapter[name] for name in ("sweep", "crowd", "playground"))
+    gains = sweep.result.gains
+    assert gains[0.0] < 1.2 and gains[0.5] > 1.4
+    assert 0.02 < sweep.result.crossover < 0.03
+    choices = chapter["guess"].asked.choices
+    assert min(choices, key=lambda choice: abs(choice - sweep.result.crossover)) == 0.02
+    # Where every reservation fits, there is nothing to gain.
+    assert crowd.result.gains[8] == crowd.result.gains[32] == 1
+    assert 64 < crowd.result.crossover < 128
     playground.run()
     start = playground.result
     assert start.verdict.outcome == "worse" and start.verdict.ratio.median > 2
+    assert start.counts["paged"].preemptions > 100 and not start.counts["contiguous"].preemptions
     # What it buys at the same time.
     assert ratio(start, "output_tokens_per_s") > 1
     for name, value in {"spread": 2.0, "output_mean": 16}.items():

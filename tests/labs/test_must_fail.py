@@ -73,7 +73,7 @@ def test_a_corrupted_output_goes_red_and_the_stored_one_is_green(tmp_path):
 def test_a_broken_switch_goes_red(tmp_path):
     notebook = part("model", "race", "guess", "nbval-check-output")
     for old, new in (("max_tokens=200", "max_tokens=2"), ("rounds=3", "rounds=1"),
-                     ("320, 240", "320, 16")):  # fmt: skip
+                     ("320, 200", "320, 16")):  # fmt: skip
         change(notebook, old, new)
     node = nbformat.reads(json.dumps(notebook), as_version=4)
     NotebookClient(node, resources={"metadata": {"path": str(tmp_path)}}).execute(

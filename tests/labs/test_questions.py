@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 from labs.rules_questions import recap_answers_have_evidence
 
 from labs import lint, rules_questions
@@ -142,22 +141,6 @@ def test_an_expression_says_which_name_is_missing():
         questions.Expression("H100.device", {}, "45b.ridge")
     assert questions.free_names("[x for x in rows if len(x) > least]") == {"rows", "least"}
     assert questions.free_names("(lambda a: a + b)(1)") == {"b"}
-
-
-def run_chapter(path: Path) -> dict[str, object]:
-    """What all cells of a chapter define, run headless in a shell as a notebook's kernel has."""
-    shell = InteractiveShell.instance()
-    try:
-        for cell in lint.code_cells(lint.read(path)):
-            shell.run_cell(lint.source(cell)).raise_error()
-        return dict(shell.user_ns)
-    finally:
-        InteractiveShell.clear_instance()
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_recap_answers_are_checked_against_the_chapters_own_numbers(chapter):
-    assert recap_answers_have_evidence(chapter, run_chapter(CHAPTERS[chapter])) == []
 
 
 def test_evidence_that_does_not_hold_is_reported():

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 from labs.rules import RULES
 from labs.rules.comparisons import (
+    a_moved_control_greys_the_results_out,
     both_strips_are_open,
     factors_are_above_one,
     nothing_is_said_of_an_unfinished_run,
@@ -19,6 +20,7 @@ from labs.rules.provenance import (
     numbers_say_how_they_were_found,
     only_the_switch_is_a_difference,
 )
+from labs.rules.recaps import recap_answers_have_evidence
 from labs.rules.sweeps import a_crossover_is_marked, the_sweep_turns_the_flipped_switch
 from labs.running import ChapterRun, broken_rules
 
@@ -29,11 +31,12 @@ from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import STATIC, tiny
 from widgets.figures.strips import strips
 from widgets.metrics import METRICS
-from widgets.panels import Compare, Sweep
+from widgets.panels import Compare, Slide, Sweep
 
 COST = CostModel(DEVICES["H100 SXM"], "bfloat16", efficiency=0.5, overhead_s=1e-4)
 LLAMA = SHAPES["llama-3.1-8b"]
 SWITCH = {"scheduling.policy": "continuous"}
+ROOMY = STATIC.with_values({"memory.kv_bytes": 1 << 30})
 
 
 @pytest.mark.parametrize("path", lint.chapters(), ids=lambda path: path.stem)
@@ -50,10 +53,12 @@ def kept(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINSERVE_HEADLESS", "1")
         made = {"names": ("off", "on"), "virtual": COST, "shape": LLAMA, "clock": "virtual"}
-        flip = Compare(STATIC, SWITCH, tiny(6), headline="steps", **made)
+        count = Slide("count", 2, 12, 6)
+        flip = Compare(ROOMY, SWITCH, lambda count: tiny(count), headline="steps",
+                       workload_controls=[count], **made)  # fmt: skip
         flip.run()
         sweep = Sweep(
-            STATIC, "longest", [2, 4, 6], lambda longest: tiny(6, (2, longest)), switch=SWITCH,
+            ROOMY, "longest", [2, 4, 6], lambda longest: tiny(6, (2, longest)), switch=SWITCH,
             metric="duration_s", modelled=COST, shape=LLAMA, clock="virtual", threshold=1.05,
         )  # fmt: skip
         sweep.run()
@@ -64,7 +69,11 @@ def changed(run, **changes):
     return dataclasses.replace(run, **changes)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+OF_PANELS = [rule for rule in RULES if rule is not recap_answers_have_evidence]
+"""The evidence of recaps has its own tests, beside the questions."""
+
+
+@pytest.mark.parametrize("rule", OF_PANELS, ids=lambda rule: rule.__name__)
 def test_what_keeps_the_rules_breaks_none(kept, rule):
     assert list(rule(kept)) == []
 
@@ -112,6 +121,12 @@ def test_a_value_in_a_live_drawing_and_a_sentence_after_a_stop_are_noticed(kept,
     monkeypatch.setattr(view, "stopped", lambda: None)
     said = " ".join(nothing_is_said_of_an_unfinished_run(kept))
     assert "quotes values" in said and "says a number" in said and "after a stop" in said
+
+
+def test_old_results_in_full_colour_are_noticed(kept, monkeypatch):
+    flip = kept.objects[0]
+    monkeypatch.setattr(flip.outcome, "grey_out", lambda: None)
+    assert "in full colour" in next(a_moved_control_greys_the_results_out(kept))
 
 
 def test_a_modelled_shape_under_another_name_is_noticed(kept, monkeypatch):

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from minserve.build import build_virtual_engine
+from minserve.build import build_engine, build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.hardware import DEVICES
-from minserve.loading import find_model
+from minserve.loading import find_model, load_model
 from minserve.models import load_spec
 from minserve.trace import RunTrace, TraceHeader
 from minserve.virtual import CostModel
@@ -52,3 +52,18 @@ def test_a_value_that_was_asked_for_is_a_difference_though_another_would_be_fill
 def test_sides_of_two_models_name_both() -> None:
     sides = {"here": TraceHeader("zoo/base"), "big": TraceHeader("llama-3.1-8b")}
     assert "here: zoo/base, big: llama-3.1-8b" in Provenance.of(sides).caption
+
+
+def test_a_measured_run_keeps_what_was_asked_through_both_resolutions() -> None:
+    def built(layout: str) -> TraceHeader:
+        config = EngineConfig(dtype="float32", device="cpu").with_values({"memory.layout": layout})
+        engine = build_engine(load_model("zoo/draft", config, progress=False))
+        engine.close()
+        return engine.trace.header
+
+    sides = {layout: built(layout) for layout in ("contiguous", "paged")}
+    assert sides["contiguous"].asked["memory.copy_on_write"] is True
+    assert sides["paged"].asked["kernels.backend"] == "auto"
+    assert Provenance.of(sides).differences == {
+        layout: {"memory.layout": layout} for layout in sides
+    }

@@ -49,9 +49,9 @@ def block_tables(
     """The block tables of some requests at one step, and the pages of the pool they point to.
 
     `step` is a kept step; None takes the first that copied a page, else the one with the most
-    shared pages. `requests` are names; () takes the two that share the most. Two have lines
-    to their pages. Needs
-    `trace.per_request` and `trace.pages`. Raises ValueError where no request holds a page.
+    shared pages. `requests` are names; () takes the two that share the most, or have the longest
+    tables. Two have lines to their pages. Needs `trace.per_request` and `trace.pages`. Raises
+    ValueError where no request holds a page.
     """
     side = given.sides(run)[0]
     size = block_size_of(side.run, block_size)
@@ -86,7 +86,8 @@ def block_tables(
             middle, list(range(len(pool))), [page.tokens / size for page in pool],
             [SHARED if len(page.owners) > 1 else looks[page.owners[0]] for page in pool],
             [f"{page.number}" for page in pool], [False] * len(pool),
-            [f"page {page.number}: request {', '.join(map(lane_name, page.owners))}"
+            [f"page {page.number}: request "
+                + theme.plot_text(", ".join(map(lane_name, page.owners)))
              for page in pool],
         )
     )  # fmt: skip
@@ -194,7 +195,10 @@ def _choose(tables: Mapping[LaneKey, Sequence[Entry]], requests: Sequence[str]) 
                 f"{', '.join(map(lane_name, tables))} do"
             )
         return wanted
-    ranked = sorted(tables, key=lambda key: -sum(entry.shared for entry in tables[key]))
+    ranked = sorted(
+        tables,
+        key=lambda key: (-sum(entry.shared for entry in tables[key]), -len(tables[key])),
+    )
     kept = set(ranked[:MAX_TABLES])
     return [key for key in tables if key in kept]
 

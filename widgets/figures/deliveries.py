@@ -135,7 +135,10 @@ def _draw_end(
         go.Scatter(
             x=[line[-1].at_s * factor], y=[len(line)], mode="markers+text", showlegend=False,
             marker={"symbol": side.symbol, "size": 10, "color": side.colour},
-            text=[f"{len(line)} tokens, {theme.format_seconds(line[-1].at_s)}"],
+            text=[
+                (f"{side.label}: " if side.label else "")
+                + f"{len(line)} tokens, {theme.format_seconds(line[-1].at_s)}"
+            ],
             textposition=where, textfont={"color": side.colour, "size": 12},
             cliponaxis=False, hoverinfo="skip",
         )

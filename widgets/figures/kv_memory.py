@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minserve.trace import StepTrace, TraceSnapshot
+from minserve.trace import StepTrace
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
+from widgets.metrics import allocated_bytes, keeps
 
 
 def kv_bytes(
@@ -67,16 +68,6 @@ def _thin(side: Side) -> list[StepTrace]:
         side.run.steps, theme.MAX_MARKS // 2 - 1,
         lambda step: step.kv_bytes_allocated, lambda step: step.kv_bytes_used,
     )  # fmt: skip
-
-
-def keeps(run: TraceSnapshot) -> bool:
-    """False for a run that was told to keep no keys and values between steps."""
-    return bool(run.header.config.get("memory.kv_cache", True))
-
-
-def allocated_bytes(run: TraceSnapshot, step: StepTrace) -> int:
-    """Bytes of the KV cache that requests own during a step; 0 without a cache."""
-    return step.kv_bytes_allocated if keeps(run) else 0
 
 
 def _pool(side: Side) -> int:

@@ -27,6 +27,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "queue": ("Time in the queue", "requests"),
 }
 _LOG_SPAN = 20.0
+_LABEL_PX, _CURVES_PX = 17, 216
 
 
 def values(run: TraceSnapshot, metric: str) -> list[float]:
@@ -78,7 +79,7 @@ def latency(
         log = lowest > 0 and highest > _LOG_SPAN * lowest
         medians = [(side, found[side.name, metric]) for side in shown]
         if given.complete(shown):
-            _name_medians(figure, column, medians, 0.0 if log else highest)
+            _name_medians(figure, column, medians)
         axis = {"type": "linear", "rangemode": "tozero"}
         if log:
             axis = log_axis((lowest * factor, highest * factor))
@@ -86,11 +87,15 @@ def latency(
             axis, title=given.axis_title("latency", unit + (", log scale" if log else ""), shown),
             row=1, col=column,
         )  # fmt: skip
-    figure.update_yaxes(range=[0, 1.04], tickformat=".0%", showline=False)
+    labels = _LABEL_PX * len(shown) + 4
+    figure.update_yaxes(
+        range=[0, 1 + 1.08 * labels / _CURVES_PX], tickformat=".0%", showline=False,
+        tickvals=[0, 0.2, 0.4, 0.6, 0.8, 1],
+    )  # fmt: skip
     of = " or ".join(dict.fromkeys(METRICS[metric][1] for metric in metrics))
     figure.update_yaxes(title={"text": f"share of {of} (%)"}, row=1, col=1)
     rows = given.legend_rows(shown)
-    figure.update_layout(theme.layout(title, height=360, panels=True, legend_rows=rows))
+    figure.update_layout(theme.layout(title, height=350 + labels, panels=True, legend_rows=rows))
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload, *notes),
@@ -116,13 +121,14 @@ def _draw(
         return ""
     x = [points[0][0] * factor, *(value * factor for value, _ in points)]
     y = [0.0, *(share for _, share in points)]
-    few = len(points) <= 40
+    # A side's symbol in ten places, or a curve of many values would be told by its colour alone.
+    every = max(1, len(points) // 10)
+    sizes = [0] + [5 if len(points) <= 40 or n % every == 0 else 0 for n in range(len(points))]
     figure.add_trace(
         go.Scatter(
-            x=x, y=y, mode="lines+markers" if few else "lines", name=side.label or "the run",
+            x=x, y=y, mode="lines+markers", name=side.label or "the run",
             line={"color": side.colour, "width": 2, "dash": side.dash, "shape": "hv"},
-            marker={"symbol": side.symbol, "size": [0] + [5] * len(points) if few else 5,
-                    "color": side.colour},
+            marker={"symbol": side.symbol, "size": sizes, "color": side.colour},
             legendgroup=side.key, showlegend=column == 1 and num_sides > 1,
             hovertemplate="%{y:.0%} within %{x:.4g}<extra>" + side.label + "</extra>",
         ),
@@ -143,23 +149,17 @@ def _draw(
 
 
 def _name_medians(
-    figure: go.Figure,
-    column: int,
-    medians: Sequence[tuple[Side, Distribution | None]],
-    highest: float,
+    figure: go.Figure, column: int, medians: Sequence[tuple[Side, Distribution | None]]
 ) -> None:
-    """The medians in words, in the corner that the curves leave empty."""
-    some = [(side, stats) for side, stats in medians if stats is not None]
-    # Below a curve and right of it nothing is drawn, unless all values are large.
-    left = bool(some) and highest > 0 and min(s.p50 for _, s in some) > 0.5 * highest
-    for place, (side, stats) in enumerate(some if left else some[::-1]):
+    """The medians in words, above the curves' 100 %: a line each, where nothing is drawn."""
+    for place, (side, stats) in enumerate(medians):
+        if stats is None:
+            continue
         figure.add_annotation(
-            text=f"{side.label}: " * bool(side.label)
+            text=(f"{side.label}: " if side.label else "")
             + f"median {theme.format_seconds(stats.p50)}{', recorded' * side.is_twin}",
-            showarrow=False,
-            x=0.03 if left else 0.97, xanchor="left" if left else "right", xref="x domain",
-            y=1.0 if left else 0.0, yanchor="top" if left else "bottom", yref="y domain",
-            yshift=(-18 if left else 18) * place + (-6 if left else 6),
+            showarrow=False, x=0.02, xanchor="left", xref="x domain",
+            y=1.0, yanchor="top", yref="y domain", yshift=-_LABEL_PX * place,
             font={"size": 12, "color": side.colour}, row=1, col=column,
         )  # fmt: skip
 

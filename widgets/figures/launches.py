@@ -60,8 +60,8 @@ def launch_bars(
     scale, unit = theme.byte_unit(max(moved.values()))
     what = "bytes moved" if products else "bytes moved outside the matrix products"
     figure = make_subplots(
-        rows=2, cols=1, vertical_spacing=0.34,
-        subplot_titles=["launches (counted)", f"{what} (counted)"],
+        rows=2, cols=1, vertical_spacing=0.4,
+        subplot_titles=["launches", what],
     )  # fmt: skip
     theme.style_panels(figure)
     names = list(ways)
@@ -71,10 +71,13 @@ def launch_bars(
             sizes = [left[n][kind].moved.total / scale if kind in left[n] else 0 for n in names]
             _bar(figure, 1, names, counts, look, max(len(each) for each in ways.values()))
             _bar(figure, 2, names, sizes, look, max(moved.values()) / scale, legend=False)
+    figure.update_xaxes(title={"text": "launches (counted)"}, tickformat=",", row=1, col=1)
     figure.update_yaxes(autorange="reversed", showline=False, showgrid=False)
-    figure.update_xaxes(title={"text": unit}, rangemode="tozero", row=2, col=1)
+    figure.update_xaxes(
+        title={"text": f"moved ({unit}, counted)"}, rangemode="tozero", row=2, col=1
+    )
     figure.update_layout(
-        theme.layout(title, height=270 + 64 * len(names), panels=True, barmode="stack", bargap=0.3,
+        theme.layout(title, height=300 + 64 * len(names), panels=True, barmode="stack", bargap=0.3,
                      margin={"t": 118}, legend={"traceorder": "normal"})
     )  # fmt: skip
     told = "; ".join(
@@ -85,7 +88,8 @@ def launch_bars(
     return LabFigure(
         figure=figure,
         caption=caption,
-        takeaway=f"{told[:1].upper()}{told[1:]} {what.removeprefix('bytes ')}.",
+        takeaway=f"{told[:1].upper()}{told[1:]} {what.removeprefix('bytes ')}"
+        + _compared({name: (len(ways[name]), moved[name]) for name in names}),
         alt="Stacked bars by kind of operator, launches above and bytes below. "
         + " ".join(
             f"{name}: "
@@ -109,6 +113,19 @@ def launch_bars(
             for kind, total in kinds.items()
         ],
     )
+
+
+def _compared(counts: Mapping[str, tuple[int, int]]) -> str:
+    """The end of the sentence: of two ways, how many times fewer launches and bytes."""
+    if len(counts) != 2 or not all(all(each) for each in counts.values()):
+        return "."
+    (_, before), (name, after) = counts.items()
+    told = []
+    for what, first, second in zip(("launches", "bytes"), before, after, strict=True):
+        if first != second:
+            factor = theme.format_ratio(max(first, second) / min(first, second))
+            told.append(f"{factor} {'fewer' if second < first else 'more'} {what}")
+    return f": {' and '.join(told)} with {name}." if told else "."
 
 
 def _bar(

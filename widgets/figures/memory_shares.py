@@ -1,4 +1,7 @@
-"""What KV memory held over a run: shares of tokens, reservations and holes."""
+"""What the KV memory that was taken held over a run: shares of tokens, reservations and holes.
+
+Taken is what no other request could use: owned, reserved, or free in holes too small.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,20 @@ KINDS: dict[str, theme.Look] = {
     "future": theme.Look("reserved, filled later", "#DDCC77", "."),
     "internal": theme.Look("owned, never filled", "#CC6677", "/"),
     "external": theme.Look("free, in holes too small", "#444444", "x"),
-    "free": theme.Look("free", theme.FAINT),
 }
-"""A field of `MemoryShares` -> its look, the useful one first."""
+"""A field of `MemoryShares` that is taken -> its look, the useful one first."""
 
 
 def memory_shares(
-    runs: Runs, *, title: str = "What the KV memory held", workload: str = ""
+    runs: Runs, *, title: str = "What the taken KV memory held", workload: str = ""
 ) -> LabFigure:
-    """A stacked bar per side: what the pool's bytes were good for, summed over steps."""
+    """A stacked bar per side: what the taken bytes were good for, summed over steps.
+
+    The first part of a bar is `MemoryShares.useful`.
+    """
     shown = given.sides(runs)
     found = {side.name: MemoryShares.of(side.run.steps) for side in shown}
-    whole = {name: (shares.taken + shares.free) or 1 for name, shares in found.items()}
+    whole = {name: shares.taken or 1 for name, shares in found.items()}
     figure = go.Figure()
     names = [side.label or "the run" for side in shown]
     for kind, look in KINDS.items():
@@ -43,7 +48,7 @@ def memory_shares(
     figure.update_xaxes(
         range=[0, 1],
         tickformat=".0%",
-        title={"text": "share of the pool, mean of all steps (%, counted)"},
+        title={"text": "share of taken KV memory, over all steps (%, counted)"},
     )
     figure.update_yaxes(autorange="reversed", showline=False, showgrid=False)
     figure.update_layout(
@@ -64,9 +69,9 @@ def memory_shares(
         figure=figure,
         caption=given.caption(shown, workload),
         takeaway=given.told(
-            shown, f"Of the memory that no other request could have, tokens filled: {told}."
+            shown, f"Share of taken KV memory that holds tokens (counted): {told}."
         ),
-        alt="Stacked bars of the KV pool's bytes. "
+        alt="Stacked bars of the KV memory that was taken. "
         + " ".join(
             f"{side.called('The run')}: "
             + ", ".join(
@@ -87,4 +92,4 @@ def memory_shares(
 
 def _row(name: str, label: str, share: float) -> Row:
     side: Row = {"side": name} if name else {}
-    return side | {"what": label, "share of the pool": round(share, 4)}
+    return side | {"what": label, "share of taken KV memory": round(share, 4)}

@@ -146,7 +146,7 @@ class OnlineSoftmax:
             caption=self._caption,
             takeaway=(
                 f"{self.label(index)} Over the {theme.format_count(len(self.scores), 'key')} the "
-                f"maximum moves {moved} times; kept between tiles are "
+                f"maximum moves {theme.format_count(moved, 'time')}; kept between tiles are "
                 f"{theme.format_count(len(state.output) + 2)} numbers, and never all scores."
             ),
             alt=(

@@ -1,7 +1,7 @@
 """The page parking lot: every page of the pool over the whole run, who has it, what for.
 
-A page is a row, a step a column. What a request reserved and never filled shows as a hatched place
-that no other request could have; free places too small for the first in line are crossed out.
+A page is a row, a step a column. Pages that a request reserved and has not filled are hatched: no
+other request could have them. Free pages in holes too small for the first in line are crossed out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import groupby
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minserve.trace import TraceSnapshot
+from minserve.trace import MemoryShares, TraceSnapshot
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
@@ -70,10 +70,11 @@ def parking_lot(
     for side in shown:
         for lane in lanes(side.run):
             looks.setdefault(lane.key, theme.request_look(len(looks), lane.name))
+    longest = max((len(side.run.steps) for side in shown), default=0) or 1
     for row, side in enumerate(shown, start=1):
-        for look, some in _by_look(found[side.name], looks):
-            figure.add_trace(_bars(some, look), row=row, col=1)
         total = side.run.steps[0].blocks_total if side.run.steps else 1
+        for look, some in _by_look(found[side.name], looks):
+            figure.add_trace(_bars(some, look, total, longest), row=row, col=1)
         figure.update_yaxes(
             row=row, col=1, range=[total, 0], showgrid=False, title={"text": "page"}
         )
@@ -81,7 +82,6 @@ def parking_lot(
         if any(_look(stay, looks) is look for some in found.values() for stay in some):
             figure.add_trace(go.Bar(theme.legend_entry(look)))
     figure.update_xaxes(title={"text": "engine step (counted)"}, row=len(shown), col=1)
-    longest = max((len(side.run.steps) for side in shown), default=0) or 1
     figure.update_xaxes(showgrid=False, range=[0, 1.01 * longest])
     height = _FRAME_PX + _PANEL_PX * len(shown)
     figure.update_layout(
@@ -90,9 +90,9 @@ def parking_lot(
     return LabFigure(
         figure=figure,
         caption=given.caption(shown, workload),
-        takeaway=given.told(shown, _takeaway(shown, found)),
-        alt="Pages of the pool by engine steps, coloured by the request that has them; places "
-        "that hold no token are hatched. " + " ".join(_words(s, found[s.name]) for s in shown),
+        takeaway=given.told(shown, _takeaway(shown)),
+        alt="Pages of the pool by engine steps, coloured by the request that has them; taken "
+        "pages without a token are hatched. " + " ".join(_words(s, found[s.name]) for s in shown),
         table=[_row(side, stay) for side in shown for stay in found[side.name]],
     )
 
@@ -158,7 +158,7 @@ def _by_look(
             yield look, found[start : start + theme.MAX_MARKS]
 
 
-def _bars(some: list[Stay], look: theme.Look) -> go.Bar:
+def _bars(some: list[Stay], look: theme.Look, total: int, longest: int) -> go.Bar:
     return go.Bar(
         base=[stay.first for stay in some],
         x=[stay.last - stay.first + 1 for stay in some],
@@ -167,9 +167,25 @@ def _bars(some: list[Stay], look: theme.Look) -> go.Bar:
         orientation="h",
         marker=look.marker(),
         showlegend=False,
+        text=[_text(stay, total, longest) for stay in some],
+        textposition="inside",
+        insidetextanchor="middle",
+        constraintext="none",
+        textangle=0,
+        textfont={"size": 11, "color": theme.on(look.colour)},
         customdata=[_hover(stay) for stay in some],
         hovertemplate="%{customdata}<extra></extra>",
     )
+
+
+def _text(stay: Stay, total: int, longest: int) -> str:
+    """The owner's name where the rectangle has room for it."""
+    if stay.state != USED or stay.owner is None:
+        return ""
+    name = theme.plot_text(lane_name(stay.owner))
+    wide = (stay.last - stay.first + 1) / longest * (theme.WIDTH - 90)
+    high = stay.num_pages / total * (_PANEL_PX - 20)
+    return name if wide >= 8 * len(name) + 4 and high >= 13 else ""
 
 
 def _hover(stay: Stay) -> str:
@@ -189,20 +205,14 @@ def _cells(some: list[Stay], *states: str) -> int:
     )
 
 
-def _takeaway(shown: list[Side], found: Mapping[str, list[Stay]]) -> str:
-    told = []
-    for side in shown:
-        some, steps = found[side.name], side.run.steps
-        room = sum(step.blocks_total for step in steps) or 1
-        used = _cells(some, USED, SEVERAL) / room
-        lost = _cells(some, EMPTY, STRANDED) / room
-        told.append(
-            f"{side.called('the run')}: {theme.format_count(len(steps), 'step')}, "
-            f"{theme.format_percent(used)} of the places in use, {theme.format_percent(lost)} "
-            "empty and out of reach"
-        )
+def _takeaway(shown: list[Side]) -> str:
+    told = [
+        f"{side.called('the run')}: {theme.format_count(len(side.run.steps), 'step')}, tokens fill "
+        f"{theme.format_percent(MemoryShares.of(side.run.steps).useful)} of the taken KV memory"
+        for side in shown
+    ]
     text = "; ".join(told)
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper()}{text[1:]} (counted)."
 
 
 def _words(side: Side, some: list[Stay]) -> str:

@@ -5,6 +5,7 @@ Over time, tokens are ticks, and a step that keeps a request waiting for its nex
 
 from __future__ import annotations
 
+import itertools
 from statistics import median
 from typing import Literal
 
@@ -23,10 +24,14 @@ from widgets.figures.token_gaps import (
     draw_gap,
     draw_ticks,
     longest_gap,
+    ticks_fit,
+    token_times,
     usual_gap_s,
 )
 
 _LANE_PX, _FRAME_PX = 24, 122
+_ENTRIES = 6
+"""Entries in a row of the legend."""
 _LOOKS = theme.STATES | {"frozen": FROZEN}
 MAX_LANES = 40
 """Most lanes of one run: more do not read. Which ones is `lane_choice`'s."""
@@ -60,7 +65,7 @@ def timeline(
     unit = theme.time_unit(given.seconds(shown)) if x == "time" else (1.0, "step")
     gaps = [longest_gap(lines, side.run, usual) for side, lines in zip(shown, drawn, strict=True)]
     # The name of a gap stands in a row of its own above the lanes.
-    heads = [0.5 if gap is None else 1.6 for gap in gaps]
+    heads = [0.5 if gap is None else 1.8 for gap in gaps]
     heights = [max(1, len(lines)) - 0.5 + head for lines, head in zip(drawn, heads, strict=True)]
     figure = make_subplots(
         rows=len(shown), cols=1, shared_xaxes=True, row_heights=heights,
@@ -72,12 +77,13 @@ def timeline(
     reach = [_reach(side, d, x, unit[0]) for side, d in zip(shown, drawn, strict=True)]
     extent = min(begin for begin, _ in reach), max(end for _, end in reach)
     whole = (extent[1] - extent[0]) or 1.0
+    ticks = x == "time" and ticks_fit(shown, drawn, whole / unit[0])
     table: list[Row] = []
     explained: set[str] = set()
     for row, (side, lines, gap) in enumerate(zip(shown, drawn, gaps, strict=True), start=1):
         _draw(figure, row, side, lines, x, unit[0], whole, explained)
-        if x == "time":
-            draw_ticks(figure, row, side, lines, unit[0], whole, explained)
+        if ticks:
+            draw_ticks(figure, row, side, lines, unit[0], explained)
         if gap is not None:
             draw_gap(figure, row, side, gap, unit[0], extent)
         table += [_row(side, lane, span) for lane, found in lines for span in found]
@@ -97,7 +103,13 @@ def timeline(
     height = int(_FRAME_PX + _LANE_PX * sum(heights) + 44 * (len(shown) - 1))
     figure.update_layout(
         theme.layout(
-            title, height=max(height, 220), panels=len(shown) > 1, barmode="overlay", bargap=0.2
+            title,
+            height=max(height, 220),
+            panels=len(shown) > 1,
+            barmode="overlay",
+            bargap=0.2,
+            # A row of patterns is nearly twice as high as one of words.
+            legend_rows=2 * -(-len(explained) // _ENTRIES) - 1,
         )
     )
     return LabFigure(
@@ -260,6 +272,13 @@ def _takeaway(side: Side) -> str:
                 f"{theme.format_seconds(usual)}) {longest.num_prefill_tokens:,} prefill tokens "
                 f"kept {theme.format_count(others, 'running request')} waiting"
             )
+    times = [token_times(lane, run) for lane in lanes(run)]
+    waits = [after - before for each in times for before, after in itertools.pairwise(each)]
+    if waits:
+        words += (
+            "; the longest wait between two tokens of a request was "
+            f"{theme.format_seconds(max(waits))}"
+        )
     return (f"{side.name}: " if side.name else "") + words + "."
 
 

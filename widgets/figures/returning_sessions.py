@@ -77,7 +77,11 @@ def returning_sessions(
                 ),
                 row=1, col=column,
             )  # fmt: skip
-    figure.update_xaxes(title={"text": "order of return (counted)"}, range=[0, size * len(starts)])
+    figure.update_xaxes(
+        title={"text": "order of return (counted)"}, range=[0, size * len(starts)],
+        # Without the ends: those of neighbouring panels would touch.
+        tickvals=[n * len(order) // 4 for n in (1, 2, 3)], tickformat=",",
+    )  # fmt: skip
     figure.update_yaxes(title={"text": f"sessions of each {size:,} (counted)"}, row=1, col=1)
     figure.update_layout(
         theme.layout(title, height=330, panels=True, barmode="stack", bargap=0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -21,6 +22,8 @@ from widgets.figures.log_axis import log_axis
 from widgets.figures.sides import Runs, Side
 
 Limits = Ceilings | DeviceSpec
+_PLOT_PX = (theme.WIDTH - 110.0, 260.0)
+"""The plot inside its axes, as exported."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,6 @@ def roofline_chart(
     low, high = _span(points, list(roofs.values()))
     for place, (name, (peak, bandwidth)) in enumerate(roofs.items()):
         _draw_roof(figure, name, named[name], peak, bandwidth, low, high, place)
-    for point in points:
-        _draw_point(figure, point)
     rates = [point.flops_per_s for point in points]
     rates += [low * bandwidth for _, bandwidth in roofs.values()]
     rates += [peak for peak, _ in roofs.values()]
@@ -119,9 +120,11 @@ def roofline_chart(
         title={"text": "arithmetic intensity (FLOP per byte moved, counted)"},
     )
     figure.update_yaxes(
-        log_axis(rates, unit=unit), showline=False,
+        log_axis(rates, unit=unit, pad=0.1), showline=False,
         title={"text": theme.plot_text(f"arithmetic ({name}, {kinds})")},
     )  # fmt: skip
+    for point, where in zip(points, _corners(points, figure.layout), strict=True):
+        _draw_point(figure, point, where)
     figure.update_layout(theme.layout(title, height=380))
     rows = [_row(point, roofs) for point in points]
     return LabFigure(
@@ -189,7 +192,44 @@ def _draw_roof(
         )  # fmt: skip
 
 
-def _draw_point(figure: go.Figure, point: RooflinePoint) -> None:
+Box = tuple[float, float, float, float]
+
+
+def _corners(points: Sequence[RooflinePoint], layout: Any) -> list[str]:
+    """Where each point's label stands: in the first corner where it lies on no mark or label."""
+    (left, right), (low, high) = layout.xaxis.range, layout.yaxis.range
+    at = [
+        (
+            (math.log10(point.intensity) - left) / (right - left) * _PLOT_PX[0],
+            (math.log10(point.flops_per_s) - low) / (high - low) * _PLOT_PX[1],
+        )
+        for point in points
+    ]
+    taken: list[Box] = [(x - 8, y - 8, x + 8, y + 8) for x, y in at]
+    found = []
+    for (x, y), point in zip(at, points, strict=True):
+        size = 7.0 * len(point.label) + 14
+        boxes: dict[str, Box] = {
+            f"{up} {side}": (x + shift, y + rise, x + shift + size, y + rise + 17)
+            for up, rise in (("bottom", -26), ("top", 9))
+            for side, shift in (("right", 4.0), ("left", -4 - size))
+        }
+        free = [
+            corner
+            for corner, box in boxes.items()
+            if box[0] >= 0 and box[2] <= _PLOT_PX[0] and not any(_meet(box, one) for one in taken)
+        ]
+        corner = free[0] if free else "bottom right"
+        taken.append(boxes[corner])
+        found.append(corner)
+    return found
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _draw_point(figure: go.Figure, point: RooflinePoint, where: str) -> None:
     colour = theme.SIDES.get(point.side, theme.INK)
     label = theme.plot_text(point.label)
     filled = point.provenance == "measured"
@@ -200,7 +240,7 @@ def _draw_point(figure: go.Figure, point: RooflinePoint) -> None:
             marker={"symbol": symbol, "size": 12, "color": colour,
                     "line": {"width": 2, "color": colour}},
             text=[f"  {label}  "], textfont={"color": colour, "size": 12},
-            textposition="bottom right", cliponaxis=False,
+            textposition=where, cliponaxis=False,
             hovertemplate=f"{label}: %{{y:.3s}}FLOP/s at %{{x:.3g}} FLOP/byte<extra></extra>",
         )
     )  # fmt: skip

@@ -10,6 +10,7 @@ from minserve.trace import StepTrace, TraceSnapshot
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
+from widgets.figures.lanes import lane_name
 from widgets.figures.sampling import sampled
 from widgets.figures.sides import Runs, Side
 
@@ -84,10 +85,7 @@ def _bars(run: TraceSnapshot, step: StepTrace) -> list[tuple[str, int, int]]:
     """(request, tokens, padding), in the order of the batch."""
     kind = str(run.header.config.get("kernels.padding", "none"))
     tokens = [part.num_tokens for part in step.requests]
-    names = [
-        part.request_id + (f".{part.sample_index}" if part.sample_index else "")
-        for part in step.requests
-    ]
+    names = [lane_name((part.request_id, part.sample_index)) for part in step.requests]
     if kind in ("longest", "batch"):
         bars = [(name, n, max(tokens) - n) for name, n in zip(names, tokens, strict=True)]
         idle = step.num_padded_rows - sum(padding for *_, padding in bars)

@@ -22,11 +22,13 @@ from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
-from widgets.metrics import Metric, Sample
+from widgets.metrics import Metric, Sample, allocated_bytes, keeps
 
 _LABELS_PX = 190
 """Room for the values, right of the strips."""
-_TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 22, 46
+_UNTITLED_PX = 62
+"""Room for the legend and the first strip's name, where there is no title."""
+_TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 36, 66
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def strips(
     heights = [_TOP_PX, _MEMORY_PX]
     titles = [metric.axis or metric.label, "KV memory: outline allocated, filled used (counted)"]
     if paid:
-        heights.append(_PRICE_PX * len(paid) * max(1, len(own)) // 2 + 14)
+        heights.append(_PRICE_PX * len(paid) * max(1, len(own)) // 2 + 10)
         titles.append("The price (counted)")
     plot_px = sum(heights) + _GAP_PX * (len(heights) - 1)
     figure = make_subplots(
@@ -87,8 +89,9 @@ def strips(
     figure.update_xaxes(**times, title=given.axis_title("time", seconds, shown), row=2, col=1)
     figure.update_layout(
         theme.layout(
-            title, height=plot_px + 140, panels=True, legend_rows=given.legend_rows(shown),
-            margin={"r": _LABELS_PX},
+            title, height=plot_px + (140 if title else 114), panels=True,
+            legend_rows=given.legend_rows(shown),
+            margin={"r": _LABELS_PX} | ({} if title else {"t": _UNTITLED_PX}),
         )
     )  # fmt: skip
     return LabFigure(
@@ -225,27 +228,36 @@ def _line(side: Side, x: list[float], y: list[float]) -> go.Scatter:
 def _label_values(
     figure: go.Figure, places: Sequence[tuple[Side, float, str]], scale: float, top: float
 ) -> None:
-    """Each side's value right of the strip, at its height; moved apart where they would overlap."""
-    apart = 0.22
+    """Each side's value right of the strip, at its height."""
     heights = [scale * value / (1.08 * top) if top else 0.0 for _, value, _ in places]
-    order = sorted(range(len(places)), key=lambda n: heights[n])
-    for below, above in itertools.pairwise(order):
-        heights[above] = max(heights[above], heights[below] + apart)
-    for (side, _, text), height in zip(places, heights, strict=True):
+    for (side, _, text), height in zip(places, _apart(heights, 0.22), strict=True):
         kind = " (recorded)" if side.is_twin else ""
         name = f"{side.label}<br>" if side.name else ""
         figure.add_annotation(
             text=f"{name}<b>{theme.plot_text(text)}</b>{kind}", showarrow=False, align="left",
             x=1.0, xref="paper", xanchor="left", xshift=8,
-            y=min(max(height, 0.07), 1.0 + apart), yref="y domain", yanchor="middle",
+            y=height, yref="y domain", yanchor="middle",
             font={"size": 12, "color": side.colour},
         )  # fmt: skip
+
+
+def _apart(heights: Sequence[float], least: float) -> list[float]:
+    """Heights between 0 and 1, moved as little as it takes to be `least` apart, in their order."""
+    order = sorted(range(len(heights)), key=lambda n: heights[n])
+    found = [min(max(height, 0.06), 1.0) for height in heights]
+    for below, above in itertools.pairwise(order):
+        found[above] = max(found[above], found[below] + least)
+    if order and found[order[-1]] > 1.0:
+        found[order[-1]] = 1.0
+    for below, above in itertools.pairwise(order[::-1]):
+        found[above] = min(found[above], found[below] - least)
+    return found
 
 
 def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
     highest = max(
         (
-            max(step.kv_bytes_allocated, *_beside(step).values())
+            max(allocated_bytes(s.run, step), *_beside(step).values())
             for s in own
             for step in s.run.steps
         ),
@@ -259,8 +271,9 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
             continue
         x = [factor * (step.start_s - side.origin_s) for step in steps]
         x.append(factor * _end_s(side))
-        filled = [min(s.kv_bytes_used, s.kv_bytes_allocated) / divisor for s in steps]
-        owned = [s.kv_bytes_allocated / divisor for s in steps]
+        owned = [allocated_bytes(side.run, step) / divisor for step in steps]
+        used = [step.kv_bytes_used / divisor for step in steps]
+        filled = [min(pair) for pair in zip(used, owned, strict=True)]
         shape = side.pattern
         for name, y, width, opacity in (("used", filled, 0.0, 0.3), ("allocated", owned, 2.0, 0.0)):
             figure.add_trace(
@@ -277,8 +290,7 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
                 ),
                 row=2, col=1,
             )  # fmt: skip
-        peak = side.run.totals.peak_kv_bytes_allocated
-        labels.append((side, max(owned), f"{theme.format_bytes(peak)} allocated"))
+        labels.append((side, max(owned), _peak(side)))
         for name in _beside(steps[0]):
             y = [_beside(step)[name] / divisor for step in steps]
             if max(y) <= 0:
@@ -301,6 +313,13 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
     _label_memory(figure, labels, 1.1 * highest / divisor or 1.0)
 
 
+def _peak(side: Side) -> str:
+    """Most KV memory allocated; a run without a cache keeps no page beyond its step."""
+    if not keeps(side.run):
+        return "0 bytes kept"
+    return f"{theme.format_bytes(side.run.totals.peak_kv_bytes_allocated)} allocated"
+
+
 def _beside(step: StepTrace) -> dict[str, float]:
     """Bytes that no running request owns, by where they lie."""
     page = step.kv_bytes_reserved / step.blocks_total if step.blocks_total else 0.0
@@ -311,11 +330,8 @@ def _beside(step: StepTrace) -> dict[str, float]:
 
 
 def _label_memory(figure: go.Figure, labels: Sequence[tuple[Side, float, str]], top: float) -> None:
-    apart = 0.16
-    order = sorted(labels, key=lambda each: each[1])
-    height = -apart
-    for side, value, text in order:
-        height = max(value / top, height + apart, 0.05)
+    heights = _apart([value / top for _, value, _ in labels], 0.15)
+    for (side, _, text), height in zip(labels, heights, strict=True):
         figure.add_annotation(
             text=f"{side.label}: {theme.plot_text(text)}" if side.name else theme.plot_text(text),
             showarrow=False, align="left", x=1.0, xref="paper", xanchor="left", xshift=8,
@@ -336,15 +352,16 @@ def _draw_prices(figure: go.Figure, own: Sequence[Side], paid: Sequence[_Price])
                 orientation="h", name=side.label or "the run", legendgroup=side.key,
                 showlegend=False,
                 marker=theme.Look(side.name, side.colour, side.pattern).marker(),
-                text=[f"{each.show(value)} {side.label}".strip()
+                # Beside the bars: names in the margin would make all strips narrower.
+                text=[f"{each.label}: {each.show(value)} {f'({side.label})' * bool(side.name)}"
                       for each, value in zip(paid, values, strict=True)],
-                textposition="outside", cliponaxis=False, textfont={"size": 11},
+                textposition="outside", cliponaxis=False, textfont={"size": 12},
                 hovertemplate="%{text}<extra></extra>",
             ),
             row=3, col=1,
         )  # fmt: skip
-    figure.update_xaxes(range=[0, 1.25], visible=False, row=3, col=1)
-    figure.update_yaxes(autorange="reversed", ticks="", showline=False, row=3, col=1)
+    figure.update_xaxes(range=[0, 1.5], visible=False, row=3, col=1)
+    figure.update_yaxes(autorange="reversed", visible=False, row=3, col=1)
 
 
 def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[_Price]) -> str:
@@ -353,9 +370,7 @@ def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[_Price]) -> str:
         value, totals = _value(side, metric), side.run.totals
         said = "nothing yet" if value is None else metric.show(value)
         words = [f"{side.called('The run')}: {metric.label} {said}"]
-        words.append(
-            f"KV memory allocated at most {theme.format_bytes(totals.peak_kv_bytes_allocated)}"
-        )
+        words.append(f"KV memory at its peak: {_peak(side)}")
         words += [f"{each.label} {each.show(each.read(totals))}" for each in paid]
         told.append(", ".join(words) + ".")
     return f"Strips over time: {metric.label}, and KV memory. " + " ".join(told)
@@ -367,6 +382,6 @@ def _row(side: Side, metric: Metric, paid: Sequence[_Price]) -> Row:
     return (
         name
         | {metric.label: "" if value is None else metric.show(value)}
-        | {"KV memory allocated, peak": theme.format_bytes(totals.peak_kv_bytes_allocated)}
+        | {"KV memory, peak": _peak(side)}
         | {each.label: each.show(each.read(totals)) for each in paid}
     )

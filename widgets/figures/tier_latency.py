@@ -60,7 +60,7 @@ def tier_latency(
     figure.update_xaxes(log_axis(x), title={"text": "history (tokens, log scale, counted)"})
     figure.update_yaxes(
         log_axis(end * factor for end in ends), showline=False,
-        title={"text": f"time to first token ({unit}, log scale, {kind})"},
+        title={"text": f"first token ({unit}, log scale, {kind})"},
     )  # fmt: skip
     figure.update_layout(theme.layout(title, height=360))
     return LabFigure(

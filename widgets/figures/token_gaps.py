@@ -23,7 +23,7 @@ TICK = "a token"
 Line = tuple[Lane, list[Span]]
 _LONG = 3.0
 """A gap is long if it is so many times the usual one."""
-_NARROWEST = 0.006
+_NARROWEST = 0.008
 """Share of the axis between two ticks that can be told apart."""
 
 
@@ -79,29 +79,35 @@ def longest_gap(lines: Sequence[Line], run: TraceSnapshot, usual_s: float) -> Ga
     return found if found is not None and found.seconds > _LONG * usual_s > 0 else None
 
 
+def ticks_fit(shown: Sequence[Side], drawn: Sequence[Sequence[Line]], whole_s: float) -> bool:
+    """True if on every side tokens are few enough, and far enough apart, to be told apart on an
+    axis of `whole_s` seconds."""
+    for side, lines in zip(shown, drawn, strict=True):
+        times = [token_times(lane, side.run) for lane, _ in lines]
+        gaps = [after - before for each in times for before, after in itertools.pairwise(each)]
+        if sum(map(len, times)) > theme.MAX_MARKS:
+            return False
+        if gaps and median(gaps) < _NARROWEST * whole_s:
+            return False
+    return True
+
+
 def draw_ticks(
     figure: go.Figure,
     row: int,
     side: Side,
     lines: Sequence[Line],
     factor: float,
-    whole: float,
     explained: set[str],
 ) -> None:
-    """A tick for each token, where there are few enough to be told apart."""
+    """A tick for each token."""
     times = [token_times(lane, side.run) for lane, _ in lines]
-    count = sum(map(len, times))
-    gaps = [b - a for each in times for a, b in itertools.pairwise(each)]
-    if not count or count > theme.MAX_MARKS:
-        return
-    if gaps and median(gaps) * factor < _NARROWEST * whole:
-        return
     figure.add_trace(
         go.Scatter(
             x=[(at - side.origin_s) * factor for each in times for at in each],
             y=[place for place, each in enumerate(times) for _ in each],
             mode="markers", name=TICK, legendgroup=TICK, showlegend=TICK not in explained,
-            marker={"symbol": "line-ns", "size": 9, "line": {"width": 1.5, "color": theme.INK}},
+            marker={"symbol": "line-ns", "size": 15, "line": {"width": 1.8, "color": theme.INK}},
             hoverinfo="skip",
         ),
         row=row, col=1,
@@ -112,19 +118,27 @@ def draw_ticks(
 def draw_gap(
     figure: go.Figure, row: int, side: Side, gap: Gap, factor: float, reach: tuple[float, float]
 ) -> None:
-    """The longest gap as a line with its length above the lanes, and down to its lane."""
+    """The longest gap: outlined in its lane, and named above the lanes, where no mark is."""
     begin, end = ((at - side.origin_s) * factor for at in (gap.start_s, gap.end_s))
     middle = (begin + end) / 2
     share = (middle - reach[0]) / ((reach[1] - reach[0]) or 1.0)
     where = "top right" if share < 0.15 else "top left" if share > 0.85 else "top center"
-    height = -0.78
+    low, high = gap.place + 0.44, gap.place - 0.44
+    foot, bar, text = -0.6, -0.75, -0.85
     figure.add_trace(
         go.Scatter(
-            x=[begin, begin, middle, end, end], y=[gap.place, height, height, height, gap.place],
-            mode="lines+text", line={"color": theme.INK, "width": 1.2},
-            text=["", "", f"{theme.format_seconds(gap.seconds)} without a token", "", ""],
-            textposition=where, textfont={"size": 12, "color": theme.INK},
-            cliponaxis=False, showlegend=False, hoverinfo="skip",
+            x=[begin, end, end, begin, begin, None, begin, begin, end, end],
+            y=[low, low, high, high, low, None, foot, bar, bar, foot],
+            mode="lines", line={"color": theme.INK, "width": 1.4}, cliponaxis=False,
+            showlegend=False, hoverinfo="skip",
+        ),
+        row=row, col=1,
+    )  # fmt: skip
+    figure.add_trace(
+        go.Scatter(
+            x=[middle], y=[text], mode="text", textposition=where, cliponaxis=False,
+            text=[f"{theme.format_seconds(gap.seconds)} without a token"],
+            textfont={"size": 12, "color": theme.INK}, showlegend=False, hoverinfo="skip",
         ),
         row=row, col=1,
     )  # fmt: skip

@@ -60,7 +60,10 @@ def throughput(
         title=given.axis_title("time", unit, shown), range=[0, 1.02 * factor * longest or 1.0]
     )
     figure.update_yaxes(
-        title=given.axis_title("output", "tokens/s", shown), rangemode="tozero", showline=False
+        title=given.axis_title("output", "tokens/s", shown),
+        rangemode="tozero",
+        showline=False,
+        tickformat=",",
     )
     figure.update_layout(theme.layout(title, height=320, legend_rows=given.legend_rows(shown)))
     note = f"Windows of {theme.format_seconds(window)}."

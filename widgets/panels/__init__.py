@@ -7,21 +7,15 @@ works.
 
 from widgets.metrics import METRICS, Metric
 from widgets.panels.check import Check
+from widgets.panels.checking import Failure, Report, check
+from widgets.panels.checks.returns import Wrong
 from widgets.panels.compare import Compare
 from widgets.panels.controls import Pick, Slide, Tick
 from widgets.panels.estimate import Estimate
-from widgets.panels.exercise import (
-    Case,
-    Exercise,
-    Failure,
-    Misconception,
-    Report,
-    Score,
-    Wrong,
-    check,
-)
+from widgets.panels.exercise import Case, Exercise, Misconception, Picture, Score
 from widgets.panels.predict import Predict
 from widgets.panels.recap import Recap
+from widgets.panels.recording import Recordings
 from widgets.panels.result import Agreement, CompareResult
 from widgets.panels.roofline import Roofline
 from widgets.panels.sweep import Sweep
@@ -40,8 +34,10 @@ __all__ = [
     "Metric",
     "Misconception",
     "Pick",
+    "Picture",
     "Predict",
     "Recap",
+    "Recordings",
     "Report",
     "Roofline",
     "Score",

@@ -8,7 +8,7 @@ for the commitment, so that it is seen live. Knows nothing about what a run does
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from html import escape
@@ -21,6 +21,7 @@ from minserve.config import ConfigError
 from minserve.request import InvalidRequestError
 from widgets.fallback import bundle
 from widgets.panels import views
+from widgets.panels.controls import Control
 from widgets.theme import headless
 from widgets.workers import Job, Worker, describe_error
 
@@ -79,9 +80,13 @@ class Panel(views.Displayed):
         self.problem = views.html()
         self.settings = widgets.VBox([])
         """Where a subclass puts its controls."""
-        self.results = widgets.VBox([])
+        self.controls: dict[str, Control] = {}
+        """What the reader may set: a subclass fills it with `add_controls`."""
+        self._ran_with: dict[str, Any] = {}
+        self.outcome = views.Results()
+        self.results = self.outcome.box
         """Where a subclass shows what came out."""
-        self._slot = widgets.VBox([self.results])
+        self._slot = widgets.VBox([self.outcome.widget])
         buttons = widgets.HBox([self.run_button, self.stop_button, self.progress])
         heading = views.html(f'<b role="heading" aria-level="4">{escape(title)}</b>')
         self.widget = widgets.VBox(
@@ -217,7 +222,7 @@ class Panel(views.Displayed):
         if self._masks:
             self._slot.children = (views.html(views.sentence(self._why(), "info")),)
         else:
-            self._slot.children = (self.results,)
+            self._slot.children = (self.outcome.widget,)
         self._fill_places()
 
     def _why(self) -> str:
@@ -261,10 +266,27 @@ class Panel(views.Displayed):
         if self._result is None:
             self._fill_places()
 
+    def add_controls(self, controls: Iterable[Control]) -> None:
+        """Take controls in: where one is moved off what the last run had, its results grey out."""
+        for control in controls:
+            self.controls[control.name] = control
+            control.observe(self._compare_settings)
+
+    def _values(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self.controls.items()}
+
+    def _compare_settings(self) -> None:
+        if self._result is None or self._ran_with == self._values():
+            self.outcome.restore()
+        elif not self.worker.busy or self.worker.own_thread:
+            self.outcome.grey_out()
+
     def _work(self, job: Job) -> Any:
+        self._ran_with = self._values()
         result = self.work(job)
         with self._lock:
             self._result = result
+        self._compare_settings()
         self.show(result)
         self._fill_places()
         for heard in list(self._listeners):

@@ -12,15 +12,12 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from widgets.figures.answers import answers
 from widgets.panels import views
 from widgets.panels.base import Panel, Refusal
-from widgets.panels.exercise import (
-    Exercise,
-    Report,
-    check,
-    load_exercise,
-    load_solution,
-)
+from widgets.panels.checking import Report, check
+from widgets.panels.checks.definition import stale
+from widgets.panels.exercise import Exercise, load_exercise, load_solution
 from widgets.progress import Progress
 from widgets.workers import Job
 
@@ -63,12 +60,14 @@ class Check(Panel):
         name = self.exercise.function
         task = views.html(f"<p>{escape(self.exercise.task)} (<code>{escape(name)}</code>)</p>")
         self.settings.children = (task,)
+        self.picture = views.FigureView()
         self.results.children = (self.report,)
         helps = widgets.HBox([self.hint_button, self.solution_button])
         self.widget.children = (*self.widget.children, helps, self.hints, self.solution_view)
 
     def check(self) -> None:
-        """Raise Refusal where the notebook has no solution, not even a stub."""
+        """Raise Refusal where the notebook has no solution, not even a stub, or one that is older
+        than what the reader wrote last."""
         self._found()
 
     def work(self, job: Job) -> Report:
@@ -78,7 +77,14 @@ class Check(Panel):
         def on_case(done: int, total: int) -> None:
             job.report(done / total, f"Case {done + 1} of {total}.")
 
-        report = check(solution, self.exercise, should_stop=lambda: job.stopping, on_case=on_case)
+        worked = load_solution(self.name, self.exercise, self._labs)[0] if self.name else None
+        report = check(
+            solution,
+            self.exercise,
+            worked=worked,
+            should_stop=lambda: job.stopping,
+            on_case=on_case,
+        )
         job.check()
         self._record(report)
         return report
@@ -91,6 +97,20 @@ class Check(Panel):
         if report.status == "passed" and self.solution_seen:
             lines.append(views.sentence("The worked solution was shown: no score.", "info"))
         self.report.value = "".join(lines)
+        self._draw(report)
+
+    def _draw(self, report: Report) -> None:
+        picture, numbers = self.exercise.picture, report.pictured
+        if picture is None or numbers is None:
+            self.results.children = (self.report,)
+            return
+        caption = (
+            "What your rule does, beside the worked solution's; counted or modelled, equal on any "
+            "machine."
+        )
+        names = picture.title, picture.x, picture.y
+        self.picture.draw(answers(*names, numbers.yours, numbers.worked, picture.at, caption))
+        self.results.children = (self.report, self.picture.widget)
 
     def hint(self) -> None:
         """Give the next hint."""
@@ -114,6 +134,8 @@ class Check(Panel):
         from IPython import get_ipython
 
         shell = get_ipython()
+        if shell is not None and (problem := stale(self.exercise.function, shell)):
+            raise Refusal(problem)
         names = shell.user_ns if shell is not None else {}
         if self.exercise.function not in names:
             raise Refusal(
@@ -128,5 +150,6 @@ class Check(Panel):
         passed = report.status == "passed"
         points, out_of = float(passed), 1.0 + (self.exercise.score is not None)
         if report.score is not None:
-            points += report.score.share
+            # A score above the worked solution's is shown, and counts as full marks.
+            points += min(report.score.share, 1.0)
         self._progress.record(self.exercise.key, "check", points, out_of)

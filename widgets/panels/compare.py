@@ -109,14 +109,10 @@ class Compare(Panel):
                 f"Compare(rounds={rounds}): a measured verdict needs at least {LEAST_ROUNDS} rounds"
             )
         start = switch[1] if isinstance(switch, tuple) else base.with_values(switch)
-        self.controls: dict[str, Control] = {}
-        for field in controls:
-            control = config_control(field, start)
-            self.controls[control.name] = control
-        for spec in workload_controls:
-            self.controls[spec.name] = Control(spec)
-        self._fields = list(self.controls)[: len(controls)]
-        self._parameters = list(self.controls)[len(controls) :]
+        self.add_controls(config_control(field, start) for field in controls)
+        self._fields = list(self.controls)
+        self.add_controls(Control(spec) for spec in workload_controls)
+        self._parameters = list(self.controls)[len(self._fields) :]
         for control in self.controls.values():
             control.observe(self._changed)
         self.rate = self._rate_slider(rate)
@@ -171,9 +167,6 @@ class Compare(Panel):
             self.say_problem(str(error))
         else:
             self.say_problem("")
-            if self.last is not None and not self.worker.busy:
-                text = "Settings have changed since these results: run again to measure them."
-                self.status.value = views.sentence(text)
 
     def _rate_slider(self, bounds: tuple[float, float] | None) -> Control | None:
         rate = self.traffic().rate_per_s

@@ -138,7 +138,10 @@ def _headline(result: CompareResult) -> str:
     """The verdict, large; where the machine was too busy for one, what is certain all the same."""
     found = result.metrics[result.headline]
     value = found.short[:1].upper() + found.short[1:]
-    text = views.headline(value, f"{found.sentence()}.")
+    if found.verdict.outcome in ("better", "worse"):
+        value = f"“{result.sides[1]}”: {found.short}"
+    said = found.values_sentence()
+    text = views.headline(value, f"{said[:1].upper()}{said[1:]}.")
     if found.verdict.decided:
         return text
     few = len(found.verdict.ratio.values) < LEAST_ROUNDS

@@ -1,17 +1,19 @@
 """Exercises: cases to pass, misconceptions to name, hints to give, a score equal on any machine.
 
 A chapter's exercise is a module `labs/exercises/NAME.py` with a module-level `EXERCISE`; its worked
-solution is `labs/solutions/NAME.py`. Here is what they are made of and how a solution is checked.
-Knows nothing about widgets or notebooks.
+solution is `labs/solutions/NAME.py`. Here is what they are made of; `checking` judges a
+solution. Knows nothing about widgets or notebooks.
 
     EXERCISE = Exercise(
         key="45a.policy", title="Admit waiting requests", function="admit",
+        parameters=("free", "waiting"), returns=WHOLE_NUMBER,
         task="Return how many of the waiting requests may join now.",
-        cases=(Case.call("room for two", (4, 2), 2), Case("drains the queue", drains)),
+        cases=(Case.call("room for two", (2, 5), 2), Case("drains the queue", drains)),
         random_case=lambda draw: Case.call("drawn", args := draw_args(draw), oracle(*args)),
-        misconceptions=(Misconception("joins a full batch", message, seen=overfull),),
+        misconceptions=(Misconception("fills a full batch", message, (always_admit,)),),
         hints=("...", "...", "..."),
-        score=virtual_seconds, wrong={"joins a full batch": always_admit},
+        score=virtual_seconds, naive={"one at a time": one_at_a_time},
+        picture=Picture("Requests in each step", "step", "requests", sizes),
     )
 """
 
@@ -28,78 +30,64 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-from widgets import theme
-from widgets.panels.time_limit import TimeLimitError, limited
+from widgets.panels.checks.asked import said
+from widgets.panels.checks.returns import ANYTHING, Returns, Wrong, same
 
-Status = Literal["not attempted", "passed", "failed"]
-
-
-class Wrong(Exception):
-    """A case's verdict on a solution, in a sentence; `got` and `expected` help detectors."""
-
-    def __init__(self, message: str, *, got: Any = None, expected: Any = None) -> None:
-        super().__init__(message)
-        self.got, self.expected = got, expected
+EXACT = 1e-9
+"""Tolerance where floats are compared, if an exercise says nothing else."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One situation. `run(solution)` raises Wrong, or anything else, where the solution fails."""
+    """One situation. `run(solution)` raises Wrong where the solution's answers are wrong."""
 
     name: str
     run: Callable[[Any], object]
-    args: tuple[Any, ...] = ()
-    """What the solution is called with, where that is all there is to say: for detectors."""
 
     @classmethod
-    def call(cls, name: str, args: Sequence[Any], expected: Any) -> Case:
-        """The solution called with `args` must return `expected`."""
-        given = tuple(args)
+    def call(
+        cls, name: str, arguments: Sequence[Any], expected: Any, tolerance: float = EXACT
+    ) -> Case:
+        """The solution called with `arguments` must return `expected`; floats may differ by the
+        tolerance, relative or absolute."""
+        given = tuple(arguments)
 
         def run(solution: Any) -> None:
             # A solution that changes its arguments must not spoil the next try.
             got = solution(*copy.deepcopy(given))
-            if got != expected:
-                shown = ", ".join(repr(value) for value in given)
-                message = f"called with ({shown}) it returned {got!r}, expected {expected!r}"
-                raise Wrong(message, got=got, expected=expected)
+            if not same(got, expected, tolerance):
+                message = f"`{said(solution, given)}` returned {got!r}, expected {expected!r}"
+                if isinstance(expected, float):
+                    message += f" (within {tolerance:g})"
+                raise Wrong(message, got=(got,))
 
-        return cls(name, run, given)
+        return cls(name, run)
 
 
 @dataclass(frozen=True)
-class Failure:
-    """One case that a solution did not pass."""
+class Like:
+    """A family of mistakes, such as "always the same number": `make(answer)` is the member whose
+    first answer is the reader's."""
 
-    case: Case
-    error: BaseException
-
-    @property
-    def got(self) -> Any:
-        """What the solution returned, where the case says so."""
-        return getattr(self.error, "got", None)
-
-    @property
-    def expected(self) -> Any:
-        """What it should have returned, where the case says so."""
-        return getattr(self.error, "expected", None)
-
-    def sentence(self) -> str:
-        """What happened, in words."""
-        if isinstance(self.error, (Wrong, TimeLimitError)):
-            return f"{self.case.name}: {self.error}"
-        return f"{self.case.name}: {type(self.error).__name__}: {self.error}"
+    make: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Misconception:
-    """A typical wrong idea: how to recognise it in what failed, and what to say."""
+    """A typical wrong idea, as the functions that have it, and what to say about it.
+
+    It is named only where one of these functions passes and fails the same cases as the reader's,
+    with the same answers in each that fails.
+    """
 
     name: str
     message: str
-    seen: Callable[[Sequence[Failure]], bool]
+    solutions: tuple[Any, ...]
+    """Each a solution, or a `Like`."""
+    written: tuple[Any, ...] = ()
+    """Where `solutions` only stand for the mistake: solutions a reader may write, for tests."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +95,21 @@ class Score:
     """How good a correct solution is, by counts and virtual seconds: equal on any machine."""
 
     share: float
-    """From 0 to 1, the worked solution's being 1."""
+    """From 0, the worked solution's being 1; more where a solution is better than that."""
     words: str
     """"14 steps and 2.31 virtual seconds; the worked solution needs 14 and 2.31"."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a rule does, as numbers to draw: `values(solution)` for each place on the x axis."""
+
+    title: str
+    x: str
+    y: str
+    values: Callable[[Any], Sequence[float]]
+    at: tuple[float, ...] = ()
+    """Where on the x axis; left out, 1, 2, 3, ..."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +124,34 @@ class Exercise:
     """The name the reader gives the solution in the notebook."""
     cases: tuple[Case, ...]
     hints: tuple[str, str, str]
+    parameters: tuple[str, ...] = ()
+    """What the solution is called with, by name; empty: not checked."""
+    returns: Returns = ANYTHING
     misconceptions: tuple[Misconception, ...] = ()
     random_case: Callable[[random.Random], Case] | None = None
     num_random: int = 20
     score: Callable[[Any], Score] | None = None
-    """Called with a solution that passed every case."""
-    wrong: Mapping[str, Any] = field(default_factory=dict)
-    """Misconception -> a solution that has it: for the tests of the teaching."""
+    """Called with a solution that passed every case. None where passing leaves nothing to gain."""
+    naive: Mapping[str, Any] = field(default_factory=dict)
+    """Rules that pass every case and score clearly less: for the tests of the teaching."""
+    picture: Picture | None = None
+    tolerance: float = EXACT
+    """Where answers are compared with a misconception's."""
+    called: bool = True
+    """False: cases get the solution itself, because nothing here calls it (46 runs its source)."""
     time_limit_s: float = 5.0
-    """For one case."""
+    """For one case, of the solution's own time."""
+    start_s: float = 0.0
+    """Seconds that another process may take besides, for all cases together."""
 
     def __post_init__(self) -> None:
         if not self.cases or len(self.hints) != 3:
             raise ValueError(f"Exercise({self.key!r}): expected at least one case and three hints")
-        unknown = set(self.wrong) - {each.name for each in self.misconceptions}
-        if unknown:
-            raise ValueError(f"Exercise({self.key!r}): no misconception {sorted(unknown)}")
+        if bool(self.naive) != (self.score is not None):
+            raise ValueError(
+                f"Exercise({self.key!r}): a score needs a naive rule that passes and scores less, "
+                "and without a score there is none"
+            )
 
     def drawn_cases(self) -> list[Case]:
         """The randomised cases: the same on every machine, drawn from the key."""
@@ -149,85 +161,6 @@ class Exercise:
             self.random_case(random.Random(f"{self.key}:{index}"))
             for index in range(self.num_random)
         ]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a check found."""
-
-    status: Status
-    covered: str
-    """What was run, in a sentence."""
-    failures: tuple[Failure, ...] = ()
-    misconception: Misconception | None = None
-    score: Score | None = None
-
-    def sentences(self) -> list[str]:
-        """All of it in words, the most useful first."""
-        if self.status == "not attempted":
-            return ["Not attempted yet.", self.covered]
-        lines = [self.covered]
-        if self.misconception is not None:
-            lines.insert(0, self.misconception.message)
-        if self.failures:
-            lines.append(f"First failure: {self.failures[0].sentence()}.")
-        if self.score is not None:
-            percent = theme.format_percent(self.score.share)
-            lines.append(f"Score {percent}: {self.score.words}.")
-        return lines
-
-    def __str__(self) -> str:
-        return "\n".join(self.sentences())
-
-
-def check(
-    solution: Any,
-    exercise: Exercise,
-    *,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_case: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
-    """Run a solution through all cases. An untouched stub is "not attempted", which is no failure.
-
-    Stops early, with what it has, when `should_stop()` turns true.
-    """
-    drawn = exercise.drawn_cases()
-    cases = [*exercise.cases, *drawn]
-    total = f"{len(exercise.cases)} visible and {len(drawn)} randomised cases"
-    if is_stub(solution):
-        return Report("not attempted", f"{total} wait for your {exercise.function}.")
-    failures: list[Failure] = []
-    done = 0
-    for case in cases:
-        if should_stop():
-            break
-        on_case(done, len(cases))
-        done += 1
-        try:
-            limited(lambda case=case: case.run(solution), exercise.time_limit_s)
-        except NotImplementedError:
-            return Report("not attempted", f"{total} wait for your {exercise.function}.")
-        except Exception as error:
-            failures.append(Failure(case, error))
-            if isinstance(error, TimeLimitError):
-                # Every further case would take as long.
-                break
-    covered = f"{done - len(failures)} of {done} cases passed, out of {total}"
-    covered += " (stopped early)." if done < len(cases) else "."
-    if failures:
-        found = next((each for each in exercise.misconceptions if each.seen(failures)), None)
-        return Report("failed", covered, tuple(failures), found)
-    if done < len(cases):
-        return Report("failed", covered)
-    return Report("passed", covered, score=_score(exercise, solution))
-
-
-def _score(exercise: Exercise, solution: Any) -> Score | None:
-    judge = exercise.score
-    if judge is None:
-        return None
-    score = limited(lambda: judge(solution), 10 * exercise.time_limit_s)
-    return Score(min(max(score.share, 0.0), 1.0), score.words)
 
 
 def is_stub(solution: Any) -> bool:
@@ -267,11 +200,11 @@ def load_exercise(name: str, labs: Path | None = None) -> Exercise:
     """`EXERCISE` of `labs/exercises/NAME.py`. Raises a sentence where there is none."""
     path = (labs or labs_directory()) / "exercises" / f"{name}.py"
     if not path.is_file():
-        known = sorted(entry.stem for entry in path.parent.glob("*.py"))
+        known = sorted(entry.stem for entry in path.parent.glob("[0-9]*.py"))
         raise FileNotFoundError(
             f"there is no exercise {name!r}; there are: {', '.join(known) or 'none'}"
         )
-    exercise = getattr(_load_module(path), "EXERCISE", None)
+    exercise = getattr(load_module(path), "EXERCISE", None)
     if not isinstance(exercise, Exercise):
         raise ValueError(f"labs/exercises/{name}.py has no EXERCISE")
     return exercise
@@ -281,10 +214,10 @@ def load_solution(name: str, exercise: Exercise, labs: Path | None = None) -> tu
     """The worked solution of an exercise: the object itself, and the source to show."""
     path = (labs or labs_directory()) / "solutions" / f"{name}.py"
     source = path.read_text(encoding="utf-8")
-    return getattr(_load_module(path), exercise.function), source
+    return getattr(load_module(path), exercise.function), source
 
 
-def _load_module(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
     """The file, run anew: a chapter's name is no Python name, so it cannot be imported."""
     spec = importlib.util.spec_from_file_location(f"labs_{path.parent.name}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
@@ -293,18 +226,3 @@ def _load_module(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def assert_sound(exercise: Exercise, solution: Any, least_wrong: int = 3) -> None:
-    """For the tests of the teaching: the solution passes, at least three plausible wrong answers
-    fail, each met by its own message. Raises AssertionError naming what is not so."""
-    report = check(solution, exercise)
-    assert report.status == "passed", f"{exercise.key}: the worked solution fails: {report}"
-    assert len(exercise.wrong) >= least_wrong, f"{exercise.key}: too few wrong answers"
-    for name, wrong in exercise.wrong.items():
-        report = check(wrong, exercise)
-        met = report.misconception.name if report.misconception else None
-        assert report.status == "failed", f"{exercise.key}: {name!r} passes"
-        assert met == name, f"{exercise.key}: {name!r} is told about {met!r}: {report}"
-    messages = [each.message for each in exercise.misconceptions]
-    assert len(set(messages)) == len(messages), f"{exercise.key}: two messages are the same"

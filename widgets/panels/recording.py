@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from minserve.bench.gpu.recorded import (
@@ -17,15 +18,39 @@ from minserve.bench.gpu.recorded import (
     NotRecordedError,
     chapter_traces,
     folder_of,
+    recorded_chapters,
 )
 from minserve.config import EngineConfig
 from minserve.trace import RunTrace
 from widgets import theme
 from widgets.figures.sides import Run, Twin
+from widgets.panels import views
 from widgets.panels.exercise import labs_directory
 
 _HOW = ("device", "kernels.backend", "kernels.num_threads", "memory.disk_path")
 """Fields that say on what and with what operators a run computes, not what."""
+
+
+HOW_TO_RECORD = (
+    "`make gpu PARTS=chapters`, on a machine with an NVIDIA GPU and in this checkout, runs the "
+    "chapters' comparisons there and writes the results to labs/recorded/gpu. Run a chapter again "
+    "to see them: they are drawn dotted, beside the runs of your own machine."
+)
+
+
+class Recordings(views.Displayed):
+    """Which chapters have a recording from a GPU, and how to make one, behind a badge.
+
+    `labs` is the directory of the chapters; None for this checkout's.
+    """
+
+    def __init__(self, labs: Path | None = None) -> None:
+        self.chapters = recorded_chapters(folder_of(labs or labs_directory()))
+        self.text = f"GPU recordings: {', '.join(self.chapters) or 'none yet'}"
+        self.widget = views.html(views.badge(self.text, HOW_TO_RECORD))
+
+    def __repr__(self) -> str:
+        return f"{self.text}. {HOW_TO_RECORD}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from minserve.hardware import Ceilings, DeviceSpec, roofline
 from minserve.trace import RunTrace
 from widgets import theme
-from widgets.metrics import Metric
+from widgets.metrics import Metric, peak_allocated_bytes
 from widgets.panels.recording import Recording, recorded_facts
 from widgets.panels.sides import SideRun, Tokens
 from widgets.panels.verdict import Verdict, judge
@@ -83,7 +83,7 @@ class Counts:
             preemptions=totals.preemptions,
             flops=totals.flops,
             bytes=totals.bytes,
-            peak_kv_bytes_allocated=totals.peak_kv_bytes_allocated,
+            peak_kv_bytes_allocated=peak_allocated_bytes(trace),
             peak_kv_bytes_used=totals.peak_kv_bytes_used,
         )
 
@@ -138,31 +138,41 @@ class Measured:
 
     @property
     def spread(self) -> str:
-        """From the smallest to the largest ratio of a round, in words; "" where all are equal."""
+        """From the smallest to the largest factor of a round, in words; "" where all are equal."""
         ratio = self.verdict.ratio
         if self.verdict.exact or ratio.min == ratio.max:
             return ""
-        ends = sorted((ratio.min, ratio.max), reverse=self.verdict.gain < 1)
-        low, high = (self.metric.compare(end) for end in ends)
-        return f"{low} to {high}"
+        low, high = sorted((ratio.min, ratio.max), key=lambda end: abs(math.log(end)))
+        first, second = self.metric.compare(low), self.metric.compare(high)
+        if (low > 1) == (high > 1):
+            # "2x to 5x faster": the word once.
+            first = first.removesuffix(second.partition(" ")[2]).rstrip()
+        return f"{first} to {second}"
+
+    def values_sentence(self) -> str:
+        """Both sides' values, and how they were found."""
+        (first, _), (second, _) = self.values.items()
+        shown = {name: self.metric.show(value) for name, value in self.quoted.items()}
+        how = self.provenance
+        if not self.verdict.exact:
+            how += f" in {theme.format_count(len(self.verdict.ratio.values), 'round')}"
+        if self.spread:
+            how += f", {self.spread}"
+        if self.verdict.exact and self.verdict.outcome == "same":
+            return f"{self.metric.label}: {shown[first]} on both sides ({how})"
+        return (
+            f"{self.metric.label}: {shown[second]} with “{second}”, {shown[first]} with “{first}” "
+            f"({how})"
+        )
 
     def sentence(self) -> str:
         """The verdict in words, with both sides' values, the spread, and how they were found."""
-        (first, _), (second, _) = self.values.items()
-        shown = {name: self.metric.show(value) for name, value in self.quoted.items()}
-        rounds = theme.format_count(len(self.verdict.ratio.values), "round")
-        how = self.provenance if self.verdict.exact else f"{self.provenance} in {rounds}"
-        if self.spread:
-            how += f", {self.spread}"
-        label, outcome = self.metric.label, self.verdict.outcome
-        both = f"{shown[second]} with “{second}”, {shown[first]} with “{first}” ({how})"
-        if outcome == "unclear":
-            return f"No verdict on {label}: {both}"
-        if outcome == "same" and self.verdict.exact:
-            return f"The same {label}: {shown[first]} on both sides ({how})"
-        if outcome == "same":
-            return f"No difference detectable in {label}: {both}"
-        return f"“{second}”: {self.short}; {label} is {both}"
+        *_, second = self.values
+        said = {"same": "No difference detectable", "unclear": "No verdict"}
+        if self.verdict.exact:
+            said["same"] = "The same"
+        before = said.get(self.verdict.outcome, f"“{second}”: {self.short}")
+        return f"{before}; {self.values_sentence()}"
 
 
 @dataclass(frozen=True)

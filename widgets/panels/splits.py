@@ -76,7 +76,7 @@ class Splits(Panel):
             Pick("parts", PARTS[1:], parts, label="parts, against one"),
             Pick("gpu", able, gpu, label="modelled GPU"),
         )
-        self.controls = {spec.name: Control(spec) for spec in specs}
+        self.add_controls(Control(spec) for spec in specs)
         self.settings.children = tuple(control.widget for control in self.controls.values())
         self.words, self.view = views.html(), views.FigureView()
         self.results.children = (self.words, self.view.widget)

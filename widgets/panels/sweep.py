@@ -35,8 +35,9 @@ class Sweep(Panel):
 
     `knob` is a configuration field, or a parameter of `workload` where that is a function. With
     `switch`, both sides run at every value. `modelled` is a CostModel, whose virtual engine gives
-    the dashed line, or a function of the value; `shape` is another model to ask about. `threshold`
-    is the gain that the chapter asks about: it is drawn, and `crossover` is where it is passed.
+    the dashed line, or a function of the value; `shape` is another model to ask about. `label`
+    is the knob in words. `threshold` is the gain that the chapter asks about: it is drawn, and
+    `crossover` is where it is passed.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Sweep(Panel):
         modelled: Modelled | None = None,
         shape: Shape | None = None,
         threshold: float = 1.0,
+        label: str = "",
         unit: str = "",
         title: str = "",
         clock: str = "",
@@ -84,6 +86,7 @@ class Sweep(Panel):
             raise ValueError(
                 f"Sweep(rounds={rounds}): measured values need at least {LEAST_ROUNDS} rounds"
             )
+        self._label = label
         self._pace = Pace()
         self.view = views.FigureView()
         self.results.children = (self.view.widget,)
@@ -179,6 +182,7 @@ class Sweep(Panel):
             modelled=modelled,
             headers=dict(headers),
             exact=self.cost is not None or steady,
+            label=self._label,
             threshold=self._threshold,
         )
 

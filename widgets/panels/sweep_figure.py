@@ -19,8 +19,10 @@ from widgets.figures.log_axis import log_ticks
 from widgets.panels.sweep_result import SweepResult
 from widgets.provenance import Provenance
 
-_FACTORS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
-_MOST_TICKS = 8
+_FACTORS = (10.0, 100.0, 1000.0, 2.0, 5.0, 20.0, 50.0, 200.0, 1.5, 3.0, 1.2, 1.1, 1.05, 1.02)
+"""Ticks of a gain, the roundest first."""
+_TICK_SHARE = 0.08
+"""Least distance of two ticks, as a share of the axis."""
 _WIDE = 16
 """Values of a knob that span a larger factor stand on a logarithmic axis."""
 
@@ -48,10 +50,13 @@ def sweep_figure(result: SweepResult, *, complete: bool = True) -> LabFigure:
     if result.is_ratio:
         _mark_gains(figure, result, x, numeric, complete)
     unit = f" ({result.unit})" if result.unit else ""
-    legend = theme.layout(f"{_of(result)} over {result.knob}", margin={"r": 24})
-    figure.update_layout(legend)
-    figure.update_xaxes(title_text=theme.plot_text(f"{result.knob}{unit}"))
-    figure.update_yaxes(title_text=theme.plot_text(f"{_of(result)} ({kind})"))
+    of_label = result.metric.label
+    figure.update_layout(
+        theme.layout(of_label[:1].upper() + of_label[1:], margin={"r": 24}, title_font_size=14)
+    )
+    figure.update_xaxes(title_text=theme.plot_text(f"{result.label}{unit}"))
+    what = f"“{result.sides[1]}” against “{result.sides[0]}”" if result.is_ratio else kind
+    figure.update_yaxes(title_text=theme.plot_text(what))
     if numeric and min(values) > 0 and max(values) / min(values) >= _WIDE:
         figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:,g}" for value in values])
     if not result.is_ratio and not bars:
@@ -132,10 +137,11 @@ def _mark_gains(
     ticks = _gain_ticks(low, high)
     figure.update_yaxes(
         type="log", range=[math.log10(low), math.log10(high)], tickvals=ticks,
-        ticktext=[result.metric.compare(tick if result.metric.better == "higher" else 1 / tick)
-                  for tick in ticks],
+        ticktext=["equal" if tick == 1 else result.words(result.gain(tick)) for tick in ticks],
     )  # fmt: skip
     first, second = (theme.plot_text(name) for name in result.sides)
+    ordered = sorted(result.points, key=_order)
+    gains = [result.gains[ordered[0]], result.gains[ordered[-1]]]
     for bottom, top, side, name in (
         (result.threshold, high, "B", second), (low, result.threshold, "A", first)
     ):  # fmt: skip
@@ -149,8 +155,12 @@ def _mark_gains(
         text = f"“{name}” wins"
         if result.threshold != 1:
             text = f"gain {'above' if above else 'below'} {result.threshold:g}x"
+        # In the corner that the line leaves free.
+        left, right = (abs(math.log((top if above else bottom) / gain)) for gain in gains)
+        at_right = right >= left
         figure.add_annotation(
-            text=text, showarrow=False, x=0.99, xref="x domain", xanchor="right",
+            text=text, showarrow=False, x=0.99 if at_right else 0.01, xref="x domain",
+            xanchor="right" if at_right else "left",
             y=math.log10(top if above else bottom), yanchor="top" if above else "bottom",
             font={"size": 12, "color": theme.SIDES[side]},
         )  # fmt: skip
@@ -168,14 +178,15 @@ def _mark_gains(
 
 
 def _gain_ticks(low: float, high: float) -> list[float]:
-    """Round factors on both sides of 1, as many as fit."""
-    both = sorted({1.0, *_FACTORS, *(1 / factor for factor in _FACTORS)})
-    inside = [factor for factor in both if low <= factor <= high]
-    while len(inside) > _MOST_TICKS:
-        # Every second one, counted from 1, which stays.
-        one = inside.index(1.0) if 1.0 in inside else 0
-        inside = [factor for place, factor in enumerate(inside) if (place - one) % 2 == 0]
-    return inside
+    """Round factors on both sides of 1, as far apart as their words are high."""
+    apart = _TICK_SHARE * math.log(high / low)
+    chosen = [1.0]
+    for factor in _FACTORS:
+        for each in (factor, 1 / factor):
+            inside = low <= each <= high
+            if inside and all(abs(math.log(each / other)) >= apart for other in chosen):
+                chosen.append(each)
+    return sorted(chosen)
 
 
 def _fit_axis(figure: go.Figure, result: SweepResult) -> None:
@@ -196,7 +207,7 @@ def _short(place: float) -> str:
 
 def _row(result: SweepResult, value: Any) -> dict[str, Any]:
     spread = result.points[value]
-    row = {result.knob: value, "median": result.words(spread.median)}
+    row = {result.label: value, "median": result.words(spread.median)}
     row |= {"smallest": result.words(spread.min), "largest": result.words(spread.max)}
     row["rounds"] = len(spread.values)
     if value in result.modelled:
@@ -206,18 +217,22 @@ def _row(result: SweepResult, value: Any) -> dict[str, Any]:
 
 def _takeaway(result: SweepResult, values: list[Any]) -> str:
     said = [result.words(result.points[value].median) for value in (values[0], values[-1])]
-    text = f"{_of(result)}: {said[0]} at {result.knob} = {values[0]}, {said[1]} at {values[-1]}"
+    text = f"{_of(result)}: {said[0]} at {result.label} = {values[0]}, {said[1]} at {values[-1]}"
+    text = text[:1].upper() + text[1:]
     if not result.is_ratio:
         return f"{text}."
     place = result.crossover
-    asked = (
-        "both sides are equal"
-        if result.threshold == 1
-        else (f"the gain passes {theme.format_ratio(result.threshold)}")
-    )
-    if place is None:
-        return f"{text}; at no place between is it where {asked}."
-    return f"{text}; {asked} near {_short(place)}."
+    asked = theme.format_ratio(result.threshold)
+    if place is not None:
+        equal = "both sides are equal" if result.threshold == 1 else f"the gain passes {asked}"
+        return f"{text}; {equal} near {_short(place)}."
+    wins = all(gain > result.threshold for gain in result.gains.values())
+    loses = all(gain < result.threshold for gain in result.gains.values())
+    if result.threshold == 1 and (wins or loses):
+        return f"{text}; “{result.sides[1 if wins else 0]}” wins everywhere between."
+    if wins or loses:
+        return f"{text}; the gain stays {'above' if wins else 'below'} {asked} everywhere between."
+    return f"{text}."
 
 
 def _alt(result: SweepResult, values: list[Any]) -> str:
@@ -227,7 +242,7 @@ def _alt(result: SweepResult, values: list[Any]) -> str:
         f"{result.words(points[value].max)})"
         for value in values
     ]
-    return f"{_of(result)}, over {result.knob}. " + "; ".join(parts) + "."
+    return f"{_of(result)}, over {result.label}. " + "; ".join(parts) + "."
 
 
 def _is_number(value: Any) -> bool:

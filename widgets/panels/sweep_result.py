@@ -27,8 +27,14 @@ class SweepResult:
     headers: Mapping[str, TraceHeader]
     exact: bool
     """True on the virtual clock, and for counts."""
+    label: str = ""
+    """The knob as the reader knows it."""
     threshold: float = 1.0
     """The gain that was asked about: at 1 both sides are equal."""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.knob)
 
     @property
     def gains(self) -> dict[Any, float]:
@@ -72,7 +78,7 @@ class SweepResult:
     def _words(self, numbers: Mapping[Any, float], how: str) -> dict[str, str]:
         who = f"“{self.sides[1]}”, " if self.is_ratio else ""
         return {
-            f"{who}{self.metric.label} ({how}) at {self.knob} = {value}": self.words(number)
+            f"{who}{self.metric.label} ({how}) at {self.label} = {value}": self.words(number)
             for value, number in numbers.items()
         }
 

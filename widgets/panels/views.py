@@ -29,7 +29,7 @@ Kind = Literal["plain", "good", "bad", "info", "problem"]
 
 # A sign beside the border's colour, from those every font has: nothing is said by colour alone.
 _SIGNS: dict[str, tuple[str, str]] = {
-    "plain": ("", ""),
+    "plain": ("", "transparent"),
     "good": ("✓ ", "#009E73"),
     "bad": ("✗ ", "#D55E00"),
     "info": ("", "#0072B2"),
@@ -43,8 +43,8 @@ def sentence(text: str, kind: Kind = "plain") -> str:
         return ""
     sign, colour = _SIGNS[kind]
     role = "alert" if kind == "problem" else "status"
-    edge = f"border-left:3px solid {colour};padding:.1rem .5rem;" if colour else ""
-    style = f"{edge}max-width:60rem;line-height:1.45"
+    # Without a colour too: sentences of several kinds stand below each other.
+    style = f"border-left:3px solid {colour};padding:.1rem .5rem;max-width:60rem;line-height:1.45"
     return f'<div role="{role}" style="{style}">{sign}{escape(text)}</div>'
 
 

@@ -61,6 +61,12 @@ def chapter_traces(folder: Path, chapter: str, sides: Sequence[str]) -> dict[str
     return found
 
 
+def recorded_chapters(folder: Path) -> list[str]:
+    """The chapters of which something was recorded ("45a"), in order; the files are not read."""
+    names = (path.name.removeprefix("chapter-") for path in folder.glob("chapter-*.json.gz"))
+    return sorted({name.partition("-")[0] for name in names})
+
+
 def cost_path(folder: Path, shape: str) -> Path:
     """The file of the calibrated cost of one model shape."""
     return folder / f"cost-{shape}.json"

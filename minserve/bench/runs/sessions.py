@@ -95,7 +95,13 @@ def run_sessions(
 
     `history` is the tokens of the first prompt and its answer together.
     """
-    engine = build_engine(loaded)
+    return play_sessions(build_engine(loaded), num_sessions, history, question, answer)
+
+
+def play_sessions(
+    engine: Engine, num_sessions: int, history: int, question: int = 8, answer: int = 2
+) -> SessionsRun:
+    """The same on an engine that is given, real or virtual. Closes it."""
     params = fixed_length(answer)
     try:
         prompts = [random_tokens(history - answer, f"session {n}") for n in range(num_sessions)]

@@ -7,6 +7,7 @@ read off the file without running is in `labs.lint`.
 from __future__ import annotations
 
 from labs.rules.comparisons import (
+    a_moved_control_greys_the_results_out,
     both_strips_are_open,
     factors_are_above_one,
     nothing_is_said_of_an_unfinished_run,
@@ -28,6 +29,7 @@ RULES: tuple[Rule, ...] = (
     factors_are_above_one,
     both_strips_are_open,
     nothing_is_said_of_an_unfinished_run,
+    a_moved_control_greys_the_results_out,
     a_modelled_shape_is_named,
     only_the_switch_is_a_difference,
     numbers_say_how_they_were_found,

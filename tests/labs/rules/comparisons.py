@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from labs.running import ChapterRun
 
-from widgets.panels import Compare, Predict
+from widgets.panels import Compare, Pick, Predict, Tick
+from widgets.panels.base import Panel
+from widgets.panels.controls import Control
 from widgets.panels.verdict import LEAST_ROUNDS
 from widgets.panels.views import FigureView
 
@@ -117,3 +120,28 @@ def nothing_is_said_of_an_unfinished_run(run: ChapterRun) -> Iterator[str]:
         if view.headline.value or view.agreement.value:
             yield f"“{panel.title}” keeps a sentence after a stop"
         view.draw(result)
+
+
+def a_moved_control_greys_the_results_out(run: ChapterRun) -> Iterator[str]:
+    """Results of other settings than those in sight lose their colour, and get it back."""
+    for panel in run.of(Panel):
+        if panel.last is None:
+            continue
+        for control in panel.controls.values():
+            before = control.value
+            control.value = _other(control)
+            if not panel.outcome.stale:
+                yield f"“{panel.title}” shows old results in full colour after {control.name} moved"
+            control.value = before
+            if panel.outcome.stale:
+                yield f"“{panel.title}” stays grey after {control.name} moved back"
+
+
+def _other(control: Control) -> Any:
+    """Another value that the control can have."""
+    spec, now = control.spec, control.value
+    if isinstance(spec, Tick):
+        return not now
+    if isinstance(spec, Pick):
+        return next(option for option in spec.options if option != now)
+    return type(spec.low)(spec.low if now != spec.low else spec.high)

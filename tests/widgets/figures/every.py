@@ -30,7 +30,7 @@ OF_RUNS: Mapping[str, Call] = {
     "roofline_chart": lambda runs: roofline_chart(runs, DEVICES["T4"], dtype="float16"),
     "idle_sessions": lambda runs: idle_sessions({name: ["host"] for name in runs}, runs),
 }
-WITHOUT_RUNS = {"launch_bars", "split_sweep", "returning_sessions", "tier_latency"}
+WITHOUT_RUNS = {"answers", "launch_bars", "split_sweep", "returning_sessions", "tier_latency"}
 """Drawn from counts and recordings, which are never half done."""
 ELSEWHERE = {"radix_tree", "strips"}
 """Have tests of their own: a growing tree, and a figure that never says a sentence."""

@@ -142,6 +142,13 @@ def test_log_axes_are_labelled_in_decimals(draw: Call, large: Given) -> None:
             assert all(re.fullmatch(r"[\d,]+(\.\d+)?", text) for text in axis.ticktext)
 
 
+@every_figure
+def test_ratios_in_words_are_above_one(draw: Call, whole: Given) -> None:
+    first, second = whole
+    for runs_ in (whole, {second: whole[second], first: whole[first]}):
+        assert not re.search(r"\b0(\.\d+)?x", draw(runs_).takeaway)
+
+
 @two_sided
 def test_sides_are_told_apart_without_colour(draw: Call, whole: Given) -> None:
     figure = draw(whole).figure

@@ -40,6 +40,9 @@ def test_every_launch_is_in_one_bar_and_products_are_left_out_of_the_bytes() -> 
     shown = sum(sum(trace.x) for trace in whole.figure.data if trace.xaxis == "x2")
     assert shown * 1e9 == pytest.approx(moved)
     assert "torch" in figure.takeaway.lower() and figure.alt
+    assert "fewer launches and" in figure.takeaway and "fewer bytes with fused" in figure.takeaway
+    backwards = launch_bars({"fused": ways["fused"], "torch": ways["torch"]})
+    assert "more launches and" in backwards.takeaway
     many = launch_bars({way: 9 * launches for way, launches in ways.items()})
     assert not any("e+" in text for trace in many.figure.data for text in trace.text)
 

@@ -6,6 +6,7 @@ from minserve.trace import MemoryShares, RunTrace
 from tests.widgets.figures import runs
 from widgets.figures import memory_shares, parking_lot
 from widgets.figures.parking_lot import EMPTY, STRANDED, USED, stays
+from widgets.theme import format_percent
 
 CONTIGUOUS = {"memory.layout": "contiguous", "memory.reservation": "power_of_two"}
 
@@ -61,7 +62,15 @@ def test_shares_add_up_to_the_pool_and_tokens_to_what_was_kept(which: str, reque
     assert shares.used == sum(step.kv_bytes_used for step in trace.steps)
     assert min(getattr(shares, name) for name in MemoryShares.__slots__) >= 0
     drawn = memory_shares({"one": trace, "two": trace})
-    assert sum(row["share of the pool"] for row in drawn.table) == pytest.approx(2, abs=1e-3)
+    assert sum(row["share of taken KV memory"] for row in drawn.table) == pytest.approx(2, abs=1e-3)
+
+
+def test_both_figures_of_memory_quote_one_and_the_same_share(reserved: RunTrace) -> None:
+    share = format_percent(MemoryShares.of(reserved.steps).useful)
+    lot, bars = parking_lot(reserved), memory_shares(reserved)
+    assert f"fill {share} of the taken" in lot.takeaway and f": {share}." in bars.takeaway
+    first = bars.figure.data[0]
+    assert first.name == "holds tokens" and list(first.text) == [share]
 
 
 def test_a_reservation_is_future_while_it_may_be_filled_and_internal_beyond(

@@ -28,6 +28,19 @@ def test_kv_bytes_draws_the_counted_bytes(preempting: RunTrace) -> None:
     assert allocated.line.shape == "hv"
 
 
+def test_a_run_without_a_cache_allocates_nothing(off: RunTrace, on: RunTrace) -> None:
+    assert max(step.kv_bytes_allocated for step in off.steps) > 0, "pages of one step, then freed"
+    drawn = kv_bytes({"off": off, "on": on})
+    rows = [row for row in drawn.table if row["side"] == "off"]
+    assert (
+        {row["allocated bytes"] for row in rows} == {row["reserved bytes"] for row in rows} == {0}
+    )
+    first = [t for t in drawn.figure.data if t.xaxis == "x"]
+    assert {y for trace in first for y in trace.y} == {0}
+    assert "no cache: nothing is kept" in " ".join(n.text for n in drawn.figure.layout.annotations)
+    assert drawn.takeaway.startswith("Off kept no keys and values between steps. On allocated")
+
+
 def test_a_pool_far_larger_than_its_use_is_named_not_drawn(plain: RunTrace) -> None:
     drawn = kv_bytes(plain)
     pool = plain.steps[0].kv_bytes_reserved

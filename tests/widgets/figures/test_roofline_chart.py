@@ -47,3 +47,10 @@ def test_measured_roofs_are_solid_and_data_sheets_dashed(plain: RunTrace) -> Non
 
 def test_nothing_counted_says_so() -> None:
     assert roofline_chart([], ceilings()).takeaway == "No work was counted."
+
+
+def test_labels_of_neighbouring_points_stand_in_different_corners() -> None:
+    points = [RooflinePoint(f"p{n}", 1e9 * (1 + n / 10), 1e8, 1e-3) for n in range(3)]
+    drawn = roofline_chart(points, find_device("T4"), dtype="float16")
+    corners = [t.textposition for t in drawn.figure.data if t.mode == "markers+text"]
+    assert len(set(corners)) == 3

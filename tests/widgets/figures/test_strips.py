@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from minserve.trace import RunTrace
 from tests.widgets.figures import runs
 from widgets import theme
-from widgets.figures.strips import strips
+from widgets.figures.strips import _apart, strips
 from widgets.metrics import METRICS, Metric
 
 
@@ -75,7 +77,7 @@ def test_the_price_is_drawn_where_a_side_pays_it(sides):
     bars = {t.name: t for t in drawn.figure.data if t.type == "bar"}
     assert set(bars) == {"plain", "tight"}
     at = list(bars["tight"].y).index("tokens computed again")
-    assert bars["tight"].text[at] == f"{tight.recomputed_tokens} tight"
+    assert bars["tight"].text[at] == f"tokens computed again: {tight.recomputed_tokens} (tight)"
     assert bars["tight"].x[at] == 1.0 and bars["plain"].x[at] == 0.0
     without = strips({"plain": sides["plain"]}, METRICS["steps"])
     assert not any(t.type == "bar" for t in without.figure.data)
@@ -113,3 +115,30 @@ def test_a_metric_without_samples_is_refused(sides):
     flat = Metric("flat", "flat", "lower", lambda run: 1.0, str)
     with pytest.raises(ValueError, match="samples"):
         strips(sides, flat)
+
+
+@pytest.mark.parametrize(
+    "heights",
+    [[0.5], [0.5, 0.5], [1.0, 0.99, 0.98], [0.0, 0.0], [0.2, 0.9], [0.9, 0.95, 0.1, 0.92]],
+)
+def test_labels_move_apart_and_keep_their_order_and_their_strip(heights):
+    found = _apart(heights, 0.2)
+    order = sorted(range(len(heights)), key=lambda n: heights[n])
+    for below, above in itertools.pairwise(order):
+        assert found[above] - found[below] >= 0.2 - 1e-9
+    assert max(found) <= 1.0 and min(found) >= 0.0
+    if len(heights) == 2 and heights[1] - heights[0] > 0.2:
+        assert found == heights
+
+
+def test_without_a_cache_nothing_is_drawn_as_allocated():
+    off, on = runs.without_cache(), runs.with_cache()
+    # Pages hold the step's own keys and values, and are free again when it ends.
+    assert off.totals.peak_kv_bytes_allocated > 0 == off.totals.peak_kv_bytes_used
+    drawn = strips({"off": off, "on": on}, METRICS["steps"])
+    lines_of = {trace.name: trace for trace in drawn.figure.data}
+    assert set(lines_of["off allocated"].y) == set(lines_of["off used"].y) == {0}
+    assert max(lines_of["on allocated"].y) > 0
+    assert "off: 0 bytes kept" in labels(drawn)
+    assert drawn.table[0]["KV memory, peak"] == "0 bytes kept"
+    assert "0 bytes kept" in drawn.alt and "allocated" in drawn.table[1]["KV memory, peak"]

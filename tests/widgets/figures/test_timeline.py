@@ -148,7 +148,7 @@ def stalled(whole: bool) -> RunTrace:
 
 
 def names(figure) -> list:
-    return [t for t in figure.data if t.type == "scatter" and t.mode == "lines+text"]
+    return [t for t in figure.data if t.type == "scatter" and t.mode == "text"]
 
 
 def test_a_wait_for_a_token_is_hatched_and_the_longest_is_named() -> None:

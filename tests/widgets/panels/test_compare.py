@@ -41,7 +41,7 @@ def test_a_comparison_measures_counts_models_and_keeps_its_invariant(headless):
     assert result.verdict.outcome == "better" and result.verdict.exact
     steps = result.metrics["steps"]
     assert result.sentence() == (
-        f"“on”: {theme.format_ratio(1 / steps.verdict.ratio.median)} fewer steps; engine steps is "
+        f"“on”: {theme.format_ratio(1 / steps.verdict.ratio.median)} fewer steps; engine steps: "
         f"{steps.quoted['on']:.0f} steps with “on”, {steps.quoted['off']:.0f} steps with “off” "
         "(counted)"
     )
@@ -81,7 +81,7 @@ def test_off_against_off_has_no_difference_in_what_is_counted(headless):
     panel.run()
     assert panel.result.verdict.outcome == "same"
     assert panel.result.changed == {}
-    assert panel.result.sentence().startswith("The same memory traffic")
+    assert panel.result.sentence().startswith("The same; memory traffic: ")
     for name in ("steps", "flops", "peak_kv_bytes"):
         assert panel.result.metrics[name].verdict.outcome == "same"
 
@@ -108,7 +108,7 @@ def test_live_the_reader_sees_figures_first_and_quoted_numbers_last():
     strips = panel.view.strips.shown
     assert strips is not None
     assert any("<b>" in note.text for note in strips.figure.layout.annotations)
-    assert panel.view.widget in panel._slot.children[0].children
+    assert panel.view.widget in panel.results.children
     assert "rounds" in panel.view.headline.value
     assert "Done." in panel.status.value
     titles = panel.view.more.titles
@@ -289,7 +289,9 @@ def test_every_control_reaches_the_side_it_belongs_to(headless):
     panel.run()
     assert "changed" not in panel.status.value
     panel.controls["spread"].value = 4
-    assert "Settings have changed" in panel.status.value
+    assert panel.outcome.stale
+    panel.controls["spread"].value = 3
+    assert not panel.outcome.stale, "these are the settings that were run"
     assert seen[-1] == (3, "b", 0.25)
     assert panel.result.counts["on"].requests == 3
     assert panel.result.changed == {}
@@ -327,7 +329,7 @@ def test_masked_results_are_not_in_the_page_and_live_figures_are_not_drawn():
     (veil,) = panel._slot.children
     assert "later" in veil.value
     panel.unmask("me")
-    assert panel._slot.children == (panel.results,)
+    assert panel._slot.children == (panel.outcome.widget,)
 
 
 def test_a_chapters_own_figures_and_facts_follow_the_mask(capsys):

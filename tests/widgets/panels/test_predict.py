@@ -42,7 +42,7 @@ def predict(compare):
 
 
 def hidden(panel):
-    return panel.results not in panel._slot.children
+    return panel.outcome.widget not in panel._slot.children
 
 
 def run(panel):

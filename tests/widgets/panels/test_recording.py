@@ -209,3 +209,13 @@ def test_a_twin_needs_its_side(labs):
     own = RunTrace(header=other)
     with pytest.raises(ValueError, match="a twin of 'B', and the runs are A"):
         throughput({"A": own, "B, recorded": Twin("B", trace)})
+
+
+def test_the_badge_lists_what_is_recorded_and_says_how(labs, tmp_path):
+    found = recording_module.Recordings()
+    assert found.chapters == sorted(run.chapter for run in CHAPTERS) and "45a" in found.text
+    empty = recording_module.Recordings(tmp_path / "empty")
+    assert empty.text == "GPU recordings: none yet"
+    for each in (found, empty):
+        assert each.text in each.widget.value and "PARTS=chapters" in each.widget.value
+        assert repr(each).startswith(each.text)

@@ -102,9 +102,9 @@ def test_a_function_may_be_the_model_and_a_mask_hides_the_line(headless):
     panel.mask("me", "later")
     panel.run()
     assert panel.result.modelled == {8: 16.0, 16: 32.0}
-    assert panel.results not in panel._slot.children
+    assert panel.outcome.widget not in panel._slot.children
     panel.unmask("me")
-    assert panel.results in panel._slot.children
+    assert panel.outcome.widget in panel._slot.children
 
 
 def test_a_sweep_can_be_stopped():

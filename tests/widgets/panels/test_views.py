@@ -74,7 +74,10 @@ def test_every_panel_brings_its_style_sheet() -> None:
 
     shown = Shown()._repr_mimebundle_()["application/vnd.jupyter.widget-view+json"]
     page = widgets.widget._instances[shown["model_id"]]
-    assert page.children[0].value == theme.STYLE and page.children[1] is Shown.widget
+    sheet, widget = page.children
+    assert theme.STYLE.removeprefix("<style>") in sheet.value and widget is Shown.widget
+    # JupyterLab's shortcuts are not for keys that are pressed in a panel.
+    assert "lmSuppressShortcuts" in sheet.value
     assert page._dom_classes == ("lab",)
     text = fallback.bundle(Shown.widget, "words")["text/plain"]
     assert text.startswith("words")
@@ -92,7 +95,8 @@ def test_a_still_figure_follows_the_page_as_a_live_one_does(
 def test_a_sentence_says_its_kind_by_a_sign_too() -> None:
     signs = {kind: re.sub("<[^>]*>", "", views.sentence("x", kind)) for kind in ("good", "bad")}
     assert signs == {"good": "✓ x", "bad": "✗ x"}
-    assert "border" not in views.sentence("Done.")
+    edges = {views.sentence("x", kind).count("border-left:3px") for kind in views._SIGNS}
+    assert edges == {1}, "sentences of all kinds begin below each other"
 
 
 def test_facts_of_two_sides_stand_side_by_side() -> None:

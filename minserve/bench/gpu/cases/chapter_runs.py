@@ -61,6 +61,11 @@ def _one_long_prompt() -> Traffic:
     return at_once(_random_prompts(45, [32] * 8 + [1900]), lengths)
 
 
+def _four_essays() -> Traffic:
+    lengths = [fixed_length(120 if n in (2, 3, 4, 5) else 6) for n in range(24)]
+    return at_once(_random_prompts(45, [24] * 24), lengths)
+
+
 def _equal_requests() -> Traffic:
     return at_once(_random_prompts(46, [40] * 4), [fixed_length(24)] * 4)
 
@@ -102,6 +107,19 @@ CHAPTERS: tuple[ChapterRun, ...] = (
         {"scheduling.enable_chunked_prefill": True},
         _one_long_prompt,
         ("whole", "chunked"),
+    ),
+    ChapterRun(
+        "45c",
+        _FLOAT32.with_values(
+            {
+                "scheduling.max_num_seqs": 4,
+                "scheduling.mlfq_quantum": 8,
+                "scheduling.starvation_limit_s": 600.0,
+            }
+        ),
+        {"scheduling.order": "mlfq"},
+        _four_essays,
+        ("first come", "feedback"),
     ),
     ChapterRun(
         "46",

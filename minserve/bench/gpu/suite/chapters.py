@@ -36,6 +36,7 @@ _READ: dict[str, Callable[[RunTrace], Any]] = {
     "duration_s": lambda trace: trace.totals.duration_s,
     "tpot_p50_s": _figure("tpot_s", "p50"),
     "e2e_p50_s": _figure("e2e_s", "p50"),
+    "e2e_mean_s": _figure("e2e_s", "mean"),
     "itl_max_s": _figure("itl_s", "max"),
 }
 """Figure -> how to read it from a trace; these are measured, so they have a spread."""
