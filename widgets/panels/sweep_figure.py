@@ -36,7 +36,9 @@ def sweep_figure(result: SweepResult, *, complete: bool = True) -> LabFigure:
         raise ValueError("a sweep's figure needs at least one measured value")
     values = sorted(result.points, key=_order)
     kinds = {header.provenance for header in result.headers.values()}
-    kind = "counted" if result.exact and kinds == {"measured"} else next(iter(kinds), "measured")
+    # A count is the same on the virtual clock: only a time is modelled there.
+    counted = result.exact and (result.metric.counted or kinds == {"measured"})
+    kind = "counted" if counted else next(iter(kinds), "measured")
     # Counts of one side are bars, and bars stand side by side whatever their distance.
     bars = kind == "counted" and not result.is_ratio
     numeric = all(_is_number(value) for value in values) and not bars

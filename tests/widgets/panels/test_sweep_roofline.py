@@ -95,6 +95,16 @@ def test_on_the_virtual_clock_a_sweep_is_all_facts(headless, monkeypatch):
     assert trace.line.dash == "dash" and list(trace.x) == ["continuous", "static"]
 
 
+@pytest.mark.parametrize(("metric", "kind"), [("flops", "counted"), ("duration_s", "modelled")])
+def test_a_count_stays_a_count_on_the_virtual_clock(headless, metric, kind):
+    panel = Sweep(STATIC, "longest", [2, 6], lengths, switch=SWITCH, metric=metric, modelled=COST,
+                  clock="virtual")  # fmt: skip
+    panel.run()
+    names = {trace.name for trace in panel.view.shown.figure.data}
+    assert kind in names and {"counted", "modelled"} & names == {kind}
+    assert all(f"({kind})" in fact for fact in panel.result.facts())
+
+
 def test_a_function_may_be_the_model_and_a_mask_hides_the_line(headless):
     panel = Sweep(
         BASE, "memory.block_size", [8, 16], tiny, rounds=3, modelled=lambda size: 2 * size
