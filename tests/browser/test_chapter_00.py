@@ -59,7 +59,7 @@ def test_a_guess_is_scored_and_shows_what_was_hidden(chapter: Notebook) -> None:
     guess = chapter.estimates.first
     guess.get_by_role("button", name="10x").click()
     guess.get_by_role("button", name="Check").click()
-    expect(chapter.panel(RACE).get_by_text("so far").first).to_be_visible(timeout=RUN_MS)
+    expect(chapter.panel(RACE).get_by_text("Drawn live").first).to_be_visible(timeout=RUN_MS)
     expect(guess.get_by_role("status").first).to_contain_text(SCORED, timeout=RUN_MS)
     assert chapter.lab.scores()["00.last_token"]["out_of"] == 1
 

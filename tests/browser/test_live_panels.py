@@ -84,7 +84,7 @@ def test_before_commit_nothing_runs_and_nothing_is_shown(notebook: Notebook) -> 
     expect(predict.get_by_text("Choose something first.")).to_be_visible()
     assert notebook.outputs.get_by_text(HIDDEN).count() == 2
     expect(notebook.plots).to_have_count(0)
-    expect(panel.get_by_text("so far")).to_have_count(0)
+    expect(panel.get_by_text("Drawn live")).to_have_count(0)
 
 
 def test_commit_starts_the_run_in_view(notebook: Notebook) -> None:
@@ -95,7 +95,7 @@ def test_commit_starts_the_run_in_view(notebook: Notebook) -> None:
     predict.get_by_role("button", name="Commit").click()
     expect(predict.get_by_text("Committed. Watch the run.")).to_be_visible()
     expect(panel.get_by_text("Live: “static” is running.")).to_be_visible(timeout=RUN_MS)
-    expect(panel.get_by_text("so far")).to_be_visible()
+    expect(panel.get_by_text("Drawn live")).to_be_visible()
     assert notebook.drawn_plot(panel)["traces"]
     assert "99.flip" not in notebook.lab.scores()
 
