@@ -260,8 +260,11 @@ class CompareResult:
             for name, trace in self.traces.items():
                 found |= _counted(name, trace)
         for name, trace in virtual.items():
-            found |= _counted(name, trace)
-            found[f"{name}: virtual seconds"] = round(trace.totals.duration_s, 6)
+            header = trace.header
+            # Beside the requests of the model that ran, another model's counts say whose they are.
+            who = name if virtual is self.traces else f"{name}, {header.model} on {header.device}"
+            found |= _counted(who, trace)
+            found[f"{who}: virtual seconds"] = round(trace.totals.duration_s, 6)
         if self.recording is not None:
             found |= recorded_facts(self.recording, [self.metrics[self.headline].metric])
         return found
