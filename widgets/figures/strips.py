@@ -7,49 +7,33 @@ where a side pays something, the price as counted bars.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from minserve.trace import StepTrace
-from minserve.trace.totals import RunTotals
 from widgets import theme
 from widgets.figures import sides as given
 from widgets.figures.lab_figure import LabFigure, Row
 from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
-from widgets.metrics import Metric, Sample, allocated_bytes, keeps
+from widgets.figures.strip_rows import (
+    PRICES,
+    Price,
+    apart,
+    draw_memory,
+    draw_prices,
+    end_of,
+    peak,
+)
+from widgets.metrics import Metric, Sample
 
 _LABELS_PX = 190
 """Room for the values, right of the strips."""
 _UNTITLED_PX = 62
 """Room for the legend and the first strip's name, where there is no title."""
 _TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 36, 66
-
-
-@dataclass(frozen=True)
-class _Price:
-    """Something a side may pay with, over its whole run."""
-
-    label: str
-    read: Callable[[RunTotals], float]
-    show: Callable[[float], str] = lambda value: theme.format_count(round(value))
-
-
-PRICES = (
-    _Price("tokens computed again", lambda t: t.recomputed_tokens),
-    _Price("requests preempted", lambda t: t.preemptions),
-    _Price("padded rows", lambda t: t.padded_rows),
-    _Price("rows computed in vain", lambda t: t.discarded_tokens),
-    _Price("pages copied", lambda t: t.copied_blocks),
-    _Price("pages moved to or from the host", lambda t: t.swapped_out_blocks + t.swapped_in_blocks),
-    _Price("host memory, peak", lambda t: t.peak_host_bytes, theme.format_bytes),
-    _Price("graphs compiled", lambda t: t.compiled_graphs),
-)
 
 
 def strips(
@@ -66,7 +50,7 @@ def strips(
         )
     shown = given.sides(runs)
     own = [side for side in shown if not side.is_twin]
-    end_s = max((_end_s(side) for side in shown), default=0.0)
+    end_s = max((end_of(side) for side in shown), default=0.0)
     factor, seconds = theme.time_unit(end_s)
     paid = [each for each in PRICES if any(each.read(side.run.totals) > 0 for side in own)]
     heights = [_TOP_PX, _MEMORY_PX]
@@ -81,9 +65,9 @@ def strips(
     )  # fmt: skip
     theme.style_panels(figure)
     notes = _draw_metric(figure, shown, metric, factor, complete)
-    _draw_memory(figure, own, factor)
+    draw_memory(figure, own, factor)
     if paid:
-        _draw_prices(figure, own, paid)
+        draw_prices(figure, own, paid)
     times = {"range": [0, end_s * factor * 1.01 or 1.0], "automargin": True}
     figure.update_xaxes(**times, showticklabels=False, row=1, col=1)
     figure.update_xaxes(**times, title=given.axis_title("time", seconds, shown), row=2, col=1)
@@ -101,10 +85,6 @@ def strips(
         alt=_alt(own, metric, paid),
         table=[_row(side, metric, paid) for side in shown],
     )
-
-
-def _end_s(side: Side) -> float:
-    return max((step.end_s - side.origin_s for step in side.run.steps[-1:]), default=0.0)
 
 
 def _draw_metric(
@@ -196,7 +176,7 @@ def _draw_samples(
     }
     if not dots:
         if metric.style == "line" and x:
-            x, y = [*x, factor * _end_s(side)], [*y, y[-1]]
+            x, y = [*x, factor * end_of(side)], [*y, y[-1]]
         shape = "hv" if metric.style in ("line", "total", "finish") else "linear"
         look = {
             "mode": "lines+markers",
@@ -215,7 +195,7 @@ def _draw_samples(
 
 
 def _level(side: Side, factor: float, y: float) -> go.Scatter:
-    return _line(side, [0, factor * _end_s(side)], [y, y])
+    return _line(side, [0, factor * end_of(side)], [y, y])
 
 
 def _line(side: Side, x: list[float], y: list[float]) -> go.Scatter:
@@ -230,7 +210,7 @@ def _label_values(
 ) -> None:
     """Each side's value right of the strip, at its height."""
     heights = [scale * value / (1.08 * top) if top else 0.0 for _, value, _ in places]
-    for (side, _, text), height in zip(places, _apart(heights, 0.22), strict=True):
+    for (side, _, text), height in zip(places, apart(heights, 0.22), strict=True):
         kind = " (recorded)" if side.is_twin else ""
         name = f"{side.label}<br>" if side.name else ""
         figure.add_annotation(
@@ -241,147 +221,24 @@ def _label_values(
         )  # fmt: skip
 
 
-def _apart(heights: Sequence[float], least: float) -> list[float]:
-    """Heights between 0 and 1, moved as little as it takes to be `least` apart, in their order."""
-    order = sorted(range(len(heights)), key=lambda n: heights[n])
-    found = [min(max(height, 0.06), 1.0) for height in heights]
-    for below, above in itertools.pairwise(order):
-        found[above] = max(found[above], found[below] + least)
-    if order and found[order[-1]] > 1.0:
-        found[order[-1]] = 1.0
-    for below, above in itertools.pairwise(order[::-1]):
-        found[above] = min(found[above], found[below] - least)
-    return found
-
-
-def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
-    highest = max(
-        (
-            max(allocated_bytes(s.run, step), *_beside(step).values())
-            for s in own
-            for step in s.run.steps
-        ),
-        default=0,
-    )
-    divisor, unit = theme.byte_unit(highest)
-    labels: list[tuple[Side, float, str]] = []
-    for side in own:
-        steps = thinned(side.run.steps, theme.MAX_MARKS // 2, key=lambda s: s.kv_bytes_allocated)
-        if not steps:
-            continue
-        x = [factor * (step.start_s - side.origin_s) for step in steps]
-        x.append(factor * _end_s(side))
-        owned = [allocated_bytes(side.run, step) / divisor for step in steps]
-        used = [step.kv_bytes_used / divisor for step in steps]
-        filled = [min(pair) for pair in zip(used, owned, strict=True)]
-        shape = side.pattern
-        for name, y, width, opacity in (("used", filled, 0.0, 0.3), ("allocated", owned, 2.0, 0.0)):
-            figure.add_trace(
-                go.Scatter(
-                    x=x, y=y + y[-1:], name=f"{side.label} {name}", showlegend=False,
-                    mode="lines" if opacity else "lines+markers", legendgroup=side.key,
-                    marker={"symbol": side.symbol, "size": 6, "maxdisplayed": 8},
-                    line={"color": side.colour, "width": width, "shape": "hv"},
-                    fill="tozeroy" if opacity else None,
-                    fillcolor=theme.translucent(side.colour, opacity) if opacity else None,
-                    fillpattern={"shape": shape, "size": 8, "solidity": 0.2, "fillmode": "overlay",
-                                 "fgcolor": side.colour} if opacity and shape else None,
-                    hovertemplate=f"{name} %{{y:.3g}} {unit}<extra>{side.label}</extra>",
-                ),
-                row=2, col=1,
-            )  # fmt: skip
-        labels.append((side, max(owned), _peak(side)))
-        for name in _beside(steps[0]):
-            y = [_beside(step)[name] / divisor for step in steps]
-            if max(y) <= 0:
-                continue
-            figure.add_trace(
-                go.Scatter(
-                    x=x, y=y + y[-1:], mode="lines+markers", showlegend=False,
-                    legendgroup=side.key, name=f"{side.label} {name}",
-                    line={"color": side.colour, "width": 1, "shape": "hv"},
-                    marker={"symbol": side.symbol, "size": 4, "maxdisplayed": 12},
-                    hovertemplate=f"{name} %{{y:.3g}} {unit}<extra>{side.label}</extra>",
-                ),
-                row=2, col=1,
-            )  # fmt: skip
-            labels.append((side, max(y), f"{theme.format_bytes(max(y) * divisor)} {name}"))
-    figure.update_yaxes(
-        range=[0, 1.1 * highest / divisor or 1.0], title={"text": unit}, showline=False,
-        row=2, col=1,
-    )  # fmt: skip
-    _label_memory(figure, labels, 1.1 * highest / divisor or 1.0)
-
-
-def _peak(side: Side) -> str:
-    """Most KV memory allocated; a run without a cache keeps no page beyond its step."""
-    if not keeps(side.run):
-        return "0 bytes kept"
-    return f"{theme.format_bytes(side.run.totals.peak_kv_bytes_allocated)} allocated"
-
-
-def _beside(step: StepTrace) -> dict[str, float]:
-    """Bytes that no running request owns, by where they lie."""
-    page = step.kv_bytes_reserved / step.blocks_total if step.blocks_total else 0.0
-    return {
-        "kept for hits": step.blocks.cached_blocks * page,
-        "in host memory": float(step.blocks.host_bytes),
-    }
-
-
-def _label_memory(figure: go.Figure, labels: Sequence[tuple[Side, float, str]], top: float) -> None:
-    heights = _apart([value / top for _, value, _ in labels], 0.15)
-    for (side, _, text), height in zip(labels, heights, strict=True):
-        figure.add_annotation(
-            text=f"{side.label}: {theme.plot_text(text)}" if side.name else theme.plot_text(text),
-            showarrow=False, align="left", x=1.0, xref="paper", xanchor="left", xshift=8,
-            y=height, yref="y2 domain", yanchor="middle",
-            font={"size": 11, "color": side.colour},
-        )  # fmt: skip
-
-
-def _draw_prices(figure: go.Figure, own: Sequence[Side], paid: Sequence[_Price]) -> None:
-    """Bars as long as their share of the larger side's: every price has a unit of its own."""
-    labels = [each.label for each in paid]
-    most = [max(each.read(side.run.totals) for side in own) for each in paid]
-    for side in own:
-        values = [each.read(side.run.totals) for each in paid]
-        figure.add_trace(
-            go.Bar(
-                y=labels, x=[value / top for value, top in zip(values, most, strict=True)],
-                orientation="h", name=side.label or "the run", legendgroup=side.key,
-                showlegend=False,
-                marker=theme.Look(side.name, side.colour, side.pattern).marker(),
-                # Beside the bars: names in the margin would make all strips narrower.
-                text=[f"{each.label}: {each.show(value)} {f'({side.label})' * bool(side.name)}"
-                      for each, value in zip(paid, values, strict=True)],
-                textposition="outside", cliponaxis=False, textfont={"size": 12},
-                hovertemplate="%{text}<extra></extra>",
-            ),
-            row=3, col=1,
-        )  # fmt: skip
-    figure.update_xaxes(range=[0, 1.5], visible=False, row=3, col=1)
-    figure.update_yaxes(autorange="reversed", visible=False, row=3, col=1)
-
-
-def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[_Price]) -> str:
+def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[Price]) -> str:
     told = []
     for side in own:
         value, totals = _value(side, metric), side.run.totals
         said = "nothing yet" if value is None else metric.show(value)
         words = [f"{side.called('The run')}: {metric.label} {said}"]
-        words.append(f"KV memory at its peak: {_peak(side)}")
+        words.append(f"KV memory at its peak: {peak(side)}")
         words += [f"{each.label} {each.show(each.read(totals))}" for each in paid]
         told.append(", ".join(words) + ".")
     return f"Strips over time: {metric.label}, and KV memory. " + " ".join(told)
 
 
-def _row(side: Side, metric: Metric, paid: Sequence[_Price]) -> Row:
+def _row(side: Side, metric: Metric, paid: Sequence[Price]) -> Row:
     name: Row = {"side": side.name} if side.name else {}
     value, totals = _value(side, metric), side.run.totals
     return (
         name
         | {metric.label: "" if value is None else metric.show(value)}
-        | {"KV memory, peak": _peak(side)}
+        | {"KV memory, peak": peak(side)}
         | {each.label: each.show(each.read(totals)) for each in paid}
     )

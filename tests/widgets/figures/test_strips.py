@@ -9,7 +9,8 @@ import pytest
 from minserve.trace import RunTrace
 from tests.widgets.figures import runs
 from widgets import theme
-from widgets.figures.strips import _apart, strips
+from widgets.figures.strip_rows import apart
+from widgets.figures.strips import strips
 from widgets.metrics import METRICS, Metric
 
 
@@ -122,7 +123,7 @@ def test_a_metric_without_samples_is_refused(sides):
     [[0.5], [0.5, 0.5], [1.0, 0.99, 0.98], [0.0, 0.0], [0.2, 0.9], [0.9, 0.95, 0.1, 0.92]],
 )
 def test_labels_move_apart_and_keep_their_order_and_their_strip(heights):
-    found = _apart(heights, 0.2)
+    found = apart(heights, 0.2)
     order = sorted(range(len(heights)), key=lambda n: heights[n])
     for below, above in itertools.pairwise(order):
         assert found[above] - found[below] >= 0.2 - 1e-9
