@@ -39,6 +39,8 @@ class Mistake:
             {
                 "out": attention(case, self.name).tolist(),
                 "bytes": 4 * case["dim"] * ((self.keys + self.values) * case["context"] + 2),
+                "widest": case["tile"] * case["dim"],
+                "loads": (self.keys + self.values) * num_tiles(case),
             }
             for case in SHAPES
         ]
@@ -61,15 +63,19 @@ def attention(case: dict[str, Any], wrong: str = "") -> Tensor:
         stop = min(start + case["tile"], case["context"])
         scores = keys[start:stop] @ q * scale
         v = values[start:stop]
+        if wrong == "skipped" and stop < start + case["tile"]:
+            break
         if wrong == "behind" and stop < start + case["tile"]:
             return torch.full((case["dim"],), math.nan).double()
         if wrong == "tail":
             missing = start + case["tile"] - stop
             scores = torch.cat([scores, torch.zeros(missing)])
             v = torch.cat([v, torch.zeros(missing, case["dim"])])
-        newest = 0.0 if wrong == "overflow" else max(best, scores.max().item())
-        shrink = 1.0 if wrong == "overflow" else math.exp(best - newest)
         # A kernel's exponentials are float32: they overflow where it forgets the maximum.
+        newest = 0.0 if wrong == "overflow" else max(best, scores.max().item())
+        if wrong == "own maximum":
+            newest = scores.max().item()
+        shrink = 1.0 if wrong == "overflow" else torch.tensor(best - newest).exp().item()
         weights = (scores - newest).float().exp().double()
         total = total * (1.0 if wrong in ("nothing shrinks", "the sum") else shrink)
         out = out * (1.0 if wrong in ("nothing shrinks", "the output") else shrink)
@@ -79,6 +85,13 @@ def attention(case: dict[str, Any], wrong: str = "") -> Tensor:
 
 SHAPES: list[dict[str, Any]] = []
 ALLOWED = 1e-4
+LOADS_A_TILE = 2
+"""Allowed for the keys of a tile, and as many for its values: one is enough."""
+
+
+def num_tiles(case: dict[str, Any]) -> int:
+    """Tiles of a case's context, the last one perhaps not full."""
+    return int(-(-case["context"] // case["tile"]))
 
 
 def least_bytes(case: dict[str, Any]) -> int:
@@ -98,8 +111,8 @@ def _case(name: str, case: dict[str, Any]) -> Case:
         off = (got - expected).abs().max().item()
         if not off < ALLOWED:
             raise Wrong(
-                f"`{told}`: the output is off by {off:.3g}, and {ALLOWED:g} is allowed; it starts "
-                f"with {got[0].item():.4f}, expected {expected[0].item():.4f}",
+                f"`{told}`: the output {_off(off)}; it starts with {got[0].item():.4f}, expected "
+                f"{expected[0].item():.4f}",
                 got=got.tolist(),
             )
         # A tile of each may be loaded beyond the last key, where nothing is used of it.
@@ -111,17 +124,39 @@ def _case(name: str, case: dict[str, Any]) -> Case:
                 got=("bytes", found["bytes"]),
             )
 
+        if found["widest"] > case["tile"] * case["dim"]:
+            raise Wrong(
+                f"`{told}`: the output is right, but one load takes "
+                f"{found['widest'] // case['dim']} keys at once, and KEYS is {case['tile']}",
+                got=("widest", found["widest"]),
+            )
+        tiles = num_tiles(case)
+        if found["loads"] > 2 * LOADS_A_TILE * tiles:
+            raise Wrong(
+                f"`{told}`: the output is right, but {found['loads']} loads read {tiles} "
+                f"{'tile' if tiles == 1 else 'tiles'} of {case['tile']} keys: take KEYS keys with "
+                "one load",
+                got=("loads", found["loads"]),
+            )
+
     return Case(name, run)
+
+
+def _off(off: float) -> str:
+    if math.isnan(off):
+        return "holds NaN (not a number)"
+    return f"is off by {off:.3g}, and {ALLOWED:g} is allowed"
 
 
 CASES = (
     _case("one whole tile", shape(16)),
     _case("the largest score comes first", shape(64, peak=0)),
     _case("it comes last", shape(64, peak=3)),
-    _case("a last tile that is not full", shape(37)),
+    _case("a last tile that is not full", shape(37, seed=58)),
     _case("scores of several hundred", shape(64, size=300.0, peak=1)),
     _case("a single key", shape(1)),
     _case("other tiles, other heads", shape(70, tile=32, dim=32)),
+    _case("a single tile, scores of several hundred", shape(16, size=300.0)),
 )
 NUM_DRAWN = 8
 KEY = "46.online_softmax"
@@ -267,6 +302,22 @@ EXERCISE = Exercise(
                 _changed(
                     ("tl.exp(scores - newest)", "tl.exp(scores)"), ("tl.exp(best - newest)", "1.0")
                 ),
+            ),
+        ),
+        Misconception(
+            "own maximum",
+            "You subtract each tile's own maximum, even where an earlier tile had a larger one. "
+            "exp(old - new) then grows, and overflows. The running maximum is the larger of both.",
+            (Mistake("own maximum"),),
+            written=(_changed(("tl.maximum(best, tl.max(scores, 0))", "tl.max(scores, 0)")),),
+        ),
+        Misconception(
+            "skipped",
+            "You leave out the last tile where it is not full. Let the loop go up to context in "
+            "steps of KEYS, and mask the keys that are not there.",
+            (Mistake("skipped"),),
+            written=(
+                _changed(("range(0, context, KEYS)", "range(0, context // KEYS * KEYS, KEYS)")),
             ),
         ),
         Misconception(

@@ -15,6 +15,8 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,25 @@ def _late(number: int, frame: Any) -> None:
     raise Late
 
 
+@contextmanager
+def lanes() -> Iterator[list[int]]:
+    """Inside `watch`: the lanes of every load, masked ones too."""
+    from triton.runtime import interpreter
+
+    builder, found = interpreter.interpreter_builder, []
+    counted = builder.create_masked_load
+
+    def load(ptrs: Any, *rest: Any, **named: Any) -> Any:
+        found.append(int(ptrs.data.size))
+        return counted(ptrs, *rest, **named)
+
+    builder.create_masked_load = load
+    try:
+        yield found
+    finally:
+        builder.create_masked_load = counted
+
+
 def run(attend_kernel: Any, case: dict[str, Any], limit_s: float) -> dict[str, Any]:
     """What the reader's function made of one case."""
     from minserve.kernels.triton.analysis.traffic import watch
@@ -71,7 +92,7 @@ def run(attend_kernel: Any, case: dict[str, Any], limit_s: float) -> dict[str, A
     signal.signal(signal.SIGPROF, _late)
     signal.setitimer(signal.ITIMER_PROF, limit_s)
     try:
-        with watch() as traffic:
+        with watch() as traffic, lanes() as loads:
             attend_kernel[(1,)](
                 q, torch.cat([keys, behind]), torch.cat([values, behind]), out, case["context"],
                 case["scale"], KEYS=case["tile"], DIM=case["dim"],
@@ -82,7 +103,13 @@ def run(attend_kernel: Any, case: dict[str, Any], limit_s: float) -> dict[str, A
         return {"error": told(error)}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return {"out": out.tolist(), "bytes": traffic.requested.total}
+    # The first load is the query's.
+    return {
+        "out": out.tolist(),
+        "bytes": traffic.requested.total,
+        "widest": max(loads[1:], default=0),
+        "loads": len(loads) - 1,
+    }
 
 
 def told(error: BaseException) -> dict[str, Any]:

@@ -225,9 +225,9 @@ KERNELS = {
     "tuple": (("return out / total", "return out, total"), "a tuple, `(out, total)`", ""),
     "string": (("return out / total", "return 'out'"), "the text 'out'", ""),
     "float": (("return out / total", "return 3.5"), "starts with 3.5000, expected 0.", ""),
-    "NaN": (("return out / total", 'return out / total * float("nan")'), "off by nan", ""),
-    "one key fewer": (("range(0, context, KEYS)", "range(0, context - 1, KEYS)"), "off by", ""),
-    "one key more": (("key < context", "key <= context"), "the output is off by", ""),
+    "NaN": (("return out / total", 'return out / total * float("nan")'), "holds NaN", ""),
+    "one key fewer": (("range(0, context, KEYS)", "range(0, context - 1, KEYS)"), "holds NaN", ""),
+    "one key more": (("key < context", "key <= context"), "the output holds NaN", ""),
     "negative": (("return out / total", "return -out / total"), "the output is off by", ""),
     "huge number": (("return out / total", "return out / total * 1e30"), "off by", ""),
     "prints": (("return out", "print('x' * 100000)\n    return 1.0 + out"), "off by", ""),
@@ -248,6 +248,38 @@ def test_a_kernel_that_breaks_or_is_beside_the_right_one_is_no_misconception(mis
     met = report.misconception.name if report.misconception else None
     assert report.status == "failed" and met == SAME_KERNEL.get(mistake), str(report)
     assert all(each in report.told.text for each in words), str(report)
+
+
+TILES = {
+    "a key at a time": (
+        (
+            ("range(0, context, KEYS)", "range(0, context)"),
+            ("start + tl.arange(0, KEYS)", "start + tl.arange(0, 1)"),
+        ),
+        "take KEYS keys with one load",
+    ),
+    "all keys at once": (
+        (
+            ("range(0, context, KEYS)", "range(0, context, 128)"),
+            ("start + tl.arange(0, KEYS)", "start + tl.arange(0, 128)"),
+        ),
+        "128 keys at once",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", TILES)
+def test_a_kernel_that_does_not_read_tile_by_tile_fails(way):
+    """Right outputs and right bytes, and no online softmax needed."""
+    exercise, solution = loaded("46_online_softmax")
+    text, (changes, words) = inspect.getsource(solution), TILES[way]
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    report = check(fuzz.typed(exercise, text), exercise)
+    assert report.status == "failed" and report.misconception is None, str(report)
+    assert words in report.told.text, str(report)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ that running the cell that defines it again is enough. Knows nothing about any p
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class Check(Panel):
         self.solution_button.disabled = not self.name
         self.hints, self.solution_view, self.report = views.html(), views.html(), views.html()
         name = self.exercise.function
-        task = views.html(f"<p>{escape(self.exercise.task)} (<code>{escape(name)}</code>)</p>")
+        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(self.exercise.task))
+        task = views.html(f"<p>{text} (<code>{escape(name)}</code>)</p>")
         self.settings.children = (task,)
         self.picture = views.FigureView()
         self.results.children = (self.report,)

@@ -78,10 +78,10 @@ class Report:
             lines.append(self.misconception.message)
         told = self.told
         if told is not None and told.kind != "wrong":
-            lines.append(f"{told.sentence()}.")
+            lines.append(_ended(told.sentence()))
         lines.append(self.covered)
         if told is not None and told.kind == "wrong":
-            lines.append(f"First failure: {told.sentence()}.")
+            lines.append(_ended(f"First failure: {told.sentence()}"))
         if told is not None and told.printed:
             lines.append(f"In this case your code printed: {told.printed}")
         if self.score is not None:
@@ -90,6 +90,10 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(self.sentences())
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
 
 
 def check(
@@ -194,7 +198,8 @@ def _told(error: BaseException, asked: Asked, solution: Any) -> tuple[Kind, str]
         text = str(error) + explain.stuck_at(error.frame, solution)
         if asked.pending:
             text = f"`{asked.pending}`: {text}"
-        return "time", text + ("" if error.stuck else "; is there a loop that never ends?")
+        slow = "; is there a loop that never ends, or one that tries far too many ways?"
+        return "time", text + ("" if error.stuck else slow)
     if isinstance(error, WrongTypeError):
         return "type", str(error)
     if isinstance(error, Wrong):

@@ -365,12 +365,18 @@ def _answered(question: Question, measured: str = "") -> str:
     return "".join(lines)
 
 
+def _factor(guess: Guess) -> str:
+    """With its direction: 3x up is wrong where the quantity went 3x down."""
+    way = f" {guess.direction}" if guess.direction in ("up", "down") else ""
+    return f"a factor of {theme.format_ratio(guess.factor or 1.0)}{way}"
+
+
 def _feedback(question: Question, guess: Guess, one: Score | None, measured: str) -> str:
     lines = [_heading(f"{measured}.")]
     chosen = None if guess.reason is None else question.reasons[guess.reason]
     said = {
         "direction": guess.direction and f"You said it {_words(guess.direction)}",
-        "factor": guess.ratio and f"You said a factor of {theme.format_ratio(guess.factor or 1.0)}",
+        "factor": guess.ratio and f"You said {_factor(guess)}",
         "reason": chosen and f"{chosen.text} {chosen.feedback}",
     }
     for part in _PARTS:

@@ -38,10 +38,8 @@ class SplitsResult:
     def facts(self) -> dict[str, Any]:
         """Counts and modelled times, the same on every machine."""
         found: dict[str, Any] = {
-            theme.format_count(
-                cost.parts, "part"
-            ): f"{cost.programs} programs, {cost.bytes:,} bytes, "
-            f"modelled {cost.modelled_s * 1e6:.2f} µs"
+            theme.format_count(cost.parts, "part"): f"{cost.programs} programs, "
+            f"{cost.bytes:,} bytes, modelled {cost.modelled_s * 1e6:.2f} µs"
             for cost in self.costs
         }
         where = self.losing_from
