@@ -24,8 +24,8 @@ from widgets.figures.sampling import thinned
 from widgets.figures.sides import Runs, Side
 from widgets.metrics import Metric, Sample, allocated_bytes, keeps
 
-_LABELS_PX = 190
-"""Room for the values, right of the strips."""
+_LABELS_PX, _LETTER_PX = 190, 6
+"""Room for the values, right of the strips: at least, and for a letter of the memory's labels."""
 _UNTITLED_PX = 62
 """Room for the legend and the first strip's name, where there is no title."""
 _TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 36, 66
@@ -81,7 +81,7 @@ def strips(
     )  # fmt: skip
     theme.style_panels(figure)
     notes = _draw_metric(figure, shown, metric, factor, complete)
-    _draw_memory(figure, own, factor)
+    letters = _draw_memory(figure, own, factor)
     if paid:
         _draw_prices(figure, own, paid)
     times = {"range": [0, end_s * factor * 1.01 or 1.0], "automargin": True}
@@ -91,7 +91,8 @@ def strips(
         theme.layout(
             title, height=plot_px + (140 if title else 114), panels=True,
             legend_rows=given.legend_rows(shown),
-            margin={"r": _LABELS_PX} | ({} if title else {"t": _UNTITLED_PX}),
+            margin={"r": max(_LABELS_PX, 16 + _LETTER_PX * letters)}
+            | ({} if title else {"t": _UNTITLED_PX}),
         )
     )  # fmt: skip
     return LabFigure(
@@ -254,7 +255,8 @@ def _apart(heights: Sequence[float], least: float) -> list[float]:
     return found
 
 
-def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
+def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> int:
+    """Memory of every side; returns how many letters its longest label has."""
     highest = max(
         (
             max(allocated_bytes(s.run, step), *_beside(step).values())
@@ -311,6 +313,7 @@ def _draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
         row=2, col=1,
     )  # fmt: skip
     _label_memory(figure, labels, 1.1 * highest / divisor or 1.0)
+    return max((len(f"{side.label}: {text}") for side, _, text in labels), default=0)
 
 
 def _peak(side: Side) -> str:

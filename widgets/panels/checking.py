@@ -78,10 +78,10 @@ class Report:
             lines.append(self.misconception.message)
         told = self.told
         if told is not None and told.kind != "wrong":
-            lines.append(f"{told.sentence()}.")
+            lines.append(_ended(told.sentence()))
         lines.append(self.covered)
         if told is not None and told.kind == "wrong":
-            lines.append(f"First failure: {told.sentence()}.")
+            lines.append(_ended(f"First failure: {told.sentence()}"))
         if told is not None and told.printed:
             lines.append(f"In this case your code printed: {told.printed}")
         if self.score is not None:
@@ -240,6 +240,10 @@ def _scored(exercise: Exercise, solution: Any) -> tuple[Score | None, Failure | 
     allowed_s = 10 * exercise.time_limit_s
     failure = tried(solution, case, replace(exercise, time_limit_s=allowed_s)).failure
     return (None, failure) if failure else (Score(max(found[0].share, 0.0), found[0].words), None)
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith(("?", ".", "!")) else f"{sentence}."
 
 
 def _percent(share: float) -> str:
