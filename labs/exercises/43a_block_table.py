@@ -102,9 +102,12 @@ class Run:
         return self
 
     def done(self) -> tuple[object, ...]:
-        """What the rule did so far."""
+        """What the rule did so far, and what memory holds now."""
         tables = [(name, tuple(each.table)) for name, each in self.alive.items()]
-        return tuple(self.slots), tuple(tables), self.pages._copied, tuple(self.taken)
+        known = range(self.pages._pool.num_blocks)
+        owners = tuple(self.pages.owners(page) for page in known)
+        did = tuple(self.slots), tuple(tables), self.pages._copied, tuple(self.taken)
+        return *did, owners, tuple(self.pages._cells)
 
     def _start(self, name: int, tokens: int) -> None:
         one = self.alive[name] = _Sequence()
@@ -136,8 +139,8 @@ class Run:
     def _check_slot(self, called: str, table: list[int], slot: int, last: int, offset: int) -> None:
         if len(table) != last + 1:
             self._wrong(
-                f"after {called} the table has {len(table)} pages, expected {last + 1} for "
-                f"{last * self.size + offset + 1} tokens"
+                f"after {called} the table has {_counted(len(table), 'page')}, expected "
+                f"{last + 1} for {_counted(last * self.size + offset + 1, 'token')}"
             )
         strange = [page for page in table if page not in range(self.pages._pool.num_blocks)]
         if strange:
@@ -167,13 +170,18 @@ class Run:
         for page in range(self.pages._pool.num_blocks):
             if held[page] != self.pages.owners(page):
                 self._wrong(
-                    f"after {called} page {page} counts {self.pages.owners(page)} owners, and is "
-                    f"in {held[page]} tables"
+                    f"after {called} page {page} counts "
+                    f"{_counted(self.pages.owners(page), 'owner')}, and is in "
+                    f"{_counted(held[page], 'table')}"
                 )
         self.pages._pool.check([one.table for one in self.alive.values()])
 
     def _wrong(self, message: str) -> None:
         raise Wrong(message, got=self.done())
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _own_copy(sequence: SequenceView, pages: Pages, place: int) -> None:
@@ -211,8 +219,8 @@ def _case(name: str, size: int, script: str) -> Case:
         copied, needed = yours.pages._copied, best.pages._copied
         if copied > needed:
             raise Wrong(
-                f"{copied} pages were copied where {needed} had to be: a page with one owner can "
-                "be written in place, and full pages stay shared",
+                f"{_counted(copied, 'page')} copied where {needed} had to be: a page with one "
+                "owner can be written in place, and full pages stay shared",
                 got=yours.done(),
             )
 

@@ -222,15 +222,21 @@ EXERCISE = Exercise(
             "whole",
             "You rank by the whole length. An essay with five tokens to go delays no other job "
             "much: let it end, and its place and pages are free.",
-            (lambda job: job.predicted, lambda job: max(job.predicted, 2 * job.written)),
+            (
+                lambda job: job.predicted,
+                lambda job: max(job.predicted, job.written),
+                lambda job: max(job.predicted, 2 * job.written),
+            ),
         ),
         Misconception(
             "overdue first",
-            "A job that outlives its prediction ranks as good as done, and goes before all others "
-            "from then on: an essay that was predicted to be short is back in front of them all.",
+            "A job that outlives its prediction still ranks as a short one, or as good as done: an "
+            "essay that was predicted to be short goes first from then on. That prediction was "
+            "wrong, so it says nothing about what is left.",
             (
                 lambda job: max(0, job.predicted - job.written),
                 lambda job: job.predicted - job.written,
+                _overdue(lambda job: job.predicted),
             ),
         ),
         Misconception(

@@ -7,12 +7,14 @@ import json
 import pytest
 from labs.chapters import LABS, run_cells
 
+from labs import fuzz
 from minserve.bench.runs.memory import POOL_TOKENS, longest_of, rung_configs
 from minserve.bench.runs.memory_sweep import pays_from
 from minserve.bench.workloads.heavy_tail import COMMITTED, heavy_tail
 from minserve.bench.workloads.traces import read_mooncake, to_traffic
 from minserve.trace import MemoryShares
 from widgets.panels import Compare, Metric
+from widgets.panels.exercise import load_exercise
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "43a_paging_and_sharing"
@@ -141,3 +143,24 @@ def test_the_recorded_sweep_shows_where_pages_begin_to_pay():
     # What the chapter says of rectangles.
     assert pays_from(rectangles) is None and rectangles[0.0] > 1.2
     assert all(rectangles[spread] > gain for spread, gain in packed.items())
+
+
+@pytest.mark.parametrize(
+    ("mistake", "copied"),
+    [
+        ("copies backwards", "pages.copy(mine, shared); pages.release(shared)"),
+        ("releases twice", "pages.copy(shared, mine); [pages.release(shared) for _ in '12']"),
+    ],
+)
+def test_a_wrong_copy_that_is_released_is_not_called_a_leak(mistake, copied):
+    exercise = load_exercise("43a_block_table")
+    body = f"""place, offset = divmod(sequence.length, pages.size)
+if offset == 0:
+    sequence.table.append(pages.allocate())
+elif pages.owners(sequence.table[place]) > 1:
+    shared, mine = sequence.table[place], pages.allocate()
+    {copied}
+    sequence.table[place] = mine
+return sequence.table[place] * pages.size + offset"""
+    report = fuzz.quickly(fuzz.function(exercise, body), exercise)
+    assert report.status == "failed" and report.misconception is None, mistake

@@ -15,8 +15,8 @@ from widgets.figures.sides import Runs
 
 KINDS: dict[str, theme.Look] = {
     "used": theme.Look("holds tokens", "#44AA99"),
-    "future": theme.Look("reserved, filled later", "#DDCC77", "."),
-    "internal": theme.Look("owned, never filled", "#CC6677", "/"),
+    "future": theme.Look("empty, filled later", "#DDCC77", "."),
+    "internal": theme.Look("empty, never filled", "#CC6677", "/"),
     "external": theme.Look("free, in holes too small", "#444444", "x"),
 }
 """A field of `MemoryShares` that is taken -> its look, the useful one first."""

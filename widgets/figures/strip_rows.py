@@ -58,8 +58,11 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
     return found
 
 
-def draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
-    """Pages that requests own, tokens in them, and what lies beside: kept for hits, on the host."""
+def draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> int:
+    """Pages that requests own, tokens in them, and what lies beside: kept for hits, on the host.
+
+    Returns how many letters its longest label has.
+    """
     highest = max(
         (
             max(allocated_bytes(s.run, step), *_beside(step).values())
@@ -116,6 +119,7 @@ def draw_memory(figure: go.Figure, own: Sequence[Side], factor: float) -> None:
         row=2, col=1,
     )  # fmt: skip
     _label_memory(figure, labels, 1.1 * highest / divisor or 1.0)
+    return max((len(f"{side.label}: {text}") for side, _, text in labels), default=0)
 
 
 def peak(side: Side) -> str:

@@ -29,8 +29,8 @@ from widgets.figures.strip_rows import (
 )
 from widgets.metrics import Metric, Sample
 
-_LABELS_PX = 190
-"""Room for the values, right of the strips."""
+_LABELS_PX, _LETTER_PX = 190, 6
+"""Room for the values, right of the strips: at least, and for a letter of the memory's labels."""
 _UNTITLED_PX = 62
 """Room for the legend and the first strip's name, where there is no title."""
 _TOP_PX, _MEMORY_PX, _PRICE_PX, _GAP_PX = 190, 130, 36, 66
@@ -65,7 +65,7 @@ def strips(
     )  # fmt: skip
     theme.style_panels(figure)
     notes = _draw_metric(figure, shown, metric, factor, complete)
-    draw_memory(figure, own, factor)
+    letters = draw_memory(figure, own, factor)
     if paid:
         draw_prices(figure, own, paid)
     times = {"range": [0, end_s * factor * 1.01 or 1.0], "automargin": True}
@@ -75,7 +75,8 @@ def strips(
         theme.layout(
             title, height=plot_px + (140 if title else 114), panels=True,
             legend_rows=given.legend_rows(shown),
-            margin={"r": _LABELS_PX} | ({} if title else {"t": _UNTITLED_PX}),
+            margin={"r": max(_LABELS_PX, 16 + _LETTER_PX * letters)}
+            | ({} if title else {"t": _UNTITLED_PX}),
         )
     )  # fmt: skip
     return LabFigure(

@@ -247,6 +247,10 @@ def _scored(exercise: Exercise, solution: Any) -> tuple[Score | None, Failure | 
     return (None, failure) if failure else (Score(max(found[0].share, 0.0), found[0].words), None)
 
 
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith(("?", ".", "!")) else f"{sentence}."
+
+
 def _percent(share: float) -> str:
     shown = theme.format_percent(share)
     better = share > 1 and shown != theme.format_percent(1.0)

@@ -93,9 +93,11 @@ def score(question: Question, guess: Guess, verdict: Verdict) -> Score | None:
         return None
     ratio = guess.ratio
     inside = ratio is not None and verdict.contains(ratio)
+    direction = None if guess.direction is None else guess.direction == went or inside
     return Score(
-        direction=None if guess.direction is None else guess.direction == went or inside,
-        factor=None if ratio is None else verdict.contains(ratio, TOLERANCE),
+        direction=direction,
+        # A small effect is close to none, and to its opposite: no factor of the wrong direction.
+        factor=None if ratio is None else bool(direction) and verdict.contains(ratio, TOLERANCE),
         reason=None if guess.reason is None else question.reasons[guess.reason].correct,
     )
 

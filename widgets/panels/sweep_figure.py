@@ -171,9 +171,12 @@ def _mark_gains(
         figure.add_hline(y=1.0, line={"color": theme.INK, "width": 0.7})
     place = result.crossover
     if complete and numeric and place is not None:
+        # On the side that the line leaves free.
+        after = next((value for value in ordered if value > place), ordered[-1])
+        beside = "bottom right" if result.gains[after] > result.threshold else "top right"
         figure.add_scatter(
             x=[place], y=[result.threshold], mode="markers+text", name="crossover",
-            text=[f" {_short(place)}"], textposition="top right", textfont={"size": 13},
+            text=[f" {_short(place)}"], textposition=beside, textfont={"size": 13},
             marker={"symbol": "x", "size": 11, "color": theme.INK}, showlegend=True,
             hovertemplate=f"crossover near {_short(place)}<extra></extra>",
         )  # fmt: skip

@@ -72,6 +72,17 @@ def test_memory_is_drawn_as_it_was_counted(sides):
         assert max(owned.y) * divisor == pytest.approx(trace.totals.peak_kv_bytes_allocated)
 
 
+def test_a_long_memory_label_has_room_beside_the_strip(sides):
+    name = "a side with a name of some length"
+    drawn = strips({name: sides["plain"], "b": sides["tight"]}, METRICS["steps"]).figure
+    longest = max(
+        (note.text for note in drawn.layout.annotations if "allocated" in (note.text or "")),
+        key=len,
+    )
+    narrow = strips(sides, METRICS["steps"]).figure.layout.margin.r
+    assert name in longest and drawn.layout.margin.r >= 6 * len(longest) > narrow
+
+
 def test_the_price_is_drawn_where_a_side_pays_it(sides):
     tight = sides["tight"].totals
     drawn = strips(sides, METRICS["steps"])

@@ -372,6 +372,13 @@ def test_no_difference_detectable_is_a_result_too(guess, direction, factor):
     assert (found.direction, found.factor) == (direction, factor)
 
 
+@pytest.mark.parametrize("guess", [Guess("same", None, None), Guess("up", 1.05, None)])
+def test_a_factor_in_the_wrong_direction_is_not_right(guess):
+    verdict = judge([1.0] * 5, [0.88, 0.9, 0.9, 0.91, 0.92], "lower")
+    found = score(STEPS, guess, verdict)
+    assert (found.direction, found.factor) == (False, False)
+
+
 @pytest.mark.parametrize("better", ["lower", "higher"])
 def test_runs_without_a_verdict_score_no_direction(better):
     verdict = replace(judge([1.0] * 5, [0.5, 0.9, 1.0, 1.2, 3.0], better), outcome="unclear")

@@ -68,6 +68,8 @@ def test_with_a_switch_the_line_is_a_ratio_with_its_crossover(headless):
     assert result.is_ratio and result.points[6].median < result.points[2].median
     assert "“on”" in panel.view.shown.takeaway
     assert result.crossover == pytest.approx(2.0)
+    mark = next(t for t in panel.view.shown.figure.data if t.name == "crossover")
+    assert mark.textposition == "bottom right", "the line rises there: not over it"
 
 
 @pytest.mark.parametrize(
