@@ -22,6 +22,11 @@ def chapter(open_notebook: Callable[[str], Notebook]) -> Notebook:
     return notebook
 
 
+def ours(chapter: Notebook) -> set[str]:
+    """The chapter's scores: other tests of the session keep theirs in the same file."""
+    return {key for key in chapter.lab.scores() if key.startswith("00.")}
+
+
 def test_text_streams_from_the_first_cell(chapter: Notebook) -> None:
     written = chapter.outputs.first
     written.wait_for(timeout=RUN_MS)
@@ -41,7 +46,7 @@ def test_run_all_ends_without_an_error_and_reveals_nothing(chapter: Notebook) ->
     assert chapter.outputs.get_by_text(HIDDEN).count() > 3
     expect(chapter.plots).to_have_count(0)
     expect(chapter.outputs.get_by_text(re.compile(r"x (faster|slower)"))).to_have_count(0)
-    assert chapter.lab.scores() == {}
+    assert not ours(chapter)
 
 
 def test_no_guess_is_no_answer(chapter: Notebook) -> None:
@@ -68,7 +73,8 @@ def test_a_guess_is_scored_and_shows_what_was_hidden(chapter: Notebook) -> None:
     expect(chapter.outputs.get_by_text(HIDDEN)).to_have_count(0)
     shown = chapter.drawn_plot(race)
     for side in ("no cache", "KV cache"):
-        (trace,) = [each for each in shown["traces"] if each["name"] == side]
+        # Its samples come first; bars of what it pays may follow under the same name.
+        trace = next(each for each in shown["traces"] if each["name"] == side)
         assert trace["points"] > 1 and trace["highest"] > 0
     memory = {each["name"]: each["highest"] for each in shown["traces"]}
     assert memory["no cache allocated"] == 0 < memory["KV cache allocated"]
@@ -88,7 +94,7 @@ def test_a_typed_estimate_is_read_and_scored(chapter: Notebook) -> None:
     box.fill("4 KiB")
     check.click()
     expect(typed.get_by_role("status").first).to_contain_text(SCORED)
-    assert set(chapter.lab.scores()) == {"00.last_token", "00.kv_bytes_per_token"}
+    assert ours(chapter) == {"00.last_token", "00.kv_bytes_per_token"}
 
 
 def test_the_scores_are_on_the_dashboard(chapter: Notebook) -> None:
