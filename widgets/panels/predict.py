@@ -93,9 +93,11 @@ def score(question: Question, guess: Guess, verdict: Verdict) -> Score | None:
         return None
     ratio = guess.ratio
     inside = ratio is not None and verdict.contains(ratio)
+    towards = guess.direction == went or inside
     return Score(
-        direction=None if guess.direction is None else guess.direction == went or inside,
-        factor=None if ratio is None else verdict.contains(ratio, TOLERANCE),
+        direction=None if guess.direction is None else towards,
+        # Near the factor but on the wrong side of 1 is not near.
+        factor=None if ratio is None else towards and verdict.contains(ratio, TOLERANCE),
         reason=None if guess.reason is None else question.reasons[guess.reason].correct,
     )
 
