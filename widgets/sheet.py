@@ -63,7 +63,7 @@ _FIGURES = """
 .lab-figure th, .lab-figure td { padding: 0.15rem 1.2rem 0.15rem 0; text-align: left;
   vertical-align: baseline; border-bottom: 1px solid GRID; }
 .lab-figure .n { text-align: right; }
-.lab-figure th { font-weight: 600; }
+.lab-figure th { font-weight: 600; overflow-wrap: normal; }
 .lab-badge { color: INK; margin: 0.2rem 0; max-width: 60rem; }
 .lab-badge summary { border: 1px solid GRID; border-radius: 1em; padding: 0 0.7em;
   font-size: 12px; line-height: 1.7; }

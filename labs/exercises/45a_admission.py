@@ -221,12 +221,13 @@ EXERCISE = Exercise(
         Misconception(
             "static",
             "You wait until all running requests have finished: that is static batching, and the "
-            "places of those that end early stay empty. Orca asks again at every step.",
+            "slots of those that end early stay empty. Continuous batching asks again at every "
+            "step.",
             (_static,),
         ),
         Misconception(
             "places",
-            "You admit every request that has a place. A place is only a row of the batch; "
+            "You admit every request that finds a slot. A slot is only a row of the batch; "
             "without pages for its keys and values a request cannot compute.",
             (_always,),
         ),

@@ -133,9 +133,9 @@ def _asked(name: str, step: Step) -> Case:
         got, best = _answer(rule, step), largest_fit(step)
         shown = f"`{said(rule, (step,))}` returned {got}"
         if got > best:
-            takes = f"{1e3 * step.estimate_s(got):.0f} ms"
+            takes = f"{1e3 * step.estimate_s(got):.2f} ms"
             raise Wrong(
-                f"{shown}: that step takes {takes}, and the target is {1e3 * step.target_s:.0f} ms"
+                f"{shown}: that step takes {takes}, and the target is {1e3 * step.target_s:.2f} ms"
                 if best > step.at_least or step.estimate_s(best) <= step.target_s
                 else f"{shown}, expected {best}: the target cannot be met"
             )
@@ -150,8 +150,8 @@ def _run_case(name: str, prompt_tokens: int, target_s: float) -> Case:
         stall = serve(prompt_tokens, _Yours(rule, target_s)).summary().itl_s
         if stall is not None and stall.max > 1.001 * target_s:
             raise Wrong(
-                f"a chat waited {1e3 * stall.max:.0f} ms for a token, and the target is "
-                f"{1e3 * target_s:.0f} ms"
+                f"a chat waited {1e3 * stall.max:.2f} ms for a token, and the target is "
+                f"{1e3 * target_s:.2f} ms"
             )
 
     return Case(name, run)
@@ -184,6 +184,7 @@ CASES = (
     _asked("no chat waits", Step(0, 12_000, AT_LEAST, 0.05, _line(0.01, 1e-4))),
     _asked("the target cannot be met", Step(7, 12_000, AT_LEAST, 0.01, _line(0.012, 1e-4))),
     _asked("the same, and at least 256", Step(7, 12_000, 256, 0.01, _line(0.012, 1e-4))),
+    _asked("the same, and 40 tokens left", Step(7, 40, AT_LEAST, 0.01, _line(0.012, 1e-4))),
     _run_case("32,000 tokens, at most 40 ms", 32_000, 0.04),
     _run_case("12,000 tokens, at most 25 ms", 12_000, 0.025),
 )

@@ -94,7 +94,10 @@ def typewriters(
             )
         )  # fmt: skip
         if line:
-            _draw_end(figure, side, line, factor, place, longest)
+            # Lines that end together would write over each other.
+            before = [lines[each.name][-1].at_s for each in shown[:place] if lines[each.name]]
+            below = any(abs(end_s - line[-1].at_s) < 0.3 * longest for end_s in before)
+            _draw_end(figure, side, line, factor, below, longest)
     most = max((len(line) for line in lines.values()), default=1)
     figure.update_xaxes(
         title=given.axis_title("time since arrival", unit, shown),
@@ -127,17 +130,19 @@ def _thin(line: list[Delivery], limit: int) -> list[tuple[int, Delivery]]:
 
 
 def _draw_end(
-    figure: go.Figure, side: Side, line: list[Delivery], factor: float, place: int, longest: float
+    figure: go.Figure, side: Side, line: list[Delivery], factor: float, below: bool, longest: float
 ) -> None:
     # Where the line ends early there is room on its right, otherwise on its left.
-    where = "top right" if line[-1].at_s < 0.6 * longest else "top left"
+    beside = "right" if line[-1].at_s < 0.6 * longest else "left"
+    where = f"{'bottom' if below else 'top'} {beside}"
     figure.add_trace(
         go.Scatter(
             x=[line[-1].at_s * factor], y=[len(line)], mode="markers+text", showlegend=False,
             marker={"symbol": side.symbol, "size": 10, "color": side.colour},
             text=[
                 (f"{side.label}: " if side.label else "")
-                + f"{len(line)} tokens, {theme.format_seconds(line[-1].at_s)}"
+                + f"{theme.format_count(len(line), 'token')}, "
+                + theme.format_seconds(line[-1].at_s)
             ],
             textposition=where, textfont={"color": side.colour, "size": 12},
             cliponaxis=False, hoverinfo="skip",

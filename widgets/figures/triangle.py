@@ -70,7 +70,10 @@ def recompute_triangle(
         ticklabelstep=_label_step(reach) if reach <= 96 else None,
         ticks="" if reach <= 96 else "outside",
     )  # fmt: skip
-    figure.update_yaxes(range=[depth - 0.5, -0.5], showgrid=False, showline=False)
+    figure.update_yaxes(
+        range=[depth - 0.5, -0.5], showgrid=False, showline=False,
+        dtick=1 if depth <= 6 else None,  # A step is whole.
+    )  # fmt: skip
     figure.update_yaxes(title={"text": "step (counted)"}, row=1, col=1)
     height = 170 + int(min(420, max(140, 7 * depth)))
     figure.update_layout(

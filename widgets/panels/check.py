@@ -70,7 +70,13 @@ class Check(Panel):
     def check(self) -> None:
         """Raise Refusal where the notebook has no solution, not even a stub, or one that is older
         than what the reader wrote last."""
-        self._found()
+        try:
+            self._found()
+        except Refusal:
+            # What the last check said is not about what the reader has written now.
+            self.report.value = self.status.value = ""
+            self.results.children = (self.report,)
+            raise
 
     def work(self, job: Job) -> Report:
         """Run the cases on the solution as it is now."""
@@ -94,7 +100,9 @@ class Check(Panel):
     def show(self, report: Report) -> None:
         """Show what came out."""
         first, *rest = report.sentences()
-        lines = [views.sentence(f"{report.status}. {first}", _KINDS[report.status])]
+        if report.status != "not attempted":  # Its first sentence says so itself.
+            first = f"{report.status.capitalize()}. {first}"
+        lines = [views.sentence(first, _KINDS[report.status])]
         lines += [views.sentence(line) for line in rest]
         if report.status == "passed" and self.solution_seen:
             lines.append(views.sentence("The worked solution was shown: no score.", "info"))

@@ -39,7 +39,8 @@ class Failure:
 
     def sentence(self) -> str:
         """Which case, and what happened."""
-        return f"{self.case.name}: {self.text}"
+        end = "" if self.text.endswith("?") else "."
+        return f"Case “{self.case.name}”: {self.text}{end}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Report:
             lines.append(_ended(told.sentence()))
         lines.append(self.covered)
         if told is not None and told.kind == "wrong":
-            lines.append(_ended(f"First failure: {told.sentence()}"))
+            lines.append(_ended(f"First failure. {told.sentence()}"))
         if told is not None and told.printed:
             lines.append(f"In this case your code printed: {told.printed}")
         if self.score is not None:

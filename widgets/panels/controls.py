@@ -202,7 +202,8 @@ def _make_input(spec: Spec) -> Any:
         labels = [(_with_unit(number, spec.unit), number) for number in options]
         return widgets.SelectionSlider(options=labels, value=int(value), **shared)
     if whole:
-        return widgets.IntSlider(value=int(value), min=int(low), max=int(high), **shared)
+        ends = {"min": int(low), "max": int(high), "readout_format": ",d"}
+        return widgets.IntSlider(value=int(value), **ends, **shared)
     step = (high - low) / 100
     return widgets.FloatSlider(value=value, min=low, max=high, step=step, **shared)
 

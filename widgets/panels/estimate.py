@@ -23,7 +23,7 @@ from widgets.progress import Progress
 from widgets.questions import Expression, Quantity, find_quantity, fingerprint
 from widgets.scores import Chosen, Commit
 
-_NUMBER = re.compile(r"\s*([0-9][0-9,_ ]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s*([^0-9]*?)\s*")
+_NUMBER = re.compile(r"\s*(-?[0-9][0-9,_ ]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s*([^0-9]*?)\s*")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12,
              "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}  # fmt: skip
 _HELPERS: Mapping[str, Any] = {"crossing": crossing, "format_seconds": theme.format_seconds}

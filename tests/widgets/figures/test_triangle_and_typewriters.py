@@ -70,3 +70,16 @@ def test_typewriters_say_how_pace_changes(off: RunTrace, on: RunTrace) -> None:
     text = typewriters({"off": off, "on": on}).takeaway
     assert "first tokens" not in text, "ten gaps are too few for a beginning and an end"
     assert "10 tokens in" in text
+
+
+def test_lines_that_end_together_keep_their_labels_apart(off: RunTrace) -> None:
+    drawn = typewriters({"A": off, "B": off})
+    places = [mark.textposition for mark in drawn.figure.data if mark.text]
+    assert len(places) == len(set(places)) == 2
+
+
+def test_a_few_steps_are_counted_in_whole_steps(off: RunTrace) -> None:
+    few = RunTrace()
+    for step in off.steps[:2]:
+        few.append(step)
+    assert recompute_triangle(few).figure.layout.yaxis.dtick == 1

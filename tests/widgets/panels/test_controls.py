@@ -49,6 +49,7 @@ def test_a_narrow_range_is_a_plain_slider_and_a_wide_one_doubles():
     narrow = config_control(Slide("scheduling.max_num_seqs", 1, 16), CONFIG.with_values(
         {"scheduling.max_num_seqs": 4}))  # fmt: skip
     assert isinstance(narrow.input, widgets.IntSlider)
+    assert narrow.input.readout_format == ",d"
     assert (narrow.value, narrow.input.min, narrow.input.max) == (4, 1, 16)
     wide = Control(Slide("kv_bytes", 1 << 20, 1 << 27, 3 << 20, unit="bytes"))
     values = [value for _, value in wide.input.options]

@@ -89,6 +89,9 @@ def test_nonsense_is_answered_and_may_be_tried_again():
     assert "Give a number first" in panel.feedback.value
     panel.guess("lots")
     assert "is not a number" in panel.feedback.value and not panel.done
+    for too_small in ("0", "-5"):
+        panel.guess(too_small)
+        assert "a number above 0" in panel.feedback.value and not panel.done
     panel.guess("11")
     assert panel.right
 

@@ -356,12 +356,21 @@ def test_inside_the_measured_spread_counts_as_right(guess, direction, factor):
     assert (found.direction, found.factor) == (direction, factor)
 
 
+def test_no_factor_is_right_where_the_direction_is_wrong():
+    # Measured: 1.1x to 1.6x. 1x and 1/1.05 are within the tolerance, on the wrong side.
+    verdict = judge([1.0] * 5, [1.1, 1.4, 1.4, 1.5, 1.6], "lower")
+    for guess in (Guess("same", None, None), Guess("down", 1.05, None)):
+        found = score(STEPS, guess, verdict)
+        assert (found.direction, found.factor) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("guess", "direction", "factor"),
     [
         (Guess("same", None, None), True, True),
         # No difference was detectable, and this small one was within what was measured.
         (Guess("up", 1.05, None), True, True),
+        (Guess("up", 1.15, None), False, False),
         (Guess("up", 2.0, None), False, False),
         (Guess("up", None, None), False, None),
     ],
