@@ -93,7 +93,9 @@ class Control:
         """The chosen value; None for automatic."""
         if self.automatic is not None and self.automatic.value:
             return None
-        return self.input.value
+        value = self.input.value
+        # The page computes with rounded logarithms: 5.0000000177 is the 5 that was given.
+        return float(f"{value:.4g}") if isinstance(self.input, widgets.FloatLogSlider) else value
 
     @value.setter
     def value(self, value: Any) -> None:
@@ -103,10 +105,18 @@ class Control:
             self.input.value = value
 
     def observe(self, heard: Callable[[], None]) -> None:
-        """Call `heard` after every change."""
+        """Call `heard` after every change of `value`."""
+        last = self.value
+
+        def changed(change: dict[str, Any]) -> None:
+            nonlocal last
+            if self.value != last:
+                last = self.value
+                heard()
+
         for part in (self.input, self.automatic):
             if part is not None:
-                part.observe(lambda change: heard(), "value")
+                part.observe(changed, "value")
 
     def _switch(self, change: dict[str, Any]) -> None:
         self.input.disabled = bool(change["new"])
@@ -183,8 +193,11 @@ def _make_input(spec: Spec) -> Any:
     log = spec.log if spec.log is not None else low > 0 and high / low > WIDE_RANGE
     whole = all(float(number).is_integer() for number in (low, high, value))
     if log and not whole:
-        # Steps of a tenth of a doubling.
-        ends = {"min": math.log2(low), "max": math.log2(high), "step": 0.1, "base": 2}
+        # Steps of about a tenth of a doubling, and one of them at `value`: the page moves what lies
+        # between two steps to the next one, as if the reader had dragged it.
+        above = math.log2(value / low)
+        step = above / max(1, round(10 * above)) or 0.1
+        ends = {"min": math.log2(low), "max": math.log2(high), "step": step, "base": 2}
         return widgets.FloatLogSlider(
             value=value, **ends, readout_format=".3g", continuous_update=True, **shared
         )
