@@ -93,10 +93,6 @@ class Report:
         return "\n".join(self.sentences())
 
 
-def _ended(text: str) -> str:
-    return text if text.endswith("?") else f"{text}."
-
-
 def check(
     solution: Any,
     exercise: Exercise,

@@ -93,7 +93,9 @@ class Control:
         """The chosen value; None for automatic."""
         if self.automatic is not None and self.automatic.value:
             return None
-        return self.input.value
+        value = self.input.value
+        # The page computes with rounded logarithms: 5.0000000177 is the 5 that was given.
+        return float(f"{value:.4g}") if isinstance(self.input, widgets.FloatLogSlider) else value
 
     @value.setter
     def value(self, value: Any) -> None:

@@ -103,6 +103,21 @@ def test_changes_are_heard_from_every_part():
     assert heard == [1 << 20, 1 << 22]
 
 
+def test_a_page_that_puts_a_slider_on_its_nearest_step_changes_nothing():
+    start = EngineConfig().with_values({"scheduling.starvation_limit_s": 5.0})
+    control = config_control(Slide("scheduling.starvation_limit_s", 0.1, 100.0), start)
+    heard = []
+    control.observe(lambda: heard.append(control.value))
+    slider = control.input
+    assert isinstance(slider, widgets.FloatLogSlider)
+    # As noUiSlider does it, when the slider comes into view.
+    step = round((math.log2(slider.value) - slider.min) / slider.step)
+    slider.value = 2 ** round(slider.min + step * slider.step, 7)
+    assert slider.value != 5.0 and control.value == 5.0 and heard == []
+    slider.value = 2 ** round(slider.min + (step + 1) * slider.step, 7)
+    assert heard == [control.value] and control.value > 5.0
+
+
 def test_a_menu_and_a_tick_for_workloads():
     menu = Control(Pick("kind", ("short", "long"), "long", label="prompts"))
     assert (menu.value, menu.input.description) == ("long", "prompts")
