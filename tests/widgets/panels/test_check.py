@@ -329,3 +329,15 @@ def test_an_exercise_that_is_not_there_is_named(labs):
     (labs / "exercises" / "00_none.py").write_text("")
     with pytest.raises(ValueError, match="has no EXERCISE"):
         load_exercise("00_none", labs)
+
+
+def test_a_task_shows_code_as_code_and_a_question_ends_without_a_full_stop(labs, headless):
+    shown = Check("46_online_softmax").settings.children[0].value
+    assert "<code>context</code>" in shown and "`" not in shown
+
+    def rank(seat, limit):
+        """A return is missing."""
+        str(seat.found + limit)
+
+    text = str(check(rank, load_exercise("44_longest_prefix")))
+    assert "is a `return` missing?\n" in text

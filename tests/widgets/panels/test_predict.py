@@ -8,7 +8,7 @@ import pytest
 
 from tests.widgets.panels.tiny_runs import STATIC, tiny
 from widgets.panels import Compare, Predict, judge
-from widgets.panels.predict import Guess, score
+from widgets.panels.predict import Guess, _factor, score
 from widgets.progress import Progress
 from widgets.questions import Prediction, Question, Reason
 from widgets.workers import raise_panel_errors
@@ -411,3 +411,8 @@ def test_every_input_has_a_label_and_headless_only_words_remain(predict, monkeyp
     assert all(part.description for form in predict.forms for part in form.inputs)
     monkeypatch.setenv("MINSERVE_HEADLESS", "1")
     assert "number of steps" in predict._repr_mimebundle_()["text/plain"]
+
+
+def test_a_wrong_factor_is_told_with_its_direction():
+    assert _factor(Guess("up", 3.0, None)) == "a factor of 3x up"
+    assert _factor(Guess("same", None, None)) == "a factor of 1x"
