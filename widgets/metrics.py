@@ -206,7 +206,9 @@ def _known() -> Iterator[Metric]:
         ("itl_max_s", "longest stall between two tokens", gaps, "max", "time between two tokens"),
     )
     for name, label, samples, pick, axis in latencies:
-        yield statistic(name, label, samples, pick, axis=axis)
+        # A stall is no speed: it is shorter or longer.
+        words = ("shorter", "longer") if samples is gaps else FASTER
+        yield statistic(name, label, samples, pick, words=words, axis=axis)
     memory = ("less memory", "more memory")
     yield Metric(
         "peak_kv_bytes", "KV memory allocated, peak", "lower",

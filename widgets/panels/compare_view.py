@@ -100,7 +100,7 @@ class CompareView:
             "" if recording is None else views.sentence(recording.sentence, "info")
         )
         runs: Runs = result.traces if recording is None else recording.beside(result.traces)
-        self.strips.draw(strips(runs, self._headline))
+        self.strips.draw(strips(runs, self._headline), anew=True)
         with self._lock:
             self._result, self._stale = result, set(self._names)
         self._draw_opened()

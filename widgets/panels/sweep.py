@@ -191,7 +191,7 @@ class Sweep(Panel):
         self._draw(result, complete=True)
 
     def _draw(self, result: SweepResult, *, complete: bool) -> None:
-        self.view.draw(sweep_figure(result, complete=complete))
+        self.view.draw(sweep_figure(result, complete=complete), anew=complete)
 
     def _traffic(self, value: Any) -> Traffic:
         if isinstance(self._workload, Traffic):

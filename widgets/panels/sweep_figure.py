@@ -207,7 +207,7 @@ def _fit_axis(figure: go.Figure, result: SweepResult) -> None:
 
 
 def _short(place: float) -> str:
-    return f"{float(f'{place:.2g}'):,g}"
+    return f"{float(f'{place:.3g}'):,g}"
 
 
 def _row(result: SweepResult, value: Any) -> dict[str, Any]:

@@ -219,15 +219,21 @@ class FigureView:
         self.widget = widgets.VBox([])
         self.shown: LabFigure | None = None
 
-    def draw(self, figure: LabFigure) -> None:
-        """Show `figure` in place of what was there. Headless, only its words."""
+    def draw(self, figure: LabFigure, *, anew: bool = False) -> None:
+        """Show `figure` in place of what was there. Headless, only its words.
+
+        `anew` for the figure that stays: in a new plot, because a page that was busy when the old
+        one was made may take no more changes to it.
+        """
         self.shown = figure
         self._words.value = theme.STYLE + figure.words_html()
         if theme.headless():
             self.widget.children = (self._words,)
             return
-        if self._plot is None:
-            self._plot = LiveFigure(figure.figure)
-            self.widget.children = (self._plot.widget, self._words)
+        if self._plot is not None and not anew:
+            self._plot.show(figure.figure)
             return
-        self._plot.show(figure.figure)
+        old, self._plot = self._plot, LiveFigure(figure.figure)
+        self.widget.children = (self._plot.widget, self._words)
+        if old is not None:
+            old.widget.close()

@@ -43,10 +43,12 @@ def test_a_mistake_is_named_only_where_every_case_goes_as_with_it():
     # An exception says more than any guess, also where all else is the same.
     found = check(lambda n: n + 2 if n != 3 else [][n], exercise)
     assert found.misconception is None
-    assert found.sentences()[0].startswith("case 3: `f(n=3)` stopped in line")
+    assert found.sentences()[0].startswith("Case “case 3”: `f(n=3)` stopped in line")
     found = check(lambda n: n + 2 if n != 3 else "5", exercise)
     assert found.misconception is None
-    assert found.sentences()[0].startswith("case 3: `f(n=3)` returned the text '5', expected a")
+    assert found.sentences()[0].startswith(
+        "Case “case 3”: `f(n=3)` returned the text '5', expected a"
+    )
 
 
 def test_a_mistake_is_compared_answer_by_answer_where_a_case_asks_often():

@@ -111,3 +111,14 @@ def test_facts_of_two_sides_stand_side_by_side() -> None:
     ]
     shown = views.as_widget({"off: steps": 9, "on: steps": 3}).value
     assert shown.count("<tr>") == 2 and "<td class=n>9</td><td class=n>3</td>" in shown
+
+
+def test_the_figure_that_stays_comes_in_a_plot_of_its_own(monkeypatch):
+    monkeypatch.setenv("MINSERVE_HEADLESS", "0")
+    place, figure = views.FigureView(), LabFigure(go.Figure(), "Measured.", "It is 3.", "A figure.")
+    place.draw(figure)
+    live = place.widget.children[0]
+    place.draw(figure)
+    assert place.widget.children[0] is live, "changes go to the plot that is there"
+    place.draw(figure, anew=True)
+    assert place.widget.children[0] is not live and live.comm is None
