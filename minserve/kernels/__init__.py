@@ -1,4 +1,4 @@
-"""Kernel optimization (Miao et al., v2, section 3.2.5): every operator beside its torch reference."""
+"""Kernel optimization (Miao et al., section 3.2.5): every operator beside its torch reference."""
 
 from minserve.kernels.base import Ops, PlannedAttention
 from minserve.kernels.cpu.build import NativeUnavailable

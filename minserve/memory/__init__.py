@@ -1,4 +1,4 @@
-"""Memory management (Miao et al., v2, section 3.2.3): which request has which pages of the KV cache.
+"""Memory management (Miao et al., section 3.2.3): which request has which pages of the KV cache.
 
 `manager` gives pages to requests, in every cache group of the model (`group`); `plan` divides the
 bytes among the groups, and `groups/` says how long each keeps its pages and which request holds

@@ -1,4 +1,4 @@
-"""Request scheduling (Miao et al., v2, section 3.2.4): which requests compute how many tokens next."""
+"""Request scheduling (Miao et al., section 3.2.4): which requests compute how many tokens next."""
 
 from minserve.scheduling.answers import HookError
 from minserve.scheduling.plan import StepPlan

@@ -34,7 +34,7 @@ def test_a_field_is_swept_with_its_spread_and_a_modelled_line():
                   metric="duration_s")  # fmt: skip
     drawn = []
     draw = panel.view.draw
-    panel.view.draw = lambda figure: drawn.append(figure) or draw(figure)
+    panel.view.draw = lambda figure, **how: drawn.append(figure) or draw(figure, **how)
     panel.run_button.click()
     assert panel.wait(60)
     raise_panel_errors()
