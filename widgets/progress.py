@@ -17,6 +17,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import ipywidgets as widgets
 from filelock import FileLock, Timeout
@@ -131,6 +132,9 @@ class Progress:
             return replace(now, entries={**now.entries, key: new})
 
         self._change(tried)
+        for each in list(_shown):
+            if each.progress.path == self.path:
+                each.refresh()
         return new
 
     def export(self) -> str:
@@ -225,6 +229,10 @@ class Progress:
         return f"Scores cannot be kept: {self.path.name}: {said}."
 
 
+_shown: WeakSet[Dashboard] = WeakSet()
+"""The dashboards of this kernel: they follow what its panels record."""
+
+
 class Dashboard:
     """Scores by chapter, with export and import."""
 
@@ -242,6 +250,7 @@ class Dashboard:
         row = widgets.HBox([self.refresh_button, self.upload, self.export_link])
         self.widget = widgets.VBox([self.table, row, self.message])
         self.refresh()
+        _shown.add(self)
 
     def refresh(self) -> None:
         """Show what the file has now."""

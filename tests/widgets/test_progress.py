@@ -161,6 +161,9 @@ def test_the_dashboard_shows_refreshes_exports_and_imports(progress, tmp_path):
     assert isinstance(board, Dashboard)
     assert "Nothing scored yet" in board.table.value
     progress.record("45a.flip", "predict", 4, 6)
+    assert "4 of 6" in board.table.value, "it follows what this kernel's panels record"
+    Progress(tmp_path / "other.json").record("45a.flip", "predict", 5, 6)
+    assert "5 of 6" not in board.table.value
     board.refresh_button.click()
     assert "4 of 6" in board.table.value
     assert "<caption>" in board.table.value

@@ -6,6 +6,7 @@ fail, with the same answers. Knows nothing about widgets or notebooks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -249,7 +250,8 @@ def _ended(sentence: str) -> str:
 
 
 def _percent(share: float) -> str:
-    shown = theme.format_percent(share)
+    # Rounded down below the solution's score: 100 % is said of no rule that loses to it.
+    shown = theme.format_percent(math.floor(100 * share) / 100 if share < 1 else share)
     better = share > 1 and shown != theme.format_percent(1.0)
     return f"{shown}, better than the worked solution" if better else shown
 

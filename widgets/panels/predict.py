@@ -8,6 +8,7 @@ verdict. A commitment survives a restart. Knows nothing about runs: it reads the
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -393,7 +394,10 @@ def _feedback(question: Question, guess: Guess, one: Score | None, measured: str
             lines.append(views.sentence(text, "good" if right else "bad"))
     if chosen is None or not chosen.correct:
         best = next(reason for reason in question.reasons if reason.correct)
-        lines.append(views.sentence(f"The reason: {best.text} {best.feedback}", "info"))
+        # The feedback answers the reader who chose it; here it explains.
+        why = re.sub(r"^Yes[:.,] *", "", best.feedback)
+        text = f"The reason: {best.text} {why[:1].upper()}{why[1:]}"
+        lines.append(views.sentence(text, "info"))
     return "".join(lines)
 
 

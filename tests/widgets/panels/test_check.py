@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from widgets.panels import Case, Check, Exercise, Score, check
-from widgets.panels.checking import assert_sound
+from widgets.panels.checking import _percent, assert_sound
 from widgets.panels.exercise import is_stub, load_exercise, load_solution
 from widgets.progress import Progress
 from widgets.workers import raise_panel_errors
@@ -227,6 +227,13 @@ def test_an_exercise_that_does_not_add_up_is_refused():
         Exercise("x.y", "t", "t", "f", (case,), ("a", "b"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a score needs a naive rule"):
         Exercise("x.y", "t", "t", "f", (case,), ("a", "b", "c"), score=lambda one: Score(1, ""))
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.9988, "99 %"), (1.0, "100 %"), (0.5, "50 %"), (1.12, "112 %, better")]
+)
+def test_no_rule_that_loses_to_the_solution_is_given_100_percent(share, said):
+    assert _percent(share).startswith(said)
 
 
 def test_a_score_beyond_the_worked_solutions_is_said_and_counts_as_full(labs, headless):

@@ -15,7 +15,7 @@ from widgets.workers import raise_panel_errors
 
 REASONS = (
     Reason("Finished requests leave their places empty.", "Yes: nobody may join."),
-    Reason("A batch lasts as long as its longest request.", "That is it.", correct=True),
+    Reason("A batch lasts as long as its longest request.", "Yes: that is it.", correct=True),
     Reason("The model computes less.", "No: it computes the same tokens."),
 )
 STEPS = Question("steps", "What happens to the number of steps?", REASONS)
@@ -139,7 +139,9 @@ def test_commit_shows_and_scores_every_part_once(clock):
     assert "You had 3 of 6" in predict.status.value
     assert "✓" in predict.feedback.value and "✗" in predict.feedback.value
     assert "it computes the same tokens" in predict.feedback.value
-    assert "The reason: A batch lasts" in predict.feedback.value
+    assert "The reason: A batch lasts as long as its longest request. That is it." in (
+        predict.feedback.value
+    )
     assert (entry().first, entry().out_of, entry().kind) == (3, 6, "predict")
     assert predict.commit_button.disabled and predict.show_button.disabled
     assert all(part.disabled for form in predict.forms for part in form.inputs)
@@ -176,7 +178,7 @@ def test_show_me_gives_the_reasons_and_which_is_right_and_scores_nothing(compare
     compare.run()
     predict.forms[0].direction.value = "goes down"
     predict.show_button.click()
-    assert "right: A batch lasts as long as its longest request. That is it." in (
+    assert "right: A batch lasts as long as its longest request. Yes: that is it." in (
         predict.feedback.value
     )
     ended(compare)
