@@ -80,7 +80,12 @@ class _Yours(ContinuousBatching):
             len(decoding), prompt.num_uncomputed_tokens, AT_LEAST, self.target_s, estimate_s
         )
         self.chunks += 1
-        return len(decoding) + _answer(self.rule, step)
+        answer = _answer(self.rule, step)
+        if answer < SLACK * min(step.at_least, step.prompt_left):
+            # Thousands of such steps would follow.
+            shown = f"`{said(self.rule, (step,))}` returned {answer}"
+            raise Wrong(f"{shown}, and `step.at_least` is {step.at_least}")
+        return len(decoding) + answer
 
 
 def _answer(rule: Rule, step: Step) -> int:

@@ -115,7 +115,7 @@ def test_the_guess_is_about_the_times_that_both_figures_quote(chapter):
         assert f"last ones {format_seconds(value)}" in said
     drawn = strips(result.traces, chapter["late"])
     # The cache holds more with every token; without it nothing is kept, whatever a step uses.
-    assert "no cache: 0 bytes allocated" in [note.text for note in drawn.figure.layout.annotations]
+    assert "no cache: 0 bytes kept" in [note.text for note in drawn.figure.layout.annotations]
     samples = chapter["late"].samples(result.traces["KV cache"])
     assert sum(seconds for _, seconds in samples) == pytest.approx(
         result.traces["KV cache"].totals.duration_s
