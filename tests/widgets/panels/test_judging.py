@@ -196,3 +196,17 @@ def test_an_answer_that_cannot_be_used_is_named_with_what_is_expected(returns, a
 def test_numbers_of_numpy_count_as_numbers(returns, answer, read):
     found = returns.read(answer)
     assert found == read and type(found) is type(read)
+
+
+def test_a_mistake_that_takes_longer_than_the_limit_is_still_compared():
+    def slow(n):
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:
+            pass
+        return n + 2
+
+    double = Misconception("double", "You add two.", (slow,))
+    exercise = exercise_of(Case.call("three", (3,), 6), misconceptions=(double,), time_limit_s=0.1)
+    assert check(lambda n: n + 2, exercise).misconception is double
+    told = check(slow, exercise).told
+    assert told is not None and told.kind == "time", "the reader's own limit stays"
