@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minserve.files.json_types import build
+from widgets.checkout import labs_directory
 
 Asked = TypeVar("Asked")
 
@@ -149,12 +150,6 @@ class ChapterQuestions:
     for_class: ForClass
     predict: Mapping[str, Prediction] = field(default_factory=dict)
     estimate: Mapping[str, Quantity] = field(default_factory=dict)
-
-
-def labs_directory() -> Path:
-    """The checkout's `labs/`, or `labs/` below the current directory."""
-    checkout = Path(__file__).resolve().parents[1] / "labs"
-    return checkout if checkout.is_dir() else Path.cwd() / "labs"
 
 
 def load(chapter: str, labs: Path | None = None) -> ChapterQuestions:

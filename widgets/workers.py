@@ -120,7 +120,7 @@ class Job:
 
     @property
     def stopping(self) -> bool:
-        """True once somebody pressed stop."""
+        """True once a stop was asked for."""
         return self._stop.is_set()
 
     def check(self) -> None:

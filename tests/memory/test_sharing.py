@@ -345,7 +345,7 @@ def test_holes_that_are_too_small_are_external_fragmentation():
     step = engine.step()
     while engine.memory.pool.num_free < 4:
         step = engine.step()
-    # 4 pages are free, but 2 and 2 with somebody between them.
+    # 4 pages are free, but 2 and 2 with another request between them.
     assert step.blocks.external_bytes == 4 * BLOCK * TOKEN_BYTES
     run(engine)
 

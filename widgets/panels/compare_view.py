@@ -1,6 +1,6 @@
 """How a comparison looks: the verdict, strips of its quantity and of memory; more on demand.
 
-Drawn by whoever has the worker's turn, from traces and results. Knows nothing about runs.
+Drawn by the thread that has the worker's turn, from traces and results. Knows nothing about runs.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from widgets.checkout import labs_directory as labs_directory
 from widgets.panels.checks.asked import said
 from widgets.panels.checks.returns import ANYTHING, Returns, Wrong, same
 
@@ -188,12 +189,6 @@ def _says_nothing(line: ast.stmt) -> bool:
         error = line.exc.func if isinstance(line.exc, ast.Call) else line.exc
         return isinstance(error, ast.Name) and error.id == "NotImplementedError"
     return False
-
-
-def labs_directory() -> Path:
-    """The checkout's `labs/`, or `labs/` below the current directory."""
-    checkout = Path(__file__).resolve().parents[2] / "labs"
-    return checkout if checkout.is_dir() else Path.cwd() / "labs"
 
 
 def load_exercise(name: str, labs: Path | None = None) -> Exercise:
