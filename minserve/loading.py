@@ -15,6 +15,7 @@ import torch
 
 from minserve.config import EngineConfig, Facts, ResolvedConfig, resolve
 from minserve.engine.recovery import describe, is_interrupt
+from minserve.files.cache_dir import cache_directory, secure
 from minserve.inputs.prompts import Prompt, PromptInput, parse_prompt
 from minserve.kernels import select_ops
 from minserve.models import (
@@ -23,7 +24,7 @@ from minserve.models import (
     default_store,
     load_generation_defaults,
     load_spec,
-    resolve_model_dir,
+    resolve_model,
 )
 from minserve.models.loading.hub import check_model_name
 from minserve.quantization.formats import FORMATS, FormatPlan
@@ -31,6 +32,8 @@ from minserve.request import InvalidRequestError, SamplingParams
 from minserve.tokenizer import Tokenizer
 
 ZOO = Path(__file__).parent / "zoo"
+FETCHABLE = ("smollm2",)
+"""Names of models that `minserve zoo fetch` gets (`zoo.fetching` knows the rest)."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +104,43 @@ class LoadedModel(DescribedModel):
         )
 
 
+def fetched_models() -> Path:
+    """Where fetched models are: in this user's cache, a directory each."""
+    return cache_directory() / "models"
+
+
+def is_fetched(directory: Path) -> bool:
+    """Whether a fetched model is there: it is put there as a whole, so one file tells."""
+    return (directory / "config.json").is_file()
+
+
 def find_model(model: str | Path) -> Path:
-    """The directory of "zoo/NAME", of a path, or of a name on the Hugging Face hub."""
+    """The directory of "zoo/NAME", of a path, or of a name on the Hugging Face hub; a GGUF file
+    is its own."""
     name = str(model)
     check_model_name(name)
     if name.startswith("zoo/") and not Path(name).is_dir():
-        path = ZOO / name.removeprefix("zoo/")
+        bare = name.removeprefix("zoo/")
+        if bare in FETCHABLE:
+            return _fetched(bare)
+        path = ZOO / bare
         if not (path / "config.json").is_file():
             known = sorted(f"zoo/{entry.parent.name}" for entry in ZOO.glob("*/config.json"))
             raise FileNotFoundError(
                 f"there is no model {name!r} in the zoo; it has: {', '.join(known) or 'none'}"
             )
         return path
-    return resolve_model_dir(name)
+    return resolve_model(name)
+
+
+def _fetched(name: str) -> Path:
+    path = fetched_models() / name
+    if not is_fetched(path):
+        raise FileNotFoundError(
+            f"zoo/{name} is not fetched yet: `minserve zoo fetch {name}` gets it, once"
+        )
+    secure(path.parent)
+    return path
 
 
 def format_plan(config: EngineConfig) -> FormatPlan:

@@ -39,7 +39,8 @@ class UnsafeError(OSError):
 
 
 def cache_directory() -> Path:
-    """Where measurements of this machine are kept: `MINSERVE_CACHE_DIR`, or the user's cache."""
+    """Where measurements of this machine and fetched models are kept: `MINSERVE_CACHE_DIR`, or the
+    user's cache."""
     if chosen := os.environ.get("MINSERVE_CACHE_DIR"):
         return Path(chosen)
     return user_cache_directory()

@@ -58,6 +58,11 @@ def rotary_table(
     return table.to(device) if device is not None else table
 
 
+def inverse_frequencies(rope: RopeSpec, head_dim: int, max_position: int = 1) -> Tensor:
+    """`[head_dim / 2]`: radians per token, in float32, of each pair of a head's numbers."""
+    return _FREQUENCIES[rope.kind](rope, head_dim, max_position, torch.float32)[0]
+
+
 Frequencies = tuple[Tensor, float]
 """Inverse frequencies `[head_dim / 2]` in radians per token, and the factor on cosine and sine."""
 

@@ -10,7 +10,7 @@ from minserve.models.errors import ModelError
 from minserve.models.loading.checkpoint import load_weights
 from minserve.models.loading.describe import load_generation_defaults, load_spec
 from minserve.models.loading.families import FAMILIES
-from minserve.models.loading.hub import resolve_model_dir
+from minserve.models.loading.hub import resolve_model
 from minserve.models.loading.rope_config import check_rotary_table
 from minserve.models.store import WeightStore, default_store
 from minserve.models.weights import DecoderWeights, LayerWeights, random_weights
@@ -29,5 +29,5 @@ __all__ = [
     "load_spec",
     "load_weights",
     "random_weights",
-    "resolve_model_dir",
+    "resolve_model",
 ]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from minserve.files.json_file import FileError, read_json, shorten
+from minserve.inputs.wording import with_article
 from minserve.models.errors import ModelError
 
 SMALLEST_FACTOR = 1e-6
@@ -29,6 +30,8 @@ class ConfigFile:
 
     path: Path
     values: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the file itself calls a key, if it is no `config.json`."""
 
     @classmethod
     def read(cls, path: Path) -> ConfigFile:
@@ -38,7 +41,9 @@ class ConfigFile:
         except FileError as error:
             raise ModelError(str(error)) from None
         if not isinstance(values, dict):
-            raise ModelError(f"{path} holds a {type(values).__name__}: expected a JSON object")
+            raise ModelError(
+                f"{path} holds {with_article(type(values).__name__)}: expected a JSON object"
+            )
         return cls(path, values)
 
     def without(self, keys: Collection[str]) -> ConfigFile:
@@ -52,8 +57,9 @@ class ConfigFile:
     def error(self, key: str, expected: str, remedy: str, shown: str | None = None) -> ModelError:
         """An error about one key, to be raised by the caller. `shown` replaces a long value."""
         given = shown or ("missing" if key not in self.values else repr(self.values[key]))
+        name = self.names.get(key, key)
         return ModelError(
-            f"{key} in {self.path} is {shorten(given)}: expected {expected}; {remedy}."
+            f"{name} in {self.path} is {shorten(given)}: expected {expected}; {remedy}."
         )
 
     def get(self, key: str) -> Any:

@@ -16,7 +16,7 @@ from minserve.kernels.matrix import PackedShape
 from minserve.models.errors import ModelError
 from minserve.models.loading.checkpoint import load_weights
 from minserve.models.loading.checkpoint_files import checkpoint_files
-from minserve.models.loading.hub import resolve_model_dir
+from minserve.models.loading.hub import resolve_model
 from minserve.models.weights import DecoderWeights, Packing, unpacked
 from minserve.quantization.formats import DENSE_PLAN, FormatPlan
 from minserve.spec import ModelSpec
@@ -58,7 +58,7 @@ class WeightStore:
 
         If two threads load the same model at once, they get one copy: the second waits.
         """
-        directory = resolve_model_dir(model).resolve()
+        directory = resolve_model(model).resolve()
         where = torch.device(device)
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())

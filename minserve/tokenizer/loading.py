@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from minserve.files.json_file import FileError, read_bytes, shorten
 from minserve.tokenizer.converting import OTHER_FILES, convert
+from minserve.tokenizer.gguf import read_gguf_tokenizer
 from minserve.tokenizer.settings import (
     TOKEN_FLAGS,
     Settings,
@@ -44,10 +45,13 @@ class TokenizerFiles:
 
 
 def read_tokenizer(path: Path) -> TokenizerFiles | None:
-    """Read the tokenizer in a model's directory; None if there is none.
+    """Read the tokenizer in a model's directory or GGUF file; None if there is none.
 
     Raises TokenizerError if there is one that cannot be used.
     """
+    if path.is_file():
+        found = read_gguf_tokenizer(path)
+        return None if found is None else TokenizerFiles(*found)
     if os.path.lexists(path / "tokenizer.json"):
         return _read_fast(path)
     if any(os.path.lexists(path / name) for name in OTHER_FILES):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minserve.files.json_file import FileError, read_json, read_text, shorten
+from minserve.inputs.wording import with_article
 
 SPECIAL_NAMES = (
     "bos_token",
@@ -156,7 +157,9 @@ def read_object(path: Path) -> dict[str, Any]:
     except FileError as error:
         raise TokenizerError(str(error)) from None
     if not isinstance(values, dict):
-        raise TokenizerError(f"{path} holds a {type(values).__name__}: expected a JSON object.")
+        raise TokenizerError(
+            f"{path} holds {with_article(type(values).__name__)}: expected a JSON object."
+        )
     return values
 
 

@@ -21,6 +21,9 @@ from minserve.tokenizer.loading import read_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
+_SENTENCEPIECE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+"""Types of the parts that decoders of SentencePiece's vocabularies have."""
+
 
 class Tokenizer:
     """Encodes like transformers' AutoTokenizer for the same directory; may be shared
@@ -114,6 +117,30 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str | None:
         """One token in the vocabulary's spelling (a space may be "Ġ" or "▁"); None if unknown."""
         return self._backend.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text: a part of a character, perhaps. Empty for unknown
+        ids.
+
+        Raises InvalidRequestError if the tokenizer's tokens are no bytes of their own.
+        """
+        if self._decoder_types == ["ByteLevel"]:
+            return self._to_bytes(token_id)
+        if not self._is_sentencepiece:
+            raise InvalidRequestError(
+                "structured_outputs needs a tokenizer whose tokens are bytes (byte-level BPE or "
+                "SentencePiece), and this model's decodes by "
+                f"{', '.join(self._decoder_types) or 'nothing'}: use allowed_token_ids"
+            )
+        text = self.token_text(token_id) or ""
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            return bytes.fromhex(text[3:5])
+        return text.replace("▁", " ").encode()
+
+    @property
+    def _is_sentencepiece(self) -> bool:
+        """True if a token is text with "▁" for a space, or a byte such as <0x0A>."""
+        return bool(self._decoder_types) and set(self._decoder_types) <= _SENTENCEPIECE
 
     def apply_chat_template(
         self,

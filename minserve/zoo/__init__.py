@@ -7,6 +7,9 @@ Knows where the shipped model directories are; importing it loads nothing heavy.
   makes `zoo/base`, and after it `python -m minserve.zoo.training.distil` makes `zoo/draft`
 - `evaluation`: bits per byte, continuations, agreement of draft and base (`minserve zoo evaluate`),
   and the model cards written from them
+- `recall`: tasks that need tokens far back; `python -m minserve.zoo.recall.train` makes
+  `zoo/recall-gqa`, and `minserve.zoo.recall.evaluate` its card
+- `fetching`: real models that do not ship: `minserve zoo fetch` gets them, converts and checks them
 - `lengths`: predicts how long an answer will be; `python -m minserve.zoo.lengths_train` fits it
   again whenever the base model's weights change
 """

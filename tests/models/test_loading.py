@@ -23,7 +23,7 @@ from minserve.models import (
     load_spec,
     load_weights,
     random_weights,
-    resolve_model_dir,
+    resolve_model,
 )
 from minserve.models.weights import DecoderWeights
 
@@ -284,11 +284,17 @@ def test_loading_writes_nothing_to_stdout(llama: Path, capsys: pytest.CaptureFix
 def test_names_that_are_no_model_are_refused(tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", "nowhere", "./org/name", "zoo/nowhere", "a/b/c"):
         with pytest.raises(ModelError, match=r"no model.*expected a directory"):
-            resolve_model_dir(name)
-    file = tmp_path / "model.gguf"
+            resolve_model(name)
+    gguf = tmp_path / "model.gguf"
+    for name in (gguf, "org/model.gguf"):
+        with pytest.raises(ModelError, match=r"no model .*model\.gguf': there is no such file"):
+            resolve_model(name)
+    gguf.touch()
+    assert resolve_model(gguf) == gguf
+    file = tmp_path / "model.bin"
     file.touch()
     with pytest.raises(ModelError, match="is a file: give the Hugging Face directory"):
-        resolve_model_dir(file)
+        resolve_model(file)
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_spec(tmp_path)
 
@@ -317,7 +323,7 @@ def test_hub_errors_become_sentences(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ModelError, match=sentence):
-        resolve_model_dir("org/name")
+        resolve_model("org/name")
 
 
 def test_hub_download_takes_no_pickles(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
@@ -355,7 +361,7 @@ IMPOSSIBLE_NAMES = [*LONG_NAMES, "a\0b", "\ud800", "~no-such-user/x"]
 def test_a_name_that_no_file_can_have_is_a_sentence(name):
     from minserve.loading import find_model
 
-    for find in (resolve_model_dir, find_model):
+    for find in (resolve_model, find_model):
         with pytest.raises(ModelError, match="no model") as caught:
             find(name)
         assert len(str(caught.value)) < 400

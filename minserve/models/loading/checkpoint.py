@@ -1,4 +1,4 @@
-"""Reading safetensors checkpoints: one file or shards with an index, memory-mapped.
+"""Reading checkpoints: safetensors (one file, or shards with an index) or GGUF, memory-mapped.
 
 The headers are compared with the spec before anything is allocated. Then each tensor is mapped,
 converted and copied before the next one is read, so the peak is one model plus one tensor. Knows
@@ -19,8 +19,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from minserve.files.json_file import shorten
 from minserve.models.errors import ModelError
 from minserve.models.loading.checkpoint_files import checkpoint_files
+from minserve.models.loading.gguf.tensors import GGUFHeaders
 from minserve.models.loading.headers import TensorHeader, read_header
-from minserve.models.loading.hub import resolve_model_dir
+from minserve.models.loading.hub import resolve_model
 from minserve.models.weights import (
     DecoderWeights,
     Packing,
@@ -101,6 +102,16 @@ class CheckpointHeaders:
             )
         self.unread.discard(stored)
         return torch.empty(shape, dtype=getattr(torch, _STORED_DTYPES[tensor.dtype]), device="meta")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the checkpoint's files."""
+        paths = {tensor.path for tensor in self.tensors.values()}
+        return sum(path.stat().st_size for path in paths)
+
+    def open(self, spec: ModelSpec, progress: tqdm[Any] | None = None) -> Checkpoint:
+        """The tensors with their contents; a context manager."""
+        return Checkpoint(self, progress)
 
     def check(self, spec: ModelSpec) -> None:
         """Raise ModelError unless the tensors are exactly those of a spec, each with its shape.
@@ -205,11 +216,11 @@ def load_weights(
     ModelError, naming the tensor, if one is missing, misshapen, quantized or unexpected, and if the
     directory holds no safetensors.
     """
-    headers = CheckpointHeaders(resolve_model_dir(model))
+    path = resolve_model(model)
+    headers = GGUFHeaders(path) if path.is_file() else CheckpointHeaders(path)
     headers.check(spec)
-    total = sum(path.stat().st_size for path in {each.path for each in headers.tensors.values()})
     bar = tqdm(
-        total=total,
+        total=headers.nbytes,
         desc="Loading weights",
         unit="B",
         unit_scale=True,
@@ -217,7 +228,7 @@ def load_weights(
         leave=False,
         disable=not progress,
     )
-    with bar, Checkpoint(headers, bar) as checkpoint:
+    with bar, headers.open(spec, bar) as checkpoint:
         weights = build_weights(spec, checkpoint, dtype, torch.device(device), plan, packing)
         if spec.tie_embeddings:
             checkpoint.check_tied_head()

@@ -19,11 +19,14 @@ _MOST_SHARDS = 4096
 
 
 def checkpoint_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files that make up a checkpoint, in the order of their names.
+    """The safetensors files that make up a checkpoint, in the order of their names; a GGUF file is
+    one by itself.
 
     If there are both a single file and an index, the single file is used, as in transformers.
     Raises ModelError if there are none, if only pickle files exist, or if shards are missing.
     """
+    if directory.is_file():
+        return (directory,)
     single, index = directory / _SINGLE, directory / _INDEX
     if os.path.lexists(single):
         return (single,)

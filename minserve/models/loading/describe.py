@@ -1,7 +1,8 @@
 """What a model directory says about its model: the spec, and the sampling parameters that its
 authors recommend.
 
-Read from `config.json` and `generation_config.json`, without reading the weights.
+Read from `config.json` and `generation_config.json`, or from a GGUF file's metadata, without
+reading the weights.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from minserve.models.config_file import ConfigFile
 from minserve.models.errors import ModelError
 from minserve.models.loading.checkpoint import stored_dtype
 from minserve.models.loading.families import spec_from_config
-from minserve.models.loading.hub import resolve_model_dir
+from minserve.models.loading.gguf.config import gguf_config, read_file
+from minserve.models.loading.hub import resolve_model
 from minserve.spec import ModelSpec
 
 
 def load_spec(model: str | Path) -> ModelSpec:
-    """The spec of the model at a directory or hub name.
+    """The spec of the model in a directory or GGUF file, or at a hub name.
 
     End-of-sequence ids come from `generation_config.json` if it names them, and the number format
     comes from the weights if `config.json` lacks it. Raises ModelError if the model is not found,
     is of an unknown family, or uses a feature that this decoder does not have.
     """
-    directory = resolve_model_dir(model)
+    directory = resolve_model(model)
+    if directory.is_file():
+        return spec_from_config(gguf_config(read_file(directory)))
     path = directory / "config.json"
     if not os.path.lexists(path):
         raise ModelError(
@@ -52,10 +56,11 @@ SAMPLING_KEYS = ("do_sample", "top_k", "max_new_tokens", *_RANGES)
 def load_generation_defaults(model: str | Path) -> dict[str, Any]:
     """The sampling defaults of `generation_config.json`, by Hugging Face's names.
 
-    Only keys in `SAMPLING_KEYS` that have a value; empty if the file is missing. Raises ModelError
+    Only keys in `SAMPLING_KEYS` that have a value; empty if the file is missing, as it always is
+    beside a GGUF file, which may be any directory's. Raises ModelError
     for a value of another type, or outside its range.
     """
-    generation = _generation_config(resolve_model_dir(model))
+    generation = _generation_config(resolve_model(model))
     if generation is None:
         return {}
     found: dict[str, Any] = {}
@@ -73,4 +78,5 @@ def load_generation_defaults(model: str | Path) -> dict[str, Any]:
 
 def _generation_config(directory: Path) -> ConfigFile | None:
     path = directory / "generation_config.json"
-    return ConfigFile.read(path) if os.path.lexists(path) else None
+    known = directory.is_dir() and os.path.lexists(path)
+    return ConfigFile.read(path) if known else None

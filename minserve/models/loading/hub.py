@@ -1,7 +1,7 @@
-"""Finds the directory of a model that a user names.
+"""Finds the directory, or the GGUF file, of a model that a user names.
 
-A name is an existing directory or a Hugging Face hub name "org/name"; `minserve.loading` resolves
-zoo names. Knows nothing about what is in the directory.
+A name is an existing directory, a file that ends in ".gguf", or a Hugging Face hub name "org/name";
+`minserve.loading` resolves zoo names. Knows nothing about what is in the directory.
 """
 
 from __future__ import annotations
@@ -20,26 +20,32 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*
 _UNWANTED = ["consolidated*", "original/*", "*.bin", "*.pt", "*.pth", "*.gguf", "onnx/*"]
 
 
-def resolve_model_dir(model: str | Path) -> Path:
-    """The directory that holds a model; downloads it if the name is a hub name.
+def resolve_model(model: str | Path) -> Path:
+    """The directory or the GGUF file that holds a model; downloads it if the name is a hub name.
 
-    Raises ModelError if there is no such directory, or if the hub cannot be reached or refuses.
+    Raises ModelError if there is no such directory or file, or if the hub cannot be reached or
+    refuses.
     """
     check_model_name(model)
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        return path
     if path.exists():
         raise ModelError(
             f"{path} is a file: give the Hugging Face directory that holds config.json and the "
-            ".safetensors weights."
+            ".safetensors weights, or a .gguf file."
         )
     name = str(model)
+    if path.suffix == ".gguf":  # "org/name.gguf" would be a name on the hub
+        raise ModelError(f"no model {shorten(repr(name), 200)}: there is no such file.")
     is_hub_name = len(name) <= _MOST_HUB_CHARS and _HUB_NAME.fullmatch(name)
     if isinstance(model, Path) or name.startswith("zoo/") or not is_hub_name:
         raise ModelError(
             f"no model {shorten(repr(name), 200)}: expected a directory with config.json and "
-            '.safetensors weights, or a Hugging Face hub name such as "Qwen/Qwen3-0.6B".'
+            ".safetensors weights, a .gguf file, or a Hugging Face hub name such as "
+            '"Qwen/Qwen3-0.6B".'
         )
     return _download(name)
 

@@ -6,6 +6,7 @@ kind was called `type` or `rope_type`. If a file has both, we follow transformer
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 from minserve.models.config_file import LARGEST_SIZE, ConfigFile
@@ -29,7 +30,7 @@ def read_rope(config: ConfigFile) -> tuple[RopeSpec, int, tuple[str, ...]]:
     length, as in vLLM. Raises ModelError for a scaling that this engine does not have.
     """
     values, notes = _merged(config)
-    rope = ConfigFile(config.path, values)
+    rope = replace(config, values=values)
     kind = values.get("rope_type") or values.get("type") or "default"
     if kind not in _KINDS:
         raise rope.error(

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minserve.files.output_file import check_writable, write_text, writing
 from minserve.zoo import ZOO, zoo_path
 from minserve.zoo.evaluation.card import renew
 from minserve.zoo.evaluation.continuations import Writer, continue_signatures
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from minserve.zoo.evaluation.score import Score
 
 WINDOWS = (256, 1000)
+SHIPPED = ("zoo/base", "zoo/draft")
 
 
 def score_text(model: OpenedModel, text: str, window: int) -> Score:
@@ -177,13 +179,14 @@ def default_base(folder: Path) -> Path | None:
     return zoo_path("base") if folder == ZOO / "draft" else None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Score models of the zoo, or any Hugging Face directories with this tokenizer's files."""
-    parser = argparse.ArgumentParser(prog="minserve zoo evaluate", description=main.__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `minserve zoo evaluate`."""
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: zoo/base zoo/draft")
-    parser.add_argument("--extra", type=Path, action="append", default=[], help="more source")
+    parser.add_argument(
+        "--extra", type=Path, action="append", default=[], metavar="DIRECTORY", help="more source"
+    )
     parser.add_argument("--signatures", type=int, default=200, help="0 skips the generation")
-    parser.add_argument("--base", help="judge each model as a draft of this one")
+    parser.add_argument("--base", metavar="MODEL", help="judge each model as a draft of this one")
     parser.add_argument(
         "--cost",
         type=int,
@@ -195,8 +198,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--save", action="store_true", help="write evaluation.json and the card's numbers"
     )
-    args = parser.parse_args(argv)
-    for name in args.models or ["zoo/base", "zoo/draft"]:
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score models of the zoo, or any Hugging Face directories with this tokenizer's files."""
+    parser = argparse.ArgumentParser(prog="minserve zoo evaluate", description=main.__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the models and print the scores. Raises, before anything is scored, FileNotFoundError
+    for tokens that do not exist and OutputError if `--save` cannot write."""
+    if args.save:
+        for name in args.models or SHIPPED:
+            check_writable(_folder(name) / "evaluation.json", "--save")
+    streams = {}
+    if args.tokens is not None:
+        from minserve.zoo.corpus.data import load_streams
+
+        streams = load_streams(args.tokens)
+    for name in args.models or SHIPPED:
         folder = _folder(name)
         base = _folder(args.base) if args.base else default_base(folder)
         report = evaluate(folder, args.extra, args.signatures)
@@ -212,16 +234,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report["cost"] = [forward_cost(folder, base, threads=n) for n in args.cost]
                 for cost in report["cost"]:
                     print(describe(folder.name, base.name, cost))
-        if args.tokens is not None:
-            from minserve.zoo.corpus.data import load_streams
+        if streams:
             from minserve.zoo.corpus.overlap import overlap
 
-            shares = overlap(load_streams(args.tokens).values(), folder)
+            shares = overlap(streams.values(), folder)
             report["overlap"] = {module: round(share, 6) for module, share in shares.items()}
         if args.save:
-            (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+            text = json.dumps(report, indent=2) + "\n"
+            write_text(folder / "evaluation.json", text, "--save")
             if (folder / "README.md").is_file():
-                renew(folder)
+                with writing(folder / "README.md", "--save"):
+                    renew(folder)
     return 0
 
 
