@@ -15,6 +15,8 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from minserve.inputs.wording import with_article
+
 Check = Callable[[Any], Any]
 
 MOST = 2**63 - 1
@@ -87,7 +89,8 @@ def shorten(value: Any, limit: int = 60) -> str:
     try:
         text = _shown(value, limit)
     except Exception:
-        text = f"a {type.__dict__['__name__'].__get__(type(value))}"  # `__class__` may be fake
+        # `__class__` may be fake.
+        text = with_article(type.__dict__["__name__"].__get__(type(value)))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -28,6 +28,8 @@ from minserve.inputs.checks import (
     shorten,
     text,
 )
+from minserve.inputs.errors import InvalidRequestError as InvalidRequestError
+from minserve.inputs.structured import StructuredOutputs, plain_structure
 
 WHOLE_VOCABULARY = -1
 """As `logprobs` or `prompt_logprobs`: all tokens."""
@@ -35,10 +37,6 @@ MOST_COUNT = 2**31 - 1
 """Largest token id, top-k and number of logprobs: float64 and int32 tensors hold it exactly."""
 MOST_BIAS = 1e30
 """Largest bias: float32 can hold the sum of it and a logit."""
-
-
-class InvalidRequestError(ValueError):
-    """A request that cannot be served. The message says which value is wrong, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,9 @@ class SamplingParams:
     """Only these tokens are drawn; None allows all."""
     detokenize: bool = True
     """False: token ids only, no text."""
+    structured_outputs: StructuredOutputs | None = None
+    """The form that the text must have: a JSON schema, a regular expression, a choice, a grammar.
+    None: any text."""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -117,6 +118,11 @@ class SamplingParams:
             raise InvalidRequestError(
                 "SamplingParams.detokenize=False makes no text in which SamplingParams.stop could "
                 "be found: use stop_token_ids, or detokenize=True"
+            )
+        if self.ignore_eos and self.structured_outputs is not None:
+            raise InvalidRequestError(
+                "SamplingParams.ignore_eos continues after the end of the text, and "
+                "structured_outputs allows nothing there: leave out one of them"
             )
 
     @property
@@ -260,6 +266,7 @@ _CHECKS: dict[str, Check] = {
     "bad_words": _bad_words,
     "allowed_token_ids": optional(_allowed_token_ids),
     "detokenize": flag,
+    "structured_outputs": optional(plain_structure),
 }
 
 # The defaults, which most fields of most requests have. Compared by identity, so that no other

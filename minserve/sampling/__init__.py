@@ -5,6 +5,7 @@ batch into tokens on the device. Knows nothing about models, pages or text.
 """
 
 from minserve.sampling.alone import sample_alone
+from minserve.sampling.grammar import GrammarError, GrammarMask, Grammars
 from minserve.sampling.logprobs import Logprobs, prompt_logprobs, to_token_logprobs
 from minserve.sampling.masks import (
     AllowedTokens,
@@ -23,6 +24,9 @@ __all__ = [
     "INVALID_TOKEN",
     "AllowedTokens",
     "BadWords",
+    "GrammarError",
+    "GrammarMask",
+    "Grammars",
     "LogitsMask",
     "Logprobs",
     "SampledTokens",

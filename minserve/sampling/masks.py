@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from minserve.inputs.params import InvalidRequestError, SamplingParams
 from minserve.request import LogitsMask, Request, TokenMask
+from minserve.sampling.grammar import Grammars
 
 __all__ = [
     "AllowedTokens",
@@ -87,10 +88,18 @@ class BadWords:
         return TokenMask(banned=(*self._always, *completed))
 
 
-def make_masks(params: SamplingParams, tokenizer: Encoder | None) -> tuple[LogitsMask, ...]:
+def make_masks(
+    params: SamplingParams, tokenizer: Encoder | None, grammars: Grammars | None = None
+) -> tuple[LogitsMask, ...]:
     """The masks for these parameters: made once per prompt, for `Request.masks` of all its samples.
-    Raises InvalidRequestError if no token is left to draw, or if there is no tokenizer."""
+    `grammars` compiles the forms of structured outputs; None: there is no tokenizer for them.
+
+    Raises InvalidRequestError if no token is left to draw, if there is no tokenizer, or if a form
+    cannot be compiled."""
     masks: list[LogitsMask] = []
+    grammar = (grammars or Grammars(None, (), 0)).mask(params)
+    if grammar is not None:
+        masks.append(grammar)
     if params.allowed_token_ids is not None:
         masks.append(AllowedTokens(TokenMask(allowed=pack_tokens(params.allowed_token_ids))))
     words = prepare_bad_words(params, tokenizer)

@@ -212,7 +212,8 @@ def test_parameters_are_copied_sent_replaced_and_written_as_data_classes_are():
 
 def test_the_order_of_the_older_fields_is_kept():
     assert FIELDS[:4] == ["max_tokens", "min_tokens", "temperature", "top_k"]
-    assert FIELDS[-4:] == ["cache_salt", "bad_words", "allowed_token_ids", "detokenize"]
+    newest = ["cache_salt", "bad_words", "allowed_token_ids", "detokenize", "structured_outputs"]
+    assert FIELDS[-5:] == newest
 
 
 def test_fields_that_contradict_each_other_are_refused():

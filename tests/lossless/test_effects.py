@@ -22,6 +22,7 @@ from lossless.effects import HOST, TIGHT, Load, Seen
 from minserve.config import EngineConfig, describe
 from minserve.engine import Engine
 from minserve.kernels import why_not_native
+from minserve.request import StructuredOutputs
 
 ROOT = Path(__file__).resolve().parents[2]
 ONCE, AGAIN, LOGPROBS = Load(), Load(waves=2), Load({"prompt_logprobs": 0})
@@ -120,6 +121,7 @@ EFFECTS = [
     Effect("scheduling.enable_chunked_prefill", False, parts, OTHER,
            {"scheduling.max_num_batched_tokens": 64, "scheduling.max_model_len": 64,
             "scheduling.max_num_seqs": 8}, Load({"max_tokens": 5})),
+    Effect("scheduling.max_queued_requests", 1, total("refused"), MORE, TWO),
     Effect("scheduling.policy", "static", total("steps"), MORE, TWO),
     *(Effect("scheduling.order", value, finished, OTHER, TWO)
       for value in ("sjf", "priority", "mlfq")),
@@ -142,7 +144,7 @@ EFFECTS = [
     Effect("kernels.backend", "native", operators, OTHER, {"kernels.backend": "torch"}, **REAL),
     Effect("kernels.backend", "torch", operators, OTHER, {"kernels.backend": "native"}, **REAL),
     *(Effect("kernels.padding", value, total("padded_rows"), MORE, build=effects.real)
-      for value in ("longest", "power_of_two")),
+      for value in ("longest", "power_of_two", "ladder")),
     Effect("kernels.padding", "batch", total("padded_rows"), MORE,
            {"scheduling.policy": "static", "kernels.padding": "longest"}, **REAL),
     Effect("kernels.cuda_graphs", True, total("compiled_graphs"), MORE, **REAL),
@@ -168,6 +170,9 @@ EFFECTS = [
     Effect("admission.max_stop_chars", 3, refused, MORE, build=effects.real, load=STOP),
     Effect("admission.max_bad_words", 0, refused, MORE, build=effects.real,
            load=Load({"bad_words": ["xyz"]})),
+    Effect("admission.max_grammar_chars", 2, refused, MORE, build=effects.real,
+           load=Load({"structured_outputs": StructuredOutputs(regex="abc"),
+                      "ignore_eos": False})),
     Effect("admission.max_stop_token_ids", 1, refused, MORE, load=Load({"stop_token_ids": [1, 2]})),
     Effect("admission.max_logit_biases", 1, refused, MORE,
            load=Load({"logit_bias": {1: 1.0, 2: 1.0}})),

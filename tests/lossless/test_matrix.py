@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from lossless import forms
 from models.oracle import patch_to_true_float64, random_model, save
 
 from minserve.build import build_engine
@@ -67,6 +68,7 @@ SWITCHES: list[tuple[str, Any]] = [
     ("kernels.padding", "longest"),
     ("kernels.padding", "power_of_two"),
     ("kernels.padding", "batch"),
+    ("kernels.padding", "ladder"),
     ("kernels.cuda_graphs", True),
     ("kernels.cuda_graph_max_rows", 3),
 ]
@@ -196,7 +198,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=None,
         bos_token_id=None,
     )
-    return save(random_model(config, seed=5), tmp_path_factory.mktemp("matrix"))
+    path = save(random_model(config, seed=5), tmp_path_factory.mktemp("matrix"))
+    forms.save_tokenizer(path)
+    return path
 
 
 def prompts() -> list[list[int]]:
@@ -233,7 +237,14 @@ def generated(model_dir: Path, rounded: bool = False) -> list[list[int]]:
                 logits = oracle(torch.tensor([sequence]), use_cache=False).logits
                 sequence.append(int(logits[0, -1].argmax()))
             outputs.append(sequence[len(prompt) :])
-    return outputs
+        formed: list[int] = []
+        while forms.STOP not in formed:
+            sequence = forms.PROMPT + formed
+            logits = oracle(torch.tensor([sequence]), use_cache=False).logits[0, -1]
+            may_come = forms.allowed(formed)
+            formed.append(may_come[int(logits[may_come].argmax())])
+    assert 10 < len(formed) < forms.LONGEST
+    return [*outputs, formed]
 
 
 def run(
@@ -244,8 +255,10 @@ def run(
     samples: int = 1,
     parts: EngineParts = CONFIGURED,
     params: Mapping[str, Any] = {},
+    formed: bool = True,
 ) -> tuple[list[Request], RunTotals]:
-    """All requests through one engine; every third is aborted half way where `aborts`."""
+    """All requests through one engine; every third is aborted half way where `aborts`. Where
+    `formed`, and without `params`, there is one more, whose answer has a form."""
     settings = complete(values)
     loaded = load_model(model_dir, EngineConfig().with_values(settings))
     engine = build_engine(loaded, parts=parts)
@@ -260,6 +273,8 @@ def run(
             **params,
         )
         requests += engine.add(str(index), prompt, how, priority=-index % 3)
+    if formed and not params:
+        requests += engine.add("form", forms.PROMPT, forms.params(temperature, samples))
     while engine.has_work:
         engine.step()
         for request in requests[::3] if aborts else ():
@@ -340,7 +355,7 @@ def test_samples_that_share_a_prompt_are_those_that_compute_it_each(
 def test_aborts_change_no_token_of_anyone_else(switches, model_dir, expected):
     requests, _ = run(model_dir, dict(switches), aborts=True)
     aborted = [request for request in requests if request.finish_reason == "abort"]
-    assert len(aborted) == 3
+    assert len(aborted) == 4
     for request, tokens in zip(requests, expected, strict=True):
         if request.finish_reason == "abort":
             assert request.output_token_ids == tokens[: request.num_output_tokens]

@@ -159,8 +159,8 @@ def test_every_parameter_means_the_same_on_proposed_rows(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_acceptance_is_counted_exactly(kind, model_dir, answers):  # noqa: F811
-    requests, totals, proposer = speculate(model_dir, {}, kind, answers)
-    by_name = dict(zip(requests, tokens_of(answers), strict=True))
+    requests, totals, proposer = speculate(model_dir, {}, kind, answers, formed=False)
+    by_name = dict(zip(requests, tokens_of(answers)[:-1], strict=True))
     drafts, proposed, accepted = 0, [0] * 8, [0] * 8
     for request, place, whole in proposer.given:
         room = NEW_TOKENS[int(request.request_id)] - place - 1
@@ -285,7 +285,7 @@ def test_a_hidden_state_is_what_its_token_was_drawn_from(values, model_dir, answ
     while engine.has_work:
         engine.step()
     decoder = engine._runner._decoder
-    for answer in answers:
+    for answer in answers[: len(NEW_TOKENS)]:  # the last one's draws are masked
         states = torch.cat(proposer.states[answer.request_id])
         with torch.inference_mode():
             drawn = decoder.head(states).argmax(dim=-1).tolist()
