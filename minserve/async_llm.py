@@ -75,7 +75,7 @@ class AsyncLLM:
         self._engine = build_engine(loaded, clock, check_predictor(predictor, loaded))
         self._names = itertools.count()
         self._process = os.getpid()
-        self._worker: ThreadPoolExecutor | None = None
+        self._workers: dict[str, ThreadPoolExecutor] = {}
         self._worker_lock = threading.Lock()
         self._thread = EngineThread(self._engine, watchdog_s)
         self._finalizer = weakref.finalize(self, EngineThread.stop, self._thread)
@@ -126,10 +126,14 @@ class AsyncLLM:
             check_request_id(name)
             chosen = self._check_params(params)
             rank, arrival = check_priority(priority), check_arrival(arrival_s)
+            if arrival is None and chosen.structured_outputs is not None:
+                arrival = self._engine.clock.now()  # compiling its form is part of the TTFT
             given = parse_prompt(prompt, self.config.max_prompt_chars)
             send = functools.partial(self._send, mailbox, given, chosen, arrival, rank)
-            if given.text is not None and len(given.text) > LONG_PROMPT_CHARS:
-                self._tokenizing().submit(send)
+            if chosen.structured_outputs is not None:
+                self._working("grammar").submit(send)
+            elif given.text is not None and len(given.text) > LONG_PROMPT_CHARS:
+                self._working("tokenizer").submit(send)
             else:
                 send()
         except Exception as error:
@@ -156,9 +160,11 @@ class AsyncLLM:
         arrival_s: float | None,
         priority: int,
     ) -> None:
-        """Tokenize, in the caller's thread or the worker's, and give the ids to the
+        """Tokenize and compile, in the caller's thread or a worker's, and give the ids to the
         engine's thread."""
         try:
+            if params.structured_outputs is not None:
+                self._engine.prepare(params)
             ids = self._model.encode(given)
         except Exception as error:
             self._thread.refuse(mailbox, error)
@@ -174,11 +180,12 @@ class AsyncLLM:
         )
         self._thread.add(mailbox, add)
 
-    def _tokenizing(self) -> ThreadPoolExecutor:
+    def _working(self, name: str) -> ThreadPoolExecutor:
+        """The worker of this name: one thread, so that requests keep their order."""
         with self._worker_lock:
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix="minserve-tokenizer")
-            return self._worker
+            if name not in self._workers:
+                self._workers[name] = ThreadPoolExecutor(1, thread_name_prefix=f"minserve-{name}")
+            return self._workers[name]
 
     def abort(self, request_id: str) -> None:
         """End the requests with this name; does nothing for unknown and finished ones.
@@ -209,8 +216,9 @@ class AsyncLLM:
         does no harm."""
         seconds = check_seconds("timeout_s", timeout_s)
         self._thread.stop()
-        if self._worker is not None:
-            self._worker.shutdown(wait=False, cancel_futures=False)
+        with self._worker_lock:
+            for worker in self._workers.values():
+                worker.shutdown(wait=False, cancel_futures=False)
         if self._thread.is_here:
             self._thread.join(seconds)
 

@@ -1,12 +1,13 @@
-"""`minserve lab doctor`: can the chapters run here, and what would make them run better?
+"""`minserve lab`: the doctor (can the chapters run here, and what would help?) and the grader.
 
 Changes nothing but caches. Gives advice in sentences; the exit code is 1 if a chapter would fail.
-Knows only package names and versions: the engine never imports the lab.
+Knows package names and versions, and asks the lab where its files are: the engine never imports it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from minserve.cli import grade
 
 State = Literal["ok", "note", "problem"]
 
@@ -48,11 +51,18 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("action", choices=("doctor",), help="doctor: look whether the lab can run")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    doctor = actions.add_parser("doctor", help="look whether the lab can run here")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    grade.add_arguments(actions.add_parser("grade", help="grade the exercises of a class"))
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the action."""
+    return grade.run(args) if args.action == "grade" else _doctor(args)
+
+
+def _doctor(args: argparse.Namespace) -> int:
     """Run the checks and print their findings."""
     found = examine()
     healthy = not any(finding.state == "problem" for finding in found)
@@ -71,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
 def examine() -> list[Finding]:
     """All findings, in the order in which to fix them."""
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _packages, _model, _memory, _threads, _ceilings, _operators, _browser, _place,
+        _python, _packages, _model, _chapters, _memory, _threads, _ceilings, _operators, _browser,
+        _place,
     )  # fmt: skip
     return [finding for look in looks for finding in look()]
 
@@ -133,6 +144,26 @@ def _model() -> Iterator[Finding]:
     else:
         advice = "Restore it with git: git checkout -- minserve/zoo"
         yield Finding("model zoo/base", "problem", "its weights are missing", advice)
+
+
+def _chapters() -> Iterator[Finding]:
+    try:
+        # The engine never imports the lab. Its doctor asks it, where there is one.
+        checkout = importlib.import_module("widgets.notebooks.checkout")
+        labs: Path = checkout.labs_directory()
+        missing = [f"{labs / name}" for name in checkout.FOLDERS if not (labs / name).is_dir()]
+    except ImportError as error:
+        advice = "Install the packages named above first."
+        yield Finding("chapters' files", "problem", f"cannot be looked for: {error}", advice)
+    except FileNotFoundError as error:
+        yield Finding("chapters' files", "problem", str(error))
+    else:
+        if missing:
+            advice = "Restore them: git checkout -- labs, or install the package again."
+            text = f"missing: {', '.join(missing)}"
+            yield Finding("chapters' files", "problem", text, advice)
+        else:
+            yield Finding("chapters' files", "ok", f"{labs}")
 
 
 def available_bytes() -> int | None:
@@ -215,7 +246,10 @@ def _operators() -> Iterator[Finding]:
     if reason is None:
         yield Finding("C++ operators", "ok", "compiled for this processor")
     else:
-        advice = "torch's own operators are used instead: the same results, slower."
+        advice = (
+            "torch's own operators are used instead. They are slower, and round differently, so "
+            "that in bfloat16 the text can change."
+        )
         yield Finding("C++ operators", "note", reason, advice)
 
 

@@ -11,7 +11,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from minserve.config import EngineConfig, Knob, describe
-from minserve.request import SamplingParams
+from minserve.files.json_file import read_text
+from minserve.request import SamplingParams, StructuredOutputs
 
 _UNSET: Any = None
 _SAMPLING_FLAGS: dict[str, tuple[type, str]] = {
@@ -33,8 +34,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="zoo/base",
-        help="zoo/NAME, a Hugging Face directory, or a hub name (default: %(default)s)",
+        help="zoo/NAME, a Hugging Face directory, a .gguf file, or a hub name "
+        "(default: %(default)s)",
     )
+    add_engine_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field of EngineConfig."""
     group = parser.add_argument_group("engine", "one flag per field of EngineConfig")
     for knob in describe():
         _add_knob(group, knob)
@@ -51,6 +58,19 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument("--stop", action="append", default=[], help="end at this string; repeatable")
     group.add_argument("--ignore-eos", action="store_true", help="go on past end-of-sequence")
+    form = group.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json-schema",
+        metavar="FILE",
+        help="the text is JSON of this schema: a file, or the schema itself, which begins with {",
+    )
+    form.add_argument("--regex", metavar="X", help="the whole text matches this expression")
+    form.add_argument(
+        "--choice",
+        action="append",
+        metavar="X",
+        help="the text is this one, or another that is given; repeatable",
+    )
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
@@ -74,9 +94,24 @@ def sampling_params(args: argparse.Namespace, defaults: SamplingParams) -> Sampl
         values["stop"] = tuple(args.stop)
     if args.ignore_eos:
         values["ignore_eos"] = True
+    form = _structured_outputs(args)
+    if form is not None:
+        values["structured_outputs"] = form
     known = {item.name for item in fields(SamplingParams)}
     assert values.keys() <= known, "a sampling flag without a field"
     return replace(defaults, **values)
+
+
+def _structured_outputs(args: argparse.Namespace) -> StructuredOutputs | None:
+    """The form that the flags ask for. Raises InvalidRequestError, or FileError."""
+    schema = args.json_schema
+    if schema is not None:
+        if not schema.lstrip().startswith("{"):
+            schema = read_text(schema, what="a JSON schema")
+        return StructuredOutputs(json=schema)
+    if args.regex is not None:
+        return StructuredOutputs(regex=args.regex)
+    return StructuredOutputs(choice=args.choice) if args.choice else None
 
 
 def _destination(knob: Knob) -> str:

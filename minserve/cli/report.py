@@ -47,8 +47,12 @@ def figures(llm: LLM) -> str:
     of the roofline."""
     totals = llm.trace.totals
     parts = []
-    for record in llm.trace.requests[-1:]:
-        metrics = record.metrics
+    records = llm.trace.requests
+    if len(records) > 1:  # times are those of each request: `generate --json` has them
+        tokens = f"{totals.finished_prompt_tokens} tokens in, {totals.finished_output_tokens} out"
+        parts.append(f"{totals.finished_requests} requests, {tokens}")
+    elif records:
+        metrics = records[0].metrics
         cached = f" ({metrics.num_cached_tokens} cached)" if metrics.num_cached_tokens else ""
         tokens_in = f"{metrics.num_prompt_tokens} tokens in{cached}"
         parts.append(f"{tokens_in}, {metrics.num_output_tokens} out")

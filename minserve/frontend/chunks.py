@@ -15,11 +15,16 @@ class ChunkStream(Iterator[StreamChunk]):
     or `close()`, aborts the request."""
 
     def __init__(
-        self, share: EngineShare, name: str, token_ids: list[int], params: SamplingParams
+        self,
+        share: EngineShare,
+        name: str,
+        token_ids: list[int],
+        params: SamplingParams,
+        arrival_s: float | None = None,
     ) -> None:
         self._share = share
         self._name = name
-        self._chunks = _chunks(share, name, token_ids, params)
+        self._chunks = _chunks(share, name, token_ids, params, arrival_s)
         self._turn = threading.RLock()
         self._running = False
         self._left = False
@@ -57,11 +62,15 @@ class ChunkStream(Iterator[StreamChunk]):
 
 
 def _chunks(
-    share: EngineShare, name: str, token_ids: list[int], params: SamplingParams
+    share: EngineShare,
+    name: str,
+    token_ids: list[int],
+    params: SamplingParams,
+    arrival_s: float | None,
 ) -> Generator[StreamChunk, None, None]:
     requests: tuple[Request, ...] = ()
     try:
-        reader = share.open(name, token_ids, params)
+        reader = share.open(name, token_ids, params, arrival_s)
         requests = tuple(reader.requests)
         while chunks := share.next_chunks(reader):
             yield from chunks

@@ -33,17 +33,22 @@ class Job:
     requests: list[Request]
     """The prompt's samples, after the engine has accepted it."""
     refused: InvalidRequestError | None = None
+    arrival_s: float | None = None
+    """If a form is compiled before the request is added: when that began, so that it is part of the
+    TTFT."""
 
 
 def make_jobs(
     model: DescribedModel,
+    engine: Engine,
     names: Iterator[str],
     given: Sequence[Given],
     params: SamplingParams | Sequence[SamplingParams] | None,
     priority: int | Sequence[int],
     errors: Errors,
 ) -> list[Job]:
-    """Tokenize the prompts, and check everything that can be checked without the engine.
+    """Tokenize the prompts, compile the forms that their answers must have, and check everything
+    that can be checked while other threads run the engine.
 
     Raises InvalidRequestError; with `errors="return"`, only for the arguments of the call.
     """
@@ -59,6 +64,9 @@ def make_jobs(
         job.text = prompt.text
         try:
             job.token_ids = model.encode(prompt)
+            if one.structured_outputs is not None:
+                job.arrival_s = engine.clock.now()
+                engine.prepare(one)
         except InvalidRequestError as error:
             if errors == "raise":
                 raise
@@ -94,7 +102,13 @@ def complete(
 
 def _add(engine: Engine, job: Job, errors: Errors) -> None:
     try:
-        job.requests = engine.add(job.name, job.token_ids, job.params, priority=job.priority)
+        job.requests = engine.add(
+            job.name,
+            job.token_ids,
+            job.params,
+            priority=job.priority,
+            arrival_s=job.arrival_s,
+        )
     except InvalidRequestError as error:
         if errors == "raise":
             raise

@@ -13,6 +13,7 @@ from minserve.request import (
     Request,
     RequestMetrics,
     Sample,
+    TokenLogprobs,
 )
 
 
@@ -30,6 +31,12 @@ class StreamChunk:
     finish_reason: FinishReason | None
     metrics: RequestMetrics
     error: str | None = None
+    stop_reason: int | str | None = None
+    """As in `Sample`."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of the new tokens, if they were asked for."""
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    """As in `Output`, if they were asked for: with the sample's first token, and None after it."""
 
 
 class StreamCursor:
@@ -44,7 +51,9 @@ class StreamCursor:
     def advance(self, engine: Engine, request: Request) -> StreamChunk:
         """A chunk with everything new since the last call."""
         text = engine.text_of(request)
-        tokens = tuple(request.token_ids[request.num_prompt_tokens + self._num_tokens :])
+        params, before = request.params, self._num_tokens
+        tokens = tuple(request.token_ids[request.num_prompt_tokens + before :])
+        is_first = not before and bool(tokens)
         chunk = StreamChunk(
             request_id=request.request_id,
             index=request.sample_index,
@@ -53,6 +62,13 @@ class StreamCursor:
             finish_reason=request.finish_reason,
             metrics=request.metrics(),
             error=request.error,
+            stop_reason=request.stop_reason,
+            logprobs=tuple(request.logprobs[before:]) if params.logprobs is not None else None,
+            prompt_logprobs=(
+                tuple(request.prompt_logprobs)
+                if is_first and params.prompt_logprobs is not None
+                else None
+            ),
         )
         self._num_chars = len(text)
         self._num_tokens += len(tokens)

@@ -135,11 +135,14 @@ class EngineShare:
         with self.hold() as engine:
             self._step(engine)
 
-    def open(self, name: str, ids: list[int], params: SamplingParams) -> Reader:
+    def open(
+        self, name: str, ids: list[int], params: SamplingParams, arrival_s: float | None = None
+    ) -> Reader:
         """Open a stream over a new request."""
         with self.hold() as engine:
             self.start_run(engine, alone=False)
-            reader = Reader(name, engine.add(name, ids, params, stream_text=True))
+            samples = engine.add(name, ids, params, stream_text=True, arrival_s=arrival_s)
+            reader = Reader(name, samples)
             self._readers.update(dict.fromkeys(reader.requests, reader))
             return reader
 

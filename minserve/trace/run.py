@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from minserve.request import FinishReason, RequestMetrics
 from minserve.trace.formats import chrome, export, frames, reading
 from minserve.trace.snapshot import FinishedRequest, TraceHeader, TraceSnapshot
 from minserve.trace.step import StepTrace
 from minserve.trace.summary import RunSummary, summarize
+from minserve.trace.tail import Tail
 from minserve.trace.tally import Tally
 from minserve.trace.totals import RunTotals
 
 if TYPE_CHECKING:
     import pandas
+
+Row = TypeVar("Row")
 
 
 class RunTrace:
@@ -49,6 +54,8 @@ class RunTrace:
         # A deque must not be iterated while it grows; the lock is held for the copy, never for an
         # export. Reentrant, because a signal handler may read a trace while it is being written.
         self._lock = threading.RLock()
+        self._tails: tuple[Tail, ...] = ()
+        self._ended_before = 0  # finished requests when the newest step was added
 
     def append(self, step: StepTrace) -> None:
         """Add the newest step; if the ring is full, the oldest is dropped. Raises TypeError for
@@ -56,8 +63,12 @@ class RunTrace:
         if not isinstance(step, StepTrace):
             raise TypeError(f"RunTrace.append: expected a StepTrace, got {type(step).__name__}")
         with self._lock:
+            if self._tails and len(self._steps) == self._steps.maxlen:
+                for tail in self._tails:
+                    tail.dropping_step(self._tally.steps - len(self._steps), self._steps[0])
             self._tally.add_step(step)
             self._steps.append(step)
+            self._ended_before = self._tally.finished_requests
 
     def finish_request(
         self,
@@ -74,6 +85,10 @@ class RunTrace:
             )
         record = FinishedRequest(request_id, sample_index, finish_reason, metrics)
         with self._lock:
+            if self._tails and len(self._requests) == self._requests.maxlen:
+                number = self._tally.finished_requests - len(self._requests)
+                for tail in self._tails:
+                    tail.dropping_request(number, self._requests[0])
             self._tally.add_request(metrics)
             self._requests.append(record)
 
@@ -126,13 +141,43 @@ class RunTrace:
         """
         with self._lock:
             appended = self._tally.steps
-            wanted = min(appended - position, len(self._steps))
-            newest: list[StepTrace] = []
-            for step in reversed(self._steps):
-                if len(newest) >= wanted:
-                    break
-                newest.append(step)
-        return tuple(reversed(newest)), appended
+            return _last(self._steps, appended - position), appended
+
+    def load(self) -> tuple[int, int]:
+        """How many requests run and wait, as far as the trace knows: those of the newest step, and
+        none if as many have ended since."""
+        with self._lock:
+            newest = self.newest
+            ended = self._tally.finished_requests - self._ended_before
+            if newest is None or ended >= newest.num_running + newest.num_waiting:
+                return 0, 0
+            return newest.num_running, newest.num_waiting
+
+    def follow(
+        self,
+        read_step: Callable[[StepTrace], None],
+        read_request: Callable[[FinishedRequest], None],
+    ) -> Tail:
+        """A reader that gets every step and every finished request once, each kind in its order,
+        from the oldest kept ones: those that are here at each `Tail.catch_up`, and those that the
+        rings are about to drop. Both functions must be quick, and must not use the trace."""
+        with self._lock:
+            first_request = self._tally.finished_requests - len(self._requests)
+            first_step = self._tally.steps - len(self._steps)
+            tail = Tail(self._unread, read_step, read_request, first_step, first_request)
+            self._tails = (*self._tails, tail)
+            return tail
+
+    @contextmanager
+    def _unread(
+        self, step: int, request: int
+    ) -> Iterator[tuple[tuple[StepTrace, ...], tuple[FinishedRequest, ...], int, int]]:
+        """The kept steps and finished requests from these numbers on, and the numbers of the next
+        ones. The trace does not change until the context ends."""
+        with self._lock:
+            steps, requests = self._tally.steps, self._tally.finished_requests
+            new_steps = _last(self._steps, steps - step)
+            yield new_steps, _last(self._requests, requests - request), steps, requests
 
     def snapshot(self) -> TraceSnapshot:
         """Everything at one moment, for exports and figures."""
@@ -159,6 +204,7 @@ class RunTrace:
             self._steps.extend(steps)
             self._requests.clear()
             self._requests.extend(requests)
+            self._ended_before = totals.finished_requests
 
     def summary(self) -> RunSummary:
         """The usual figures of a run: latencies, throughput, memory, preemptions."""
@@ -190,3 +236,8 @@ class RunTrace:
     def to_chrome_trace(self, path: str | Path) -> None:
         """Write a file that ui.perfetto.dev and chrome://tracing open."""
         chrome.write(self.snapshot(), path)
+
+
+def _last(ring: deque[Row], count: int) -> tuple[Row, ...]:
+    """The newest `count` rows, or as many as there are, oldest first."""
+    return tuple(reversed(tuple(islice(reversed(ring), max(0, count)))))

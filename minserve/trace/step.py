@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minserve.trace.parts import RoomParts
+from minserve.trace.parts.arrivals import StepArrivals
+from minserve.trace.parts.deliveries import StepDeliveries
 from minserve.trace.parts.execution import StepExecution
 from minserve.trace.parts.memory import StepMemory
 from minserve.trace.parts.requests import StepRequests
@@ -20,7 +22,15 @@ from minserve.trace.parts.work import CountedWork
 # Python takes the fields of the last base first, so the columns come in the reverse of this order.
 @dataclass(frozen=True, slots=True)
 class StepTrace(
-    RoomParts, StepExecution, StepRequests, StepMemory, StepScheduling, CountedWork, StepTiming
+    RoomParts,
+    StepArrivals,
+    StepDeliveries,
+    StepExecution,
+    StepRequests,
+    StepMemory,
+    StepScheduling,
+    CountedWork,
+    StepTiming,
 ):
     """One engine step: which requests computed what, what they held, what it cost."""
 

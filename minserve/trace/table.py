@@ -34,7 +34,7 @@ class Column:
 
     @property
     def is_list(self) -> bool:
-        """True if a value is several whole numbers, a list in JSON."""
+        """True if a value is several numbers, a list in JSON."""
         return get_origin(self.kind) is tuple
 
     @property

@@ -25,6 +25,8 @@ class RunTotals(RoomParts):
     decode_tokens: int = 0
     recomputed_tokens: int = 0
     sampled_tokens: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens of the samples that got a token."""
     padded_rows: int = 0
     discarded_tokens: int = 0
     """Rows computed in addition to the tokens, whose results were dropped."""
@@ -41,6 +43,11 @@ class RunTotals(RoomParts):
     exported_blocks: int = 0
     imported_blocks: int = 0
     aborted: int = 0
+    arrived: int = 0
+    """Prompts that arrived, refused ones included."""
+    refused: int = 0
+    """Prompts refused because the queue was full."""
+
     scheduled: int = 0
     """Requests that computed something, summed over steps."""
 

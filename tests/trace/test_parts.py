@@ -114,7 +114,8 @@ def test_columns_are_those_of_recorded_traces_in_their_order() -> None:
     columns = recorded("tight")["trace"]["step_columns"]
     added = {
         "exported_blocks", "imported_blocks", "host_bytes",
-        "num_drafts", "proposed_tokens", "accepted_tokens",
+        "num_drafts", "proposed_tokens", "accepted_tokens", "num_refused",
+        "num_arrived", "interarrival_s", "num_prompt_tokens", "ttft_s", "itl_s", "itl_counts",
     }  # fmt: skip
     assert [name for name in STEPS.names if name not in added] == columns
     assert set(STEPS.names) == {*columns, *added}
@@ -140,6 +141,9 @@ def test_a_recorded_trace_of_version_3_is_written_again_with_the_same_numbers(na
         "exported_blocks": 0,
         "imported_blocks": 0,
         "peak_host_bytes": 0,
+        "refused": 0,
+        "prompt_tokens": 0,
+        "arrived": 0,
         "speculation": {"num_drafts": 0, "proposed_tokens": [], "accepted_tokens": []},
     }
     assert new["header"].pop("asked") == {}, "what an old trace does not say is empty"

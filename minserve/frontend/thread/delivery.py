@@ -23,7 +23,7 @@ class Delivery:
 
     def add(self, mailbox: Mailbox, make: Callable[[], list[Request]]) -> None:
         """Create a request's samples with `make`, and deliver them to this mailbox."""
-        mailbox.requests = make()
+        mailbox.accept(make())
         for request in mailbox.requests:
             self.cursors[request] = (StreamCursor(), mailbox)
         if mailbox.aborted:

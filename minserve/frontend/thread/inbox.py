@@ -16,8 +16,13 @@ from typing import TypeVar
 
 from minserve.engine.recovery import EngineError
 from minserve.frontend.thread.mailbox import Mailbox
+from minserve.frontend.thread.wakeups import Wakeups
 
 Answer = TypeVar("Answer")
+
+
+class EngineClosedError(RuntimeError):
+    """The engine's thread has ended, or is about to: it accepts nothing more."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Inbox:
     def __init__(self) -> None:
         self.closed_by: str | None = None
         """Why no more commands are accepted; None while the inbox is open."""
+        self.wakeups = Wakeups()
+        """Wakes the readers of the mailboxes."""
         self.mailboxes: dict[str, list[Mailbox]] = {}
         """The mailboxes that are not closed yet, by name."""
         # Reentrant: a signal handler or a finalizer may interrupt this code and call it.
@@ -42,8 +49,8 @@ class Inbox:
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
 
     def open(self, request_id: str) -> Mailbox:
-        """A new mailbox. Raises RuntimeError if the inbox is closed."""
-        mailbox = Mailbox(request_id)
+        """A new mailbox. Raises EngineClosedError if the inbox is closed."""
+        mailbox = Mailbox(request_id, self.wakeups)
         with self._lock:
             self._check_open()
             self.mailboxes.setdefault(request_id, []).append(mailbox)
@@ -70,7 +77,7 @@ class Inbox:
             if self.closed_by is None:
                 self._commands.put(Command(run, refuse))
                 return
-        refuse(RuntimeError(self.closed_by))
+        refuse(EngineClosedError(self.closed_by))
 
     def ask(
         self,
@@ -123,7 +130,7 @@ class Inbox:
 
     def _check_open(self) -> None:
         if self.closed_by is not None:
-            raise RuntimeError(self.closed_by)
+            raise EngineClosedError(self.closed_by)
 
     # -- called by the engine's thread -------------------------------------------------------------
 
@@ -146,7 +153,7 @@ class Inbox:
             except queue.Empty:
                 break
             if command is not None:
-                command.refuse(RuntimeError(self.closed_by))
+                command.refuse(EngineClosedError(self.closed_by))
         with self._lock:
             left = [mailbox for same in self.mailboxes.values() for mailbox in same]
             self.mailboxes.clear()

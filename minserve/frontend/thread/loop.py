@@ -18,7 +18,7 @@ from minserve.engine import Engine
 from minserve.engine.recovery import describe
 from minserve.frontend.outputs import failure
 from minserve.frontend.thread.delivery import Delivery
-from minserve.frontend.thread.inbox import Answer, Inbox
+from minserve.frontend.thread.inbox import Answer, EngineClosedError, Inbox
 from minserve.frontend.thread.mailbox import Mailbox
 from minserve.frontend.thread.watch import Health, Watch
 from minserve.request import InvalidRequestError, Request
@@ -66,7 +66,7 @@ class EngineThread:
 
     def refuse(self, mailbox: Mailbox, error: BaseException) -> None:
         """End a mailbox whose request the engine did not accept."""
-        known = isinstance(error, InvalidRequestError) or type(error) is RuntimeError
+        known = isinstance(error, (InvalidRequestError, EngineClosedError))
         told = error if known else failure(mailbox.request_id, error)
         self._inbox.close_mailbox(mailbox, told)
 
@@ -144,7 +144,8 @@ class EngineThread:
                 return False
             if self.engine.has_work:
                 self._step()
-            self._delivery.deliver()
+            with self._inbox.wakeups.together():
+                self._delivery.deliver()
             self._num_failures = 0
         except SystemExit:
             raise
@@ -203,7 +204,7 @@ class EngineThread:
         except BaseException as caught:
             error = error or caught
         for mailbox in self._inbox.empty():
-            mailbox.put(failure(mailbox.request_id, error) if error else RuntimeError(CLOSED))
+            mailbox.put(failure(mailbox.request_id, error) if error else EngineClosedError(CLOSED))
         self._ended.set()
 
     # -- in the watchdog's thread ------------------------------------------------------------------

@@ -9,9 +9,10 @@ import asyncio
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from minserve.frontend.outputs import StreamChunk
+from minserve.frontend.thread.wakeups import Wakeups
 from minserve.request import Request
 
 Item = StreamChunk | BaseException | None
@@ -20,10 +21,13 @@ Item = StreamChunk | BaseException | None
 class Mailbox:
     """The chunks of one request, in order; the last item is None or the error that ended it."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, wakeups: Wakeups) -> None:
         self.request_id = request_id
+        self._wakeups = wakeups
         self.requests: list[Request] = []
         """The request's samples, after the engine has accepted it."""
+        self.accepted = False
+        """True after the engine has accepted the request."""
         self.aborted = False
         self.ended = False
         """True after a reader has taken the last item."""
@@ -32,6 +36,13 @@ class Mailbox:
         # Reentrant: a signal handler or a finalizer may interrupt this code and call it.
         self._lock = threading.RLock()
         self._closed = False
+
+    def accept(self, requests: list[Request]) -> None:
+        """Note that the engine has accepted the request, as these samples."""
+        self.requests = requests
+        with self._lock:
+            self.accepted = True
+            self._wake()
 
     def put(self, item: Item) -> None:
         """Add a chunk, an error, or None for the end. Ignored after the end."""
@@ -44,9 +55,7 @@ class Mailbox:
 
     def _wake(self) -> None:
         for loop, event in self._listeners:
-            # The reader's event loop may be closed already.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(event.set)
+            self._wakeups.wake(loop, event)
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
@@ -79,6 +88,18 @@ class Mailbox:
         if item is not None:
             raise item
         return None
+
+    async def wait_accepted(self) -> None:
+        """Wait until the engine has accepted the request. Raises the error with which it was
+        refused; the mailbox has ended then."""
+        with self.listening() as event:
+            while not self.accepted:
+                event.clear()
+                if self._closed and not self.accepted:
+                    self.take(block=False)
+                    return
+                if not self.accepted:
+                    await event.wait()
 
     async def next(self) -> StreamChunk | None:
         """As `take`, and waits for an item without blocking the running event loop."""

@@ -33,6 +33,15 @@ class Stream:
         with reason "abort"."""
         self._thread.abort(self._mailbox)
 
+    async def accepted(self) -> None:
+        """Wait until the engine has accepted the request; its first token may come much later.
+
+        Raises InvalidRequestError or QueueFullError if it was refused, RuntimeError if the engine
+        is closed; the stream has ended then.
+        """
+        self._check_process()
+        await self._mailbox.wait_accepted()
+
     def __iter__(self) -> Iterator[StreamChunk]:
         self._check_process()
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minserve.request import RequestMetrics
+from minserve.trace.formats.export import write_file
 from minserve.trace.snapshot import TraceSnapshot
 from minserve.trace.step import StepTrace
 
@@ -43,13 +44,13 @@ def events(snapshot: TraceSnapshot) -> list[_Event]:
 
 
 def write(snapshot: TraceSnapshot, path: str | Path) -> None:
-    """Write the events to a JSON file."""
+    """Write the events to a JSON file, completely or not at all. Raises OSError."""
     document = {
         "traceEvents": events(snapshot),
         "displayTimeUnit": "ms",
         "otherData": asdict(snapshot.header),
     }
-    Path(path).write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
+    write_file(json.dumps(document, separators=(",", ":")).encode(), Path(path))
 
 
 def _label(kind: str, pid: int, name: str, tid: int = 0) -> _Event:

@@ -46,12 +46,13 @@ def to_json(snapshot: TraceSnapshot, path: str | Path | None = None) -> str:
         separators=(",", ":"),
     )
     if path is not None:
-        _write(text.encode(), Path(path))
+        write_file(text.encode(), Path(path))
     return text
 
 
-def _write(data: bytes, target: Path) -> None:
-    """Write to a temporary file, renamed when complete, so that no reader opens half a file."""
+def write_file(data: bytes, target: Path) -> None:
+    """Write to a temporary file, renamed when complete, so that no reader opens half a file, and a
+    full disk leaves none. Compressed if the name ends in .gz. Raises OSError."""
     if target.suffix.lower() == ".gz":
         # A fixed time stamp, so that the same trace gives the same file.
         data = gzip.compress(data, mtime=0)

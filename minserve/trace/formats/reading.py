@@ -232,7 +232,8 @@ def _columns(what: str, table: Table[R], names: Any, rows: Any) -> dict[str, lis
             _numbers(f"{what}.{name}", values)
     for column in table.columns:
         if column.is_list and column.name in found:
-            _whole(f"{what}.{column.name}", chain.from_iterable(found[column.name]))
+            check = _numbers if float in get_args(column.kind) else _whole
+            check(f"{what}.{column.name}", chain.from_iterable(found[column.name]))
             found[column.name] = [tuple(values) for values in found[column.name]]
     return found
 

@@ -32,6 +32,8 @@ class StepScheduling:
     num_finished: int
     num_aborted: int = field(metadata=summed("aborted"))
     """Requests aborted since the step before."""
+    num_refused: int = field(default=0, kw_only=True, metadata=summed("refused"))
+    """Prompts refused since the step before, because the queue was full."""
 
     @property
     def num_tokens(self) -> int:

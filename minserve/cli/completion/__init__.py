@@ -1,0 +1,1 @@
+"""TAB completion: what can be completed, and how each shell asks for it."""
