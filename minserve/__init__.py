@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from minserve.engine.recovery import EngineError
     from minserve.frontend.outputs import StreamChunk
     from minserve.llm import LLM
-    from minserve.request import InvalidRequestError, Output, SamplingParams
+    from minserve.request import (
+        InvalidRequestError,
+        Output,
+        QueueFullError,
+        SamplingParams,
+        StructuredOutputs,
+    )
     from minserve.trace import RunTrace
 
 _HOMES = {
@@ -40,10 +46,12 @@ _HOMES = {
     "MemoryConfig": "config",
     "Output": "request",
     "PinnedPrefix": "engine.pins",
+    "QueueFullError": "request",
     "RunTrace": "trace",
     "SamplingParams": "request",
     "SchedulingConfig": "config",
     "StreamChunk": "frontend.outputs",
+    "StructuredOutputs": "request",
     "TraceConfig": "config",
 }
 
@@ -58,10 +66,12 @@ __all__ = [
     "MemoryConfig",
     "Output",
     "PinnedPrefix",
+    "QueueFullError",
     "RunTrace",
     "SamplingParams",
     "SchedulingConfig",
     "StreamChunk",
+    "StructuredOutputs",
     "TraceConfig",
     "__version__",
 ]

@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -32,7 +32,6 @@ from minserve.frontend.arguments import (
 from minserve.frontend.chat import render, render_each
 from minserve.frontend.chunks import ChunkStream
 from minserve.frontend.generation import Given, complete, make_jobs
-from minserve.frontend.outputs import StreamChunk
 from minserve.frontend.pins import pin_here
 from minserve.frontend.share import REENTERED, EngineShare
 from minserve.inputs.conversations import Message, parse_conversations
@@ -56,7 +55,7 @@ class LLM:
         predictor: Callable[[LoadedModel], LengthPredictor] | None = None,
         progress: bool = True,
     ) -> None:
-        """Load `model`: "zoo/NAME", a Hugging Face directory, or a name on the hub.
+        """Load `model`: "zoo/NAME", a Hugging Face directory, a .gguf file, or a name on the hub.
 
         Raises ConfigError for a configuration that cannot work with this model and device, and an
         error with a sentence for a directory that cannot be loaded. `predictor` makes the predictor
@@ -134,16 +133,18 @@ class LLM:
         shows = progress if use_tqdm is None else use_tqdm
         return self._complete(given, params, priority, shows, errors)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> ChunkStream:
         """Complete one prompt, a chunk per sample and step, from any thread; stopping the
-        iteration aborts it. If the request is refused, this call raises; if it fails later, the
-        iteration raises."""
+        iteration, or its `close()`, aborts it. If the request is refused, this call raises; if it
+        fails later, the iteration raises."""
         check_process(self._process, "LLM")
         one = check_params(params) or self.default_sampling_params
         ids = self.encode(prompt)
         name = next(self._names)
+        # Checking compiles the form of structured outputs, which is part of the TTFT.
+        arrival_s = None if one.structured_outputs is None else self.engine.clock.now()
         self.engine.check(name, ids, one)
-        return ChunkStream(self._share, name, ids, one)
+        return ChunkStream(self._share, name, ids, one, arrival_s)
 
     @overload
     def chat(
@@ -255,7 +256,9 @@ class LLM:
                 raise RuntimeError(REENTERED)
             try:
                 self._running = True
-                jobs = make_jobs(self._model, self._names, given, params, priority, errors)
+                jobs = make_jobs(
+                    self._model, self.engine, self._names, given, params, priority, errors
+                )
                 return complete(self._share, jobs, progress, errors)
             finally:
                 self._running = False

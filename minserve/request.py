@@ -14,18 +14,22 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minserve.inputs.params import InvalidRequestError, SamplingParams
+from minserve.inputs.errors import InvalidRequestError, QueueFullError
+from minserve.inputs.params import SamplingParams
+from minserve.inputs.structured import StructuredOutputs
 
 __all__ = [
     "FinishReason",
     "InvalidRequestError",
     "LogitsMask",
     "Output",
+    "QueueFullError",
     "Request",
     "RequestMetrics",
     "Sample",
     "SamplingParams",
     "Status",
+    "StructuredOutputs",
     "TokenLogprobs",
     "TokenMask",
 ]
@@ -230,6 +234,8 @@ class Request:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
+    last_token_s: float | None = None
+    """When the newest token arrived; several of one step count as one arrival."""
     finished_s: float | None = None
     num_preemptions: int = 0
     num_cached_tokens: int = 0

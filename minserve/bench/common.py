@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
+from minserve.bench.fields import parse_field
 from minserve.bench.peers.child_side import ChildSide, convert_to_gguf
 from minserve.bench.peers.engine_side import EngineSide
 from minserve.bench.peers.sides import Side
 from minserve.bench.peers.transformers_peer import TransformersSide
 from minserve.bench.workloads.shapes import SHAPES, write_checkpoint
-from minserve.config import ConfigError, EngineConfig, describe
+from minserve.config import ConfigError, EngineConfig
+from minserve.files.output_file import write_text
 from minserve.hardware import describe_machine
 from minserve.loading import find_model
 
@@ -87,27 +89,8 @@ def config_from(args: argparse.Namespace, **limits: int) -> EngineConfig:
     """
     values: dict[str, Any] = {"dtype": args.dtype, "device": args.device}
     values |= {name.replace("__", "."): value for name, value in limits.items()}
-    knobs = {knob.path: knob for knob in describe()}
-    for text in args.set:
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text}: expected FIELD=VALUE, such as memory.block_size=32")
-        knob = knobs.get(path)
-        values[path] = value if knob is None else _parse(path, value, knob.type, knob.optional)
+    values |= dict(map(parse_field, args.set))
     return EngineConfig().with_values(values)
-
-
-def _parse(path: str, text: str, kind: type, optional: bool) -> Any:
-    if optional and text.lower() == "none":
-        return None
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"--set {path}={text}: expected true or false")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise ConfigError(f"--set {path}={text}: expected a {kind.__name__}") from None
 
 
 @dataclass
@@ -212,12 +195,12 @@ def sides_of(race: Race, engine: Side) -> dict[str, Side]:
 
 
 def emit(result: Mapping[str, Any], path: str | None) -> None:
-    """One JSON object, to a file or to stdout."""
+    """One JSON object, to a file or to stdout. Raises OutputError if the file cannot be written."""
     text = json.dumps(result, indent=1)
     if path is None:
         print(text)
     else:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(path), text + "\n", "--json")
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

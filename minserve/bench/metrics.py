@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from minserve.config import ConfigError
 from minserve.request import RequestMetrics
 from minserve.trace.summary import distribution, percentile
 
@@ -41,7 +42,7 @@ class Slo:
     def parse(cls, texts: Sequence[str]) -> Slo | None:
         """Limits from "ttft:200 tpot:50", in milliseconds, as in vLLM; None if there are no texts.
 
-        Raises ValueError for anything else.
+        Raises ConfigError (a ValueError) for anything else.
         """
         limits: dict[str, float] = {}
         for text in texts:
@@ -51,7 +52,7 @@ class Slo:
             except ValueError:
                 limit_ms = -1.0
             if not colon or name not in ("ttft", "tpot", "e2el") or limit_ms <= 0:
-                raise ValueError(
+                raise ConfigError(
                     f"goodput {text!r}: expected ttft:MS, tpot:MS or e2el:MS, such as ttft:200"
                 )
             limits[f"{name}_s"] = limit_ms / 1e3
@@ -64,19 +65,29 @@ class Run:
 
     duration_s: float
     token_ids: tuple[tuple[int, ...], ...]
-    """Generated tokens, by request."""
+    """Generated tokens, by request; empty if the side tells only how many there were."""
     num_input_tokens: int
     metrics: tuple[RequestMetrics, ...] = ()
     """By request; empty if the side does not measure them, as with a static batch."""
     itl_s: tuple[float, ...] = field(default=(), repr=False)
     """Times between deliveries, if they were recorded."""
     num_failed: int = 0
-    """Requests that ended with an error or were aborted; they are not in the fields above."""
+    """Requests that were refused, aborted or ended with an error; they are not in the fields
+    above."""
+    num_refused: int = 0
+    """Of these, requests that came when the queue was full."""
+    output_lens: tuple[int, ...] = ()
+    """How many tokens each request generated, where `token_ids` is empty."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that were completed."""
+        return len(self.token_ids or self.output_lens)
 
     @property
     def num_output_tokens(self) -> int:
         """Tokens generated."""
-        return sum(len(tokens) for tokens in self.token_ids)
+        return sum(map(len, self.token_ids)) + sum(self.output_lens)
 
     @property
     def output_throughput(self) -> float:
@@ -93,19 +104,25 @@ def pooled(runs: Sequence[Run]) -> Run:
         metrics=tuple(metrics for run in runs for metrics in run.metrics),
         itl_s=tuple(seconds for run in runs for seconds in run.itl_s),
         num_failed=sum(run.num_failed for run in runs),
+        num_refused=sum(run.num_refused for run in runs),
+        output_lens=tuple(length for run in runs for length in run.output_lens),
     )
 
 
-def serve_result(run: Run, slo: Slo | None = None) -> dict[str, Any]:
+def serve_result(
+    run: Run, slo: Slo | None = None, percentiles: Sequence[float] = (99,)
+) -> dict[str, Any]:
     """One run as `vllm bench serve` reports it; latencies are None if nothing was measured.
 
-    `request_goodput` is the requests per second that met the whole `slo`; None without one.
+    `percentiles` are those told beside the median, such as 99 or 99.9. `request_goodput` is the
+    requests per second that met the whole `slo`; None without one.
     """
-    requests, seconds = len(run.token_ids), run.duration_s
+    requests, seconds = run.num_requests, run.duration_s
     result: dict[str, Any] = {
         "duration": seconds,
         "completed": requests,
         "failed": run.num_failed,
+        "refused": run.num_refused,
         "total_input_tokens": run.num_input_tokens,
         "total_output_tokens": run.num_output_tokens,
         "request_throughput": requests / seconds,
@@ -120,13 +137,15 @@ def serve_result(run: Run, slo: Slo | None = None) -> dict[str, Any]:
         "e2el": [m.e2e_s for m in run.metrics if m.e2e_s is not None],
     }
     for name, values in latencies.items():
-        spread = distribution(values)
+        spread, ordered = distribution(values), sorted(values)
         result |= {
             f"mean_{name}_ms": spread and spread.mean * 1e3,
             f"median_{name}_ms": spread and spread.p50 * 1e3,
             f"std_{name}_ms": spread and spread.std * 1e3,
-            f"p99_{name}_ms": spread and spread.p99 * 1e3,
         }
+        for percent in percentiles:
+            value = percentile(ordered, percent) * 1e3 if ordered else None
+            result[f"p{percent:g}_{name}_ms"] = value
     return result
 
 
@@ -135,9 +154,9 @@ def throughput_result(run: Run) -> dict[str, Any]:
     tokens = run.num_input_tokens + run.num_output_tokens
     return {
         "elapsed_time": run.duration_s,
-        "num_requests": len(run.token_ids),
+        "num_requests": run.num_requests,
         "total_num_tokens": tokens,
-        "requests_per_second": len(run.token_ids) / run.duration_s,
+        "requests_per_second": run.num_requests / run.duration_s,
         "tokens_per_second": tokens / run.duration_s,
     }
 

@@ -1,8 +1,9 @@
 """How a request enters an engine: whether it can be served at all, then its samples in the queue.
 
 Checks refuse with one sentence each, before anything is queued, so a bad request costs the others
-nothing. They know limits, not load: a request that only has to wait is not refused. Types and
-ranges that do not depend on a model were checked when the parameters were made.
+nothing. They know limits, not load: a request that only has to wait is refused only if
+`scheduling.max_queued_requests` says so. Types and ranges that do not depend on a model were
+checked when the parameters were made.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ import numpy as np
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
 from minserve.engine.migration import ExportedRequest, check_import, exported, imported
+from minserve.engine.record import Recorder
 from minserve.engine.recovery import Recovery
 from minserve.engine.requests import LiveRequests
 from minserve.inputs.checks import shorten
-from minserve.inputs.params import WHOLE_VOCABULARY, InvalidRequestError, SamplingParams, plain
+from minserve.inputs.errors import QueueFullError
+from minserve.inputs.params import (
+    WHOLE_VOCABULARY,
+    InvalidRequestError,
+    SamplingParams,
+    plain,
+)
 from minserve.inputs.prompts import check_arrival, check_priority, check_request_id
 from minserve.memory import ExportedPages, KVManager
 from minserve.request import Request, Status
-from minserve.sampling import LogitsMask, check_token_ids, make_masks
+from minserve.sampling import Grammars, LogitsMask, check_token_ids, make_masks
 from minserve.scheduling import Scheduler
 from minserve.tokenizer import Tokenizer
 
@@ -39,6 +47,7 @@ class Intake:
         scheduler: Scheduler,
         requests: LiveRequests,
         recovery: Recovery,
+        recorder: Recorder,
         clock: Clock,
         tokenizer: Tokenizer | None,
     ) -> None:
@@ -47,8 +56,12 @@ class Intake:
         self._scheduler = scheduler
         self._requests = requests
         self._recovery = recovery
+        self._recorder = recorder
         self._clock = clock
         self._tokenizer = tokenizer
+        self.grammars = Grammars(
+            tokenizer, config.model.eos_token_ids, config.config.admission.max_grammar_chars
+        )
         self._num_added = 0
 
     @property
@@ -76,7 +89,10 @@ class Intake:
             self.max_request_tokens if most_tokens is None else most_tokens,
             self._tokenizer is not None,
         )
-        return params, make_masks(params, self._tokenizer)
+        try:
+            return params, make_masks(params, self._tokenizer, self.grammars)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"request {request_id}: {error}") from None
 
     def add(
         self,
@@ -89,6 +105,9 @@ class Intake:
     ) -> list[Request]:
         """See `Engine.add`."""
         priority, arrival_s = check_priority(priority), check_arrival(arrival_s)
+        check_request_id(request_id)
+        arrival = self._clock.now() if arrival_s is None else arrival_s
+        self._check_queue(request_id, arrival)  # before checks and compiling a form
         prompt = list(prompt_token_ids)
         params, masks = self.check(request_id, prompt, params)
         max_len = self.max_request_tokens
@@ -97,7 +116,6 @@ class Intake:
         seed = params.seed
         if seed is None:
             seed = self._config.config.seed + self._num_added
-        arrival = self._clock.now() if arrival_s is None else arrival_s
         requests = [
             Request(request_id, prompt, params, arrival, seed, index, max_len, masks=masks)
             for index in range(params.n)
@@ -109,8 +127,21 @@ class Intake:
             if params.prompt_logprobs is not None:
                 request.prompt_logprobs.append(None)
         self._num_added += 1
+        self._recorder.note_arrival(arrival)
         self._enter(requests, stream_text)
         return requests
+
+    def _check_queue(self, request_id: str, arrival_s: float) -> None:
+        """Raise QueueFullError, and count it, if no request may join the queue now."""
+        if self._scheduler.is_full:
+            self._recorder.note_arrival(arrival_s)
+            self._recorder.num_refused += 1
+            limit = self._config.config.scheduling.max_queued_requests
+            raise QueueFullError(
+                f"request {request_id}: the queue is full "
+                f"(scheduling.max_queued_requests={limit}): send the request again later, or raise "
+                "the limit"
+            )
 
     def _enter(
         self,

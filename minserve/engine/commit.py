@@ -126,6 +126,7 @@ class Committer:
             if request.finish_reason is not None:
                 continue
             request.num_pending_tokens -= 1
+            num_before = counts.num_sampled
             try:
                 if plain:  # the common step, without the calls that only drafts need
                     if errors and row in errors:
@@ -137,6 +138,8 @@ class Committer:
                     self._take(request, drafts.get(request), row, result, counts)
             except BaseException as error:
                 self._recovery.fail_row(request, error)
+            if counts.num_sampled > num_before:
+                counts.deliver(request)
             if request.finish_reason is not None:
                 counts.num_finished += 1
 
@@ -259,8 +262,8 @@ def _why_invalid(request: Request) -> str:
     params = request.params
     if request.masks or params.min_tokens or float("-inf") in params.logit_bias.values():
         return (
-            f"{where} no token was left to draw: allowed_token_ids, bad_words, logit_bias and "
-            "min_tokens together ban every one, or the model gave NaN"
+            f"{where} no token was left to draw: structured_outputs, allowed_token_ids, bad_words, "
+            "logit_bias and min_tokens together ban every one, or the model gave NaN"
         )
     return (
         f"{where} the model's logits are not numbers; a larger number format "

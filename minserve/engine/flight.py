@@ -68,6 +68,21 @@ class CommitCounts:
     num_discarded: int = 0
     """Tokens computed for requests that ended while the step was in flight."""
     details: list[RequestStep] = field(default_factory=list)
+    num_prompt: int = 0
+    """Prompt tokens of the samples that got their first token."""
+    ttft_s: list[float] = field(default_factory=list)
+    """From arrival, of each sample that got its first token."""
+    waited_since: dict[float, int] = field(default_factory=dict)
+    """When samples got the token before -> how many of them got the next one now."""
+
+    def deliver(self, request: Request) -> None:
+        """Count that a sample got at least one token."""
+        before, request.last_token_s = request.last_token_s, self.collected_s
+        if before is None:
+            self.num_prompt += len(request.prompt_token_ids)
+            self.ttft_s.append(self.collected_s - request.arrival_s)
+        else:
+            self.waited_since[before] = self.waited_since.get(before, 0) + 1
 
     def add_draft(self, request: Request, draft: Draft) -> DraftCounts:
         """Count a draft that was verified, as proposed; returns the counts of all drafts."""

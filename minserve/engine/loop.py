@@ -73,7 +73,9 @@ class Engine:
         requests = self._requests = LiveRequests(scheduler, tokenizer, clock, recorder)
         self._books = EngineBooks(requests, scheduler, memory, self._in_flight, runner, recorder)
         self._recovery = Recovery(self._books)
-        self._intake = Intake(config, memory, scheduler, requests, self._recovery, clock, tokenizer)
+        self._intake = Intake(
+            config, memory, scheduler, requests, self._recovery, recorder, clock, tokenizer
+        )
         self._committer = Committer(config, memory, requests, self._recovery, speculator)
         self._repeater = Repeater(config, memory, scheduler, requests, recorder, clock)
         self._has_lost_pass = False
@@ -127,7 +129,8 @@ class Engine:
         """Queue a prompt; returns its `params.n` samples. If `scheduling.order` is "priority", a
         request with a smaller `priority` goes first.
 
-        Raises InvalidRequestError if the request cannot be served; nothing has changed then.
+        Raises InvalidRequestError if the request cannot be served, and QueueFullError if too many
+        requests wait; nothing has changed then.
         """
         self._recovery.repair()
         return self._intake.add(
@@ -140,6 +143,11 @@ class Engine:
         """The parameters and masks to serve a request with. Raises InvalidRequestError if it cannot
         be served."""
         return self._intake.check(request_id, prompt_token_ids, params)
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile the form that these parameters ask for (`structured_outputs`), and keep it for
+        `add`. From any thread. Raises InvalidRequestError if it cannot be compiled."""
+        self._intake.grammars.prepare(params)
 
     def export_request(self, request_id: str) -> ExportedRequest:
         """Take a request out of this engine, for `import_request` of another one: its samples that

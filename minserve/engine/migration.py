@@ -19,6 +19,7 @@ from torch import Tensor
 from minserve.clock import Clock
 from minserve.config import ResolvedConfig
 from minserve.inputs.checks import MOST, shorten
+from minserve.inputs.wording import with_article
 from minserve.memory import ExportedGroup, ExportedPages, KVManager
 from minserve.request import (
     InvalidRequestError,
@@ -48,6 +49,7 @@ class ExportedSample:
     arrival_age_s: float
     first_scheduled_age_s: float | None
     first_token_age_s: float | None
+    last_token_age_s: float | None
     num_preemptions: int
     num_cached_tokens: int
     num_proposed_tokens: int
@@ -95,6 +97,7 @@ def exported(request: Request, memory: KVManager, clock: Clock) -> ExportedSampl
         arrival_age_s=now - request.arrival_s,
         first_scheduled_age_s=age(request.first_scheduled_s),
         first_token_age_s=age(request.first_token_s),
+        last_token_age_s=age(request.last_token_s),
         num_preemptions=request.num_preemptions,
         num_cached_tokens=request.num_cached_tokens,
         num_proposed_tokens=request.num_proposed_tokens,
@@ -127,6 +130,7 @@ def imported(
         prompt_logprobs=list(sample.prompt_logprobs),
         first_scheduled_s=event_s(sample.first_scheduled_age_s),
         first_token_s=event_s(sample.first_token_age_s),
+        last_token_s=event_s(sample.last_token_age_s),
         num_preemptions=sample.num_preemptions,
         num_cached_tokens=sample.num_cached_tokens,
         num_proposed_tokens=sample.num_proposed_tokens,
@@ -159,7 +163,7 @@ def check_import(moved: object, config: ResolvedConfig, max_request_tokens: int)
         )
     if moved.model != config.model:
         raise InvalidRequestError(
-            f"{name}: its pages were computed by a {moved.model.family} model of "
+            f"{name}: its pages were computed by {with_article(moved.model.family)} model of "
             f"{moved.model.num_parameters()} parameters, and this engine serves another: import it "
             "where the same model is served"
         )
@@ -245,6 +249,7 @@ def _check_samples(moved: ExportedRequest, vocab_size: int) -> None:
             raise ValueError(f"{name} does not begin with the prompt")
         if len(tokens) >= sample.max_len:
             raise ValueError(f"{name} has {len(tokens)} tokens and may reach {sample.max_len}")
-        ages = (sample.arrival_age_s, sample.first_scheduled_age_s, sample.first_token_age_s)
+        events = (sample.first_scheduled_age_s, sample.first_token_age_s, sample.last_token_age_s)
+        ages = (sample.arrival_age_s, *events)
         if not all(age is None or math.isfinite(age) for age in ages):
             raise ValueError(f"{name} has the ages {ages}")

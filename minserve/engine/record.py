@@ -35,6 +35,13 @@ class Recorder:
         self.token_bytes = config.model.kv_bytes_per_token(config.itemsize)
         self.num_aborted = 0
         """Requests aborted since the last step; the next step's trace reports them."""
+        self.num_refused = 0
+        """Prompts refused since the last step, because the queue was full."""
+        self.num_arrived = 0
+        """Prompts that arrived since the last step, refused ones included."""
+        self.interarrival_s: list[float] = []
+        """Times between them, and between the first of them and the one before."""
+        self._last_arrival_s: float | None = None
         self.num_preempted = 0
         """Requests preempted since the last step was recorded."""
         self.end_s = float("-inf")
@@ -64,6 +71,9 @@ class Recorder:
             num_preempted=self.num_preempted,
             num_finished=counts.num_finished,
             num_aborted=self.num_aborted,
+            num_refused=self.num_refused,
+            num_arrived=self.num_arrived,
+            interarrival_s=tuple(self.interarrival_s),
             blocks_total=use.blocks_total,
             blocks_used=flight.blocks_used,
             kv_tokens=use.kv_tokens,
@@ -77,6 +87,10 @@ class Recorder:
             num_discarded_tokens=counts.num_discarded,
             num_compiled_graphs=result.num_compiled_graphs,
             num_cached_graphs=result.num_cached_graphs,
+            num_prompt_tokens=counts.num_prompt,
+            ttft_s=tuple(counts.ttft_s),
+            itl_s=tuple(counts.collected_s - before for before in counts.waited_since),
+            itl_counts=tuple(counts.waited_since.values()),
             speculation=_speculation(counts.drafts) if counts.drafts else NO_SPECULATION,
         )
         self.append(step)
@@ -84,10 +98,18 @@ class Recorder:
             self.trace.note(sentence)
         return step
 
+    def note_arrival(self, arrival_s: float) -> None:
+        """Count a prompt that arrived; the next step's trace reports it."""
+        if self._last_arrival_s is not None:
+            self.interarrival_s.append(max(0.0, arrival_s - self._last_arrival_s))
+        self._last_arrival_s = arrival_s
+        self.num_arrived += 1
+
     def append(self, step: StepTrace) -> None:
         """Add a step to the trace and reset the counts since the last step."""
         self.num_steps = step.index + 1
-        self.num_aborted = self.num_preempted = 0
+        self.num_aborted = self.num_preempted = self.num_refused = self.num_arrived = 0
+        self.interarrival_s.clear()
         self.end_s = step.end_s
         self.last = step
         self.trace.append(step)

@@ -8,6 +8,7 @@ included, equals that of single steps.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from minserve.clock import Clock
@@ -120,12 +121,14 @@ class Repeater:
     def _record(self, start_s: float, forward_s: float, work: StepWork, kv_tokens: int) -> None:
         """Record a step that decoded one token of every running request, and nothing else."""
         recorder, use = self._recorder, self._memory.use()
-        num, kv_bytes = len(self._scheduler.running), kv_tokens * recorder.token_bytes
+        running, now = self._scheduler.running, self._clock.now()
+        num, kv_bytes = len(running), kv_tokens * recorder.token_bytes
+        waited_since = Counter(request.last_token_s for request in running)
         recorder.append(
             StepTrace(
                 index=recorder.num_steps,
                 start_s=start_s,
-                end_s=self._clock.now(),
+                end_s=now,
                 stages=StageTimes(forward_s=forward_s),
                 work=work,
                 num_waiting=self._scheduler.num_waiting,
@@ -138,6 +141,9 @@ class Repeater:
                 num_preempted=recorder.num_preempted,
                 num_finished=0,
                 num_aborted=recorder.num_aborted,
+                num_refused=recorder.num_refused,
+                num_arrived=recorder.num_arrived,
+                interarrival_s=tuple(recorder.interarrival_s),
                 blocks_total=use.blocks_total,
                 blocks_used=use.blocks_used,
                 kv_tokens=kv_tokens,
@@ -151,8 +157,12 @@ class Repeater:
                     internal_bytes=use.internal_bytes,
                     host_bytes=use.host_bytes,
                 ),
+                itl_s=tuple(now - (before or now) for before in waited_since),
+                itl_counts=tuple(waited_since.values()),
             )
         )
+        for request in running:
+            request.last_token_s = now
 
     def _catch_up(self, running: Sequence[Request], steps: int, token: int) -> None:
         """Give the requests the tokens of all the steps."""

@@ -29,12 +29,15 @@ class Books:
         self._policies = policies
         self._order = policies.order
         self._max_num_seqs = scheduling.max_num_seqs
+        self._max_queued = scheduling.max_queued_requests
         self._samples = SampleGroups() if config.config.memory.copy_on_write else None
         self._limit_s = scheduling.starvation_limit_s
         self.waiting = WaitingQueue(policies.order, self._limit_s)
         self.running: list[Request] = []
         """In order of admission if the order is first come, first served; otherwise
         in order of rank."""
+        self._left_waiting = False
+        """True if the last step left requests waiting."""
         self.culprit: Request | None = None
         """The request being handled: if `schedule` or `add` raises, it is enough to end this
         request. None if the cause belongs to all of them."""
@@ -48,6 +51,18 @@ class Books:
     def num_waiting(self) -> int:
         """Requests without a place, including samples that wait for their first sample."""
         return len(self.waiting) + (len(self._samples) if self._samples else 0)
+
+    @property
+    def is_full(self) -> bool:
+        """True if no newcomer may join the queue (`scheduling.max_queued_requests`).
+
+        Requests count that wait beyond the free places. No place is free while the last step left
+        a request waiting: then pages, the token budget or the policy keep the places empty.
+        """
+        if self._max_queued is None:
+            return False
+        free = 0 if self._left_waiting else self._max_num_seqs - len(self.running)
+        return self.num_waiting - free >= self._max_queued
 
     def stranded_slots(self) -> int:
         """External fragmentation for the first waiting request, in slots."""
@@ -90,6 +105,7 @@ class Books:
         if self._samples is not None:
             self._samples.remove(request)
         self.waiting.forget(request)
+        self._left_waiting = self._left_waiting and bool(self.waiting)
         request.status = Status.FINISHED
         self._memory.release(request)
 
@@ -103,6 +119,7 @@ class Books:
         manager is reset separately."""
         self.waiting = WaitingQueue(self._order, self._limit_s)
         self.running = []
+        self._left_waiting = False
         self._samples = SampleGroups() if self._samples is not None else None
         self.culprit = None
         with suppress(Exception):  # The policy may be the caller's, and may be what failed.

@@ -75,6 +75,7 @@ class Scheduler(Preemption):
         self.culprit = None
         if drafts and not plan.waits:
             self._add_drafts(plan, drafts, budget)
+        self._left_waiting = bool(self.waiting)
         idle = self._policies.batching.idle_places(self.running)
         plan.idle_places = checked_count(self._policies.batching, "idle_places", idle)
         return plan

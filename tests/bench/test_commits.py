@@ -113,8 +113,6 @@ def test_a_failed_case_or_other_tokens_end_with_code_1_after_the_report(
         (["--work", "nan"], "--work nan: expected a finite number above 0"),
         (["--work", "inf"], "--work inf: expected a finite number above 0"),
         (["--only", "virtual"], "--only 'virtual': there are 'virtual, fcfs', "),
-        (["--json", "/nowhere/at/all.json"], "--json /nowhere/at/all.json cannot be written: No"),
-        (["--json", "/"], "--json / cannot be written: Is a directory"),
     ],
 )
 def test_arguments_are_checked_before_anything_starts(
@@ -131,12 +129,14 @@ def test_arguments_are_checked_before_anything_starts(
     assert sentence in capsys.readouterr().err
 
 
-def test_a_check_of_the_result_file_leaves_no_file(tmp_path: Path) -> None:
-    kept = tmp_path / "kept.json"
-    kept.write_text("before")
-    command._check_writable(tmp_path / "new.json")
-    command._check_writable(kept)
-    assert list(tmp_path.iterdir()) == [kept] and kept.read_text() == "before"
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/nowhere/at/all.json", "/nowhere/at is no directory"), ("/", "it is a directory")],
+)
+def test_a_result_file_is_checked_before_anything_starts(path, reason, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(command, "Checkout", None)
+    assert main(["bench", "commits", "--old", str(HERE), "--json", path]) == 1
+    assert capsys.readouterr().err == f"minserve: --json {path} cannot be written: {reason}\n"
 
 
 def test_help_says_what_is_compared_and_how(capsys: pytest.CaptureFixture[str]) -> None:

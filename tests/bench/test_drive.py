@@ -43,6 +43,17 @@ def test_requests_arrive_at_their_times_and_are_answered_right():
         assert request.output_token_ids == oracle(request.prompt_token_ids, 6, ignore_eos=True)
 
 
+def test_modelled_time_jumps_to_an_arrival_that_is_far_away():
+    """Weeks between two requests were millions of turns of a tenth of a second."""
+    engine, _, clock = make_engine()
+    turns = []
+    clock.wait_until = lambda deadline_s, wait=clock.wait_until: turns.append(wait(deadline_s))
+    traffic = poisson(PROMPTS[:5], PARAMS[:5], rate_per_s=1e-6, seed=3)
+    result = drive(engine, traffic, should_stop=lambda: len(turns) > 100)
+    assert not result.stopped and len(turns) <= 5
+    assert result.duration_s > 1e6
+
+
 def test_a_rate_that_doubles_half_way_shortens_the_rest():
     traffic = poisson(PROMPTS, PARAMS, rate_per_s=2.0, seed=3)
     engine, _, clock = make_engine()

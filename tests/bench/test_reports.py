@@ -163,7 +163,8 @@ def test_set_changes_fields_of_the_engines_configuration() -> None:
     [
         ("memory.block_sise=32", "did you mean 'memory.block_size'"),
         ("memory.block_size", "expected FIELD=VALUE"),
-        ("memory.block_size=big", "expected a int"),
+        ("memory.block_size=big", "block_size=big: expected an integer"),
+        ("memory.watermark=big", "watermark=big: expected a number"),
         ("memory.kv_cache=maybe", "expected true or false"),
     ],
 )

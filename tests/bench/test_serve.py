@@ -62,6 +62,14 @@ def test_a_recorded_trace_is_played(tmp_path, name):
     assert str(tmp_path.parent) not in result["workload"]
 
 
+def test_a_recorded_trace_is_played_at_another_rate(tmp_path):
+    trace = ("--trace", str(SAMPLES / "azure.csv"))
+    own = serve(tmp_path, *MODELLED, *trace)
+    fast = serve(tmp_path, *MODELLED, *trace, "--request-rate", "1000")
+    assert fast["request_rate"] == 1000 > own["request_rate"]
+    assert fast["duration"] < own["duration"]
+
+
 def test_the_real_engine_is_served_too(tmp_path):
     result = serve(
         tmp_path, "--model", "zoo/base", "--num-prompts", "6", "--request-rate", "50",

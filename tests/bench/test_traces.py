@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from minserve.__main__ import main
 from minserve.bench.workloads.traces import (
     TraceError,
     TraceRow,
@@ -110,3 +111,23 @@ def test_an_unknown_format_says_which_are_known(tmp_path):
     (tmp_path / "x.txt").write_text("hello\n")
     with pytest.raises(ValueError, match="mooncake, azure, burstgpt, sharegpt"):
         read_trace(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is none of the trace formats"),
+        (b"\xff\xfe\x00", "trace.csv is no text"),
+        (
+            b'{"timestamp": 0, "input_length": 9999, "output_length": 9, "hash_ids": []}',
+            "none of 1",
+        ),
+    ],
+)
+def test_a_trace_that_cannot_be_played_is_a_sentence_of_the_command(
+    tmp_path, capsys, content, said
+):
+    path = tmp_path / "trace.csv"
+    path.write_bytes(content)
+    assert main(["bench", "serve", "--trace", str(path)]) == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]

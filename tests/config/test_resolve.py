@@ -130,6 +130,9 @@ def test_rows_of_ended_requests_go_with_every_switch_that_keeps_static_batches()
 def test_steps_are_padded_to_the_graphs_there_are():
     resolved = resolve(config_of({"kernels.cuda_graphs": True}), MODEL)
     assert (resolved.padding, resolved.max_graph_rows) == ("ladder", 64)
+    # The same rows without graphs.
+    again = resolve(config_of({"kernels.padding": "ladder"}), MODEL)
+    assert (again.padding, again.max_graph_rows) == ("ladder", 64)
 
 
 def with_disk(folder: Path) -> EngineConfig:

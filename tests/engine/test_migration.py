@@ -171,6 +171,12 @@ def test_an_imported_request_that_was_not_admitted_yet_can_move_on() -> None:
     assert request.output_token_ids == oracle([4, 5, 6], 20, True)
 
 
+def events(request: Request) -> tuple[float, ...]:
+    return (
+        request.arrival_s, request.first_scheduled_s, request.first_token_s, request.last_token_s,
+    )  # fmt: skip
+
+
 def test_times_are_carried_over_as_ages() -> None:
     source, target = echo(), echo()
     source.add("r", [4, 5, 6], PLAIN)
@@ -178,14 +184,13 @@ def test_times_are_carried_over_as_ages() -> None:
         source.step()
     (before,) = source.live_requests()
     now = source.clock.now()
-    ages = [now - at for at in (before.arrival_s, before.first_scheduled_s, before.first_token_s)]
+    assert before.last_token_s is not None and before.last_token_s > before.first_token_s
+    ages = [now - at for at in events(before)]
     target.add("other", [9] * 50, replace(PLAIN, max_tokens=1))
     run(target)
     (request,) = moved(source, target, "r")
     there = target.clock.now()
-    assert [
-        there - at for at in (request.arrival_s, request.first_scheduled_s, request.first_token_s)
-    ] == pytest.approx(ages)
+    assert [there - at for at in events(request)] == pytest.approx(ages)
     assert source.trace.requests == ()  # it has not ended here
 
 

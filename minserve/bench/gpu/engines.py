@@ -116,8 +116,8 @@ def step_times(passes: Sequence[tuple[Event, Event]]) -> StepTimes | None:
 
 
 class Bench:
-    """One engine that serves the same traffic again and again, each time with a new trace. A
-    context manager; its memory is freed at the end."""
+    """One engine that serves the same traffic again and again, each time with a new trace and an
+    empty prefix cache. A context manager; its memory is freed at the end."""
 
     def __init__(self, setting: Setting, loaded: LoadedModel, ops: Ops | None = None) -> None:
         self._setting, self._loaded = setting, loaded
@@ -135,6 +135,9 @@ class Bench:
         engine, runner = self.engine, self.runner
         assert runner is not None, "build_engine watched its runner"
         engine.trace = new_trace(self._loaded.name, engine.config)
+        if engine.memory.prefix is not None:
+            # What the last round left in any tier would make this one another workload.
+            engine.memory.prefix.clear()
         runner.passes.clear()
         result = drive(engine, traffic)
         engine.settle()

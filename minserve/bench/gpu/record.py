@@ -21,6 +21,7 @@ import torch
 
 import minserve
 from minserve.files.json_file import FileError, read_json
+from minserve.files.output_file import writing
 from minserve.hardware import describe_machine
 
 SCHEMA = "minserve.gpu"
@@ -91,12 +92,13 @@ class Record:
         self.save()
 
     def save(self) -> None:
-        """Write the file, completely or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the file, completely or, with an OutputError, not at all."""
         partial = self.path.with_suffix(".tmp")
         text = json.dumps(_cleaned(self.data), indent=1, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        with writing(self.path, "the record"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(self.path)
 
 
 def frame(

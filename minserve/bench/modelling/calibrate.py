@@ -38,6 +38,7 @@ from minserve.bench.workloads.drive import drive
 from minserve.bench.workloads.traffic import Traffic, at_once, fixed_length, traffic
 from minserve.build import build_engine, build_virtual_engine
 from minserve.files.cache_dir import cache_directory, secure
+from minserve.files.output_file import writing
 from minserve.hardware import describe_machine
 from minserve.loading import LoadedModel, load_model
 from minserve.trace import StepTrace
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         path = Path(args.out) if args.out else cost_path(cost.device)
         if not args.out:
             secure(path.parent)
-        cost.save(path)
+        with writing(path, "--out" if args.out else "the calibration"):
+            cost.save(path)
         print(
             f"{cost.num_steps} steps, fitted to {cost.median_error:.1%} (median); kept in {path}",
             file=sys.stderr,

@@ -2,15 +2,18 @@
 
 `minserve bench serve` plays drawn or recorded traffic against the engine in this process (no HTTP
 in between) and reports the same figures as `vllm bench serve`. With `--modelled` the same scheduler
-and page pool run on modelled time, so that an hour of an H100's traffic takes a minute.
+and page pool run on modelled time, so that an hour of an H100's traffic takes a minute. With
+`--url` the same traffic goes to a server over HTTP (`bench.http`).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from minserve.bench.common import (
     frame,
     open_race,
 )
+from minserve.bench.http.command import add_http_arguments, refuse_http_options, run_http
 from minserve.bench.metrics import Run, Slo, serve_result
 from minserve.bench.workloads import conversations, length_draws
 from minserve.bench.workloads.arrivals import Arrivals, gamma_arrivals, on_off_arrivals
@@ -39,13 +43,15 @@ from minserve.models import load_spec
 from minserve.trace.summary import inter_token_latencies
 from minserve.virtual.costs import CostModel
 
+DEFAULT_RATE = 4.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `minserve bench serve`."""
     add_common_arguments(parser)
     add = parser.add_argument
     add("--num-prompts", type=int, default=200, help="requests (default: %(default)s)")
-    add("--request-rate", type=float, default=4.0, help="mean per second (default: %(default)s)")
+    add("--request-rate", type=float, help=f"mean per second (default: {DEFAULT_RATE:g})")
     add(
         "--burstiness",
         type=float,
@@ -95,10 +101,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.2,
         help="per step of the modelled GPU (default: %(default)s)",
     )
+    add_http_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Play and report."""
+    if args.url is not None:
+        return run_http(args, traffic_from)
+    refuse_http_options(args)
+    if args.request_rate is not None and math.isinf(args.request_rate):
+        raise ConfigError(
+            "--request-rate inf is for playing over HTTP: add --url http://HOST:PORT, or give a "
+            "number (bench offline has requests that all arrive at once)"
+        )
     slo = Slo.parse(args.goodput)
     wall = WallClock()
     with _modelled(args) if args.modelled else open_race(args) as race:
@@ -134,8 +149,14 @@ def run(args: argparse.Namespace) -> int:
 
 def traffic_from(args: argparse.Namespace, most: int) -> Traffic:
     """The traffic given by the arguments; no request is longer than `most` tokens."""
+    rate = args.request_rate
+    if rate is not None and not rate > 0:
+        raise ConfigError(f"--request-rate {rate}: expected a positive number of requests/s")
+    if rate is None or math.isinf(rate):
+        rate = None  # `bench.http` sends without a schedule; what is drawn keeps its own
     if args.trace:
-        return to_traffic(read_trace(args.trace), name=args.trace, max_len=most, seed=args.seed)
+        read = to_traffic(read_trace(args.trace), name=args.trace, max_len=most, seed=args.seed)
+        return read if rate is None else replace(read, rate_per_s=rate)
     draw = getattr(length_draws, args.lengths)
     limit = {} if args.lengths == "fixed" else {"at_most": most // 2}
     prompts, outputs = draw(args.input_len, **limit), draw(args.output_len, **limit)
@@ -158,7 +179,7 @@ def traffic_from(args: argparse.Namespace, most: int) -> Traffic:
     )
     coming = f"on/off {args.on_off}" if args.on_off else f"burstiness {args.burstiness}"
     name = f"{args.lengths} {args.input_len} in, {args.output_len} out, {args.prefixes}, {coming}"
-    return traffic(jobs, args.num_prompts, args.request_rate, arrivals, args.seed, name)
+    return traffic(jobs, args.num_prompts, rate or DEFAULT_RATE, arrivals, args.seed, name)
 
 
 @contextlib.contextmanager
@@ -195,7 +216,8 @@ def run_of(engine: Engine, result: DriveResult) -> Run:
         num_input_tokens=sum(r.num_prompt_tokens for r in done),
         metrics=tuple(r.metrics() for r in done),
         itl_s=tuple(inter_token_latencies(engine.trace.steps)),
-        num_failed=len(result.requests) - len(done),
+        num_failed=len(result.requests) - len(done) + len(result.refused),
+        num_refused=len(result.refused),
     )
 
 
@@ -205,6 +227,8 @@ def _print(report: dict[str, Any]) -> None:
             print(f"{name:32}{report[key]:12.4g} {unit}", file=sys.stderr)
 
     line("requests completed", "completed", "")
+    if report["refused"]:
+        line("refused, the queue was full", "refused", "")
     line("duration", "duration", "s" + (" (modelled)" if report["device_modelled"] else ""))
     line("output tokens", "output_throughput", "tokens/s")
     line("goodput", "request_goodput", "requests/s")

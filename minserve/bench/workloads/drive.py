@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minserve.bench.workloads.traffic import Traffic
+from minserve.bench.workloads.traffic import TimedRequest, Traffic
+from minserve.clock import VirtualClock
 from minserve.engine import Engine
-from minserve.request import Request
+from minserve.request import QueueFullError, Request
 from minserve.trace import StepTrace
 from minserve.virtual.engine import VirtualEngine
 
@@ -20,10 +21,14 @@ class DriveResult:
     """The outcome of the traffic. The engine's trace has the rest."""
 
     requests: tuple[Request, ...]
-    """In order of arrival; requests that had not arrived before a stop are missing."""
+    """In order of arrival, without the refused ones and those that had not arrived before a
+    stop. Their names are the numbers of their prompts in the traffic."""
     stopped: bool
     duration_s: float
     """From the start to the end of the last step, in seconds of the engine's clock."""
+    refused: tuple[int, ...] = ()
+    """Numbers of the prompts that came when the queue was full
+    (`scheduling.max_queued_requests`); they are lost."""
 
 
 def drive(
@@ -40,14 +45,19 @@ def drive(
     change during the run.
 
     An idle engine waits for the next arrival, at most `max_wait_s` at a time, so that a stop or a
-    new rate takes effect. A stop aborts all live requests. `fast` lets an engine on modelled time
+    new rate takes effect; where only modelled time passes and no rate can change, it is there at
+    once. A stop aborts all live requests. `fast` lets an engine on modelled time
     skip steps without a decision: they are in its trace, but `on_step` is not called for them.
     """
     start_s = engine.clock.now()
     rate = rate_per_s or (lambda: traffic.rate_per_s or float("inf"))
     coming = list(reversed(traffic.requests))
     requests: list[Request] = []
+    refused: list[int] = []
+    number = 0
     last_s = start_s
+    if rate_per_s is None and isinstance(engine.clock, VirtualClock):
+        max_wait_s = float("inf")
     while coming or engine.has_work:
         if should_stop():
             engine.abort_all()
@@ -59,14 +69,11 @@ def drive(
                 break
             timed = coming.pop()
             last_s = due_s
-            name = f"{len(requests)}"
-            requests += engine.add(
-                name,
-                timed.prompt_token_ids,
-                timed.params,
-                arrival_s=due_s,
-                priority=timed.priority,
-            )
+            try:
+                requests += _add(engine, number, timed, due_s)
+            except QueueFullError:
+                refused.append(number)
+            number += 1
         if engine.has_work:
             on_step(engine.step())
             if fast and isinstance(engine, VirtualEngine):
@@ -78,4 +85,15 @@ def drive(
         requests=tuple(requests),
         stopped=bool(coming) or any(r.finish_reason == "abort" for r in requests),
         duration_s=engine.clock.now() - start_s,
+        refused=tuple(refused),
+    )
+
+
+def _add(engine: Engine, number: int, timed: TimedRequest, due_s: float) -> list[Request]:
+    return engine.add(
+        f"{number}",
+        timed.prompt_token_ids,
+        timed.params,
+        arrival_s=due_s,
+        priority=timed.priority,
     )

@@ -24,6 +24,14 @@ class TimedRequest:
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     priority: int = 0
+    prompt_text: str | None = None
+    """For servers that are sent text: the prompt as it was written. Its `prompt_token_ids` are then
+    empty, so an engine in this process refuses it."""
+
+    @property
+    def prompt(self) -> str | tuple[int, ...]:
+        """What a server is sent."""
+        return self.prompt_token_ids if self.prompt_text is None else self.prompt_text
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,12 @@ def graphs_or_compile(question: Question) -> None:
 
 
 def graphs_have_their_padding(question: Question) -> None:
-    """Refuse padding other than to the captured row counts."""
+    """Refuse to ask for padding beside that to the captured row counts."""
     kernels = question.config.kernels
     if kernels.cuda_graphs and kernels.padding != "none":
         raise ConfigError(
-            "kernels.cuda_graphs=True pads decode steps to the row counts it has graphs of, and "
-            f"kernels.padding={kernels.padding!r} pads them otherwise: use padding='none'"
+            "kernels.cuda_graphs=True pads decode steps by itself, to the row counts it has graphs "
+            f"of, and kernels.padding={kernels.padding!r} asks for padding too: use padding='none'"
         )
 
 

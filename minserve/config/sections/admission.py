@@ -60,6 +60,14 @@ class AdmissionConfig(Section):
         at_least=0,
         at_most=1 << 20,
     )
+    max_grammar_chars: int = knob(
+        65_536,
+        "Longest schema, expression, list of choices or grammar of structured_outputs.",
+        unit="characters",
+        trade_off="compiling one takes up to seconds, before the request is queued",
+        at_least=1,
+        at_most=1 << 24,
+    )
     max_logprob_entries: int = knob(
         10_000_000,
         "Most log probabilities that one request may ask for: its prompt's tokens times "

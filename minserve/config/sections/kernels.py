@@ -16,7 +16,8 @@ class KernelsConfig(Section):
         "torch: plain torch operators, everywhere. native: small C++ files, compiled together "
         "on first use, CPU only. triton: fused kernels for NVIDIA GPUs of compute capability 8.0 "
         "and up. auto: native on a CPU where it compiles, triton on such a GPU, torch elsewhere.",
-        trade_off="the same results to rounding; fused operators move fewer bytes",
+        trade_off="the same results to rounding, which in bfloat16 can change the text; fused "
+        "operators move fewer bytes",
         survey="4.2.5",
         choices=("auto", "torch", "native", "triton"),
     )
@@ -27,12 +28,13 @@ class KernelsConfig(Section):
         "kernels that know no lengths. batch: that rectangle, and a row for every request that "
         "has left the static batch, until the batch ends; a server whose batch is one call of "
         "such kernels computes this, as before Orca (OSDI 2022). power_of_two: the step's rows "
-        "rounded up, so that few shapes occur. Padding attends to itself alone; in such a server "
-        "ended requests go on growing, which computes still more.",
+        "rounded up, so that few shapes occur. ladder: decode steps rounded up to the row counts "
+        "that cuda_graphs captures, other steps left as they are. Padding attends to itself alone; "
+        "in a server of static batches ended requests go on growing, which computes still more.",
         trade_off="padding is arithmetic for nothing; kernels that are compiled or captured per "
         "shape need few shapes",
         survey="4.2.5",
-        choices=("none", "longest", "batch", "power_of_two"),
+        choices=("none", "longest", "batch", "power_of_two", "ladder"),
     )
     compile: bool = knob(
         False,
@@ -53,7 +55,8 @@ class KernelsConfig(Section):
     )
     cuda_graph_max_rows: int = knob(
         256,
-        "Rows of the largest decode step that is captured; max_num_seqs where that is less.",
+        "Rows of the largest decode step that is captured, and the top of the ladder; max_num_seqs "
+        "where that is less.",
         unit="rows",
         trade_off="a large step keeps the device busy for longer than its launches take, and its "
         "logits need a buffer",

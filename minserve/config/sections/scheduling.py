@@ -47,6 +47,18 @@ class SchedulingConfig(Section):
         "takes more steps",
         survey="4.2.4",
     )
+    max_queued_requests: int | None = knob(
+        None,
+        "Most requests that may wait beyond the free places in the batch. One that comes when so "
+        "many wait is refused at once (QueueFullError; HTTP status 429), and may be sent again "
+        "later. Every sample of a prompt counts, preempted requests too. None: no limit.",
+        unit="requests",
+        trade_off="accepted requests do not wait long, however fast others arrive; the refused "
+        "ones get nothing",
+        survey="4.2.4",
+        at_least=0,
+        at_most=1 << 30,
+    )
     policy: str = knob(
         "continuous",
         "continuous: a waiting request joins the batch at any step (Orca). static: a batch is "

@@ -57,6 +57,7 @@ def test_they_are_collected_on_a_machine_that_has_pytest_alone(
     assert _run([ids[:1]], 0.0, clock) == {}, "what is not done in time is not counted"
     # Where there is no GPU, another test draws its batches from the stand-in.
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    words += ["-p", "no:schemathesis"]
     words += ["tests/attention/test_paged.py"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -102,7 +103,7 @@ def test_a_file_that_needs_more_than_the_stand_in_has_is_skipped_and_says_why(mo
             exec(compile(ask, __file__, "exec"))
     assert eval(compile("hasattr(asked, 'torch')", "a library", "eval"), {"asked": strategies}) is (
         False
-    ), "whoever is no test is told no"
+    ), "what is no test is told no"
     with pytest.raises(pytest.skip.Exception, match=r"for hypothesis\.strategies\.data"):
         strategies.data()
 

@@ -13,9 +13,15 @@ import torch
 from minserve.bench.gpu.cases.chapter_runs import CHAPTERS, ChapterRun
 from minserve.bench.gpu.cases.kernel_cases import REAL
 from minserve.bench.gpu.cases.nano_vllm import nano_vllm
+from minserve.bench.gpu.engines import Bench
+from minserve.bench.gpu.record import Record
+from minserve.bench.gpu.setting import Setting
 from minserve.bench.gpu.suite.kernels import all_cases
+from minserve.bench.gpu.timing import Budget
+from minserve.clock import WallClock
 from minserve.config import EngineConfig
 from minserve.kernels import TorchOps
+from minserve.loading import load_model
 
 LABS = Path(__file__).resolve().parents[3] / "labs"
 
@@ -65,6 +71,20 @@ def test_a_recorded_chapter_runs_what_the_chapter_runs(run: ChapterRun) -> None:
     assert dict(run.switch) == switch
     assert run.workload().requests == workload.requests
     assert run.names == names
+
+
+def test_every_round_of_returning_sessions_starts_with_an_empty_cache(tmp_path: Path) -> None:
+    (chapter,) = (run for run in CHAPTERS if run.chapter == "43b")
+    cpu, clock = torch.device("cpu"), WallClock()
+    record = Record(tmp_path / "chapters.json", {})
+    setting = Setting(cpu, True, clock, Budget(60.0, clock), record, tmp_path)
+    traffic, found = chapter.workload(), {}
+    for name, switch in zip(chapter.names, ({}, chapter.switch), strict=True):
+        with Bench(setting, load_model("zoo/base", chapter.base.with_values(switch))) as bench:
+            rounds = [bench.play(traffic)[0].totals for _ in range(2)]
+        found[name] = [(each.prefill_tokens, each.loaded_tokens) for each in rounds]
+    # What the chapter says of both turns.
+    assert found == {"device alone": [(7872, 0)] * 2, "with host": [(4032, 3840)] * 2}
 
 
 def test_real_cases_are_counted_without_a_device() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minserve.bench.runs.memory import LADDER, RUNGS
+from minserve.bench.runs.sessions import IDLE
 from minserve.bench.workloads.heavy_tail import heavy_tail
 from minserve.bench.workloads.traces import to_traffic
 from minserve.bench.workloads.traffic import Traffic, at_once, fixed_length
@@ -51,6 +52,14 @@ def _heavy_tail() -> Traffic:
     return to_traffic(heavy_tail(1.0, 64, 16), vocab_size=4096)
 
 
+def _returning_sessions() -> Traffic:
+    histories = _random_prompts(43, [160] * 24)
+    draw = random.Random(44)
+    back = draw.sample(histories, 24)
+    prompts = histories + [old + [draw.randrange(2, 4000) for _ in range(8)] for old in back]
+    return at_once(prompts, [fixed_length(2)] * 48)
+
+
 def _unequal_answers() -> Traffic:
     lengths = [fixed_length(n) for n in _exponential(1.0, 24, 24, 45)]
     return at_once(_random_prompts(45, [24] * 24), lengths)
@@ -85,6 +94,13 @@ CHAPTERS: tuple[ChapterRun, ...] = (
         {"memory.layout": "paged"},
         _heavy_tail,
         ("contiguous", "paged"),
+    ),
+    ChapterRun(
+        "43b",
+        IDLE.with_values({"memory.kv_bytes": 44 * 131_072, "scheduling.max_model_len": 200}),
+        {"memory.host_bytes": 260 * 131_072},
+        _returning_sessions,
+        ("device alone", "with host"),
     ),
     ChapterRun(
         "45a",

@@ -70,6 +70,7 @@ def run_tests(setting: Setting) -> dict[str, Any]:
 def _command(*words: str) -> list[str]:
     # Any installed version of pytest will do; the pinned one is for development.
     quiet = ["-o", "minversion=7.0", "-p", "no:cacheprovider", "-m", "gpu"]
+    quiet += ["-p", "no:schemathesis"]  # of no use here, and it needs hypothesis
     return [sys.executable, "-m", "pytest", *quiet, *words]
 
 

@@ -40,7 +40,14 @@ _READ: dict[str, Callable[[RunTrace], Any]] = {
     "itl_max_s": _figure("itl_s", "max"),
 }
 """Figure -> how to read it from a trace; these are measured, so they have a spread."""
-_COUNTED = ("steps", "preemptions", "padded_rows", "peak_kv_bytes_allocated", "peak_running")
+_COUNTED = (
+    "steps",
+    "preemptions",
+    "padded_rows",
+    "loaded_tokens",
+    "peak_kv_bytes_allocated",
+    "peak_running",
+)
 
 
 def run(setting: Setting) -> None:

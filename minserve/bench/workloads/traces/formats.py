@@ -15,6 +15,7 @@ from pathlib import Path
 
 from minserve.bench.workloads.traces.mooncake import read_mooncake
 from minserve.bench.workloads.traces.rows import TraceError, TraceRow, whole
+from minserve.files.json_file import FileError
 
 
 def _csv_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
@@ -131,22 +132,30 @@ READERS: Mapping[str, Callable[[str | Path], list[TraceRow]]] = {
 def read_trace(path: str | Path, form: str | None = None) -> list[TraceRow]:
     """Read a trace of a named format; None: guessed from the name and the first line.
 
-    Raises TraceError, or ValueError for an unknown format.
+    Raises TraceError, or FileError for an unknown format and for what is no text.
     """
     path = Path(path)
-    if form is None:
-        with path.open(encoding="utf-8-sig") as lines:
-            first = lines.readline().strip()
-        guesses = {
-            "azure": first.startswith("TIMESTAMP,"),
-            "burstgpt": first.startswith("Timestamp,"),
-            "sharegpt": first.startswith("["),
-            "mooncake": first.startswith("{"),
-        }
-        form = next((name for name, fits in guesses.items() if fits), None)
-    if form is None or form not in READERS:
-        raise ValueError(
-            f"{path.name}: {form or 'it'} is none of the trace formats that are read: "
-            f"{', '.join(READERS)}"
-        )
-    return READERS[form](path)
+    try:
+        if form is None:
+            form = _guess(path)
+        if form not in READERS:
+            raise FileError(
+                f"{path.name}: {form or 'it'} is none of the trace formats that are read: "
+                f"{', '.join(READERS)}"
+            )
+        return READERS[form](path)
+    except UnicodeDecodeError:
+        raise FileError(f"{path.name} is no text: give a recorded trace") from None
+
+
+def _guess(path: Path) -> str:
+    """The format of a file, by its first line; "" where it is none."""
+    with path.open(encoding="utf-8-sig") as lines:
+        first = lines.readline().strip()
+    guesses = {
+        "azure": first.startswith("TIMESTAMP,"),
+        "burstgpt": first.startswith("Timestamp,"),
+        "sharegpt": first.startswith("["),
+        "mooncake": first.startswith("{"),
+    }
+    return next((name for name, fits in guesses.items() if fits), "")

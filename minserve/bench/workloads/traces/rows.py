@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minserve.bench.workloads.traffic import TimedRequest, Traffic, fixed_length
+from minserve.files.json_file import FileError
 
 BLOCK_TOKENS = 512
 """Number of prompt tokens that each of Mooncake's hash ids covers."""
@@ -59,14 +60,14 @@ def to_traffic(
     """The rows as requests at their own mean rate, in order of time.
 
     Rows whose prompt and answer are longer than `max_len` together are omitted, and the name says
-    how many. Raises ValueError if none is left.
+    how many. Raises FileError if none is left.
     """
     ordered = sorted(rows, key=lambda row: row.timestamp_s)
     kept = [
         row for row in ordered if not max_len or row.input_tokens + row.output_tokens <= max_len
     ]
     if not kept:
-        raise ValueError(f"{name}: none of {len(rows)} requests fits into {max_len} tokens")
+        raise FileError(f"{name}: none of {len(rows)} requests fits into {max_len} tokens")
     span_s = kept[-1].timestamp_s - kept[0].timestamp_s
     rate = (len(kept) - 1) / span_s if span_s > 0 else None
     blocks: dict[int, tuple[int, ...]] = {}
