@@ -181,6 +181,22 @@ _tpot = of_requests(lambda m: m.finished_s, lambda m: m.tpot_s)
 _e2e = of_requests(lambda m: m.finished_s, lambda m: m.e2e_s)
 
 
+def in_time(limit_s: float) -> Metric:
+    """Requests whose first token came within `limit_s` of their arrival: goodput under a limit on
+    the time to first token (DistServe, arXiv 2401.09670), as a count."""
+
+    def samples(run: Run) -> list[Sample]:
+        good = [at for at, took in _ttft(run) if took <= limit_s]
+        return [(at, float(number)) for number, at in enumerate(good, 1)]
+
+    return Metric(
+        "in_time", f"answers that began within {theme.format_seconds(limit_s)}", "higher",
+        lambda run: float(len(samples(run))),
+        lambda value: theme.format_count(round(value), "answer"),
+        words=("more answers in time", "fewer answers in time"), samples=samples, style="total",
+    )  # fmt: skip
+
+
 def _known() -> Iterator[Metric]:
     yield Metric(
         "output_tokens_per_s", "output tokens per second", "higher",
@@ -220,6 +236,13 @@ def _known() -> Iterator[Metric]:
         "peak_kv_bytes_used", "KV memory filled with tokens, peak", "lower",
         lambda trace: float(trace.totals.peak_kv_bytes_used), theme.format_bytes,
         counted=True, words=memory, samples=of_steps(lambda s: s.kv_bytes_used), style="line",
+    )  # fmt: skip
+    yield Metric(
+        "peak_waiting", "requests that wait, at most", "lower",
+        lambda trace: float(trace.totals.peak_waiting),
+        lambda value: theme.format_count(round(value), "request"), counted=True,
+        words=("shorter queue", "longer queue"), samples=of_steps(lambda s: s.num_waiting),
+        style="line",
     )  # fmt: skip
     yield Metric(
         "steps", "engine steps", "lower", lambda trace: float(trace.totals.steps),

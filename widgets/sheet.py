@@ -61,9 +61,10 @@ _FIGURES = """
 .lab-figure summary, .lab-badge summary { cursor: pointer; width: fit-content; }
 .lab-figure table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .lab-figure th, .lab-figure td { padding: 0.15rem 1.2rem 0.15rem 0; text-align: left;
-  vertical-align: baseline; border-bottom: 1px solid GRID; }
+  vertical-align: baseline; border-bottom: 1px solid GRID; overflow-wrap: break-word; }
 .lab-figure .n { text-align: right; }
-.lab-figure th { font-weight: 600; overflow-wrap: normal; }
+.lab-figure th { font-weight: 600; }
+.jp-Notebook .jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }
 .lab-badge { color: INK; margin: 0.2rem 0; max-width: 60rem; }
 .lab-badge summary { border: 1px solid GRID; border-radius: 1em; padding: 0 0.7em;
   font-size: 12px; line-height: 1.7; }

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import html
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
+# Read whole before any panel draws. plotly looks into pandas as soon as an import of it has begun:
+# where a reader's cell began one while a panel drew in its thread, the drawing failed.
+import pandas as pandas
 import plotly.graph_objects as go
 
 from widgets import sheet
@@ -174,8 +179,28 @@ def plot_text(text: str) -> str:
 
 
 def headless() -> bool:
-    """True where nothing is drawn live (`MINSERVE_HEADLESS=1`): CI, and Run All of the tests."""
+    """True where nothing is drawn live: `MINSERVE_HEADLESS=1`, and notebooks that a program runs.
+
+    `MINSERVE_HEADLESS=0` says that there is a reader after all.
+    """
+    return words_only() or (not os.environ.get("MINSERVE_HEADLESS") and unattended())
+
+
+def words_only() -> bool:
+    """True where figures are words too (`MINSERVE_HEADLESS=1`): CI, and chapters as stored."""
     return os.environ.get("MINSERVE_HEADLESS", "") not in ("", "0")
+
+
+@cache
+def unattended() -> bool:
+    """True in a kernel of nbconvert, papermill or `jupyter execute`: nobody can press a button.
+
+    They, and no page, say with every cell that there is nobody to ask for input.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    message = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    return message.get("content", {}).get("allow_stdin") is False
 
 
 def _template() -> go.layout.Template:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from minserve.request import Output
 from widgets import theme
 from widgets.figures import sides as given
-from widgets.figures.lanes import Lane
 from widgets.figures.render import source_html
 from widgets.figures.sides import Run
-from widgets.figures.triangle import choose
+from widgets.figures.time.lanes import Lane
+from widgets.figures.time.triangle import choose
 from widgets.pieces import Texts, pieces
 
 if TYPE_CHECKING:

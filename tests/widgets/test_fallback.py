@@ -13,11 +13,11 @@ from minserve.trace import RunTrace
 from tests.widgets.figures import runs
 from tests.widgets.panels.tiny_runs import BASE, tiny
 from widgets import workers
-from widgets.fallback import NO_WIDGETS
+from widgets.notebooks.fallback import NO_WIDGETS
 from widgets.panels import Compare, Estimate
-from widgets.progress import dashboard
-from widgets.questions import Quantity
-from widgets.replay import Replay
+from widgets.replays.replay import Replay
+from widgets.scoring.progress import dashboard
+from widgets.scoring.questions import Quantity
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[2]

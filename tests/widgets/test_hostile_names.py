@@ -23,16 +23,18 @@ from tests.widgets.figures import runs
 from tests.widgets.figures.test_radix_tree import grown
 from tests.widgets.panels.tiny_runs import STATIC, tiny
 from widgets import figures, theme, workers
-from widgets.figures.idle_sessions import idle_sessions
 from widgets.figures.lab_figure import LabFigure
-from widgets.figures.launches import launch_bars
-from widgets.figures.online_softmax import OnlineSoftmax
-from widgets.figures.radix_tree import RadixTree, radix_tree
-from widgets.frames import replay_html
+from widgets.figures.memory.idle_sessions import idle_sessions
+from widgets.figures.memory.radix_tree import RadixTree, radix_tree
+from widgets.figures.work.launches import launch_bars
+from widgets.figures.work.online_softmax import OnlineSoftmax
 from widgets.panels import Compare, Estimate, Predict, Recap, Sweep, views
 from widgets.panels.base import _error_html
-from widgets.progress import Dashboard, Progress
-from widgets.questions import (
+from widgets.panels.stepper import Stepper
+from widgets.replays.frames import replay_html
+from widgets.replays.replay import Replay
+from widgets.scoring.progress import Dashboard, Progress
+from widgets.scoring.questions import (
     Answer,
     Choice,
     Closing,
@@ -42,8 +44,6 @@ from widgets.questions import (
     Question,
     Reason,
 )
-from widgets.replay import Replay
-from widgets.stepper import Stepper
 from widgets.tokenview import TokenKind, TokenMark, TokenView, token_view
 
 EVIL = "<img src=x onerror=alert(1)>&lt;%{x}</extra><b>\"'"

@@ -12,8 +12,8 @@ import pytest
 from comm.base_comm import BaseComm
 
 from widgets.figures.lab_figure import LabFigure
-from widgets.live import LiveFigure, prepare
 from widgets.panels.views import FigureView
+from widgets.replays.live import LiveFigure, prepare
 
 Wire = list[tuple[str, dict[str, Any]]]
 

@@ -12,9 +12,9 @@ from minserve.config import EngineConfig
 from minserve.trace import RunTrace
 from widgets.figures import page_map
 from widgets.figures import sides as given
-from widgets.figures.page_table import count_pages, pages
-from widgets.moments import Moments
-from widgets.replay_views import PagesView, Stage
+from widgets.figures.memory.page_table import count_pages, pages
+from widgets.replays.moments import Moments
+from widgets.replays.views import PagesView, Stage
 from widgets.tokenview import TokenView, kinds_at, token_marks
 
 PAGE = 4

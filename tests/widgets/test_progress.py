@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from widgets.progress import Dashboard, Progress, dashboard, default_path
-from widgets.scores import Chosen, Commit
+from widgets.scoring.progress import Dashboard, Progress, dashboard, default_path
+from widgets.scoring.scores import Chosen, Commit
 
 
 @pytest.fixture
@@ -116,6 +116,15 @@ def test_export_and_import_merge_keeping_the_better(progress, tmp_path):
     assert json.loads(progress.export())["version"] == 2
     with pytest.raises(ValueError, match="not a file of scores"):
         progress.import_("scores")
+
+
+def test_of_two_equal_scores_the_one_with_more_tries_is_kept(progress, tmp_path):
+    other = Progress(tmp_path / "other.json")
+    for each, tries in ((progress, 1), (other, 3)):
+        for _ in range(tries):
+            each.record("45a.flip", "predict", 2, 3)
+    progress.import_(other.export())
+    assert progress.entries()["45a.flip"].tries == 3
 
 
 def test_commits_are_kept_beside_the_scores_and_forgotten_by_panel_or_chapter(progress):
@@ -255,7 +264,7 @@ def test_a_directory_in_the_place_of_the_file_is_set_aside(progress):
 
 WRITER = """
 import sys
-from widgets.progress import Progress
+from widgets.scoring.progress import Progress
 progress = Progress(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -298,7 +307,7 @@ def test_threads_lose_none_of_each_others_scores(progress):
 
 
 def test_a_lock_that_is_never_given_back_is_a_sentence(progress, monkeypatch):
-    monkeypatch.setattr("widgets.progress.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("widgets.scoring.progress.LOCK_TIMEOUT_S", 0.1)
     progress.record("a.x", "recap", 1, 5)
     text = progress.export()
     holder = subprocess.Popen(

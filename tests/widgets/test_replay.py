@@ -12,21 +12,15 @@ import pytest
 from minserve.trace import RunTrace
 from tests.widgets.figures import runs
 from widgets import workers
-from widgets.frames import frame_times, replay_html
-from widgets.moments import Moment, Moments, speed_words
-from widgets.replay import Replay
-from widgets.replay_views import Stage, make_view, register_view
+from widgets.replays.frames import frame_times, replay_html
+from widgets.replays.moments import Moment, Moments, speed_words
+from widgets.replays.replay import Replay
+from widgets.replays.views import Stage, make_view, register_view
 
 ALL = ("timeline", "pages", "tokens", "typewriters")
 
 
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("MINSERVE_HEADLESS", raising=False)
-    workers._live.clear()
-    yield
-    workers.raise_panel_errors()
-    workers._live.clear()
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 class Clock:
@@ -37,11 +31,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.seconds
-
-
-@pytest.fixture(scope="module")
-def trace() -> RunTrace:
-    return runs.preempting_run()
 
 
 @pytest.fixture
@@ -263,7 +252,7 @@ def test_an_error_in_a_view_reaches_the_last_cell(trace: RunTrace) -> None:
 
 
 def test_views_are_a_registry(trace: RunTrace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("widgets.replay_views._VIEWS", {})
+    monkeypatch.setattr("widgets.replays.views._VIEWS", {})
     register_view("mine", lambda stage: stage)  # type: ignore[arg-type,return-value]
     stage = Stage(Replay(trace, []).sides)
     assert make_view("mine", stage) is stage

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from minserve.trace import RunTrace, TraceSnapshot
-from tests.widgets.figures import runs
-from widgets import workers
 from widgets.figures import sides as given
-from widgets.frames import replay_html
-from widgets.replay import Replay
-from widgets.replay_views import Stage, make_view
+from widgets.replays.frames import replay_html
+from widgets.replays.replay import Replay
+from widgets.replays.views import Stage, make_view
 
-
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("MINSERVE_HEADLESS", raising=False)
-    workers._live.clear()
-    yield
-    workers.raise_panel_errors()
-    workers._live.clear()
-
-
-@pytest.fixture(scope="module")
-def trace() -> RunTrace:
-    return runs.preempting_run()
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def slowed(trace: RunTrace, times: float) -> TraceSnapshot:

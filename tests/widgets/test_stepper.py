@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from widgets.figures import LabFigure
-from widgets.stepper import Stepper
+from widgets.panels.stepper import Stepper
 
 
 def made(count: int = 3, start: int = 0) -> tuple[Stepper, list[int]]:

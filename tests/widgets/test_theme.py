@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,3 +157,29 @@ def test_panels_leave_room_for_their_titles() -> None:
     assert panels["margin"]["t"] > plain["margin"]["t"]  # type: ignore[index]
     assert panels["margin"]["l"] == 3  # type: ignore[index]
     assert panels["legend"]["y"] > plain["legend"]["y"]  # type: ignore[index]
+
+
+def test_a_cell_that_imports_pandas_disturbs_no_drawing():
+    # plotly asks for `pandas.Series` while another thread's import of pandas is half done.
+    code = """
+import threading
+from widgets import theme
+import plotly.graph_objects as go
+
+stop, failed = threading.Event(), []
+
+def draw():
+    while not stop.is_set():
+        try:
+            go.Scatter(x=[1, 2], y=[3, 4])
+        except AttributeError as error:
+            failed.append(str(error))
+
+drawing = threading.Thread(target=draw)
+drawing.start()
+import pandas
+stop.set()
+drawing.join()
+assert not failed, failed[0]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

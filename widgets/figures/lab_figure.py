@@ -67,13 +67,13 @@ class LabFigure:
         return render.png(self.figure, width=width, page=page, scale=scale)
 
     def show(self) -> None:
-        """Display figure and words; headless, the words only."""
+        """Display figure and words; the words only where `MINSERVE_HEADLESS` is set."""
         self._ipython_display_()
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        if theme.headless():
+        if theme.words_only():
             display({"text/plain": self.text}, raw=True)
             return
         plot = render.mimebundle(self.figure, self.alt, words="")
@@ -83,6 +83,6 @@ class LabFigure:
     def _repr_mimebundle_(
         self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
-        if theme.headless():
+        if theme.words_only():
             return {"text/plain": self.text}
         return render.mimebundle(self.figure, self.alt, self.words_html())

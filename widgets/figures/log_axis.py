@@ -39,7 +39,7 @@ def _round_values(low: float, high: float, most: int) -> list[float]:
         if _FEWEST <= len(some) <= most:
             return some
     if len(plain[0]) < _FEWEST:
-        return found if _FEWEST <= len(found) <= most else _even(low, high)
+        return found if _FEWEST <= len(found) <= most else even_ticks(low, high)
     # More decades than labels: every second one, every third, ...
     every = next(n for n in range(2, last - first + 2) if (last - first) // n < most)
     return _within(low, high, (1.0,), range(first, last + 1, every))
@@ -51,8 +51,8 @@ def _within(low: float, high: float, steps: Iterable[float], decades: range) -> 
     return [value for value in every if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
 
 
-def _even(low: float, high: float) -> list[float]:
-    """Round values at equal distances, for an axis far shorter than a decade."""
+def even_ticks(low: float, high: float) -> list[float]:
+    """Two to six round values at equal distances, from `low` up to `high`."""
     if high <= low * (1 + 1e-9):
         return [low]
     # A step of at most half the axis: two labels fit wherever it begins.

@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from widgets import sheet, theme
+from widgets.notebooks.saving import NO_PLOTLY
 
 MIME = "application/vnd.plotly.v1+json"
 MAX_TABLE_ROWS = 60
@@ -27,10 +28,7 @@ _NO_KALEIDO = (
     "{problem}. Exporting a figure needs the Python package kaleido and a Chrome or Chromium: "
     "pip install kaleido, and for example apt-get install chromium"
 )
-_NO_PLOTLY = (
-    "<p><em>The figure is drawn where plotly is installed (JupyterLab, VS Code, Colab); here are "
-    "its words and data.</em></p>"
-)
+_NO_PLOTLY = f"<p><em>{NO_PLOTLY}; here are its words and data.</em></p>"
 KINDS = ("Measured", "Counted", "Modelled", "Recorded")
 """First words of a caption that say what kind of numbers a figure shows."""
 _LINE = 17
@@ -140,7 +138,12 @@ def mimebundle(figure: go.Figure, alt: str, words: str) -> dict[str, Any]:
         return {"text/html": figure_html(figure, words, alt, "cdn", full=False), "text/plain": alt}
     plot = json.loads(figure.to_json())
     plot["config"] = CONFIG
-    return {MIME: plot, "text/html": f"{theme.STYLE}{_NO_PLOTLY}{words}", "text/plain": alt}
+    if theme.unattended():
+        # An export to HTML has no plotly of its own: it takes this, which fetches it.
+        page = figure_html(figure, words, alt, "cdn", full=False)
+    else:
+        page = f"{theme.STYLE}{_NO_PLOTLY}{words}"
+    return {MIME: plot, "text/html": page, "text/plain": alt}
 
 
 def svg(figure: go.Figure, takeaway: str, caption: str, alt: str, *, width: int) -> str:

@@ -29,6 +29,7 @@ class Price:
 
 
 PRICES = (
+    Price("requests refused", lambda t: t.refused),
     Price("tokens computed again", lambda t: t.recomputed_tokens),
     Price("requests preempted", lambda t: t.preemptions),
     Price("padded rows", lambda t: t.padded_rows),

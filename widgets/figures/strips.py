@@ -7,7 +7,7 @@ where a side pays something, the price as counted bars.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -41,7 +41,8 @@ def strips(
 ) -> LabFigure:
     """The metric over time, KV memory over time, and the price, of one or more sides.
 
-    While runs are not `complete`, their samples are drawn and no value is quoted. Knows no verdict,
+    While runs are not `complete`, their samples are drawn and no value is quoted, nor told in the
+    alternative text and the table. Knows no verdict,
     so it has no takeaway. Raises ValueError for a metric without samples.
     """
     if metric.samples is None:
@@ -64,7 +65,8 @@ def strips(
         subplot_titles=titles,
     )  # fmt: skip
     theme.style_panels(figure)
-    notes = _draw_metric(figure, shown, metric, factor, complete)
+    values = {side.name: _value(side, metric) if complete else None for side in shown}
+    notes = _draw_metric(figure, shown, metric, factor, values)
     letters = draw_memory(figure, own, factor)
     if paid:
         draw_prices(figure, own, paid)
@@ -83,18 +85,21 @@ def strips(
         figure=figure,
         caption=given.caption(shown, workload, notes),
         takeaway="",
-        alt=_alt(own, metric, paid),
-        table=[_row(side, metric, paid) for side in shown],
+        alt=_alt(own, values, metric, paid),
+        table=[_row(side, values[side.name], metric, paid) for side in shown],
     )
 
 
 def _draw_metric(
-    figure: go.Figure, shown: Sequence[Side], metric: Metric, factor: float, complete: bool
+    figure: go.Figure,
+    shown: Sequence[Side],
+    metric: Metric,
+    factor: float,
+    values: Mapping[str, float | None],
 ) -> str:
     """Samples and value of every side; returns what the caption says about samples left out."""
     assert metric.samples is not None
     samples = {side.name: metric.samples(side.run) for side in shown}
-    values = {side.name: _value(side, metric) if complete else None for side in shown}
     levels = metric.style in ("dots", "line")
     highest = max(
         [value for many in samples.values() for _, value in many]
@@ -222,10 +227,15 @@ def _label_values(
         )  # fmt: skip
 
 
-def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[Price]) -> str:
+def _alt(
+    own: Sequence[Side],
+    values: Mapping[str, float | None],
+    metric: Metric,
+    paid: Sequence[Price],
+) -> str:
     told = []
     for side in own:
-        value, totals = _value(side, metric), side.run.totals
+        value, totals = values[side.name], side.run.totals
         said = "nothing yet" if value is None else metric.show(value)
         words = [f"{side.called('The run')}: {metric.label} {said}"]
         words.append(f"KV memory at its peak: {peak(side)}")
@@ -234,9 +244,9 @@ def _alt(own: Sequence[Side], metric: Metric, paid: Sequence[Price]) -> str:
     return f"Strips over time: {metric.label}, and KV memory. " + " ".join(told)
 
 
-def _row(side: Side, metric: Metric, paid: Sequence[Price]) -> Row:
+def _row(side: Side, value: float | None, metric: Metric, paid: Sequence[Price]) -> Row:
     name: Row = {"side": side.name} if side.name else {}
-    value, totals = _value(side, metric), side.run.totals
+    totals = side.run.totals
     return (
         name
         | {metric.label: "" if value is None else metric.show(value)}

@@ -6,20 +6,20 @@ works.
 """
 
 from widgets.metrics import METRICS, Metric
-from widgets.panels.check import Check
-from widgets.panels.checking import Failure, Report, check
-from widgets.panels.checks.returns import Wrong
-from widgets.panels.compare import Compare
+from widgets.panels.comparison.compare import Compare
+from widgets.panels.comparison.recording import Recordings
+from widgets.panels.comparison.result import Agreement, CompareResult
+from widgets.panels.comparison.verdict import Verdict, judge
 from widgets.panels.controls import Pick, Slide, Tick
-from widgets.panels.estimate import Estimate
-from widgets.panels.exercise import Case, Exercise, Misconception, Picture, Score
-from widgets.panels.predict import Predict
-from widgets.panels.recap import Recap
-from widgets.panels.recording import Recordings
-from widgets.panels.result import Agreement, CompareResult
+from widgets.panels.exercises.check import Check
+from widgets.panels.exercises.exercise import Case, Exercise, Misconception, Picture, Score
+from widgets.panels.exercises.judging import Failure, Report, check
+from widgets.panels.exercises.returns import Wrong
+from widgets.panels.questions.estimate import Estimate
+from widgets.panels.questions.predict import Predict
+from widgets.panels.questions.recap import Recap
 from widgets.panels.roofline import Roofline
-from widgets.panels.sweep import Sweep
-from widgets.panels.verdict import Verdict, judge
+from widgets.panels.sweeps.sweep import Sweep
 
 __all__ = [
     "METRICS",

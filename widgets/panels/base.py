@@ -19,7 +19,7 @@ from IPython.display import display
 
 from minserve.config import ConfigError
 from minserve.request import InvalidRequestError
-from widgets.fallback import bundle
+from widgets.notebooks.fallback import bundle
 from widgets.panels import views
 from widgets.panels.controls import Control
 from widgets.theme import headless
@@ -60,6 +60,7 @@ class Panel(views.Displayed):
         self._lock = threading.RLock()
         self._result: Any = None
         self._listeners: list[Callable[[Any], None]] = []
+        self._unfinished: list[Callable[[], None]] = []
         self._masks: dict[object, str] = {}
         self._holds: dict[object, str] = {}
         self._wanted = False
@@ -167,6 +168,11 @@ class Panel(views.Displayed):
         if result is not None:
             heard(result)
 
+    def on_unfinished(self, heard: Callable[[], None]) -> None:
+        """Call `heard()` after every run that gave no result: it was stopped, or it failed."""
+        with self._lock:
+            self._unfinished.append(heard)
+
     def also(self, render: Callable[[Any], views.Shown]) -> None:
         """Show `render(result)` here too, after every run, hidden wherever the results are.
 
@@ -254,6 +260,8 @@ class Panel(views.Displayed):
         try:
             self.run()
         except REFUSALS as error:
+            # "Done." is of the run before.
+            self.status.value = ""
             self.say_problem(str(error))
 
     def say_problem(self, text: str) -> None:
@@ -307,6 +315,9 @@ class Panel(views.Displayed):
             texts = {"done": "Done.", "stopped": "Stopped. Nothing is quoted from this run."}
             text = "Stopping after the step under way." if worker.stopping else worker.text
             self.status.value = views.sentence(texts.get(state, text))
+        if state in ("stopped", "failed"):
+            for heard in list(self._unfinished):
+                heard()
 
     def _run_name(self) -> str:
         return f"“{self.run_button.description}”"

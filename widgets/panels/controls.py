@@ -133,9 +133,11 @@ def config_control(field: str | Spec, config: EngineConfig) -> Control:
     knob = next(entry for entry in describe() if entry.path == path)
     spec = given if isinstance(given, Pick) else _spec_of(knob, value, given)
     label = spec.label or path
-    return Control(
-        replace(spec, label=label, doc=spec.doc or knob.doc), knob.optional, value is None
-    )
+    doc = spec.doc or knob.doc
+    if knob.optional:
+        # The tick beside the slider is called "automatic".
+        doc = doc.replace("None: ", "Automatic: ")
+    return Control(replace(spec, label=label, doc=doc), knob.optional, value is None)
 
 
 def _spec_of(knob: Knob, value: Any, given: Spec | None) -> Spec:
@@ -206,7 +208,10 @@ def _make_input(spec: Spec) -> Any:
     if whole:
         ends = {"min": int(low), "max": int(high), "readout_format": ",d"}
         return widgets.IntSlider(value=int(value), **ends, **shared)
+    # About a hundredth of the range, and the value on a step: a browser moves to the nearest one.
     step = (high - low) / 100
+    way = value - low
+    step = way / max(1, round(way / step)) or step
     return widgets.FloatSlider(value=value, min=low, max=high, step=step, **shared)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from minserve.hardware import DEVICES, Ceilings, DeviceSpec, machine_ceilings, roofline
+from minserve.inputs.wording import with_article
 from minserve.trace import RunTrace, StepTrace
 from widgets import theme
 from widgets.figures import roofline_chart, stage_shares
@@ -217,7 +218,7 @@ def _table(result: RooflineResult, there: Mapping[tuple[str, str], str], gpu: De
             "binds here": each.binds,
         }
         if (each.side, each.kind) in there:
-            row[f"binds on a {gpu.name} (modelled)"] = there[each.side, each.kind]
+            row[f"binds on {with_article(gpu.name)} (modelled)"] = there[each.side, each.kind]
         rows.append(row)
     ceilings = result.ceilings
     note = (

@@ -12,7 +12,7 @@ from minserve.bench.counts.splits import PARTS, SplitCost, Splitting, losing_fro
 from minserve.hardware import DEVICES
 from minserve.spec import MixerSpec
 from widgets import theme
-from widgets.figures.split_sweep import split_sweep
+from widgets.figures.work.split_sweep import split_sweep
 from widgets.panels import views
 from widgets.panels.base import Panel
 from widgets.panels.controls import Control, Pick, Slide

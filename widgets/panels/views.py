@@ -18,10 +18,10 @@ import traitlets
 from IPython.display import display
 
 from widgets import theme
-from widgets.fallback import bundle
 from widgets.figures.lab_figure import LabFigure
 from widgets.figures.render import table_html
-from widgets.live import LiveFigure, prepare
+from widgets.notebooks.fallback import bundle
+from widgets.replays.live import LiveFigure, prepare
 
 SETTINGS_CHANGED = "Settings have changed: run again."
 

@@ -30,7 +30,14 @@ OF_RUNS: Mapping[str, Call] = {
     "roofline_chart": lambda runs: roofline_chart(runs, DEVICES["T4"], dtype="float16"),
     "idle_sessions": lambda runs: idle_sessions({name: ["host"] for name in runs}, runs),
 }
-WITHOUT_RUNS = {"answers", "launch_bars", "split_sweep", "returning_sessions", "tier_latency"}
+WITHOUT_RUNS = {
+    "answers",
+    "launch_bars",
+    "returning_sessions",
+    "split_sweep",
+    "tier_latency",
+    "waits",
+}
 """Drawn from counts and recordings, which are never half done."""
 ELSEWHERE = {"radix_tree", "strips"}
 """Have tests of their own: a growing tree, and a figure that never says a sentence."""
@@ -39,8 +46,8 @@ ELSEWHERE = {"radix_tree", "strips"}
 def figure_functions() -> dict[str, Call]:
     """Name -> call, for every public function of `widgets.figures` that draws runs."""
     found: dict[str, Call] = {}
-    for module in pkgutil.iter_modules(figures.__path__):
-        room = importlib.import_module(f"widgets.figures.{module.name}")
+    for module in pkgutil.walk_packages(figures.__path__, "widgets.figures."):
+        room = importlib.import_module(module.name)
         for name, function in inspect.getmembers(room, inspect.isfunction):
             if name.startswith("_") or function.__module__ != room.__name__:
                 continue

@@ -7,7 +7,7 @@ import pytest
 from minserve.trace import RunTrace
 from tests.widgets.figures import runs
 from widgets.figures import block_tables
-from widgets.figures.block_tables import tables_of
+from widgets.figures.memory.block_tables import tables_of
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from minserve.bench.workloads.shapes import SHAPES
 from minserve.hardware import DEVICES
 from minserve.kernels.counts.launches import Launch, Total
 from minserve.kernels.counts.least import Bytes, split_attention
-from widgets.figures.launches import KINDS, by_kind, launch_bars
-from widgets.figures.online_softmax import OnlineSoftmax, online_softmax
-from widgets.figures.split_sweep import split_sweep
+from widgets.figures.work.launches import KINDS, by_kind, launch_bars
+from widgets.figures.work.online_softmax import OnlineSoftmax, online_softmax
+from widgets.figures.work.split_sweep import split_sweep
 
 LLAMA = SHAPES["llama-3.1-8b"].spec()
 MIXER = LLAMA.layers[0].mixer
@@ -115,6 +115,11 @@ def test_the_sweep_draws_both_kinds_of_bytes_and_a_dashed_line() -> None:
     line = next(trace for trace in figure.figure.data if trace.type == "scatter")
     assert len(bars) == 2 and len(set(bars[0].y)) == 1 and list(bars[1].y) == sorted(bars[1].y)
     assert line.line.dash == "dash" and len(line.y) == len(figure.table) == 7
-    assert "the engine takes 8" in figure.takeaway and "H100" in figure.caption
+    assert "the engine takes 8, because no part may have fewer than 128 keys." in figure.takeaway
+    assert "H100" in figure.caption
+    many = Splitting(MIXER, DEVICES["H100 SXM"], 64, 1024)
+    takeaway = split_sweep(many, many.costs()).takeaway
+    assert "1 would be fastest" in takeaway
+    assert "takes 2, the fewest within 12.5 % of its own best estimate" in takeaway
     with pytest.raises(ValueError, match="at least one"):
         split_sweep(splitting, [])

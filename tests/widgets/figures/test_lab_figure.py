@@ -13,8 +13,8 @@ import pytest
 from minserve.trace import RunTrace, TraceHeader
 from tests.widgets.figures import runs
 from widgets import figures, provenance, theme
-from widgets.export import export_svg
 from widgets.figures import LabFigure, render
+from widgets.figures.export import export_svg
 from widgets.provenance import Provenance
 
 ONE_RUN = {

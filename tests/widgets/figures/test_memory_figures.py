@@ -5,7 +5,7 @@ import pytest
 from minserve.trace import MemoryShares, RunTrace
 from tests.widgets.figures import runs
 from widgets.figures import memory_shares, parking_lot
-from widgets.figures.parking_lot import EMPTY, STRANDED, USED, stays
+from widgets.figures.memory.parking_lot import EMPTY, STRANDED, USED, stays
 from widgets.theme import format_percent
 
 CONTIGUOUS = {"memory.layout": "contiguous", "memory.reservation": "power_of_two"}

@@ -12,8 +12,8 @@ from widgets import theme
 from widgets.figures import kv_bytes, latency, stage_shares, throughput
 from widgets.figures import sides as given_sides
 from widgets.figures.sampling import note, quantiles, sampled, thinned
-from widgets.figures.stage_bars import stage_seconds
-from widgets.figures.token_rate import windows
+from widgets.figures.time.stage_bars import stage_seconds
+from widgets.figures.time.token_rate import windows
 
 
 def test_kv_bytes_draws_the_counted_bytes(preempting: RunTrace) -> None:

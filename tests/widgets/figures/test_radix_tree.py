@@ -10,9 +10,10 @@ from minserve.bench.workloads.traffic import at_once, fixed_length
 from minserve.config import EngineConfig
 from widgets import theme
 from widgets.figures import RadixTree, radix_tree
-from widgets.replay import Replay
-from widgets.tree_growth import TreeGrowth
-from widgets.tree_view import TreeView
+from widgets.figures.memory.tree_growth import TreeGrowth
+from widgets.replays.frames import frames_of
+from widgets.replays.replay import Replay
+from widgets.replays.tree_view import TreeView
 
 PAGE = 4
 SYSTEM = list(range(1, 13))
@@ -136,6 +137,22 @@ def test_replay_steps_through_the_tree() -> None:
         assert [x or 0 for x in live.data[1].x] == [x or 0 for x in tree.traces(shown[-1])[1]["x"]]
     assert shown == sorted(shown) and shown[-1] == len(tree.snapshots) - 1
     assert set(shown) == set(range(len(tree.snapshots)))
+    replay.close()
+
+
+def test_without_a_kernel_its_frames_show_what_the_live_view_shows() -> None:
+    growth, prompts = grown(pages=16)
+    view = TreeView(RadixTree(growth, None, prompts))
+    replay = Replay(growth.run, views=[view])
+    moments = [replay.moments[n] for n in range(len(replay.moments))]
+    figure, frames = frames_of(view, moments, [moment.at_s for moment in moments])
+    assert len(figure.data) == len(frames[0]["traces"]) and len(frames) == len(moments)
+    for moment, frame in zip(moments, frames, strict=True):
+        view.move(moment)
+        live = view.live.figure
+        assert frame["layout"]["title"]["text"] == live.layout.title.text
+        for drawn, trace in zip(frame["data"], live.data, strict=True):
+            assert list(drawn["x"]) == list(trace.x)
     replay.close()
 
 

@@ -13,7 +13,7 @@ from minserve.tokenizer import Tokenizer
 from minserve.trace import RunTrace
 from tests.widgets.figures.runs import DETAIL
 from widgets import figures
-from widgets.replay import Replay, replay_html
+from widgets.replays.replay import Replay, replay_html
 from widgets.tokenview import token_view
 
 WEIGHTS = Path(minserve.__file__).parent / "zoo" / "base" / "model.safetensors"

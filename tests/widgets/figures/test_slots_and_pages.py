@@ -6,9 +6,9 @@ from minserve.trace import RunTrace
 from tests.widgets.figures import runs
 from widgets import theme
 from widgets.figures import page_map, slots
-from widgets.figures.lanes import lanes
-from widgets.figures.page_table import count_pages, pages
-from widgets.figures.slot_grid import occupancy
+from widgets.figures.memory.page_table import count_pages, pages
+from widgets.figures.time.lanes import lanes
+from widgets.figures.time.slot_grid import occupancy
 
 
 @pytest.mark.parametrize("which", ["plain", "preempting"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +84,20 @@ def test_a_long_memory_label_has_room_beside_the_strip(sides):
     assert name in longest and drawn.layout.margin.r >= 6 * len(longest) > narrow
 
 
+def test_host_bytes_are_drawn_in_the_unit_of_the_axis():
+    run = runs.preempting_run().snapshot()
+    steps = [replace(step, blocks=replace(step.blocks, host_bytes=3_000_000)) for step in run.steps]
+    drawn = strips({"on": replace(run, steps=tuple(steps))}, METRICS["itl_max_s"])
+    host = next(trace for trace in lines(drawn.figure) if "in host memory" in (trace.name or ""))
+    assert set(host.y) == {3.0} and drawn.figure.layout.yaxis2.title.text == "MB"
+    assert "3 MB in host memory" in labels(drawn)
+
+
+def test_a_run_without_time_has_an_axis_all_the_same():
+    nothing = strips({"off": RunTrace()}, METRICS["steps"], complete=False).figure.layout
+    assert list(nothing.xaxis.range) == [0, 1.0] and list(nothing.yaxis2.range) == [0, 1.0]
+
+
 def test_the_price_is_drawn_where_a_side_pays_it(sides):
     tight = sides["tight"].totals
     drawn = strips(sides, METRICS["steps"])
@@ -98,6 +113,10 @@ def test_the_price_is_drawn_where_a_side_pays_it(sides):
 def test_a_run_under_way_is_drawn_without_a_value(sides):
     drawn = strips(sides, METRICS["ttft_p50_s"], complete=False)
     assert "<b>" not in labels(drawn) and drawn.takeaway == ""
+    # Nor to a reader who hears the figure, or opens its table.
+    metric = METRICS["ttft_p50_s"]
+    assert drawn.alt.count(f"{metric.label} nothing yet") == 2
+    assert [row[metric.label] for row in drawn.table] == ["", ""]
     assert any(t.mode == "markers" and len(t.x) for t in lines(drawn.figure))
     nothing = strips({"off": RunTrace()}, METRICS["ttft_p50_s"], complete=False)
     assert not nothing.figure.data or all(not len(t.x or ()) for t in nothing.figure.data)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from widgets.figures import returning_sessions, tier_latency
-from widgets.figures.returning_sessions import outcomes
+from widgets.figures.memory.returning_sessions import outcomes
 
 
 def length(history: int, recompute: float, host: float, disk: float) -> dict[str, object]:
@@ -23,15 +23,30 @@ LENGTHS = [length(1024, 0.136, 0.0129, 0.16), length(16, 0.0045, 0.0026, 0.0031)
 def test_a_line_per_way_with_its_rounds_on_decimal_axes() -> None:
     drawn = tier_latency(LENGTHS, caption="Recorded.")
     assert [trace.name for trace in drawn.figure.data] == [
-        "computed again", "loaded from the host", "loaded from disk",
+        "computed again", "loaded from the host", "loaded from disk", "crossover",
     ]  # fmt: skip
-    assert len({trace.marker.symbol for trace in drawn.figure.data}) == 3
+    assert len({trace.marker.symbol for trace in drawn.figure.data}) == 4
     computed = drawn.figure.data[0]
     assert list(computed.x) == [16, 1024] and list(computed.y) == [4.5, 136.0]
     assert computed.error_y.array[1] == pytest.approx(0.2 * 136)
     low, high = drawn.figure.layout.yaxis.range
     assert 10**low < 0.9 * 2.6 and 10**high > 1.2 * 160
     assert "100" in drawn.figure.layout.yaxis.ticktext and math.isfinite(high)
+
+
+def test_the_history_at_which_a_tier_takes_as_long_as_computing_is_marked_and_named() -> None:
+    # Computing grows by 4 and loading by 1 from 100 to 400 tokens: equal where both take 20 ms.
+    lengths = [length(100, 0.01, 0.001, 0.02), length(400, 0.04, 0.002, 0.02)]
+    drawn = tier_latency(lengths)
+    assert drawn.takeaway.endswith(
+        "Loading from disk and computing take the same time near 200 tokens."
+    )
+    marked = drawn.figure.data[-1]
+    assert marked.name == "crossover"
+    assert (list(marked.x), list(marked.y)) == ([pytest.approx(200)], [pytest.approx(20)])
+    # The host is faster at every length: nothing to mark.
+    without = tier_latency([each | {"disk": each["host"]} for each in lengths])
+    assert "same time" not in without.takeaway and without.figure.data[-1].name != "crossover"
 
 
 def test_gains_and_losses_are_ratios_above_one() -> None:

@@ -8,8 +8,8 @@ from minserve.trace import RunTrace
 from tests.widgets.figures import runs
 from widgets import theme
 from widgets.figures import timeline
-from widgets.figures.lanes import lanes, spans
-from widgets.figures.token_gaps import FROZEN, TICK
+from widgets.figures.time.lanes import lanes, spans
+from widgets.figures.time.token_gaps import FROZEN, TICK
 
 
 def marks(figure, name: str) -> int:

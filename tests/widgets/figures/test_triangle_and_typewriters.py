@@ -5,7 +5,7 @@ import pytest
 from minserve.trace import RunTrace
 from widgets import theme
 from widgets.figures import recompute_triangle, typed, typewriters
-from widgets.figures.triangle import AGAIN, FIRST, KEPT
+from widgets.figures.time.triangle import AGAIN, FIRST, KEPT
 
 
 def cells(figure, name: str, panel: int) -> list[int]:

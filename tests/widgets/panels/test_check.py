@@ -12,16 +12,16 @@ from types import SimpleNamespace
 import pytest
 
 from widgets.panels import Case, Check, Exercise, Score, check
-from widgets.panels.checking import _percent, assert_sound
-from widgets.panels.exercise import is_stub, load_exercise, load_solution
-from widgets.progress import Progress
+from widgets.panels.exercises.exercise import is_stub, load_exercise, load_solution
+from widgets.panels.exercises.judging import _percent, assert_sound
+from widgets.scoring.progress import Progress
 from widgets.workers import raise_panel_errors
 
 SOURCE = '''
 """How many waiting requests may join."""
 
 from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
-from widgets.panels.checks.returns import WHOLE_NUMBER
+from widgets.panels.exercises.returns import WHOLE_NUMBER
 
 
 def right(free, waiting):
@@ -153,8 +153,26 @@ def test_a_right_solution_passes_and_is_scored_without_a_clock(exercise):
     assert "Score 100 %" in str(report)
 
 
+def test_a_copy_of_the_lab_without_solutions_checks_all_the_same(exercise, labs, headless):
+    (labs / "solutions" / "45a_admit.py").unlink()
+    panel = Check("45a_admit", right, labs=labs)
+    panel.run()
+    assert panel.result.status == "passed" and "100 %" in panel.report.value
+    panel.solution_button.click()
+    assert "ask your teacher" in panel.solution_view.value and not panel.solution_seen
+
+
+def test_as_a_script_the_solution_is_the_programs(labs, headless, monkeypatch):
+    monkeypatch.setattr("__main__.admit", right, raising=False)
+    panel = Check("45a_admit", labs=labs)
+    panel.run()
+    assert panel.result.status == "passed"
+
+
 def test_the_worked_solution_passes_and_each_wrong_idea_meets_its_own_message(exercise, labs):
-    solution, source = load_solution("45a_admit", exercise, labs)
+    worked = load_solution("45a_admit", exercise, labs)
+    assert worked is not None
+    solution, source = worked
     assert source == SOLUTION
     assert_sound(exercise, solution)
     ideas = exercise.misconceptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -14,8 +15,8 @@ from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import BASE, STATIC, arriving, tiny
 from widgets import theme
 from widgets.panels import Agreement, Compare, Metric, Pick, Slide
-from widgets.panels.compare_view import MORE
-from widgets.panels.sides import Sides
+from widgets.panels.comparison.sides import Sides
+from widgets.panels.comparison.view import MORE
 from widgets.workers import raise_panel_errors
 
 SWITCH = {"scheduling.policy": "continuous"}
@@ -51,6 +52,40 @@ def test_a_comparison_measures_counts_models_and_keeps_its_invariant(headless):
     modelled = result.modelled_s(DEVICES["H200"], "float32")
     assert 0 < modelled["on"] < modelled["off"] < 1e-2
     raise_panel_errors()
+
+
+def test_on_a_busy_machine_what_is_certain_leads_and_no_verdict_follows(headless):
+    drawn = random.Random(3)
+
+    def read(run):
+        # A model is certain; what is measured says something else in every round.
+        modelled = run.header.device == "H100 SXM"
+        return float(run.totals.steps) if modelled else drawn.lognormvariate(0, 2)
+
+    noise = Metric("noise", "noise", "lower", read, str, samples=lambda run: [])
+    panel = Compare(STATIC, SWITCH, tiny(6), rounds=3, headline=noise,
+                    virtual=CostModel(DEVICES["H100 SXM"], "float32"))  # fmt: skip
+    panel.run()
+    assert not panel.result.verdict.decided
+    certain = panel.result.certain
+    text = panel.view.headline.value
+    lead, _, rest = text.partition("The same on any machine, because it is ")
+    assert certain[0].short in lead and "no verdict" not in lead.lower()
+    assert "noise of zoo/base on an H100 SXM" in lead
+    assert rest.index(certain[1].short) < rest.index("Noise: no verdict")
+    assert "your machine is busy. Run again." in rest
+    raise_panel_errors()
+
+
+def test_where_nothing_certain_differs_no_verdict_says_so(headless):
+    drawn = random.Random(3)
+    noise = Metric("noise", "noise", "lower", lambda run: drawn.lognormvariate(0, 2), str,
+                   samples=lambda run: [])  # fmt: skip
+    panel = Compare(BASE, {"seed": 1}, tiny(2), rounds=3, headline=noise)
+    panel.run()
+    assert not panel.result.certain and not panel.result.verdict.decided
+    text = panel.view.headline.value
+    assert "No verdict" in text and "What the engine counts is equal on both sides." in text
 
 
 def test_facts_are_the_same_in_every_run_and_hold_no_wall_clock(headless):
@@ -222,6 +257,14 @@ def test_the_arrival_rate_reaches_the_running_loop():
     assert result.agreement.held
 
 
+@pytest.mark.parametrize(
+    ("clock", "words"), [("wall", "while the engine runs"), ("virtual", "next run")]
+)
+def test_the_slider_of_arrivals_says_when_it_takes_effect(clock, words):
+    panel = Compare(BASE, {"seed": 1}, arriving(0.05, 3), rate=(0.05, 9.0), rounds=3, clock=clock)
+    assert panel.rate is not None and words in panel.rate.widget.children[-1].value
+
+
 def test_a_config_error_becomes_a_sentence_and_goes_when_it_is_put_right():
     panel = Compare(
         BASE.with_values({"scheduling.max_num_batched_tokens": 64}),
@@ -258,6 +301,26 @@ def test_an_error_inside_the_worker_is_shown_and_raised_again():
     with pytest.raises(ArithmeticError):
         raise_panel_errors()
     assert not panel.run_button.disabled
+
+
+def test_what_is_drawn_live_is_not_greyed_out_with_the_result_before(monkeypatch):
+    panel = Compare(BASE, SWITCH, lambda spread: tiny(spread),
+                    workload_controls=[Slide("spread", 1, 8, 2)], rounds=3)  # fmt: skip
+    panel.run()
+    assert panel.wait(60)
+    panel.controls["spread"].value = 3
+    assert panel.outcome.stale
+    drawn, draw_live = [], panel.view.draw_live
+
+    def watched(traces):
+        drawn.append(panel.outcome.stale)
+        draw_live(traces)
+
+    monkeypatch.setattr(panel.view, "draw_live", watched)
+    panel.run()
+    assert panel.wait(60)
+    raise_panel_errors()
+    assert drawn and not any(drawn)
 
 
 def test_every_control_reaches_the_side_it_belongs_to(headless):

@@ -15,6 +15,25 @@ from widgets.panels.controls import Control, Pick, Slide, Tick, config_control
 CONFIG = EngineConfig()
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "value"), [(0.0, 0.95, 0.9), (0.1, 2.3, 0.7), (0.0, 0.9, 0.0)]
+)
+def test_a_slider_begins_on_one_of_its_steps(low, high, value):
+    slider = Control(Slide("share", low, high, value)).input
+    steps = (slider.value - slider.min) / slider.step
+    assert steps == pytest.approx(round(steps), abs=1e-9) and 0 < slider.step <= (high - low) / 50
+
+
+def test_a_field_that_may_be_left_open_speaks_of_automatic_as_its_tick_does():
+    for knob in describe():
+        if knob.optional and "None: " in knob.doc and knob.type is int:
+            given = Slide(knob.path, 64, 128, 64)
+            control = config_control(given, EngineConfig())
+            assert control.automatic is not None
+            words = control.widget.children[-1].value
+            assert "Automatic: " in words and "None: " not in words, knob.path
+
+
 def test_every_field_has_a_control_or_says_why_not():
     made = []
     for knob in describe():

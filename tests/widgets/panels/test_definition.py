@@ -8,10 +8,11 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from widgets.panels import Case, Check, Exercise
 from widgets.panels.base import Refusal
-from widgets.panels.checks.definition import stale
+from widgets.panels.exercises.definition import stale
 
 GOOD = "def double(n):\n    return 2 * n"
 WRONG = "def double(n):\n    return n"
+OTHER = "def other(n):\n    return 2 * n"
 SYNTAX = "def double(n)\n    return 2 * n"
 
 
@@ -92,12 +93,36 @@ def test_without_any_definition_the_first_error_is_told_too(shell, headless):
         "from operator import add\ndouble = lambda n: add(n, n)",
         f"# a comment\n\n{GOOD}  # and one more",
         "class Doubles:\n    def double(self, n):\n        return n\n\ndouble = lambda n: 2 * n",
+        # Ways to give the name another function that are no plain definition or assignment.
+        "if True:\n    def double(n):\n        return 2 * n",
+        f"{WRONG}\n\nif True:\n    def double(n):\n        return 2 * n",
+        "try:\n    def double(n):\n        return 2 * n\nexcept ValueError:\n    pass",
+        f"{OTHER}\n\ndouble, more = other, 2",
+        f"from typing import Any\n\n{OTHER}\n\ndouble: Any = other",
+        f"{OTHER}\n\nfor double in (other,):\n    pass",
+        f"{OTHER}\n\n(double := other)",
+        f"{OTHER}\n\ndef sets():\n    global double\n    double = other\n\nsets()",
+        "from statistics import mean as double\nstored, double = double, lambda n: 2 * n",
+        f"%%capture\n{GOOD}",
+        f"def timed(f):\n    def inner(n):\n        return f(n)\n    return inner\n\n"
+        f"@timed\n{GOOD}",
     ],
 )
 def test_no_cell_that_defines_the_function_is_taken_for_a_failed_one(shell, cell):
     run(shell, WRONG, cell)
     assert stale("double", shell) == ""
     assert shell.user_ns["double"](3) == 6
+
+
+def test_an_import_under_the_name_is_taken_for_what_it_is(shell):
+    run(shell, GOOD, "from textwrap import dedent as double")
+    assert stale("double", shell) == ""
+
+
+def test_a_name_that_only_stands_in_a_function_or_class_hides_no_failed_cell(shell):
+    inside = "class Doubles:\n    def double(self):\n        return 1\n\ndef f():\n    double = 3"
+    run(shell, WRONG, f"1 / 0\n{GOOD}", inside)
+    assert "In [2], stopped before it came to the definition" in stale("double", shell)
 
 
 def test_text_that_only_mentions_the_name_is_no_definition(shell):

@@ -7,9 +7,10 @@ import pytest
 from tests.widgets.panels.tiny_runs import BASE, tiny
 from widgets.panels import Compare, Estimate, Recap
 from widgets.panels.base import NotYetError, without_waiting
-from widgets.panels.estimate import parse_number
-from widgets.progress import Progress
-from widgets.questions import Answer, Choice, Closing, Ledger, Quantity
+from widgets.panels.questions.estimate import parse_number
+from widgets.scoring.progress import Progress
+from widgets.scoring.questions import Answer, Choice, Closing, Ledger, Quantity, fingerprint
+from widgets.scoring.scores import Chosen, Commit
 
 
 @pytest.mark.parametrize(
@@ -28,13 +29,19 @@ from widgets.questions import Answer, Choice, Closing, Ledger, Quantity
         ("12 steps", "steps", 12),
         ("3k", "steps", 3000),
         ("2 GFLOP", "FLOP", 2e9),
+        ("1,234,567", "", 1234567),
+        ("10_000.5", "", 10000.5),
+        ("8 192", "", 8192),
     ],
 )
 def test_numbers_are_read_as_people_type_them(text, unit, value):
     assert parse_number(text, unit) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "many", "0", "-3", "8 parsecs", "1.2.3", "3 ms"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "many", "0", "-3", "8 parsecs", "1.2.3", "3 ms", "1e400", "9" * 400, "1e308 TiB",
+     "1e-323 %", "1,5", "1,50 kB", "1000,000", "8,,192", "inf", "nan"])  # fmt: skip
 def test_what_is_no_number_gets_a_sentence(text):
     with pytest.raises(ValueError, match=r"Type|type|unit"):
         parse_number(text, "bytes")
@@ -245,6 +252,15 @@ def test_answers_survive_a_restart_and_the_first_ones_count():
     assert recap_of(choice("Another?"), choice("And?")).items[0].input.value is None
 
 
+def test_an_answer_that_is_no_longer_offered_is_asked_again():
+    asked = recap_of(choice(), choice("And?"))
+    offered = len(asked.items[0].choice.answers)
+    kept = (Chosen(option=offered), Chosen(option=offered - 1))
+    Progress().keep(Commit(asked.key, fingerprint(asked.asked), kept))
+    again = recap_of(choice(), choice("And?"))
+    assert [item.first for item in again.items] == [None, offered - 1]
+
+
 def test_every_distractor_has_its_feedback_and_the_first_answer_counts():
     recap = recap_of(choice(), choice("And?"))
     first, second = recap.items
@@ -278,7 +294,7 @@ def test_the_ledger_shows_on_demand_and_headless_as_words(monkeypatch):
 def test_a_choice_without_feedback_or_with_two_right_answers_is_refused():
     with pytest.raises(ValueError, match="feedback"):
         Choice("?", (Answer("a", "", correct=True), Answer("b", "x")))
-    with pytest.raises(ValueError, match="one with correct"):
+    with pytest.raises(ValueError, match="one of them with correct"):
         Choice("?", (Answer("a", "x", correct=True), Answer("b", "x", correct=True)))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from widgets.panels import Case, Exercise, Misconception, Wrong, check
-from widgets.panels.checks.returns import (
+from widgets.panels.exercises.returns import (
     ANYTHING,
     NUMBER,
     TRUTH,
@@ -22,7 +22,7 @@ from widgets.panels.checks.returns import (
     optional,
     same,
 )
-from widgets.panels.time_limit import TimeLimitError, limit_s, limited
+from widgets.panels.exercises.time_limit import TimeLimitError, limit_s, limited
 
 
 def exercise_of(*cases: Case, **fields) -> Exercise:

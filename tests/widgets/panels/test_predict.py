@@ -8,9 +8,11 @@ import pytest
 
 from tests.widgets.panels.tiny_runs import STATIC, tiny
 from widgets.panels import Compare, Predict, judge
-from widgets.panels.predict import Guess, _factor, score
-from widgets.progress import Progress
-from widgets.questions import Prediction, Question, Reason
+from widgets.panels.questions.feedback import _factor
+from widgets.panels.questions.guess import Guess, score
+from widgets.scoring.progress import Progress
+from widgets.scoring.questions import Prediction, Question, Reason, fingerprint
+from widgets.scoring.scores import Chosen, Commit
 from widgets.workers import raise_panel_errors
 
 REASONS = (
@@ -174,6 +176,25 @@ def test_a_commitment_before_the_run_is_scored_when_the_run_is_done(compare, pre
     assert "You had 0 of 6" in predict.status.value
 
 
+def test_a_commitment_whose_run_was_stopped_says_so_and_is_scored_by_the_next():
+    compare = made("wall")
+    predict = Predict(compare, ASKED)
+    predict.forms[0].direction.value = "goes down"
+    compare.run()
+    predict.commit_button.click()
+    assert "Watch the run" in predict.status.value
+    compare.stop()
+    assert compare.wait(30) and compare.last is None
+    assert "Watch the run" not in predict.status.value
+    assert "the run gave no result. Run it again" in predict.status.value
+    run(compare)
+    assert predict.scores[0].direction is True and "You had 1 of 6" in predict.status.value
+    compare.run()
+    compare.stop()
+    assert compare.wait(30)
+    assert "You had 1 of 6" in predict.status.value, "what is scored stays scored"
+
+
 def test_show_me_gives_the_reasons_and_which_is_right_and_scores_nothing(compare, predict):
     compare.run()
     predict.forms[0].direction.value = "goes down"
@@ -233,6 +254,36 @@ def test_a_commitment_that_was_not_scored_is_scored_after_the_restart():
     Predict(compare, ASKED)
     run(compare)
     assert entry().tries == 1
+
+
+@pytest.mark.parametrize(
+    ("commits", "fits"),
+    [
+        ((Chosen("up", 16.0, 2), Chosen("up", 16.0, 2)), True),
+        ((Chosen("up", 17.0, 2), Chosen("up", 2.0, 2)), False),
+        ((Chosen("up", 0.5, 2), Chosen("up", 2.0, 2)), False),
+        ((Chosen("up", 2.0, 3), Chosen("up", 2.0, 2)), False),
+        ((Chosen("up", 2.0, 2),), False),
+    ],
+)
+def test_a_commitment_that_the_form_cannot_hold_is_asked_again(commits, fits):
+    asked = Prediction((replace(STEPS, largest_factor=16.0), MEMORY), key="45a.flip")
+    Progress().keep(Commit("45a.flip", fingerprint(asked), commits))
+    assert Predict(made("virtual"), asked).revealed is fits
+
+
+def test_what_was_scored_is_not_scored_again_by_a_later_run():
+    compare = made("virtual")
+    predict = Predict(compare, ASKED)
+    predict.forms[0].put(Guess("down", 1.8, 1))
+    predict.commit()
+    run(compare)
+    first = predict.scores
+    result = compare.last
+    steps = result.metrics["steps"]
+    turned = replace(steps, verdict=judge([1.0] * 3, [4.0] * 3, "lower"))
+    predict._look(replace(result, metrics={**result.metrics, "steps": turned}))
+    assert predict.scores == first and first[0].direction is True
 
 
 def test_show_me_survives_a_restart():

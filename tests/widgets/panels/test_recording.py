@@ -21,8 +21,8 @@ from widgets import theme
 from widgets.figures import throughput
 from widgets.figures.sides import Twin
 from widgets.panels import Compare, Slide
-from widgets.panels import recording as recording_module
-from widgets.panels.compare_view import MORE
+from widgets.panels.comparison import recording as recording_module
+from widgets.panels.comparison.view import MORE
 from widgets.workers import raise_panel_errors
 
 RUN = next(run for run in CHAPTERS if run.chapter == "45a")

@@ -14,11 +14,13 @@ from minserve.bench.interleave import Spread
 from minserve.hardware import DEVICES
 from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import BASE, STATIC, tiny
+from widgets import theme
+from widgets.crossing import crossing
 from widgets.metrics import FASTER, Metric
 from widgets.panels import Compare, Roofline, Sweep
-from widgets.panels.sides import Sides
-from widgets.panels.sweep_figure import sweep_figure
-from widgets.panels.sweep_result import SweepResult, crossing
+from widgets.panels.comparison.sides import Sides
+from widgets.panels.sweeps.figure import sweep_figure
+from widgets.panels.sweeps.result import SweepResult
 from widgets.workers import Job, Worker, raise_panel_errors
 
 COST = CostModel(DEVICES["H100 SXM"], "float32", overhead_s=1e-4)
@@ -80,6 +82,8 @@ def test_with_a_switch_the_line_is_a_ratio_with_its_crossover(headless):
         ({0: 2.0, 10: 0.5}, 5.0),
         ({4: 2.0, 1: 0.5}, 2.0),
         ({"a": 0.5, "b": 2.0}, None),
+        ({1: 0.5, 4: 1.0}, 4.0),
+        ({1: 1.0, 4: 2.0}, 1.0),
     ],
 )
 def test_the_crossover_lies_between_measured_values(points, place):
@@ -104,6 +108,8 @@ def test_a_count_stays_a_count_on_the_virtual_clock(headless, metric, kind):
     panel.run()
     names = {trace.name for trace in panel.view.shown.figure.data}
     assert kind in names and {"counted", "modelled"} & names == {kind}
+    caption = panel.view.shown.caption
+    assert caption.startswith("Counted, in runs on modelled time.") == (kind == "counted")
     assert all(f"({kind})" in fact for fact in panel.result.facts())
 
 
@@ -151,6 +157,22 @@ def swept(gains, better="higher", **more):
     return SweepResult("size", "tokens", metric, ("off", "on"), points, {}, {}, True, **more)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "ticks"),
+    [
+        ((0.011, 0.018, 0.023), ["0 s", "10 ms", "20 ms"]),
+        ((0.0009, 0.03, 1.4), ["1 ms", "3 ms", "10 ms", "30 ms", "100 ms", "300 ms", "1 s"]),
+        ((0.0, 0.0, 0.0), None),
+    ],
+)
+def test_one_sides_axis_has_the_unit_of_its_metric(seconds, ticks):
+    metric = Metric("time", "time", "lower", lambda run: None, theme.format_seconds)
+    points = {at: Spread.of([value]) for at, value in enumerate(seconds)}
+    result = SweepResult("size", "tokens", metric, ("it",), points, {}, {}, False)
+    axis = sweep_figure(result).figure.layout.yaxis
+    assert (axis.ticktext and list(axis.ticktext)) == ticks
+
+
 @pytest.mark.parametrize("better", ["higher", "lower"])
 def test_the_gain_is_drawn_above_1_where_the_second_side_wins(better):
     result = swept({1: 4.0, 4: 2.0, 16: 0.5}, better)
@@ -166,6 +188,22 @@ def test_the_gain_is_drawn_above_1_where_the_second_side_wins(better):
     assert not re.search(r"\b0\.\d+x", texts), "no factor below 1"
     wins = {note.text for note in drawn.figure.layout.annotations}
     assert wins == {"“on” wins", "“off” wins"}
+
+
+@pytest.mark.parametrize(
+    ("gains", "place", "beside"),
+    [
+        ({0: 1.0, 4: 2.0}, 0, "bottom right"),
+        ({0: 1.0, 4: 0.5}, 0, "top right"),
+        ({1: 0.5, 4: 1.0}, 4, "top left"),
+        ({1: 2.0, 4: 1.0}, 4, "bottom left"),
+    ],
+)
+def test_a_crossover_at_an_end_is_named_exactly_and_inside_the_figure(gains, place, beside):
+    drawn = sweep_figure(swept(gains))
+    mark = next(trace for trace in drawn.figure.data if trace.name == "crossover")
+    assert list(mark.x) == [place] and mark.textposition == beside
+    assert f"equal at {place}." in drawn.takeaway
 
 
 def test_the_threshold_that_was_asked_about_is_drawn_and_its_crossing_found():

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from widgets.panels.verdict import judge
+from widgets.panels.comparison.verdict import judge
 
 ONES = [1.0] * 5
 

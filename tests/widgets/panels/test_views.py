@@ -9,9 +9,11 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 import pytest
 
-from widgets import fallback, live, theme
+from widgets import theme
 from widgets.figures import LabFigure
+from widgets.notebooks import fallback
 from widgets.panels import views
+from widgets.replays import live
 
 HERE = Path(views.__file__).parents[1]
 

@@ -1,0 +1,1 @@
+"""Figures of a server under load, as its clients see it."""

@@ -1,0 +1,1 @@
+"""Where the KV cache's bytes are: pages, block tables, tiers, trees of prefixes."""

@@ -1,0 +1,1 @@
+"""When what happens: requests, slots, tokens and stages over a run."""

@@ -1,0 +1,1 @@
+"""What is computed: rows, launches, repeated work, and the limits of a machine."""

@@ -1,0 +1,1 @@
+"""The notebook's own life: where its files lie, its cells out of order, its saved copies."""

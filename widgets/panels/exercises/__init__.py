@@ -1,0 +1,1 @@
+"""Exercises: how a reader's solution is called, judged, and talked about."""

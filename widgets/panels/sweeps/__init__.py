@@ -1,0 +1,1 @@
+"""One knob, one quantity: a run of the engine at every value, and where it turns."""

@@ -1,0 +1,1 @@
+"""What a reader is asked and what is kept of the answers."""
