@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from minserve.memory import BlockPool
 from widgets.panels import Case, Exercise, Misconception, Picture, Wrong
-from widgets.panels.checks.returns import WHOLE_NUMBER
+from widgets.panels.exercises.returns import WHOLE_NUMBER
 
 
 @dataclass

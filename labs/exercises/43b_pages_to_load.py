@@ -16,8 +16,8 @@ from minserve.memory.prefix.cache import Hit
 from minserve.virtual import CostModel
 from minserve.virtual.transfers import HostLink
 from widgets.panels import Case, Exercise, Misconception, Picture, Wrong
-from widgets.panels.checks.asked import said
-from widgets.panels.checks.returns import WHOLE_NUMBER
+from widgets.panels.exercises.asked import said
+from widgets.panels.exercises.returns import WHOLE_NUMBER
 
 SPEC = SHAPES["llama-3.1-8b"].spec()
 PAGE, POOL, QUESTION = 16, 2112, 8

@@ -17,8 +17,8 @@ from minserve.scheduling import QueueEntry, QueuePolicy
 from minserve.trace import StepTrace
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Misconception, Picture, Wrong
-from widgets.panels.checks.asked import said
-from widgets.panels.checks.returns import NUMBER
+from widgets.panels.exercises.asked import said
+from widgets.panels.exercises.returns import NUMBER
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,12 @@ EXERCISE = Exercise(
         ),
         Misconception(
             "starves",
-            "You never look at seat.overtaken. As long as questions about a cached file keep "
-            "coming, a request about another one waits forever.",
-            (lambda seat, limit: -seat.found,),
+            "In your order, a request that was overtaken `limit` times does not go first. As long "
+            "as questions about a cached file keep coming, one about another file waits forever.",
+            (
+                lambda seat, limit: -seat.found,
+                lambda seat, limit: float("inf") if seat.overtaken >= limit else -seat.found,
+            ),
         ),
         Misconception(
             "shortest work",
@@ -256,6 +259,12 @@ EXERCISE = Exercise(
             "You let a request be overtaken once more than allowed: with seat.overtaken equal to "
             "limit, the next one would be too many.",
             (lambda seat, limit: float("-inf") if seat.overtaken > limit else -seat.found,),
+        ),
+        Misconception(
+            "one too few",
+            "You put a request first too soon: it may be overtaken once more. `limit` times are "
+            "allowed, and each one lets a cached prefix be used before it is evicted.",
+            (lambda seat, limit: float("-inf") if seat.overtaken >= limit - 1 else -seat.found,),
         ),
     ),
     picture=Picture(

@@ -20,8 +20,9 @@ from minserve.scheduling.policies.batching import AdmissionError
 from minserve.trace import RunTotals, StepTrace
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
-from widgets.panels.checks.asked import said
-from widgets.panels.checks.returns import TRUTH
+from widgets.panels.exercises.asked import said
+from widgets.panels.exercises.returns import TRUTH
+from widgets.theme import format_count
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def _run_case(name: str, lengths: Sequence[int], num_pages: int) -> Case:
             raise Wrong(f"there are not enough pages: {error}") from None
         if totals.preemptions:
             raise Wrong(
-                f"the pool ran out of pages: {totals.preemptions} requests were preempted, and "
-                f"{totals.recomputed_tokens} tokens computed again"
+                f"the pool ran out of pages: {format_count(totals.preemptions, 'preemption')}, and "
+                f"{format_count(totals.recomputed_tokens, 'token')} computed again"
             )
 
     return Case(name, run)
@@ -180,6 +181,12 @@ def _prompt_only(newcomer: Seat, running: Sequence[Seat], pages: int, page_token
     return final + _pages(newcomer.tokens, page_tokens) <= pages
 
 
+def _without_newcomer(
+    newcomer: Seat, running: Sequence[Seat], pages: int, page_tokens: int
+) -> bool:
+    return sum(_pages(seat.tokens + seat.left - 1, page_tokens) for seat in running) <= pages
+
+
 def _in_tokens(newcomer: Seat, running: Sequence[Seat], pages: int, page_tokens: int) -> bool:
     tokens = sum(seat.tokens + seat.left - 1 for seat in [*running, newcomer])
     return tokens <= pages * page_tokens
@@ -245,9 +252,15 @@ EXERCISE = Exercise(
             (_prompt_only,),
         ),
         Misconception(
+            "left out",
+            "You add up the pages of the running requests only. The newcomer needs pages too, now "
+            "and for each token it writes.",
+            (_without_newcomer,),
+        ),
+        Misconception(
             "tokens",
-            "You add up tokens. A page belongs to one request alone, so the last page of each "
-            "counts in full, however few tokens are in it.",
+            "You compare tokens with the room in all pages together. A page belongs to one request "
+            "alone, so the last page of each counts in full, however few tokens are in it.",
             (_in_tokens,),
         ),
     ),

@@ -20,9 +20,9 @@ from minserve.scheduling import BatchingPolicy, ContinuousBatching
 from minserve.trace import RunTrace
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
-from widgets.panels.checks.asked import Asked, said
-from widgets.panels.checks.returns import WHOLE_NUMBER
-from widgets.panels.exercise import Like
+from widgets.panels.exercises.asked import Asked, said
+from widgets.panels.exercises.exercise import Like
+from widgets.panels.exercises.returns import WHOLE_NUMBER
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,15 @@ def _one_when_late(step: Step) -> int:
     return max(1, _zero_when_late(step))
 
 
+def _without_least(step: Step) -> int:
+    """What fits, and nothing where nothing fits."""
+    return largest_fit(replace(step, at_least=0))
+
+
+def _at_least_one(step: Step) -> int:
+    return max(1, _without_least(step))
+
+
 def _always_careful(step: Step) -> int:
     return largest_fit(replace(step, decoding=1))
 
@@ -304,7 +313,13 @@ EXERCISE = Exercise(
             "starves",
             "Where no chunk meets the target you take almost none, so the prompt never ends. The "
             "step is late in any case: take step.at_least and move on.",
-            (_zero_when_late, _one_when_late),
+            (_zero_when_late, _one_when_late, _without_least, _at_least_one),
+        ),
+        Misconception(
+            "least",
+            "You take step.at_least every time. Where the target leaves room, that reads the "
+            "weights more often than it has to, and the prompt ends later.",
+            (lambda step: min(step.at_least, step.prompt_left),),
         ),
         Misconception(
             "alone",

@@ -22,8 +22,8 @@ from minserve.request import Request
 from minserve.scheduling import QueueEntry, QueuePolicy
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
-from widgets.panels.checks.asked import said
-from widgets.panels.checks.returns import NUMBER
+from widgets.panels.exercises.asked import said
+from widgets.panels.exercises.returns import NUMBER
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,12 @@ EXERCISE = Exercise(
                 lambda job: max(job.predicted, job.written),
                 lambda job: max(job.predicted, 2 * job.written),
             ),
+        ),
+        Misconception(
+            "no prediction",
+            "You rank by what was written, as a feedback queue does, and leave the prediction out: "
+            "before the first token, an essay and a short answer rank alike.",
+            (lambda job: job.written,),
         ),
         Misconception(
             "overdue first",

@@ -17,7 +17,7 @@ from minserve.config import EngineConfig
 from minserve.hardware import DEVICES
 from minserve.virtual import CostModel
 from widgets.panels import Case, Exercise, Misconception, Picture, Score, Wrong
-from widgets.panels.checks.returns import WHOLE_NUMBERS, shortened
+from widgets.panels.exercises.returns import WHOLE_NUMBERS, shortened
 
 Rule = Callable[[list[int], int], "Iterable[int]"]
 
@@ -209,7 +209,11 @@ EXERCISE = Exercise(
             "powers of two",
             "You take powers of two, whatever the steps are. That ladder pads each step by less "
             "than its own size for any traffic; if you know the traffic, fewer shapes do better.",
-            (_powers, lambda rows, most: sorted(_powers(rows, most))[-most:]),
+            (
+                _powers,
+                lambda rows, most: _powers(rows, most)[-most:],
+                lambda rows, most: _powers(rows, most)[:most],
+            ),
         ),
         Misconception(
             "every size",
@@ -219,8 +223,22 @@ EXERCISE = Exercise(
         ),
         Misconception(
             "no top",
-            "Your largest shape is smaller than the largest step, which then fits in none.",
-            (lambda rows, most: least(rows, most + 1)[:-1],),
+            "Your largest shape is smaller than the largest step, which then fits in none. The top "
+            "is no choice: the largest size is one of your shapes, and the others are yours.",
+            (
+                lambda rows, most: least(rows, most + 1)[:-1],
+                lambda rows, most: sorted(set(rows))[:most],
+                lambda rows, most: list(dict.fromkeys(rows))[:most],
+                lambda rows, most: [n for n, _ in Counter(rows).most_common(most)],
+                lambda rows, most: [max(rows) * place // most or 1 for place in range(most)],
+                lambda rows, most: [sorted(rows)[len(rows) * n // most] for n in range(most)],
+            ),
+        ),
+        Misconception(
+            "largest sizes",
+            "You keep the largest sizes. Nothing is too large for them, and every step below, "
+            "which is most of them, is padded up to the smallest of these few.",
+            (lambda rows, most: sorted(set(rows))[-most:], lambda rows, most: [max(rows)]),
         ),
         Misconception(
             "equal widths",

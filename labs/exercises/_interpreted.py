@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -122,13 +123,66 @@ def told(error: BaseException) -> dict[str, Any]:
         if cause.__cause__ is None:
             break
         cause = cause.__cause__
-    text = f"{type(cause).__name__}: {cause}"
+    return {"text": in_words(cause), "line": line}
+
+
+_INDEX = (
+    "a block of numbers has no elements to take out by index: use it whole, or add an axis with "
+    "`[:, None]` or `[None, :]`"
+)
+_SENTENCES: tuple[tuple[str, str], ...] = (
+    (r"cannot convert .* of type <class '(?:\w+\.)*(\w+)'> to tensor",
+     r"it returned or used a `\1`, and a kernel needs a block of numbers, as `tl.zeros` makes one"),
+    (r"module 'triton.language' has no attribute '(\w+)'", r"`tl` has no `\1`"),
+    (r"'tensor' object has no attribute '(\w+)'", r"a block of numbers has no `\1`"),
+    (r"name '(\w+)' is not defined",
+     r"there is no `\1`; a kernel has its arguments, its own variables and `tl`"),
+    (r"'str' object has no attribute 'type'", "a text and a block of numbers do not go together"),
+    (r"object of type 'tensor' has no len\(\)",
+     "a block of numbers has no `len()`: its size is KEYS or DIM"),
+    (r"unsupported tensor index", _INDEX),
+    (r"arange's arguments must be of type tl.constexpr",
+     "`tl.arange` needs limits that are known before the kernel runs: numbers, KEYS or DIM"),
+    (r"arange's range must be a power of 2|must be a power of 2",
+     "the size of a block must be a power of two, as KEYS and DIM are"),
+    (r"input and other must have equal ranks",
+     "`tl.dot` multiplies two blocks with two axes each, and one of these has another number"),
+    (r"unsupported operand type\(s\) for @",
+     "blocks are not multiplied with `@`: multiply number by number, then `tl.sum`"),
+    (r"axis (\S+) out of bounds for shape (\[.*\])",
+     r"there is no axis \1 in a block with the axes \2"),
+    (r"incompatible dimensions at index \d+: (\d+) and (\d+)",
+     r"blocks of \1 and of \2 numbers do not fit together: `x[:, None]` lays x down the rows, "
+     r"`x[None, :]` along the columns"),
+    (r"(\w+)\(\) got an unexpected keyword argument '(\w+)'", r"`\1` has no argument `\2`"),
+    (r"(\w+)\(\) missing \d+ required positional arguments?: (.*)",
+     r"`\1` was called without \2"),
+)  # fmt: skip
+"""What Triton says -> what it means for a reader who meets a kernel for the first time."""
+
+
+def in_words(cause: BaseException) -> str:
+    """A sentence for an error; one that is not known is named with its type."""
+    said = re.sub(r"'?constexpr\[(\w+)\]'?", r"\1", str(cause))
+    if said == "'int' object is not iterable":
+        # Triton expects a list of axes, from an index as from a shape.
+        frames = traceback.extract_tb(cause.__traceback__)
+        indexed = any(frame.name == "__getitem__" for frame in frames)
+        return _INDEX if indexed else "a shape is a list: `[DIM]`, not `DIM`"
+    for pattern, sentence in _SENTENCES:
+        if found := re.search(pattern, said.replace("\n", " ")):
+            text = found.expand(sentence).replace("'", "`")
+            break
+    else:
+        return f"{_article(cause)} {type(cause).__name__}: {said}"
     if isinstance(cause, AttributeError) and cause.name:
         close = difflib.get_close_matches(cause.name, dir(cause.obj), n=1)
         text += f"; did you mean `{close[0]}`?" if close else ""
-    elif isinstance(cause, NameError):
-        text += "; a kernel has its arguments, its own variables and `tl`"
-    return {"text": text, "line": line}
+    return text
+
+
+def _article(cause: BaseException) -> str:
+    return "an" if type(cause).__name__[0] in "AEIOU" else "a"
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor
 
-from widgets.panels.checks.returns import BrokenError, WrongTypeError
-from widgets.panels.exercise import load_module
-from widgets.panels.time_limit import TimeLimitError, limit_s
+from widgets.panels.exercises.exercise import load_module
+from widgets.panels.exercises.returns import BrokenError, WrongTypeError
+from widgets.panels.exercises.time_limit import TimeLimitError, limit_s
 
 INTERPRETED = Path(__file__).with_name("_interpreted.py")
 CASE_S = 5.0
@@ -41,18 +41,19 @@ def written(source: str) -> Any:
     return namespace["attend"]
 
 
-_KNOWN: dict[str, list[dict[str, Any]]] = {}
+_KNOWN: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
 
 def results(solution: Any, shapes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a solution makes of every shape, in one process; remembered by its source."""
     source = textwrap.dedent(inspect.getsource(solution)).strip()
-    if source in _KNOWN:
-        return _KNOWN[source]
+    known = source, len(shapes)
+    if known in _KNOWN:
+        return _KNOWN[known]
     _check_returns(source)
     found = _interpret(source, shapes)
     if not any("late" in each for each in found):
-        _KNOWN[source] = found
+        _KNOWN[known] = found
     return found
 
 
@@ -102,8 +103,18 @@ def raise_what_broke(solution: Any, found: dict[str, Any]) -> None:
         return
     text, line = found["error"]["text"], found["error"]["line"]
     where = ""
+    if not line and "returned" in text:
+        # Seen only where the result is stored, which is no line of the reader's.
+        line = _last_return(solution)
     if line:
         source, first = inspect.getsourcelines(solution)
         shown = f" (`{source[line - 1].strip()}`)" if line <= len(source) else ""
         where = f" in line {line + max(first, 1) - 1}{shown}"
     raise BrokenError(f"`attend` stopped{where}: {text}")
+
+
+def _last_return(solution: Any) -> int:
+    """The line of the last `return`, from 1; 0 without one."""
+    source = textwrap.dedent(inspect.getsource(solution)).strip()
+    found = (node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Return))
+    return max(found, default=0)

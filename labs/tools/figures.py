@@ -23,7 +23,7 @@ from widgets.figures import render
 LABS = Path(__file__).resolve().parent.parent
 
 _EXPORT = """
-from widgets.export import export_svg
+from widgets.figures.export import export_svg
 
 export_svg({{{}}}, {!r})
 None

@@ -35,9 +35,19 @@ _MEASURED = re.compile(r"\d[\d.,]*\s?(ms|µs|seconds|[kMG]?FLOPs?|[kMG]B|tokens/
 Notebook = dict[str, Any]
 
 
-def chapters() -> list[Path]:
-    """The stored chapters, in reading order."""
+PLAYGROUND = "02_playground"
+"""No chapter: it teaches no switch, so it has no question, no signature figure, no recap, and no
+notes for a class. What it compares is the reader's choice."""
+
+
+def notebooks() -> list[Path]:
+    """The stored notebooks, in reading order."""
     return sorted(LABS.glob("[0-9][0-9]*_*.ipynb"))
+
+
+def chapters() -> list[Path]:
+    """Those that teach."""
+    return [path for path in notebooks() if path.stem != PLAYGROUND]
 
 
 def read(path: Path) -> Notebook:
@@ -75,6 +85,8 @@ def has_a_header(notebook: Notebook, path: Path) -> Iterator[str]:
     for name in HEADER:
         if f"**{name}" not in first:
             yield f"the header has no “{name}”"
+    if "*Run All Cells*" not in first:
+        yield "the header does not say to begin with *Run All Cells*"
     if not first.startswith(f"# {path.name.split('_')[0]} · "):
         yield "the title does not begin with the chapter's number"
 
@@ -234,9 +246,31 @@ def is_folded(cell: Notebook) -> bool:
     return bool(cell["metadata"].get("jupyter", {}).get("source_hidden"))
 
 
-RULES: tuple[Callable[[Notebook, Path], Iterator[str]], ...] = (
+def opens_plainly(notebook: Notebook, path: Path) -> Iterator[str]:
+    """Of the playground, in place of a header: what it is, in a sentence, and how to begin."""
+    title, *paragraphs = source(notebook["cells"][0]).split("\n\n")
+    if not title.startswith(f"# {path.name.split('_')[0]} · "):
+        yield "the title does not begin with the notebook's number"
+    if not paragraphs or paragraphs[0].count(".") != 1:
+        yield "what it is does not stand below the title in one sentence"
+    if "Run All Cells" not in " ".join(paragraphs[:2]):
+        yield "the top does not say *Run All Cells*"
+
+
+Rule = Callable[[Notebook, Path], Iterator[str]]
+RULES: tuple[Rule, ...] = (
     has_a_header, is_short, is_executed, has_compared_facts, carries_no_state, is_small,
     raises_panel_errors_last, imports_the_lab_only, has_its_figures, types_no_measurement,
     gives_no_answer_away,
     folds_plumbing,
 )  # fmt: skip
+
+OF_A_LESSON = (has_a_header, has_its_figures)
+"""Rules that only a chapter can keep."""
+
+
+def rules_for(path: Path) -> tuple[Rule, ...]:
+    """The rules of a chapter, or of the playground."""
+    if path.stem != PLAYGROUND:
+        return RULES
+    return (opens_plainly, *(rule for rule in RULES if rule not in OF_A_LESSON))

@@ -15,7 +15,7 @@ from minserve.memory.keys import TokenBlocks
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace
 from minserve.virtual import CostModel
-from widgets.questions import ChapterQuestions, Choice, Expression, load
+from widgets.scoring.questions import ChapterQuestions, Choice, Expression, load
 
 LONGEST = {
     "question": 45,

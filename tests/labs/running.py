@@ -109,11 +109,11 @@ def broken_rules(path: Path) -> dict[str, list[str]]:
 
 def main(path: str) -> None:
     """Run the chapter at `path` and print what it breaks."""
-    from labs.rules import RULES
+    from labs.rules import rules_for
 
     run = run_chapter(Path(path))
     gc.collect()
-    broken = {rule.__name__: list(rule(run)) for rule in RULES}
+    broken = {rule.__name__: list(rule(run)) for rule in rules_for(run.name)}
     sys.stdout.write(
         "\n" + json.dumps({name: said for name, said in broken.items() if said}) + "\n"
     )

@@ -7,10 +7,13 @@ import re
 import pytest
 from labs.chapters import LABS, run_cells
 
+import minserve.hardware
 from labs import lint
+from minserve.hardware import Ceilings, Rate
+from minserve.hardware.ceilings import BandwidthPoint, ProductPoint
 from widgets.figures import typewriters
 from widgets.figures.strips import strips
-from widgets.panels import Compare, Recordings
+from widgets.panels import Compare, Estimate, Recordings
 from widgets.theme import format_seconds
 from widgets.workers import raise_panel_errors
 
@@ -126,3 +129,61 @@ def test_the_badge_says_what_is_recorded():
     cells = map(lint.source, lint.read(LABS / f"{CHAPTER}.ipynb")["cells"])
     assert sum("Recordings()" in cell for cell in cells) == 1
     assert "`make gpu PARTS=chapters`" in repr(Recordings())
+
+
+def limits(chapter, monkeypatch, prompt_tokens):
+    """The table of section 5 on a machine far better than this one: overhead is all that is left.
+
+    Also the devices whose ceilings were asked for.
+    """
+    asked = []
+
+    def ceilings(device, **given):
+        asked.append(device)
+        read = Rate(1e15, 1e15, 1e15, "read", 3)
+        return Ceilings(
+            processor="a processor", device="cpu", threads=2, torch_version="2",
+            date="2026-11-21", quick=True, cpu_share=None,
+            bandwidth=(BandwidthPoint(1 << 20, read, read),), matvec=(),
+            matmul=(ProductPoint("float32", 1024, 1024, Rate(1e16, 1e16, 1e16, "mm", 3)),),
+        )  # fmt: skip
+
+    monkeypatch.setattr(minserve.hardware, "machine_ceilings", ceilings)
+    cells = lint.read(LABS / f"{CHAPTER}.ipynb")["cells"]
+    cell = lint.source(next(cell for cell in cells if "limits" in lint.tags(cell)))
+    line = "prompt_tokens = 512  # change me and run again"
+    assert line in cell
+    exec(cell.replace(line, f"prompt_tokens = {prompt_tokens}"), chapter)
+    return chapter["limits"], asked
+
+
+def test_where_overhead_limits_both_kinds_of_step_the_first_rows_still_tell_them_apart(
+    chapter, monkeypatch
+):
+    table, asked = limits(chapter, monkeypatch, 512)
+    assert asked == [chapter["llm"].config.device], "a GPU is held against a GPU's ceilings"
+    assert list(table.columns) == ["prefill", "decode"]
+    counted, modelled = table.iloc[0], table.iloc[1]
+    assert float(counted["decode"]) < 1 < 20 < float(counted["prefill"])
+    assert "arithmetic above 20 (modelled)" in modelled.name
+    assert modelled.to_dict() == {"prefill": "arithmetic", "decode": "bytes"}
+    assert set(table.loc["limit here"]) == {"overhead"}
+    shares = chapter["shares"]
+    more = {each.kind: each.arithmetic_s > each.bytes_s for each in shares}
+    assert more == {"prefill": True, "decode": False}
+
+
+def test_a_short_prefill_has_the_limit_of_a_decode_step(chapter, monkeypatch):
+    table, _ = limits(chapter, monkeypatch, 4)
+    assert float(table.iloc[0]["prefill"]) < 20
+    assert set(table.iloc[1]) == {"bytes"}
+
+
+def test_keys_without_values_are_half_of_the_bytes_and_not_the_answer(
+    chapter, tmp_path, monkeypatch
+):
+    for guess, right in ((8192, True), (8000, True), (4096, False), (16384, False)):
+        monkeypatch.setenv("MINSERVE_PROGRESS", str(tmp_path / f"{guess}.json"))
+        asked = Estimate("00.kv_bytes_per_token", {"model": chapter["llm"].config.model})
+        asked.guess(guess)
+        assert asked.right is right, guess

@@ -9,6 +9,7 @@ from labs.chapters import LABS, run_cells
 
 from minserve.bench.runs.sessions import IDLE, run_sessions
 from minserve.loading import load_model
+from widgets.figures.memory.tier_latency import crossover, tier_latency
 from widgets.panels import Compare
 from widgets.workers import raise_panel_errors
 
@@ -53,6 +54,10 @@ def test_the_headline_effect_passes_its_threshold_in_counts_and_in_virtual_time(
     # Nearly all of every history comes back from one tier or the other.
     assert with_host.loaded_tokens > 0.7 * chapter["SESSIONS"] * chapter["HISTORY"]
     assert not without.loaded_tokens
+    # What the prose says: a history fills whole pages, so that of a second turn only the question
+    # is computed.
+    assert chapter["HISTORY"] % 16 == 0
+    assert with_host.loaded_tokens == without.prefill_tokens - with_host.prefill_tokens
     assert with_host.duration_s < without.duration_s
 
 
@@ -102,6 +107,23 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
         assert abs(playground.result.verdict.ratio.median - start.verdict.ratio.median) > 0.05, name
         control.value = before
     raise_panel_errors()
+
+
+@pytest.mark.slow
+def test_the_modelled_disk_pays_from_the_history_that_is_named():
+    chapter = run_cells(CHAPTER, "workload", "break", "disk")
+    drawn = chapter["on_a_gpu"]
+    tokens, _ = crossover(drawn, "disk")
+    assert 1450 < tokens < 1550 and crossover(drawn, "host") is None
+    assert "near 1,500 tokens" in tier_latency(drawn).takeaway
+    longest = drawn[-1]
+    gain = longest["recompute"]["median"] / longest["disk"]["median"]
+    assert 1 < gain < 1.05, "hardly faster beyond"
+    # For each page that is loaded, two others are written.
+    pages = longest["history"] // 16
+    each_s = (longest["disk"]["median"] - drawn[0]["recompute"]["median"]) / pages
+    page_s = 16 * chapter["LLAMA"].spec().kv_bytes_per_token(2) / chapter["DISK"]
+    assert 2.9 < each_s / page_s < 3.4
 
 
 def test_a_thousand_sessions_are_counted_as_they_were_recorded():

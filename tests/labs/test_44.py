@@ -8,6 +8,9 @@ from labs.chapters import run_cells
 from widgets.figures.strips import strips
 from widgets.metrics import Metric
 from widgets.panels import Compare
+from widgets.panels.exercises.exercise import load_exercise
+from widgets.panels.exercises.judging import check
+from widgets.scoring.questions import find_quantity
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "44_prefix_reuse"
@@ -161,3 +164,57 @@ def test_the_tree_holds_the_system_prompt_for_all_and_evicts_leaves_first():
     functions = [bar for bar in bars if bar.readers == 5]
     assert len(functions) == 3 and not any(bar.evicted for bar in functions)
     raise_panel_errors()
+
+
+def test_six_files_leave_only_first_pages_and_the_help_names_the_orders_that_are_offered():
+    chapter = run_cells(CHAPTER, "workload", "break")
+    playground = chapter["playground"]
+    playground.controls["files"].value = 6
+    playground.run()
+    found = {one.metrics.num_cached_tokens for one in playground.result.traces["radix"].requests}
+    assert max(found) < 100 and found != {0}
+    order = playground.controls["scheduling.order"].spec
+    assert [word.rstrip(":") for word in order.doc.split() if word.endswith(":")] == [
+        *order.options
+    ]
+
+
+def test_what_is_said_about_a_wrong_bound_is_true():
+    exercise = load_exercise("44_longest_prefix")
+
+    def met(first):
+        def rank(seat, limit):
+            return first(seat, limit)
+
+        return check(rank, exercise).misconception
+
+    # These do look at seat.overtaken, and a request still starves.
+    for late in (0.0, float("inf")):
+        told = met(lambda seat, limit, late=late: late if seat.overtaken >= limit else -seat.found)
+        assert told.name == "starves" and "does not go first" in told.message
+    for limit_off, name in ((-1, "one too few"), (1, "one too many")):
+        told = met(
+            lambda seat, limit, off=limit_off: (
+                float("-inf") if seat.overtaken >= limit + off else -seat.found
+            )
+        )
+        assert told.name == name
+
+
+def test_sweep_and_playground_compute_the_same_prompts():
+    """A browser moves a slider to its nearest step, and 0.9 became 0.9025."""
+    chapter = run_cells(CHAPTER, "workload", "break")
+    sweep, playground = chapter["sweep"].result, chapter["playground"]
+    shared = playground.controls["shared"].input
+    steps = (shared.value - shared.min) / shared.step
+    assert steps == pytest.approx(round(steps), abs=1e-9), "the start value is no step"
+    playground.controls["files"].value = 3
+    playground.run()
+    assert playground.result.verdict.ratio.median == pytest.approx(sweep.points[3].median)
+
+
+def test_the_first_request_alone_is_not_the_answer():
+    """Seven requests, one of which computes: a seventh. The others compute their questions too."""
+    asked = find_quantity("44.computed")
+    truth = 1600 / 7000
+    assert not truth / asked.within <= 1 / 7 and truth * asked.within < 1 / 3

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from labs.chapters import run_cells
+from labs.chapters import LABS, run_cells
 
+from labs import lint
 from widgets.panels import Compare
+from widgets.panels.exercises.exercise import load_exercise
+from widgets.panels.exercises.judging import check
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "45a_continuous_batching"
+PATH = LABS / f"{CHAPTER}.ipynb"
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +92,50 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
         assert abs(playground.result.verdict.ratio.median - start.verdict.ratio.median) > 0.01, name
         control.value = before
     raise_panel_errors()
+
+
+def test_a_request_for_one_token_waits_for_one_that_needs_68(chapter):
+    lengths = chapter["lengths"](1.0, 24, 24)
+    assert lengths[20] == 1 and max(lengths[8:16]) == lengths[12] == 68
+    static, _ = compared(chapter).traces.values()
+    ends = {one.request_id: one.metrics for one in static.requests}
+    assert ends["20"].first_scheduled_s >= ends["12"].finished_s > ends["1"].finished_s
+    header, figure = (lint.source(lint.read(PATH)["cells"][at]) for at in (0, 4))
+    assert "a request for one token wait for one that needs 68" in header
+    assert "Request 20" in figure and "request 12" in figure
+
+
+def test_every_name_of_the_shown_code_that_the_chapter_does_not_use_is_explained():
+    (cell,) = (one for one in lint.read(PATH)["cells"] if "getsource(" in lint.source(one))
+    shown = "".join("".join(output["text"]) for output in cell["outputs"])
+    explained = "".join(line for line in lint.source(cell).splitlines() if line.startswith("#"))
+    names = (
+        "promised_blocks watermark_blocks _open_places _batch _alike found _chunk before culprit"
+    )
+    for name in [*names.split(), "checked_flag", "AdmissionError"]:
+        assert name in shown, f"{name} is explained and not shown"
+        assert f"{name}:" in explained or f"{name}." in explained, name
+
+
+def test_what_is_said_about_a_wrong_rule_is_true():
+    exercise = load_exercise("45a_admission")
+
+    def largest_for_all(newcomer, running, total_pages, page_tokens):
+        largest = max(seat.tokens + seat.left - 1 for seat in (*running, newcomer))
+        return largest * (len(running) + 1) <= total_pages * page_tokens
+
+    told = check(largest_for_all, exercise).misconception
+    assert told.name == "tokens" and "add up" not in told.message, "it multiplies"
+
+    def without_newcomer(newcomer, running, total_pages, page_tokens):
+        held = (-(-(seat.tokens + seat.left - 1) // page_tokens) for seat in running)
+        return sum(held) <= total_pages
+
+    assert check(without_newcomer, exercise).misconception.name == "left out"
+
+    def one_step_ahead(newcomer, running, total_pages, page_tokens):
+        seats = (*running, newcomer)
+        steps = min(seat.left for seat in seats) - 1
+        return sum(-(-(seat.tokens + steps) // page_tokens) for seat in seats) <= total_pages
+
+    assert "1 preemption, and 64 tokens computed again" in str(check(one_step_ahead, exercise))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from labs.chapters import run_cells
 
+from minserve.config import resolve
 from widgets.panels import Compare
 from widgets.workers import raise_panel_errors
 
@@ -72,6 +73,13 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     pause = {budget: spread.median for budget, spread in stall.points.items()}
     assert pause[4096] > 5 * pause[512] > 5 * pause[256] and pause[64] > 0.95 * pause[128]
     playground = chapter["playground"]
+    # Its help speaks of what it offers.
+    budget = playground.controls["scheduling.max_num_batched_tokens"]
+    assert "Automatic: 512." in budget.spec.doc and "None" not in budget.spec.doc
+    before, budget.value = budget.value, None
+    chunked = playground.configs()["chunked"]
+    assert resolve(chunked, chapter["LLAMA"].spec()).config.scheduling.max_num_batched_tokens == 512
+    budget.value = before
     playground.run()
     start = playground.result
     assert start.verdict.outcome == "worse"

@@ -8,6 +8,7 @@ from statistics import fmean
 import pytest
 from labs.chapters import run_cells
 
+from minserve.config import resolve
 from minserve.loading import find_model
 from widgets.figures import completions
 from widgets.panels import Compare
@@ -58,6 +59,17 @@ def test_the_headline_effect_passes_its_threshold_in_counts_and_in_virtual_time(
     assert first.sampled_tokens == feedback.sampled_tokens
     assert first.preemptions == 0 < feedback.preemptions
     assert 1 < ratio(result, "flops") < 1.2
+
+
+def test_eighteen_requests_gain_much_and_four_lose_a_little(chapter):
+    result = compared(chapter)
+    before, after = (
+        {one.request_id: one.metrics.e2e_s for one in trace.requests}
+        for trace in result.traces.values()
+    )
+    changes = sorted(after[each] / before[each] for each in before)
+    assert changes[17] < 0.3 and changes[18] == changes[19] == 1.0
+    assert changes[20] > 1.1 and changes[-1] < 1.3
 
 
 @pytest.mark.parametrize("order", ["fcfs", "mlfq"])
@@ -130,4 +142,24 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
         playground.run()
         assert abs(playground.result.verdict.ratio.median - start.verdict.ratio.median) > 0.01, name
         control.value = before
+    # The chapter asks what long prompts do to the gain: computing them again takes most of it.
+    gains = []
+    playground.controls["spread"].value = 1.0
+    for prompt in (24, 2000):
+        playground.controls["prompt_tokens"].value = prompt
+        playground.run()
+        gains.append(playground.result.verdict.ratio.median)
+    assert gains[0] < 0.35 and 0.8 < gains[1] < 1
+    raise_panel_errors()
+
+
+def test_the_starvation_limit_offers_what_its_help_says():
+    chapter = run_cells(CHAPTER, "workload", "predict", "big", "bounded")
+    bounded = chapter["bounded"]
+    limit = bounded.controls["scheduling.starvation_limit_s"]
+    assert "Automatic: 30 seconds." in limit.spec.doc and "None" not in limit.spec.doc
+    limit.value = None
+    config = bounded.configs()["bounded"]
+    resolved = resolve(config, chapter["LLAMA"].spec())
+    assert resolved.config.scheduling.starvation_limit_s == 30.0
     raise_panel_errors()

@@ -10,6 +10,7 @@ from labs.chapters import run_cells
 
 from minserve.bench.counts.launches import WAYS, kernel_counts, modelled_s, step_launches
 from minserve.kernels.counts.launches import Total, by_operator
+from minserve.kernels.occupancy import GAIN, LEAST_KEYS
 from widgets.panels import Compare
 from widgets.workers import raise_panel_errors
 
@@ -148,9 +149,13 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     assert 8 <= start.losing_from <= 32
     nearest = min(guess.asked.choices, key=lambda choice: abs(choice - start.losing_from))
     assert nearest == 16
+    fastest = min(start.costs, key=lambda cost: cost.modelled_s).parts
+    assert (start.splitting.chosen(), fastest) == (8, 16), "no part has fewer than 128 keys"
+    assert start.splitting.context // LEAST_KEYS == 8 and GAIN == 1 + 1 / 8
     splits.controls["requests"].value = 64
     splits.run()
     many = splits.result
+    assert many.splitting.chosen() == 2, "its estimate leaves out bytes"
     assert many.ratio > 1.1, "64 requests: the same parts are a loss"
     assert all(a.bytes < b.bytes for a, b in zip(many.costs, many.costs[1:], strict=False))
     splits.controls["context"].value = 256

@@ -6,12 +6,13 @@ import json
 
 import pytest
 from labs.chapters import LABS, run_cells
+from labs.lint import read, source
 
 from minserve.bench.runs.compilation import break_even_tokens
 from minserve.bench.workloads.drive import drive
 from minserve.build import build_virtual_engine
+from widgets.crossing import crossing
 from widgets.panels import Compare
-from widgets.panels.sweep_result import crossing
 from widgets.workers import raise_panel_errors
 
 CHAPTER = "47_variable_length"
@@ -99,7 +100,7 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     playground.run()
     start = playground.result
     assert start.verdict.outcome == "worse"
-    for name, value in {"requests": 768, "prompt_tokens": 512, "output_tokens": 1}.items():
+    for name, value in {"requests": 770, "prompt_tokens": 512, "output_tokens": 1}.items():
         control = playground.controls[name]
         before, control.value = control.value, value
         playground.run()
@@ -109,6 +110,19 @@ def test_break_it_reverses_the_sign_inside_its_range_and_every_slider_moves_the_
     playground.controls["requests"].value = 8
     playground.run()
     assert playground.result.metrics["rows"].verdict.ratio.median > 0.95
+    # The finer ladder keeps the one launch of a small step, and pads a large one hardly at all.
+    assert chapter["H100"].captured < chapter["FINER"].captured
+    took = {}
+    for kind in ("none", "ladder"):
+        playground.controls["kernels.padding"].value = kind
+        for requests in (12, 190, 770):
+            playground.controls["requests"].value = requests
+            playground.run()
+            took[kind, requests] = playground.result.verdict.ratio.median
+    assert took["none", 12] > 1.5 and took["ladder", 12] <= 1
+    for requests in (190, 770):
+        assert took["none", requests] <= took["ladder", requests] < 1.01 * took["none", requests]
+        assert took["ladder", requests] < 0.95
     raise_panel_errors()
 
 
@@ -125,6 +139,13 @@ def test_the_launches_of_the_modelled_step_are_those_of_chapter_46():
     assert even == pytest.approx(
         chapter["cold"] / ((chapter["eager_s"] - chapter["compiled_s"]) / 8)
     )
+
+
+def test_no_cell_prints_what_an_estimate_asks_for():
+    cells = [source(cell) for cell in read(LABS / f"{CHAPTER}.ipynb")["cells"]]
+    asked = next(n for n, text in enumerate(cells) if 'Estimate("47.sort"' in text)
+    assert "peaked" in cells[asked - 1]  # measured there
+    assert not any("peaked" in text for text in cells[asked:])
 
 
 def test_the_break_even_is_seconds_over_seconds_saved_per_token():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 from labs.lint import chapters, read, source
 
 from labs import fuzz
-from widgets.figures.answers import answers
-from widgets.panels.checking import assert_sound, check
-from widgets.panels.checks.returns import ANYTHING
-from widgets.panels.exercise import labs_directory, load_exercise, load_solution
+from widgets.figures.time.answers import answers
+from widgets.panels.exercises.exercise import labs_directory, load_exercise, load_solution
+from widgets.panels.exercises.judging import assert_sound, check
+from widgets.panels.exercises.returns import ANYTHING
 
 NAMES = sorted(path.stem for path in Path(labs_directory(), "exercises").glob("[0-9]*.py"))
 CALLED = [name for name in NAMES if load_exercise(name).called]
@@ -26,7 +27,9 @@ CALLED = [name for name in NAMES if load_exercise(name).called]
 def loaded(name):
     """Kept: the exercise of chapter 46 remembers what each kernel gave."""
     exercise = load_exercise(name)
-    return exercise, load_solution(name, exercise)[0]
+    worked = load_solution(name, exercise)
+    assert worked is not None
+    return exercise, worked[0]
 
 
 def stub(*arguments):
@@ -119,6 +122,8 @@ def test_an_answer_of_the_wrong_kind_is_told_as_that_and_is_no_misconception(nam
 
 
 SAME_AS = {
+    ("01_admit", "constant"): "all",
+    ("01_admit", "not right"): "reversed",
     ("44_longest_prefix", "constant"): "arrival",
     ("45a_admission", "constant"): "places",
     ("45b_chunk_size", "constant"): "fixed",
@@ -216,8 +221,18 @@ def test_what_is_given_cannot_be_replaced_by_a_constant_that_fits_the_visible_ca
 
 
 KERNELS = {
-    "typo in a name": (("total = 0.0", "total = zzqqxx"), "NameError", "(`total = zzqqxx`)"),
+    "typo in a name": (
+        ("total = 0.0", "total = zzqqxx"),
+        "there is no `zzqqxx`",
+        "(`total = zzqqxx`)",
+    ),
     "wrong attribute": (("tl.zeros(", "tl.zeroes("), "did you mean `zeros`?", "tl.zeroes([DIM]"),
+    "wrong argument": (("(scores, 0)", "(scores, dim=0)"), "`max` has no argument", ""),
+    "index": (("total = 0.0", "total = q[0]"), "take out by index", "(`total = q[0]`)"),
+    "no list": (("tl.zeros([DIM]", "tl.zeros(DIM"), "a shape is a list", "in line "),
+    "no such axis": (("tl.max(scores, 0)", "tl.max(scores, 3)"), "no axis 3 in", "axes [16]"),
+    "length": (("total = 0.0", "total = len(q)"), "has no `len()`", "(`total = len(q)`)"),
+    "list": (("return out / total", "return [0.0]"), "used a `list`", "(`return [0.0]`)"),
     "raises": (("total = 0.0", 'raise ValueError("my own words")'), "my own words", "in line "),
     "endless loop": (("total = 0.0", "while True:\n        pass"), "longer than 1 s", ""),
     "None": (("return out / total", "return None"), "returned None", ""),
@@ -229,6 +244,16 @@ KERNELS = {
     "one key fewer": (("range(0, context, KEYS)", "range(0, context - 1, KEYS)"), "holds NaN", ""),
     "one key more": (("key < context", "key <= context"), "the output holds NaN", ""),
     "negative": (("return out / total", "return -out / total"), "the output is off by", ""),
+    "query down the rows": (
+        ("k * q[None, :]", "k * q[:, None]"),
+        "do not fit together",
+        "`x[None, :]` along the columns",
+    ),
+    "weights along the columns": (
+        ("weights[:, None] * v", "weights[None, :] * v"),
+        "do not fit together",
+    ),
+    "sum over the keys": (("k * q[None, :], 1)", "k * q[None, :], 0)"), "do not fit together"),
     "huge number": (("return out / total", "return out / total * 1e30"), "off by", ""),
     "prints": (("return out", "print('x' * 100000)\n    return 1.0 + out"), "off by", ""),
 }
@@ -287,3 +312,11 @@ def test_a_kernel_that_prints_and_is_right_passes():
     exercise, solution = loaded("46_online_softmax")
     text = inspect.getsource(solution).replace("total = 0.0", "print('x' * 9999)\n    total = 0.0")
     assert check(fuzz.typed(exercise, text), exercise).status == "passed"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exercise_needs_no_solutions_folder(name, tmp_path, monkeypatch):
+    shutil.copytree(labs_directory() / "exercises", tmp_path / "exercises")
+    monkeypatch.setattr("widgets.panels.exercises.exercise.labs_directory", lambda: tmp_path)
+    exercise = load_exercise(name, tmp_path)
+    assert exercise.misconceptions and load_solution(name, exercise, tmp_path) is None

@@ -16,9 +16,12 @@ from labs import lint
 START = lint.LABS / "00_start_here.ipynb"
 
 
-@pytest.mark.parametrize("rule", lint.RULES, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize("path", lint.chapters(), ids=lambda path: path.stem)
-def test_a_stored_chapter(path, rule):
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [(path, rule) for path in lint.notebooks() for rule in lint.rules_for(path)],
+    ids=lambda each: each.stem if isinstance(each, Path) else each.__name__,
+)
+def test_a_stored_notebook(path, rule):
     assert list(rule(lint.read(path), path)) == []
 
 
@@ -27,10 +30,11 @@ def _break(notebook, rule):
     cells = notebook["cells"]
     code = lint.code_cells(notebook)
     facts = next(cell for cell in code if "nbval-check-output" in lint.tags(cell))
+    prose = next(cell for cell in cells[1:] if cell["cell_type"] == "markdown")
     if rule is lint.has_a_header:
         cells[0]["source"] = ["# 00 · Start here\n"]
     elif rule is lint.is_short:
-        cells[1]["source"] = ["word " * 200]
+        prose["source"] = ["word " * 200]
     elif rule is lint.is_executed:
         facts["execution_count"] = None
     elif rule is lint.has_compared_facts:
@@ -44,7 +48,7 @@ def _break(notebook, rule):
     elif rule is lint.has_its_figures:
         notebook["metadata"]["minserve"]["figures"]["00_missing"] = "None"
     elif rule is lint.types_no_measurement:
-        cells[1]["source"] = ["It is 12.3x as fast."]
+        prose["source"] = ["It is 12.3x as fast."]
     elif rule is lint.gives_no_answer_away:
         code[0]["source"] = ['Reason("Fewer steps.", "Yes.", True)\n']
     elif rule is lint.folds_plumbing:
@@ -91,7 +95,7 @@ def test_code_between_two_actions_is_counted():
 
 def test_the_map_marks_as_planned_what_is_not_there():
     text = "\n".join(lint.source(cell) for cell in lint.read(START)["cells"])
-    there = {path.name.split("_")[0] for path in lint.chapters()}
+    there = {path.name.split("_")[0] for path in lint.notebooks()}
     rows = re.findall(r"^\|[^|]*\|[^|]*\| ([^|]*) \|$", text, flags=re.MULTILINE)[2:]
     assert len(rows) >= 8
     for row in rows:
@@ -109,7 +113,7 @@ def test_a_slip_in_a_tag_is_noticed():
 
 
 def test_pictures_folded_away_do_not_spoil_the_guess():
-    for path in lint.chapters():
+    for path in lint.notebooks():
         for cell in lint.read(path)["cells"]:
             text = lint.source(cell)
             if "<img" in text:
@@ -133,3 +137,28 @@ def test_storing_a_chapter_folds_what_the_rule_wants_folded():
     assert list(lint.folds_plumbing(tidied, START)) == []
     tidied.cells[1].metadata["jupyter"] = {"source_hidden": True}
     assert len(list(lint.folds_plumbing(tidied, START))) == 1
+
+
+PLAYGROUND = lint.LABS / f"{lint.PLAYGROUND}.ipynb"
+
+
+@pytest.mark.parametrize("rule", lint.rules_for(PLAYGROUND), ids=lambda rule: rule.__name__)
+def test_every_rule_of_the_playground_can_go_red(rule, tmp_path):
+    notebook = copy.deepcopy(lint.read(PLAYGROUND))
+    _break(notebook, rule)
+    if rule is lint.opens_plainly:
+        notebook["cells"][0]["source"] = ["# 02 · The playground\n\nIt is here. Have a look."]
+    path = tmp_path / PLAYGROUND.name
+    text = json.dumps(notebook)
+    if rule is lint.is_small:
+        text += " " * lint.MAX_BYTES
+    path.write_text(text)
+    assert list(rule(notebook, path))
+
+
+def test_the_playground_alone_is_excused_from_what_a_lesson_has():
+    assert PLAYGROUND.is_file() and PLAYGROUND not in lint.chapters()
+    assert set(lint.notebooks()) - set(lint.chapters()) == {PLAYGROUND}
+    for path in lint.chapters():
+        assert lint.rules_for(path) == lint.RULES
+    assert set(lint.RULES) - set(lint.rules_for(PLAYGROUND)) == set(lint.OF_A_LESSON)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from labs.rules_questions import recap_answers_have_evidence
 
 from labs import lint, rules_questions
-from widgets import questions
-from widgets.questions import QuestionError, load
+from widgets.scoring import questions
+from widgets.scoring.questions import QuestionError, load
 
 CHAPTERS = {path.name.split("_")[0]: path for path in lint.chapters()}
 ASKING = {"Predict": 1, "Estimate": 0, "Recap": 0}
@@ -116,6 +117,16 @@ GOOD = (lint.LABS / "questions" / "45b.toml").read_text(encoding="utf-8")
         ('unit = "tokens"', "unit = 7", "unit"),
         ("cost.result.crossover", "cost.result.", "no Python expression"),
         ("[recap.ledger]", "[recap.ledger", "is not TOML"),
+        ("cost.result.crossover", "(" * 3000, r"'\(\(.{78}' is no Python expression"),
+        ("cost.result.crossover", r"cost\\u0000", "no Python expression"),
+        (
+            'unit = "tokens"',
+            'unit = "tokens"\nwithin = 0.5',
+            "within is 0.5, expected a factor of 1",
+        ),
+        ('unit = "tokens"', 'unit = "tokens"\nchoices = [0, 1]', "different choices above 0"),
+        ('unit = "tokens"', 'unit = "tokens"\nchoices = [2, 2]', "different choices above 0"),
+        ("largest_factor = ", "largest_factor = 1 # ", "largest_factor is 1.*, expected above 1"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_place(tmp_path, old, new, message):
@@ -134,6 +145,22 @@ def test_a_question_that_is_not_there_is_named_with_those_that_are(tmp_path):
         load("45b", tmp_path)
     with pytest.raises(QuestionError, match="expected for example"):
         questions.find_prediction("45b")
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "questions" / "45b.toml").mkdir(parents=True)
+    with pytest.raises(QuestionError, match="cannot be read: Is a directory"):
+        load("45b", tmp_path)
+
+
+def test_every_word_of_a_question_changes_its_fingerprint_and_nothing_else_does():
+    asked = load("45b").predict["flip"]
+    question = asked.questions[0]
+    reasons = (replace(question.reasons[0], feedback="Another."), *question.reasons[1:])
+    other = replace(asked, questions=(replace(question, reasons=reasons), *asked.questions[1:]))
+    assert questions.fingerprint(asked) == questions.fingerprint(load("45b").predict["flip"])
+    assert questions.fingerprint(asked) != questions.fingerprint(other)
+    assert repr(question.reasons[0]).startswith("Reason(text="), "or commits of before are lost"
 
 
 def test_an_expression_says_which_name_is_missing():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+from types import SimpleNamespace
 
 import pytest
 from labs.rules import RULES
@@ -11,6 +13,7 @@ from labs.rules.comparisons import (
     a_moved_control_greys_the_results_out,
     both_strips_are_open,
     factors_are_above_one,
+    it_opens_in_the_playground,
     nothing_is_said_of_an_unfinished_run,
     the_figure_draws_the_headline,
     the_flip_is_one_field_and_gives_a_verdict,
@@ -25,13 +28,16 @@ from labs.rules.sweeps import a_crossover_is_marked, the_sweep_turns_the_flipped
 from labs.running import ChapterRun, broken_rules
 
 from labs import lint
+from minserve.bench.compare.workload import Workload
 from minserve.bench.workloads.shapes import SHAPES
 from minserve.hardware import DEVICES
 from minserve.virtual import CostModel
 from tests.widgets.panels.tiny_runs import STATIC, tiny
 from widgets.figures.strips import strips
 from widgets.metrics import METRICS
-from widgets.panels import Compare, Slide, Sweep
+from widgets.panels import Compare, Predict, Slide, Sweep
+from widgets.panels.sweeps.figure import sweep_figure
+from widgets.scoring.questions import Prediction, Question, Reason
 
 COST = CostModel(DEVICES["H100 SXM"], "bfloat16", efficiency=0.5, overhead_s=1e-4)
 LLAMA = SHAPES["llama-3.1-8b"]
@@ -39,8 +45,8 @@ SWITCH = {"scheduling.policy": "continuous"}
 ROOMY = STATIC.with_values({"memory.kv_bytes": 1 << 30})
 
 
-@pytest.mark.parametrize("path", lint.chapters(), ids=lambda path: path.stem)
-def test_a_chapter_keeps_the_rules(path):
+@pytest.mark.parametrize("path", lint.notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_keeps_the_rules(path):
     assert broken_rules(path) == {}
 
 
@@ -142,6 +148,15 @@ def test_a_field_that_only_follows_is_noticed(kept, monkeypatch):
     assert "scheduling.policy" in next(only_the_switch_is_a_difference(kept))
 
 
+def test_a_code_of_something_else_is_noticed(kept, monkeypatch):
+    flip = kept.objects[0]
+    setup, notes = flip._setup()
+    other = dataclasses.replace(setup, base_name="another", workload=Workload("listed"))
+    monkeypatch.setattr(flip.playground, "_make", lambda: (other, notes))
+    said = " ".join(itertools.islice(it_opens_in_the_playground(kept), 1))
+    assert "opens with the sides ('another', 'on')" in said
+
+
 def test_a_number_without_its_origin_is_noticed(kept):
     bare = changed(kept, outputs=["longest stall: 1.45 s"])
     assert "does not say how" in next(numbers_say_how_they_were_found(bare))
@@ -156,3 +171,50 @@ def test_a_sweep_without_a_crossover_is_noticed(kept, monkeypatch):
     result = dataclasses.replace(kept.objects[1].result, threshold=100.0)
     monkeypatch.setattr(kept.objects[1], "_result", result)
     assert "no sweep reaches" in next(a_crossover_is_marked(kept))
+
+
+def test_a_prediction_about_counts_alone_is_noticed(kept):
+    three = (Reason("a", "yes", True), Reason("b", "no"), Reason("c", "no"))
+    asked = Prediction((Question("steps", "?", three), Question("flops", "?", three)), "99.flip")
+    run = changed(kept, objects=[*kept.objects, Predict(kept.objects[0], asked)])
+    assert "one kind only" in next(the_flip_is_one_field_and_gives_a_verdict(run))
+
+
+def test_a_value_that_is_drawn_and_not_said_is_noticed(kept, monkeypatch):
+    monkeypatch.setattr(kept.objects[0].view, "headline", SimpleNamespace(value="faster"))
+    assert any("is drawn and not said" in said for said in the_figure_draws_the_headline(kept))
+
+
+def test_strips_without_memory_are_noticed(kept, monkeypatch):
+    view = kept.objects[0].view
+    bare = copy.deepcopy(view.strips.shown.figure)
+    bare.layout.annotations = ()
+    monkeypatch.setattr(view.strips, "shown", dataclasses.replace(view.strips.shown, figure=bare))
+    assert any("draws no memory" in said for said in both_strips_are_open(kept))
+
+
+def test_results_that_stay_grey_are_noticed(kept, monkeypatch):
+    flip = kept.objects[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(flip.outcome, "restore", lambda: None)
+        assert any("stays grey" in said for said in a_moved_control_greys_the_results_out(kept))
+    flip.outcome.restore()
+
+
+def test_a_figure_whose_takeaway_has_no_origin_is_noticed(kept):
+    figure = kept.objects[0].view.strips.shown
+    bare = dataclasses.replace(figure, takeaway="It stalls for 3 ms.", caption="")
+    run = changed(kept, objects=[*kept.objects, bare])
+    assert any("a figure does not say" in said for said in numbers_say_how_they_were_found(run))
+
+
+def test_a_threshold_or_crossover_that_is_not_drawn_is_noticed(kept, monkeypatch):
+    drawn = copy.deepcopy(sweep_figure(kept.objects[1].result).figure)
+    drawn.layout.shapes = ()
+    drawn.data = [trace for trace in drawn.data if trace.name != "crossover"]
+    drawn.layout.yaxis.ticktext = ()
+    monkeypatch.setattr(
+        "labs.rules.sweeps.sweep_figure", lambda result: SimpleNamespace(figure=drawn)
+    )
+    said = " ".join(a_crossover_is_marked(kept))
+    assert "is not drawn" in said and "is not marked" in said and "decimal labels" in said

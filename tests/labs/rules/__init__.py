@@ -6,10 +6,12 @@ read off the file without running is in `labs.lint`.
 
 from __future__ import annotations
 
+from labs.lint import PLAYGROUND
 from labs.rules.comparisons import (
     a_moved_control_greys_the_results_out,
     both_strips_are_open,
     factors_are_above_one,
+    it_opens_in_the_playground,
     nothing_is_said_of_an_unfinished_run,
     the_figure_draws_the_headline,
     the_flip_is_one_field_and_gives_a_verdict,
@@ -30,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     both_strips_are_open,
     nothing_is_said_of_an_unfinished_run,
     a_moved_control_greys_the_results_out,
+    it_opens_in_the_playground,
     a_modelled_shape_is_named,
     only_the_switch_is_a_difference,
     numbers_say_how_they_were_found,
@@ -37,3 +40,17 @@ RULES: tuple[Rule, ...] = (
     a_crossover_is_marked,
     recap_answers_have_evidence,
 )
+
+OF_A_LESSON: tuple[Rule, ...] = (
+    the_flip_is_one_field_and_gives_a_verdict,
+    a_crossover_is_marked,
+    recap_answers_have_evidence,
+)
+"""Rules that only a chapter can keep: the playground flips, sweeps and asks nothing."""
+
+
+def rules_for(name: str) -> tuple[Rule, ...]:
+    """The rules of a chapter, or of the playground."""
+    if name != PLAYGROUND:
+        return RULES
+    return tuple(rule for rule in RULES if rule not in OF_A_LESSON)

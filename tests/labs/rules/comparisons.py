@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from labs.running import ChapterRun
 
+from minserve.bench.compare.code import decode
 from widgets.panels import Compare, Pick, Predict, Tick
 from widgets.panels.base import Panel
+from widgets.panels.comparison.verdict import LEAST_ROUNDS
 from widgets.panels.controls import Control
-from widgets.panels.verdict import LEAST_ROUNDS
 from widgets.panels.views import FigureView
 
+T = TypeVar("T", bound=Panel)
 BELOW_ONE = re.compile(r"(?<![\d.,])0\.\d+\s?(x|times)\b")
+
+
+def ran(run: ChapterRun, kind: type[T]) -> list[T]:
+    """The chapter's panels of a kind that have a result."""
+    return [panel for panel in run.of(kind) if panel.last is not None]
 
 
 def flip_of(run: ChapterRun) -> Compare | None:
@@ -47,9 +54,7 @@ def the_flip_is_one_field_and_gives_a_verdict(run: ChapterRun) -> Iterator[str]:
 
 def the_figure_draws_the_headline(run: ChapterRun) -> Iterator[str]:
     """The values in the sentence stand in the figure, and the score reads the same verdict."""
-    for panel in run.of(Compare):
-        if panel.last is None:
-            continue
+    for panel in ran(run, Compare):
         result = panel.result
         found = result.metrics[result.headline]
         figure = panel.view.strips.shown
@@ -68,10 +73,9 @@ def the_figure_draws_the_headline(run: ChapterRun) -> Iterator[str]:
 def factors_are_above_one(run: ChapterRun) -> Iterator[str]:
     """ "7.4x faster", never "0.135x"."""
     texts = list(run.outputs)
-    for panel in run.of(Compare):
-        if panel.last is not None:
-            texts += [panel.view.headline.value, panel.view.numbers.value]
-            texts += [each.sentence() for each in panel.result.metrics.values()]
+    for panel in ran(run, Compare):
+        texts += [panel.view.headline.value, panel.view.numbers.value]
+        texts += [each.sentence() for each in panel.result.metrics.values()]
     for text in texts:
         for match in BELOW_ONE.finditer(text):
             start = max(0, match.start() - 40)
@@ -80,9 +84,7 @@ def factors_are_above_one(run: ChapterRun) -> Iterator[str]:
 
 def both_strips_are_open(run: ChapterRun) -> Iterator[str]:
     """Latency and memory stand in the panel itself, over the same seconds."""
-    for panel in run.of(Compare):
-        if panel.last is None:
-            continue
+    for panel in ran(run, Compare):
         view = panel.view
         if view.strips.widget not in view.widget.children:
             yield f"“{panel.title}”: the strips are folded away"
@@ -103,9 +105,7 @@ def _two_strips(title: str, place: FigureView) -> Iterator[str]:
 
 def nothing_is_said_of_an_unfinished_run(run: ChapterRun) -> Iterator[str]:
     """While a comparison draws live, and after a stop, no number is quoted."""
-    for panel in run.of(Compare):
-        if panel.last is None:
-            continue
+    for panel in ran(run, Compare):
         view, result = panel.view, panel.result
         view.draw_live(result.traces)
         figure = view.strips.shown
@@ -124,15 +124,15 @@ def nothing_is_said_of_an_unfinished_run(run: ChapterRun) -> Iterator[str]:
 
 def a_moved_control_greys_the_results_out(run: ChapterRun) -> Iterator[str]:
     """Results of other settings than those in sight lose their colour, and get it back."""
-    for panel in run.of(Panel):
-        if panel.last is None:
-            continue
+    for panel in ran(run, Panel):
         for control in panel.controls.values():
             before = control.value
             control.value = _other(control)
-            if not panel.outcome.stale:
-                yield f"“{panel.title}” shows old results in full colour after {control.name} moved"
+            grey = panel.outcome.stale
             control.value = before
+            # Said only now: who reads one sentence alone leaves the panel as it was.
+            if not grey:
+                yield f"“{panel.title}” shows old results in full colour after {control.name} moved"
             if panel.outcome.stale:
                 yield f"“{panel.title}” stays grey after {control.name} moved back"
 
@@ -145,3 +145,29 @@ def _other(control: Control) -> Any:
     if isinstance(spec, Pick):
         return next(option for option in spec.options if option != now)
     return type(spec.low)(spec.low if now != spec.low else spec.high)
+
+
+def it_opens_in_the_playground(run: ChapterRun) -> Iterator[str]:
+    """Every comparison has a code that gives its sides, by name, and its requests, by length."""
+    for panel in run.of(Compare):
+        fold = panel.playground
+        fold.widget.selected_index = None
+        fold.widget.selected_index = 0
+        if not fold.code.value:
+            yield f"“{panel.title}” cannot be opened: {fold.words.value}"
+            continue
+        setup = decode(fold.code.value)
+        if setup.names != panel.names:
+            yield f"“{panel.title}” opens with the sides {setup.names}"
+        for name, config in panel.configs().items():
+            given = config.with_values({"device": "auto", "memory.disk_path": None})
+            if setup.config(name) != given:
+                yield f"“{panel.title}” opens with another configuration of “{name}”"
+        lengths = [
+            (len(each.prompt_token_ids), each.params.max_tokens)
+            for each in panel.traffic().requests
+        ]
+        if [row[1:3] for row in setup.workload.rows] != lengths:
+            yield f"“{panel.title}” opens with other requests"
+        setup.check()
+        setup.traffic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from labs.rules.comparisons import ran
 from labs.running import ChapterRun
 
 from widgets.figures.lab_figure import LabFigure
@@ -37,9 +38,7 @@ def a_modelled_shape_is_named(run: ChapterRun) -> Iterator[str]:
 
 def only_the_switch_is_a_difference(run: ChapterRun) -> Iterator[str]:
     """Fields that follow from the switch are not listed as second differences."""
-    for panel in run.of(Compare):
-        if panel.last is None:
-            continue
+    for panel in ran(run, Compare):
         result = panel.result
         headers = {name: trace.header for name, trace in result.traces.items()}
         listed = {path for side in Provenance.of(headers).differences.values() for path in side}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from labs.rules.comparisons import flip_of
+from labs.rules.comparisons import flip_of, ran
 from labs.running import ChapterRun
 
 from widgets.panels import Sweep
-from widgets.panels.sweep_figure import sweep_figure
+from widgets.panels.sweeps.figure import sweep_figure
 
 
 def the_sweep_turns_the_flipped_switch(run: ChapterRun) -> Iterator[str]:
@@ -26,9 +26,7 @@ def the_sweep_turns_the_flipped_switch(run: ChapterRun) -> Iterator[str]:
 def a_crossover_is_marked(run: ChapterRun) -> Iterator[str]:
     """Threshold and crossover are drawn, ticks are plain numbers, and a chapter has a crossover."""
     crossed = 0
-    for panel in run.of(Sweep):
-        if panel.last is None:
-            continue
+    for panel in ran(run, Sweep):
         result = panel.result
         figure = sweep_figure(result).figure
         for axis in (figure.layout.xaxis, figure.layout.yaxis):
