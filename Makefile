@@ -3,18 +3,18 @@
 PYTHON  ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
-STAMP   := $(VENV)/.minserve-setup
 JOBS    ?= 2
 ARGS    ?=
 PARTS   ?=
+WORK    ?=
 CHAPTER ?=
-# Remembered from the first setup, so that a refresh stays with the build the reader chose.
-TORCH   ?= $(shell cat $(VENV)/.minserve-torch 2>/dev/null)
+TORCH   ?=
+REAL    ?=
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lab reset test test-full test-fast test-browser lint types imports unit notebooks timings memory figures gpu clean distclean
+.PHONY: help setup lab reset test test-full test-fast test-browser lint types imports unit notebooks timings memory figures book gpu clean distclean
 
 # An environment that happens to be active must change nothing.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX JUPYTER_PATH
@@ -29,6 +29,9 @@ define stage
 printf -- '-- %s: %d s\n' '$(1)' $$(( $$(date +%s) - start )); exit $$code
 endef
 
+# $(call quoted,text): the text as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+
 # $(call extra,name,package): install an extra of pyproject.toml that few readers need, once.
 define extra
 @want=$$(grep '^$(2)==' constraints.txt); \
@@ -42,56 +45,33 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'settings:'
-	@echo '  TORCH=cpu     setup: the CPU build of torch, without gigabytes of CUDA libraries'
+	@echo '  TORCH=cpu     setup: the CPU build of torch, without gigabytes of CUDA libraries (TORCH=default: back)'
+	@echo '  REAL=1        setup: and fetch zoo/smollm2, a real model of 135 M parameters (93 MB)'
 	@echo '  PYTHON=...    setup: the Python to build .venv with (3.11, 3.12 or 3.13); gpu: the one with CUDA torch'
 	@echo '  PARTS="..."   gpu: which parts, of those that make gpu ARGS=--help lists'
+	@echo '  WORK=DIR      lab, reset: keep your copies in DIR/work; MINSERVE_WORK in the environment does the same'
 	@echo '  CHAPTER=00    reset: the chapter, by number'
-	@echo '  ARGS="..."    lab: passed to JupyterLab; unit, test-fast, test-full, test-browser: to pytest; gpu: to the suite'
+	@echo '  ARGS="..."    lab: passed to JupyterLab; book: to its build; unit, test-fast, test-full, test-browser: to pytest; gpu: to the suite'
 	@echo '  JOBS=2        unit and test-fast: processes'
 
 setup: ## make .venv with everything lab and test need; refresh it when the pins change
-	@want=$$(cat pyproject.toml constraints.txt | cksum); \
-	if [ -x $(BIN)/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$want" ]; then exit 0; fi; \
-	set -e; \
-	if [ ! -x $(BIN)/python ]; then \
-	  ok='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; python=; \
-	  for each in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
-	    if "$$each" -c "$$ok" 2>/dev/null; then python=$$each; break; fi; \
-	  done; \
-	  if [ -z "$$python" ]; then \
-	    echo 'minserve needs Python 3.11, 3.12 or 3.13, and none of these is one: $(or $(PYTHON),python3 python3.13 python3.12 python3.11).' >&2; \
-	    echo 'Install one, or name yours: make setup PYTHON=/path/to/python3.12' >&2; exit 1; \
-	  fi; \
-	  "$$python" -m venv $(VENV) || { rm -rf $(VENV); \
-	    echo 'That Python cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv).' >&2; exit 1; }; \
-	fi; \
-	rm -f $(STAMP); \
-	if [ "$(TORCH)" = cpu ]; then \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt uv; \
-	  $(BIN)/uv pip install --python $(BIN)/python --torch-backend=cpu "$$(grep '^torch==' constraints.txt)"; \
-	elif [ -n "$(TORCH)" ]; then \
-	  echo 'TORCH=$(TORCH) is not known: leave it out for the ordinary build, or say TORCH=cpu.' >&2; exit 1; \
-	elif [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
-	  echo 'No NVIDIA GPU seen. The ordinary torch for Linux may bring gigabytes of CUDA libraries;'; \
-	  echo 'to do without them, stop here and say: make setup TORCH=cpu'; \
-	fi; \
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
-	$(BIN)/python -c "import torch; from minserve.kernels import select_ops; print('CPU operators:', select_ops('auto', torch.device('cpu'), torch.float32).name)"; \
-	printf '%s' "$(TORCH)" > $(VENV)/.minserve-torch; \
-	echo "$$want" > $(STAMP); \
-	echo 'Ready: $(VENV)'
+	@TORCH=$(call quoted,$(TORCH)) PYTHON=$(call quoted,$(PYTHON)) sh labs/tools/setup.sh
+	@test -z $(call quoted,$(REAL)) || $(BIN)/python -m minserve zoo fetch smollm2
+
+work = $(if $(WORK),--work $(call quoted,$(WORK)))
 
 lab: setup ## open JupyterLab on the start chapter, in your own copies under work/
-	@$(BIN)/python labs/open_lab.py $(if $(ARGS),-- $(ARGS))
+	@$(BIN)/python labs/open_lab.py $(work) $(if $(ARGS),-- $(ARGS))
 
 reset: setup ## take a fresh copy of one chapter (CHAPTER=00); yours is kept as a backup
-	@test -n '$(CHAPTER)' || { echo 'Which chapter? For example: make reset CHAPTER=00' >&2; exit 2; }
-	@$(BIN)/python labs/open_lab.py --copy-only --reset '$(CHAPTER)'
+	@test -n $(call quoted,$(CHAPTER)) || { echo 'Which chapter? For example: make reset CHAPTER=00' >&2; exit 2; }
+	@$(BIN)/python labs/open_lab.py --copy-only $(work) --reset $(call quoted,$(CHAPTER))
 
 test: setup lint types imports unit notebooks ## everything CI runs, but for the browser; matrices and long runs as a sample
 
 # The sample is drawn by a seed that pytest's header shows: make unit ARGS='--sample-seed N' repeats it.
 test-full: setup ## the same with nothing left out, and the browser where there is a Chromium; twenty minutes
+	@$(BIN)/python -m minserve zoo fetch smollm2 || echo 'So the tests on zoo/smollm2 are left out.'
 	@$(MAKE) --no-print-directory lint types imports
 	@$(MAKE) --no-print-directory unit ARGS='--full $(ARGS)'
 	@$(MAKE) --no-print-directory notebooks
@@ -127,6 +107,7 @@ notebooks: setup ## run every chapter headless and compare the outputs tagged fo
 test-browser: setup ## drive the panels in a real JupyterLab (needs Chromium; not part of test)
 	$(call heading,browser)
 	$(call extra,browser,playwright)
+	$(call extra,book,myst-nb)
 	@$(BIN)/python tests/browser/chromium.py
 	@$(BIN)/python -m pytest tests/browser -m browser --durations=5 $(ARGS)
 
@@ -140,6 +121,10 @@ memory: setup ## measure each chapter's peak memory, headless
 figures: setup ## export the chapters' signature figures as SVG (needs Chromium)
 	$(call extra,figures,kaleido)
 	@$(BIN)/python labs/tools/figures.py $(ARGS)
+
+book: setup ## build the chapters as a static site in build/book, from what was recorded
+	$(call extra,book,myst-nb)
+	@$(BIN)/python -m book $(ARGS)
 
 # No setup: it takes the Python at hand, because a GPU machine has its own build of torch.
 gpu: ## measure everything on a GPU, under nine minutes, into labs/recorded/gpu; installs nothing

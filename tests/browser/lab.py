@@ -191,8 +191,10 @@ class Notebook:
         # Before the kernel answers, Run All is lost.
         page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for(timeout=RUN_MS)
         self.outputs = page.locator(".jp-Notebook .jp-OutputArea-output")
+        # An exercise has a button "Check" too, and a prediction "Show me".
         check = page.get_by_role("button", name="Check", exact=True)
-        self.estimates = self.outputs.filter(has=check)
+        shown = page.get_by_role("button", name="Show me", exact=True)
+        self.estimates = self.outputs.filter(has=check).filter(has=shown)
         self.replays = self.outputs.filter(has=page.get_by_title("Play or pause"))
         self.plots = page.locator(".jp-Notebook .js-plotly-plot")
         self.errors = page.locator(

@@ -3,14 +3,27 @@
 // layout, so each is brought there first.
 (() => {
   const CONTRAST = 4.5;
+  // The book's pages have other places to look at (test_book.py).
+  const PLACES = globalThis.minservePlaces ?? ".jp-Notebook .jp-OutputArea-output";
   const frame = () =>
     new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 
+  // A plot follows its page's new width after a while, and only where it is on the screen.
+  async function plotsFollow(output) {
+    const late = () =>
+      [...output.parentElement.querySelectorAll(".js-plotly-plot")].some(
+        (plot) => plot.clientWidth && plot.scrollWidth > plot.clientWidth,
+      );
+    for (let waits = 0; waits < 50 && late(); waits++)
+      await new Promise((done) => setTimeout(done, 100));
+  }
+
   async function inEveryOutput(look) {
     const found = [];
-    for (const output of document.querySelectorAll(".jp-Notebook .jp-OutputArea-output")) {
+    for (const output of document.querySelectorAll(PLACES)) {
       output.scrollIntoView();
       await frame();
+      await plotsFollow(output);
       found.push(...look(output));
     }
     return [...new Set(found)];
@@ -35,6 +48,28 @@
       // ipywidgets cuts long words on its buttons and labels.
       if (style.overflowX === "hidden" && style.textOverflow === "ellipsis" && seen(part))
         found.push(`${name} is cut by ${over} pixels: ${quoted(part)}`);
+    }
+    return found;
+  }
+
+  // A word or a number that goes on in the next line, though it would fit into one.
+  function broken(output) {
+    const found = [];
+    const texts = document.createTreeWalker(output, NodeFilter.SHOW_TEXT);
+    const range = document.createRange();
+    while (texts.nextNode()) {
+      const text = texts.currentNode;
+      range.selectNodeContents(text);
+      if (text.parentElement.closest("svg, style") || range.getClientRects().length < 2) continue;
+      // Characters between which no line may end.
+      for (const word of text.data.matchAll(/[\p{L}\p{N}_.,:]{2,}/gu)) {
+        range.setStart(text, word.index);
+        range.setEnd(text, word.index + word[0].length);
+        const parts = [...range.getClientRects()].filter((part) => part.width > 0);
+        const width = parts.reduce((sum, part) => sum + part.width, 0);
+        if (parts.length > 1 && width < 0.9 * output.clientWidth)
+          found.push(`“${word[0]}” is broken over ${parts.length} lines: ${quoted(text)}`);
+      }
     }
     return found;
   }
@@ -255,6 +290,7 @@
 
   globalThis.minserveLooks = {
     wider: () => inEveryOutput(wider),
+    broken: () => inEveryOutput(broken),
     pale: () => inEveryOutput(pale),
     crowded: () => inEveryOutput(crowded),
     unreachable: () => inEveryOutput(unreachable),

@@ -57,8 +57,8 @@ def test_run_all_and_show_me_leave_no_error(chapter: Notebook) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_scrolls_aside_or_is_cut(chapter: Notebook, width: int) -> None:
     chapter.resize(width, HEIGHT)
-    assert chapter.look("wider") == []
-    assert chapter.look("crowded") == []
+    for what in ("wider", "broken", "crowded"):
+        assert chapter.look(what) == []
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -76,10 +76,10 @@ def test_what_is_folded_away_looks_as_good(chapter: Notebook) -> None:
             if title.count() and title.is_visible():
                 title.press("Enter")
         chapter.settle()
-        for what in ("wider", "crowded", "pale"):
+        for what in ("wider", "broken", "crowded", "pale"):
             assert chapter.look(what) == [], place
     chapter.look("unfold")
-    for what in ("wider", "pale"):
+    for what in ("wider", "broken", "pale"):
         assert chapter.look(what) == []
 
 

@@ -26,8 +26,8 @@ CELLS = (
 from minserve import EngineConfig, SchedulingConfig, TraceConfig
 from minserve.bench.workloads.traffic import fixed_length, poisson
 from widgets.panels import Compare, Predict
-from widgets.questions import Prediction, Question, Reason
-from widgets.replay import Replay
+from widgets.scoring.questions import Prediction, Question, Reason
+from widgets.replays.replay import Replay
 
 prompts = [[2 + n, 3 + n, 5 + n] for n in range({REQUESTS})]
 compare = Compare(

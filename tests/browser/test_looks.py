@@ -49,6 +49,12 @@ FAULTS = {
     "a button that cuts its words": (
         "wider", '<button style="width:40px;overflow:hidden;text-overflow:ellipsis">Import all my '
         "scores</button>", "is cut"),
+    "a number broken in two": (
+        "broken", '<p style="width:50px;word-break:break-all">it took 1,234.56 s</p>',
+        "“1,234.56” is broken over 2 lines"),
+    "a table that breaks its words": (
+        "broken", '<table style="width:60px;overflow-wrap:anywhere"><tr><td>computed</td>'
+        "<td>everything</td></tr></table>", "is broken over"),
     "grey text": ("pale", '<p style="color:#777777">text</p>', "4.48 to 1"),
     "see-through text": ("pale", '<p style="opacity:0.5">text</p>', "to 1"),
     "text on a dark box": ("pale", '<p style="background:#222">text</p>', "to 1"),
@@ -77,6 +83,7 @@ def test_a_fault_is_noticed(name: str, look: Look) -> None:
 
 GOOD = (
     '<div style="overflow:auto"><p style="color:#555">text</p><button>Run</button></div>'
+    + f"<p style='overflow-wrap:anywhere'>{'x' * 90}</p><p style='width:80px'>first-served</p>"
     + "<p hidden style='color:#fff'>hidden</p><details><summary>Source</summary>words</details>"
     + PLOT.format(
         TITLE
@@ -88,6 +95,6 @@ GOOD = (
 )
 
 
-@pytest.mark.parametrize("what", ["wider", "pale", "crowded", "unreachable"])
+@pytest.mark.parametrize("what", ["wider", "broken", "pale", "crowded", "unreachable"])
 def test_nothing_is_said_about_a_good_page(what: str, look: Look) -> None:
     assert look(what, GOOD) == []

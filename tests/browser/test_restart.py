@@ -17,7 +17,7 @@ CELLS = (
 from minserve import EngineConfig, SchedulingConfig
 from minserve.bench.workloads.traffic import at_once, fixed_length
 from widgets.panels import Compare, Estimate, Predict, Sweep
-from widgets.questions import Prediction, Quantity, Question, Reason
+from widgets.scoring.questions import Prediction, Quantity, Question, Reason
 
 lengths = [fixed_length(4 + 7 * n % 12) for n in range(12)]
 traffic = at_once([[2 + n, 3 + n] for n in range(12)], lengths)

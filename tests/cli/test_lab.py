@@ -63,8 +63,24 @@ def test_versions_that_break_the_lab_are_problems_with_a_way_out(
 def test_versions_are_judged_by_what_minserve_declares():
     wanted = lab.requirements()
     assert {"ipywidgets", "jupyterlab", "plotly", "anywidget", "torch"} <= set(wanted)
-    assert "pytest" not in wanted and "fastapi" not in wanted
+    assert "pytest" not in wanted and "fastapi" in wanted  # chapter 01 starts a server
     assert "!=7.0.*" in wanted["ipykernel"]
+
+
+def test_chapters_without_their_files_are_a_problem_with_a_way_out(monkeypatch, tmp_path):
+    assert finding("chapters' files").state == "ok"
+    for name in ("questions", "exercises"):
+        (tmp_path / "labs" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    found = finding("chapters' files")
+    assert found.state == "problem" and str(tmp_path / "labs" / "recorded") in found.text
+    assert "git checkout" in found.advice
+
+    monkeypatch.setattr("widgets.notebooks.checkout.checkout_directory", lambda: None)
+    found = finding("chapters' files")
+    assert found.state == "problem" and 'pip install ".[lab]"' in found.text
+    assert str(tmp_path) in found.text
+    assert main(["lab", "doctor"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,11 +106,13 @@ def test_ceilings_are_read_and_never_measured(monkeypatch):
     assert "not measured" in finding("ceilings").text
 
 
-def test_a_missing_compiler_costs_speed_only(monkeypatch):
+def test_a_missing_compiler_costs_speed_and_can_change_the_text(monkeypatch):
     reason = "there is no C++ compiler: install g++"
     monkeypatch.setattr("minserve.kernels.why_not_native", lambda: reason)
     found = finding("C++ operators")
     assert found.state == "note" and "g++" in found.text
+    assert "slower" in found.advice and "in bfloat16 the text can change" in found.advice
+    assert "same results" not in found.advice
 
 
 def test_missing_weights_are_a_problem(monkeypatch, tmp_path):

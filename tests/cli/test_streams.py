@@ -33,12 +33,12 @@ def test_without_stdin_nothing_is_read(capsys, monkeypatch, words):
     monkeypatch.setattr("minserve.llm.LLM.chat_prompt", lambda self, messages: [1])
     monkeypatch.setattr(sys, "stdin", None)
     assert main(words) == 2
-    assert "stdin is closed" in capsys.readouterr().err.splitlines()[-1]
+    assert "stdin is closed" in capsys.readouterr().err.splitlines()[-2]
 
 
 def test_stdin_that_is_no_text_is_a_sentence(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
-    assert "byte 2 of stdin is not utf-8" in sentence(capsys, 2, ["generate", "-", *WORDS[2:]])
+    assert "byte 2 of stdin is not utf-8" in sentence(capsys, 1, ["generate", "-", *WORDS[2:]])
 
 
 def test_without_stdout_nothing_is_computed(capsys, monkeypatch):
@@ -95,7 +95,7 @@ def test_where_no_trace_can_be_written_nothing_is_computed(
     before = sorted(os.listdir(tmp_path))
     monkeypatch.setattr("minserve.cli.generate.LLM", never)
     path = os.path.join(tmp_path, name) if name else str(tmp_path)
-    said = sentence(capsys, 2, [*WORDS, "--trace-file", path])
+    said = sentence(capsys, 1, [*WORDS, "--trace-file", path])
     assert f"--trace-file {path} cannot be written: " in said and reason in said
     assert sorted(os.listdir(tmp_path)) == before and (tmp_path / "file").read_text() == "kept"
 
@@ -104,7 +104,7 @@ def test_where_no_trace_can_be_written_nothing_is_computed(
 def test_where_the_directory_takes_no_files_nothing_is_computed(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("minserve.cli.generate.LLM", never)
     tmp_path.chmod(0o500)
-    assert "permission denied" in sentence(capsys, 2, [*WORDS, "--trace-file", f"{tmp_path}/x"])
+    assert "permission denied" in sentence(capsys, 1, [*WORDS, "--trace-file", f"{tmp_path}/x"])
 
 
 def test_a_trace_that_fails_while_it_is_written_names_the_file_that_was_given(
@@ -121,4 +121,67 @@ def test_a_trace_that_fails_while_it_is_written_names_the_file_that_was_given(
 
 
 def test_a_model_name_of_thousands_of_characters_is_a_short_sentence(capsys):
-    assert len(sentence(capsys, 2, ["generate", "x", "--model", "x" * 5000])) < 400
+    assert len(sentence(capsys, 1, ["generate", "x", "--model", "x" * 5000])) < 400
+
+
+@pytest.mark.parametrize("words", [["generate", "-", *WORDS[2:]], ["chat"]])
+def test_bytes_that_are_no_text_are_a_sentence_in_the_c_locale_too(words):
+    """There Python hands them on, and the tokenizer would be given half characters."""
+    code = "import sys; from minserve.__main__ import main\n"
+    code += "from minserve.llm import LLM; LLM.chat_prompt = lambda self, messages: [1]\n"
+    code += "sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        input=b"def f(\xff):\n",
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    assert done.returncode == 1 and done.stdout == b""
+    told = done.stderr.decode().splitlines()[-1]
+    assert "stdin is not utf-8" in told and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "pipe"),
+    [
+        ("generate x --quiet --ignore-eos --max-tokens 200", "|"),
+        ("generate --help", "|"),
+        ("generate x --max-tokens 1", "2>&1 >/dev/null |"),
+    ],
+    ids=["text", "help", "figures"],
+)
+def test_a_closed_pipe_ends_quietly_as_sigpipe_would(words, pipe):
+    command = f"{sys.executable} -m minserve {words} {pipe} true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout == "141\n" and done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["chat", "--help"], ["zoo", "list"], ["completion", "bash"]])
+def test_every_command_says_that_the_disk_is_full(words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "minserve", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "minserve: the output cannot be written: no space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.perfetto.json"])
+def test_a_process_that_may_write_no_byte_names_the_file(tmp_path, name):
+    """`ulimit -f 0`: the file can be made, and its first byte is refused, as on a full disk."""
+    path = tmp_path / name
+    command = [sys.executable, "-m", "minserve", *WORDS, "--trace-file", str(path)]
+    shell = ["bash", "-c", 'ulimit -f 0; exec "$@"', "_"]
+    done = subprocess.run([*shell, *command], capture_output=True, text=True)
+    assert done.returncode == 1
+    told = f"minserve: --trace-file {path} cannot be written: file too large"
+    assert done.stderr.splitlines()[-1] == told and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_a_command_loads_is_a_sentence():
+    code = "import sys, os, signal; from minserve import __main__ as m\n"
+    code += "m.command_parser = lambda name: signal.raise_signal(signal.SIGINT)\n"
+    code += "sys.exit(m.main(['info']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr == "\nminserve: interrupted\n"

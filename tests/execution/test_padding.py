@@ -25,7 +25,7 @@ from minserve.loading import load_model
 from minserve.virtual import CostModel, LaunchCost
 
 PROMPTS = (3, 40, 1, 17, 9)
-KINDS = ("longest", "power_of_two", "batch")
+KINDS = ("longest", "power_of_two", "batch", "ladder")
 COST = CostModel(DEVICES["A100 80GB SXM"], efficiency=0.5)
 
 
@@ -77,6 +77,9 @@ def idle(kind, step):
 
 def rows_wanted(kind, step):
     longest = max(part.num_tokens for part in step.requests)
+    if kind == "ladder":
+        # Four requests at most, so the counts are 1, 2 and 4; a step with a prompt is not padded.
+        return step.num_tokens if longest > 1 else (1, 2, 4, 4)[step.num_tokens - 1]
     if kind != "power_of_two":
         return longest * len(step.requests) + idle(kind, step)
     return 1 << math.ceil(math.log2(step.num_tokens))
@@ -84,15 +87,18 @@ def rows_wanted(kind, step):
 
 @given(
     st.sampled_from(["none", *KINDS]),
-    st.lists(st.integers(1, 300), min_size=1, max_size=40),
+    st.lists(st.integers(1, 300), min_size=1, max_size=40)
+    | st.integers(1, 40).map(lambda count: [1] * count),
     st.integers(0, 9),
 )
 def test_the_shape_is_what_its_name_says(kind, lens, left):
-    added = padding_lens(kind, lens, idle_places=left)
+    added = padding_lens(kind, lens, most_rows=40, idle_places=left)
     assert min(added, default=1) >= 1
     rows = sum(lens) + sum(added)
-    if kind == "none":
+    if kind == "none" or (kind == "ladder" and max(lens) > 1):
         assert rows == sum(lens)
+    elif kind == "ladder":
+        assert rows in (1, 2, 4, 8, 16, 24, 32, 40) and rows - sum(lens) < 8
     elif kind == "longest":
         assert rows == max(lens) * len(lens)
     elif kind == "batch":
@@ -114,7 +120,7 @@ def test_every_step_counts_its_padding_and_its_work(kind, model_dir):
         assert step.num_rows == rows_wanted(kind, step)
         real = [part.num_tokens for part in step.requests]
         contexts = [part.start + part.num_tokens for part in step.requests]
-        added = padding_lens(kind, real, idle_places=idle(kind, step))
+        added = padding_lens(kind, real, most_rows=4, idle_places=idle(kind, step))
         counted = counter.count([*real, *added], [*contexts, *added], step.num_sampled_tokens)
         assert step.work == counted
         assert (step.work.flops > without.work.flops) == (step.num_padded_rows > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -192,12 +193,16 @@ def test_thousands_of_steps_with_a_fault_in_each_load_of_the_thread(served, kind
 
 def test_a_thread_that_dies_ends_every_stream_and_says_why_ever_after(monkeypatch):
     llm = AsyncLLM("zoo/draft", config(False))
+    all_added = threading.Event()
 
     def exits():
+        # The first request begins this step; a request added after its end would be refused.
+        assert all_added.wait(60)
         raise SystemExit(3)
 
     monkeypatch.setattr(llm._engine, "step", exits)
     streams = [llm.add(prompt, PARAMS[0]) for prompt in PROMPTS]
+    all_added.set()
     errors = [read(stream)[1] for stream in streams]
     assert all(isinstance(error, EngineError) and "SystemExit" in str(error) for error in errors)
     with pytest.raises(RuntimeError, match="the engine's thread ended: SystemExit"):

@@ -16,6 +16,7 @@ from minserve import LLM, AsyncLLM
 from minserve.config import EngineConfig, resolve
 from minserve.engine.admission import check_request
 from minserve.frontend.thread.mailbox import Mailbox
+from minserve.frontend.thread.wakeups import Wakeups
 from minserve.inputs.conversations import parse_conversations
 from minserve.inputs.prompts import parse_prompt, parse_prompts
 from minserve.memory import IntegrityError
@@ -402,7 +403,7 @@ class WatchedQueue(queue.Queue):
 
 
 def test_two_threads_that_wait_for_one_mailbox_both_see_its_end():
-    mailbox = Mailbox("a")
+    mailbox = Mailbox("a", Wakeups())
     mailbox._items = items = WatchedQueue()
     threads = [started(lambda: mailbox.take(block=True)) for _ in range(2)]
     assert items.came.acquire(timeout=10) and items.came.acquire(timeout=10)
@@ -413,7 +414,7 @@ def test_two_threads_that_wait_for_one_mailbox_both_see_its_end():
 
 
 def test_nothing_comes_into_a_mailbox_behind_its_end():
-    mailbox = Mailbox("a")
+    mailbox = Mailbox("a", Wakeups())
     mailbox.put(ValueError("the end"))
     mailbox.put(None)
     mailbox.put(ValueError("too late"))
@@ -421,7 +422,7 @@ def test_nothing_comes_into_a_mailbox_behind_its_end():
 
 
 def test_a_mailbox_whose_readers_loop_is_gone_takes_its_end():
-    mailbox = Mailbox("a")
+    mailbox = Mailbox("a", Wakeups())
 
     listening = []
 

@@ -106,7 +106,7 @@ def test_the_kernels_of_jupyterlab_inherit_it(monkeypatch: pytest.MonkeyPatch) -
         if value is not None:
             monkeypatch.setenv("OMP_WAIT_POLICY", value)
         with pytest.raises(SystemExit):
-            open_lab.launch(["jupyter"])
+            open_lab.launch(["jupyter"], Path("work"))
     first, second = started
     assert first[VARIABLE] == str(SPIN_COUNT) and first["PATH"] == os.environ["PATH"]
     assert VARIABLE not in second and second["OMP_WAIT_POLICY"] == "PASSIVE"

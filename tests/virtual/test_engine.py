@@ -15,7 +15,7 @@ from minserve.build import build_virtual_engine
 from minserve.config import ConfigError, EngineConfig
 from minserve.engine.parts import EngineParts
 from minserve.hardware import DEVICES
-from minserve.request import SamplingParams, Status
+from minserve.request import QueueFullError, SamplingParams, Status
 from minserve.scheduling import ContinuousBatching
 from minserve.trace import RunTrace
 from minserve.virtual import CostModel
@@ -64,7 +64,7 @@ DISCIPLINES = (
     [{}, {"scheduling__policy": "static"}]
     + [{"scheduling__order": order} for order in ("sjf", "priority", "mlfq")]
     + [{"scheduling__prefill": turns} for turns in ("decode_first", "prefill_first")]
-    + [{"kernels__padding": kind} for kind in ("longest", "power_of_two")]
+    + [{"kernels__padding": kind} for kind in ("longest", "power_of_two", "ladder")]
     + [{"kernels__padding": "batch", "scheduling__policy": "static"}]
 )
 
@@ -254,6 +254,22 @@ def test_what_was_counted_in_the_step_before_an_abort_is_not_counted_again(kind)
     assert slow.seen() == fast.seen()
 
 
+def test_what_was_refused_between_repeated_steps_is_counted_once():
+    full = {"scheduling__max_num_seqs": 1, "scheduling__max_queued_requests": 0}
+    slow, fast = (Interfered(is_fast, pages=18, **full) for is_fast in (False, True))
+    for one in (slow, fast):
+        one.add(6, 80, 1, "length", 0)
+        for _ in range(3):
+            one.engine.step()
+        for _ in range(2):
+            with pytest.raises(QueueFullError):
+                one.add(6, 80, 1, "length", 0)
+        one.run()
+        assert one.engine.trace.totals.refused == 2
+        assert one.engine.trace.totals.arrived == 3
+    assert slow.seen() == fast.seen()
+
+
 class FailsAt:
     """A cost that raises `error` once, when it is asked for the `at`-th time from now."""
 
@@ -329,14 +345,14 @@ class Careful(ContinuousBatching):
         return limit - 1
 
 
-@pytest.mark.parametrize("why", ["somebody reads", "detail", "a budget of one's own", "eos"])
+@pytest.mark.parametrize("why", ["a prompt is left", "detail", "a budget of one's own", "eos"])
 def test_what_has_to_be_decided_or_told_is_not_passed_over(why):
     options = {"trace__per_request": True} if why == "detail" else {}
     built = engine(policy=Careful() if "budget" in why else None, **options)
     params = fixed_length(50) if why != "eos" else SamplingParams(max_tokens=50, min_tokens=9)
-    built.add("one", [1] * (300 if why == "somebody reads" else 20), params)
+    built.add("one", [1] * (300 if why == "a prompt is left" else 20), params)
     built.step()
-    if why != "somebody reads":
+    if why != "a prompt is left":
         built.step()
     assert built.fast_forward() == 0
 
