@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from minserve.bench.workloads.drive import drive
@@ -12,6 +13,7 @@ from minserve.build import build_virtual_engine
 from minserve.config import EngineConfig
 from minserve.memory import RadixIndex
 from minserve.memory.keys import TokenBlocks
+from minserve.request import Request
 from minserve.spec import ModelSpec
 from minserve.trace import RunTrace
 from minserve.virtual import CostModel
@@ -35,6 +37,34 @@ def trace_of(spec: ModelSpec, config: EngineConfig, cost: CostModel, traffic: Tr
     return engine.trace
 
 
+def open_loop_waits(
+    spec: ModelSpec, config: EngineConfig, cost: CostModel, traffic: Traffic
+) -> list[float]:
+    """Seconds to the first token of each request, in order of arrival, on the virtual clock."""
+    return _waits(drive(build_virtual_engine(spec, config, cost), traffic).requests)
+
+
+def closed_loop_waits(
+    spec: ModelSpec, config: EngineConfig, cost: CostModel, traffic: Traffic, *, users: int
+) -> list[float]:
+    """The same where `users` clients each send their next request when their last has ended."""
+    engine = build_virtual_engine(spec, config, cost)
+    coming = iter(enumerate(traffic.requests))
+    requests: list[Request] = []
+    while True:
+        live = sum(request.finish_reason is None for request in requests)
+        for number, timed in islice(coming, users - live):
+            requests += engine.add(f"{number}", timed.prompt_token_ids, timed.params)
+        if not engine.has_work:
+            return _waits(requests)
+        engine.step()
+
+
+def _waits(requests: Iterable[Request]) -> list[float]:
+    waits = (request.metrics().ttft_s for request in requests)
+    return [wait_s for wait_s in waits if wait_s is not None]
+
+
 def pages_found(known: Sequence[int], wanted: Sequence[int], block_size: int = 16) -> int:
     """Whole pages of `wanted` that a tree finds which holds the pages of `known`."""
     index, held, parent = RadixIndex(), TokenBlocks(b"", known, block_size), None
@@ -43,7 +73,9 @@ def pages_found(known: Sequence[int], wanted: Sequence[int], block_size: int = 1
     return len(index.match(TokenBlocks(b"", wanted, block_size), len(wanted)).blocks)
 
 
-HELPERS: Mapping[str, Any] = {"trace_of": trace_of, "pages_found": pages_found}
+HELPERS: Mapping[str, Any] = {
+    each.__name__: each for each in (trace_of, open_loop_waits, closed_loop_waits, pages_found)
+}
 """Names that evidence may use beside the chapter's own."""
 
 
