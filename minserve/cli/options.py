@@ -7,6 +7,7 @@ changes nothing.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -40,11 +41,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field of EngineConfig."""
+def add_engine_arguments(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, Any] | None = None
+) -> None:
+    """A flag for every field of EngineConfig; `defaults`, by path, are the command's own."""
     group = parser.add_argument_group("engine", "one flag per field of EngineConfig")
     for knob in describe():
-        _add_knob(group, knob)
+        own = (defaults or {}).get(knob.path, _UNSET)
+        _add_knob(group, knob if own is _UNSET else replace(knob, default=own), own)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,10 +122,10 @@ def _destination(knob: Knob) -> str:
     return "engine_" + knob.path.replace(".", "_")
 
 
-def _add_knob(group: argparse._ArgumentGroup, knob: Knob) -> None:
+def _add_knob(group: argparse._ArgumentGroup, knob: Knob, default: Any) -> None:
     text = knob.doc.rstrip(".") + f" (default: {'auto' if knob.default is None else knob.default}"
     text += f" {knob.unit})" if knob.unit and knob.default is not None else ")"
-    options: dict[str, Any] = {"dest": _destination(knob), "default": _UNSET}
+    options: dict[str, Any] = {"dest": _destination(knob), "default": default}
     options["help"] = text.replace("%", "%%")
     if knob.type is bool:
         group.add_argument(knob.flag, action=argparse.BooleanOptionalAction, **options)

@@ -11,6 +11,9 @@ from minserve.cli.options import add_engine_arguments, engine_config
 from minserve.cli.streams import UsageError
 
 KEY = "MINSERVE_API_KEY"
+KEPT_STEPS = 2_000
+"""A server runs for days and its trace is read by `/metrics` as it grows, so only the newest steps
+stay, unless `--max-steps` says otherwise."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--price-per-hour", type=float, metavar="X",
         help="of this machine: /metrics then tells the cost of tokens")  # fmt: skip
     add("--log-requests", action="store_true", help="a line of JSON on stderr for each request")
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, {"trace.max_steps": KEPT_STEPS})
 
 
 def run(args: argparse.Namespace) -> int:

@@ -45,14 +45,28 @@ class Exchange(ABC):
         self._usage_at_end = options is not None and options.include_usage
         self._usage_always = options is not None and options.continuous_usage_stats
         self._with_ids = bool(body.return_token_ids)
+        self._given_tokens = body.max_tokens
         self.prompt_ids: list[list[int]] = []
         """Token ids of each prompt, once `prompts` has made them."""
         self.usage: dict[str, object] = {}
         """Tokens in and out, once the answer is complete."""
 
     def prompts(self) -> Sequence[Prompt]:
-        """What the engine is asked, in token ids; may take long."""
+        """What the engine is asked, in token ids; may take long.
+
+        Raises ApiError for an answer that is asked to be longer than the context has room for.
+        """
         self.prompt_ids = self.encode()
+        most = self.model.llm.config.max_model_len
+        for ids in self.prompt_ids:
+            if self._given_tokens and len(ids) < most < len(ids) + self._given_tokens:
+                raise ApiError(
+                    400,
+                    f"max_tokens={self._given_tokens} and a prompt of {len(ids)} tokens: expected "
+                    f"at most {most} together, the context of {self.model.name}",
+                    "max_tokens",
+                    code="context_length_exceeded",
+                )
         return self.prompt_ids
 
     @abstractmethod
@@ -201,6 +215,7 @@ class Chat(Exchange):
 
     def __init__(self, model: ServedModel, body: ChatRequest) -> None:
         super().__init__(model, body, chat_params(body, model.defaults))
+        self._given_tokens = self.params.max_tokens
         self._messages = body.messages
         self._tools = body.tools if body.tool_choice != "none" else None
         if self._tools:

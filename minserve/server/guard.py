@@ -21,8 +21,10 @@ from minserve.server.options import ServerOptions
 CLOCK = WallClock()
 LOG = logging.getLogger("minserve.server")
 _SANE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_OPEN_PATHS = ("/health",)
-"""Answered without a key, and while the server drains: load balancers ask."""
+_WITHOUT_KEY = ("/health",)
+"""Load balancers ask."""
+_WHILE_DRAINING = ("/metrics",)
+"""What happens to the last requests is told too."""
 
 
 class Guard:
@@ -88,9 +90,7 @@ class Guard:
             )
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
-        if path in _OPEN_PATHS:
-            return None
-        if self._key is not None:
+        if self._key is not None and path not in _WITHOUT_KEY:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             # Compared in constant time, so that its duration tells nothing about the key.
             same = hmac.compare_digest(key.strip().encode("latin-1", "replace"), self._key)
@@ -101,7 +101,7 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        if self.draining:
+        if self.draining and path not in _WHILE_DRAINING:
             again = str(max(1, round(self._drain_s)))
             headers_out = {"Retry-After": again, "Connection": "close"}
             return ApiError(503, "the server is stopping: ask another one", headers=headers_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from server.command import served
 from server.conftest import CONFIG, MODEL
 from server.test_limits import ASK, assert_idle, get, post
 
@@ -183,15 +185,18 @@ def test_draining_lets_accepted_requests_finish_and_refuses_others():
     wait_for(lambda: server._running._guard.draining)
     status, headers, told = post(server.url, ASK)
     assert status == 503 and int(headers["Retry-After"]) >= 1 and "stopping" in str(told)
+    # A load balancer sends nothing more; the last requests are still measured.
+    assert get(server.url, "/health")[0] == 503 and get(server.url, "/metrics")[0] == 200
     thread.join()
     stopper.join()
     assert found[0][0] == 200 and found[0][2]["usage"]["completion_tokens"] == 400
 
 
 def test_what_has_not_finished_after_the_drain_is_told():
+    """It asks for far more than is done before the server hears of its end."""
     server = Server(MODEL, CONFIG).start()
     found = []
-    long = ASK | {"max_tokens": 500, "ignore_eos": True, "n": 8}
+    long = ASK | {"max_tokens": 500, "ignore_eos": True, "n": 100}
     thread = threading.Thread(target=lambda: found.append(post(server.url, long)))
     thread.start()
     wait_for(lambda: server.llm._engine.has_requests)
@@ -293,41 +298,49 @@ def wait_for(condition, seconds=20.0):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_sigterm_under_load_ends_with_code_0(tmp_path):
-    command = [sys.executable, "-m", "minserve", "serve", MODEL, "--port", "0", "--drain-s", "20",
-               "--dtype", "float32"]  # fmt: skip
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    ) as process:
-        try:
-            url = ""
-            for line in process.stderr:
-                if " at http://" in line:
-                    url = line.split(" at ")[1].split("/v1")[0]
-                    break
-            found = []
-            long = ASK | {"max_tokens": 200, "ignore_eos": True}
-            threads = [
-                threading.Thread(target=lambda: found.append(post(url, long))) for _ in range(8)
-            ]  # fmt: skip
-            for thread in threads:
-                thread.start()
-            wait_for(lambda: running_requests(url) >= 4)
-            process.send_signal(signal.SIGTERM)
-            for thread in threads:
-                thread.join(30)
-            assert len(found) == 8
-            for status, _, told in found:
-                ok = status == 200 and told["usage"]["completion_tokens"] == 200
-                assert ok or status == 503
-            assert sum(status == 200 for status, _, _ in found) >= 4
-            assert process.wait(20) == 0
-        finally:
-            process.kill()
+def test_sigterm_under_load_ends_with_code_0():
+    with served() as (process, url):
+        found = []
+        long = ASK | {"max_tokens": 200, "ignore_eos": True}
+        threads = [
+            threading.Thread(target=lambda: found.append(post(url, long))) for _ in range(8)
+        ]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: running_requests(url) >= 4)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(30)
+        assert len(found) == 8
+        for status, _, told in found:
+            ok = status == 200 and told["usage"]["completion_tokens"] == 200
+            assert ok or status == 503
+        assert sum(status == 200 for status, _, _ in found) >= 4
+        assert process.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_second_ctrl_c_does_not_wait_for_the_drain():
+    """The drain may take a minute; what is running then takes longer."""
+    with served() as (process, url):
+        found = []
+        body = ASK | {"max_tokens": 250, "ignore_eos": True, "n": 100}
+
+        def ask():
+            with contextlib.suppress(httpx2.HTTPError):
+                found.append(post(url, body)[0])
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        wait_for(lambda: running_requests(url) >= 1)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: get(url, "/health")[0] == 503)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        thread.join(20)
+        assert not thread.is_alive() and found in ([], [503])
 
 
 def test_usage_errors_of_the_command_are_a_line(capsys):

@@ -42,6 +42,27 @@ def get(url, path, headers=None):
         return error.code, error.read()
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_answer_that_the_context_has_no_room_for_is_refused(server, chat):
+    """Not shortened: the client would take a cut answer for a whole one."""
+    path, asked = "/v1/completions", {"prompt": [5] * 500}
+    if chat:
+        path, asked = "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}
+    limit = {"max_completion_tokens" if chat else "max_tokens": 512 if chat else 13}
+    status, _, told = post(server.url, asked | limit, path=path)
+    error = told["error"]
+    assert status == 400 and error["code"] == "context_length_exceeded"
+    assert error["param"] == "max_tokens" and "at most 512 together" in error["message"]
+    if not chat:
+        fits = asked | {"max_tokens": 12, "ignore_eos": True}
+        status, _, told = post(server.url, fits)
+        assert status == 200 and told["usage"]["completion_tokens"] == 12
+        # No limit was given: the default of 16 takes what room there is.
+        status, _, told = post(server.url, asked | {"ignore_eos": True})
+        assert status == 200 and told["usage"]["completion_tokens"] == 12
+    assert_idle(server)
+
+
 @pytest.fixture(scope="module")
 def llm():
     with AsyncLLM(MODEL, CONFIG, progress=False) as made:
