@@ -9,6 +9,7 @@ from minserve.bench import structured
 from minserve.bench.commits import command as commits
 from minserve.bench.compare import command as compare
 from minserve.bench.gpu import command as gpu
+from minserve.bench.http import overhead as http
 from minserve.bench.modelling import calibrate
 from minserve.bench.runs import (
     busy,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "memory-sweep": (memory_sweep, "what pages gain as answers become alike in length"),
     "compile": (compilation, "what torch.compile costs, and after how many tokens it has paid"),
     "structured": (structured, "what a grammar costs per token, at two batch sizes"),
+    "http": (http, "tokens per second through a server, streamed or not, beside none"),
     "sessions": (sessions, "idle conversations in device, host and disk, and what resuming costs"),
     "busy": (busy, "tokens per second beside busy programs, by how threads wait"),
     "commits": (commits, "CPU time of two checkouts of this repository, in interleaved pairs"),
